@@ -1,0 +1,59 @@
+// What every door from Python shares: array types, shape checks with names, and the list of doors.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+namespace fastseq {
+
+namespace py = pybind11;
+
+// A C-contiguous numpy array of exactly this dtype: bind its argument with .noconvert(), so that a wrong dtype or
+// stride is a TypeError and never a silent copy.
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// Raises ValueError naming the argument unless its shape is as given (-1 matches any size).
+inline void check_shape(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
+    std::string want = "[", have = "[";
+    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+    int d = 0;
+    for (int64_t size : shape) {
+        want += (d ? ", " : "") + (size < 0 ? std::string("*") : std::to_string(size));
+        if (same && size >= 0 && array.shape(d) != size) same = false;
+        ++d;
+    }
+    if (same) return;
+    for (int i = 0; i < array.ndim(); ++i) have += (i ? ", " : "") + std::to_string(array.shape(i));
+    throw py::value_error(std::string(name) + " has shape " + have + "], expected " + want + "]");
+}
+
+// Raises ValueError unless offsets starts at 0, never decreases, and ends at total.
+inline void check_offsets(const int32_t* offsets, int64_t count, int64_t total, const char* name) {
+    if (count < 1 || offsets[0] != 0)
+        throw py::value_error(std::string(name) + " must start at 0");
+    for (int64_t i = 1; i < count; ++i)
+        if (offsets[i] < offsets[i - 1])
+            throw py::value_error(std::string(name) + " decreases at index " + std::to_string(i) + ": " +
+                                  std::to_string(offsets[i - 1]) + " then " + std::to_string(offsets[i]));
+    if (offsets[count - 1] != total)
+        throw py::value_error(std::string(name) + " ends at " + std::to_string(offsets[count - 1]) +
+                              ", expected the number of rows, " + std::to_string(total));
+}
+
+// The uint32 below which an element is dropped: round(p * 2^32).
+inline uint32_t dropout_threshold(double p) {
+    if (!(p >= 0.0 && p < 1.0)) throw py::value_error("p is " + std::to_string(p) + ", expected 0 <= p < 1");
+    const double scaled = std::nearbyint(p * 4294967296.0);
+    return scaled >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(scaled);
+}
+
+// One per file of this folder; module.cpp calls them all.
+void bind_dropout(py::module_& m);
+
+}  // namespace fastseq

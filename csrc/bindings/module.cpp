@@ -1,0 +1,46 @@
+// The module fastseq._C: the list of doors, and the choice of the instruction set.
+#include <cstdlib>
+#include <cstring>
+
+#include "bindings.h"
+#include "isa.h"
+
+namespace fastseq {
+
+namespace {
+
+Isa detect() {
+    Isa best = Isa::baseline;
+#ifdef FASTSEQ_HAS_AVX2
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+        best = Isa::avx2;
+    if (best == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        best = Isa::avx512;
+#endif
+    const char* asked = std::getenv("FASTSEQ_CPU_ISA");
+    if (asked == nullptr) return best;
+    Isa want = best;
+    if (std::strcmp(asked, "baseline") == 0) want = Isa::baseline;
+    if (std::strcmp(asked, "avx2") == 0) want = Isa::avx2;
+    return want < best ? want : best;
+}
+
+}  // namespace
+
+Isa isa() {
+    static const Isa chosen = detect();
+    return chosen;
+}
+
+}  // namespace fastseq
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "C++ kernels of fastseq. Call them through fastseq.ops and fastseq.data.";
+    m.def("isa", [] {
+        const char* names[] = {"baseline", "avx2", "avx512"};
+        return names[static_cast<int>(fastseq::isa())];
+    });
+    fastseq::bind_dropout(m);
+}

@@ -1,0 +1,237 @@
+"""Which implementation serves which op, and the registration of every op with torch.library.
+
+An op named ``x`` in file ``f`` has its public function in ``fastseq/ops/f.py``, and its implementations are the
+functions of the same name and signature in
+
+    reference   fastseq/ops/reference/f.py   plain PyTorch
+    cpu         fastseq/ops/cpu/f.py         C++ and BLAS
+    triton      fastseq/kernels/f.py         Triton (the folder kernels/)
+
+so the table of implementations is the folder listing, and a new kernel is served as soon as its function exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["reference", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "triton")
+_FOLDERS = {"reference": "fastseq.ops.reference", "cpu": "fastseq.ops.cpu", "triton": "fastseq.kernels"}
+_PREFERRED: dict[str, Backend] = {"cpu": "cpu", "cuda": "triton"}
+_REMEDIES = {
+    "cpu": "reinstall fastseq-rec where a C++ compiler is found (pip install . needs g++ or clang++)",
+    "triton": "install Triton (pip install 'fastseq-rec[triton]')",
+}
+
+LIBRARY = torch.library.Library("fastseq", "DEF")
+
+
+class BackendError(RuntimeError):
+    """No implementation may serve an op here: FASTSEQ_STRICT=1 forbids the fallback."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Which implementation serves an op on a device, and why."""
+
+    op: str
+    device: str
+    backend: Backend
+    reason: str
+    function: Callable[..., Any]
+
+
+_files: dict[str, str] = {}  # op -> file
+_served: dict[tuple[str, str], Served] = {}
+_warned: set[tuple[str, str]] = set()
+_recorders: list[list[tuple[str, Backend]]] = []
+_lock = threading.RLock()
+
+
+def _from_environment() -> Backend | None:
+    name = os.environ.get("FASTSEQ_BACKEND", "")
+    return _checked(name, "FASTSEQ_BACKEND") if name else None
+
+
+def _checked(name: str, origin: str) -> Backend:
+    for backend in BACKENDS:
+        if name == backend:
+            return backend
+    raise ValueError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
+
+
+_forced: Backend | None = _from_environment()
+
+
+def strict() -> bool:
+    """Whether FASTSEQ_STRICT turns every fallback into an error."""
+    return os.environ.get("FASTSEQ_STRICT", "") not in ("", "0")
+
+
+class set_backend:  # noqa: N801 - used as a function and as a context manager, like torch.set_grad_enabled
+    """Chooses the implementation of every op: "reference", "cpu", "triton", or None for the device's own.
+
+    Takes effect at once; as a context manager it is undone at the end of the block. Process-wide.
+
+    Raises:
+        ValueError: if the name is not one of those.
+    """
+
+    def __init__(self, backend: str | None) -> None:
+        global _forced
+        self._previous = _forced
+        wanted = None if backend is None else _checked(backend, "backend")
+        with _lock:
+            _forced = wanted
+            _served.clear()
+
+    def __enter__(self) -> set_backend:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _forced
+        with _lock:
+            _forced = self._previous
+            _served.clear()
+
+
+@contextmanager
+def record_served() -> Iterator[list[tuple[str, Backend]]]:
+    """Yields a list that receives (op, backend) for every op call inside the block. For tests and benchmarks."""
+    calls: list[tuple[str, Backend]] = []
+    _recorders.append(calls)
+    try:
+        yield calls
+    finally:
+        _recorders.remove(calls)
+
+
+def _find(op: str, backend: Backend) -> Callable[..., Any] | str:
+    """The implementation, or why there is none."""
+    try:
+        module = importlib.import_module(f"{_FOLDERS[backend]}.{_files[op]}")
+    except ImportError as error:
+        return f"{type(error).__name__}: {error}"
+    function = getattr(module, op, None)
+    return function if function is not None else f"{module.__name__} has no {op}"
+
+
+def served(op: str, device: str) -> Served:
+    """Which implementation serves ``op`` on tensors of device type ``device``.
+
+    Raises:
+        BackendError: under FASTSEQ_STRICT=1, if that would be a fallback.
+    """
+    key = (op, device)
+    found = _served.get(key)
+    if found is not None:
+        return found
+    with _lock:
+        wanted = _forced or _PREFERRED.get(device, "reference")
+        function = _find(op, wanted)
+        reason = "set_backend or FASTSEQ_BACKEND" if _forced else f"the fast path of device {device!r}"
+        backend: Backend = wanted
+        if isinstance(function, str):
+            reason = f"{wanted} is not available ({function})"
+            remedy = _REMEDIES.get(wanted, "")
+            if strict():
+                raise BackendError(f"{op} on {device}: {reason}. FASTSEQ_STRICT=1 forbids the fallback; {remedy}")
+            cause = (wanted, function)
+            if cause not in _warned:
+                _warned.add(cause)
+                message = f"fastseq: {op} falls back to plain PyTorch: {reason}; {remedy}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            backend, function = "reference", _find(op, "reference")
+            if isinstance(function, str):
+                raise BackendError(f"{op}: the reference is missing too ({function})")
+        result = Served(op, device, backend, reason, function)
+        _served[key] = result
+        return result
+
+
+def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
+    chosen = served(op, device)
+    for calls in _recorders:
+        calls.append((op, chosen.backend))
+    return chosen.function(*arguments)
+
+
+def _promote(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All floating tensors cast to the widest type among them (autocast leaves parameters in float32)."""
+    kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+    if not kinds:
+        return arguments
+    widest = kinds[0]
+    for kind in kinds[1:]:
+        widest = torch.promote_types(widest, kind)
+    return tuple(
+        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
+    )
+
+
+def _autocast(op: str, key: str) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return getattr(torch.ops.fastseq, op).default(*_promote(arguments))
+
+    return cast
+
+
+def register(
+    schema: str,
+    *,
+    file: str,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Any:
+    """Defines ``fastseq::<op>`` from its schema and returns the callable overload.
+
+    Args:
+        schema: torch.library schema, positional arguments only: ``"dropout(Tensor x, float p, ...) -> Tensor"``.
+        file: name of the file, the same in every folder, that holds the implementations.
+        fake: shapes and dtypes of the outputs, on meta tensors.
+        setup_context, backward: as of torch.library.register_autograd; both or neither.
+    """
+    op = schema.split("(", 1)[0]
+    _files[op] = file
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+        LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        LIBRARY.impl(op, _autocast(op, key), key)
+    torch.library.register_fake(f"fastseq::{op}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+    return getattr(torch.ops.fastseq, op).default
+
+
+def explain() -> str:
+    """One line per op: what serves it here, on the CPU and on the GPU if there is one, and why.
+
+    Returns the text and prints nothing, so that it can be logged; ``print(fastseq.explain())`` shows it.
+    """
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    lines = []
+    for op in sorted(_files):
+        for device in devices:
+            try:
+                chosen = served(op, device)
+                lines.append(f"{op:32} {device:5} {chosen.backend:10} {chosen.reason}")
+            except BackendError as error:
+                lines.append(f"{op:32} {device:5} {'none':10} {error}")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""The one random stream: Philox-4x32-10 on logical indices.
+
+Every random element of fastseq (dropout, negatives) is a pure function of the seed, the step and the element's
+logical position, never of tiles, threads, workers or the device. The reference, C++ and Triton implementations
+draw the same bits.
+
+``rng`` is an int64 tensor ``[seed, step]`` on the device of the op. As a tensor it may change at every step without
+recompiling a graph or being frozen into a CUDA graph.
+
+Key
+    ``(seed & 0xffffffff, (seed >> 32) & 0xffffffff)``
+Counter
+    ``(c0, c1, c2, c3)``, with ``c2 = step & 0xffffffff`` for every op.
+
+============================  ==================  =====  =========================  =========================
+op                            c0                  c1     c3                         output word
+============================  ==================  =====  =========================  =========================
+dropout and the fused glue    column // 4         row    site                       column % 4
+causal_attention              key // 4            query  site | head << 16          key % 4
+negatives, per target         draw // 4           target SITE_NEGATIVES             draw % 4
+negatives, shared             draw // 4           0      SITE_SHARED_NEGATIVES      draw % 4
+============================  ==================  =====  =========================  =========================
+
+``row`` is the row of the jagged batch (``x`` flattened to two dimensions), ``query`` the row of the query in the
+jagged batch, and ``key`` the position of the key inside its sequence, so a last-query pass draws the mask that the
+full pass draws for that row. ``site`` (0 ... 0x7fff) tells the dropouts of one model apart; SITE_* lie above them.
+
+An element is dropped when its word is below ``threshold(p)``: an integer comparison, equal on every machine. What
+is kept is multiplied by ``1 / (1 - p)``, rounded once to the type of the computation.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SITE_NEGATIVES = 0x8000
+SITE_SHARED_NEGATIVES = 0x8001
+
+
+def make_rng(seed: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """The ``rng`` argument of every random op: int64 ``[seed, step]``."""
+    return torch.tensor([seed, step], dtype=torch.int64, device=device)
+
+
+def threshold(p: float) -> int:
+    """The uint32 below which an element is dropped: ``round(p * 2**32)``.
+
+    Raises:
+        ValueError: if not ``0 <= p < 1``.
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"p is {p}, expected 0 <= p < 1")
+    return min(round(p * 4294967296.0), 4294967295)
+
+
+def check_dropout(p: float, rng: Tensor | None) -> None:
+    """Raises ValueError unless ``p`` is a probability below 1 that has an ``rng`` to draw from."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout_p is {p}, expected 0 <= dropout_p < 1")
+    if p > 0.0 and rng is None:
+        raise ValueError(f"dropout_p is {p} but rng is None: pass rng=fastseq.ops.make_rng(seed, step)")
+    if rng is not None and (rng.dtype != torch.int64 or rng.shape != (2,)):
+        raise ValueError(f"rng is {rng.dtype} {list(rng.shape)}, expected torch.int64 [2]: (seed, step)")

@@ -1,0 +1,1 @@
+"""Plain PyTorch twins of every op: slow, differentiable, obvious. Every fast path is checked against them."""
