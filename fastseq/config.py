@@ -1,0 +1,380 @@
+"""The configuration of `fastseq train`: WarpRec's shape, validated before anything is read or trained.
+
+Needs the `cli` extra (pydantic, pyyaml). WarpRec's sections and keys are accepted as far as they apply; a key that
+neither knows is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError
+
+MODELS = ("SASRec", "GRU4Rec", "Caser")
+METRICS = ("HitRate", "nDCG", "MRR", "Recall", "Precision")
+_METRIC_NAMES = {"hitrate": "hr", "hr": "hr", "ndcg": "ndcg", "mrr": "mrr", "recall": "recall", "precision": "precision"}
+_FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
+
+
+class Section(BaseModel):
+    """A section of the file: every key is known, and none is silently dropped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Labels(Section):
+    """Column names."""
+
+    user_id_label: str = "user_id"
+    item_id_label: str = "item_id"
+    timestamp_label: str | None = "timestamp"
+    rating_label: str | None = "rating"
+
+
+class Reader(Section):
+    """Where the interactions come from. Without a path: the embedded demo data set."""
+
+    local_path: Path | None = None
+    file_format: Literal["auto", "tabular", "parquet", "inter", "user_item", "sequences"] = "auto"
+    sep: str | None = None
+    labels: Labels = Field(default_factory=Labels)
+    # Accepted because WarpRec requires them; each has one value that applies here.
+    loading_strategy: Literal["dataset"] = "dataset"
+    data_type: Literal["transaction"] = "transaction"
+    reading_method: Literal["local"] = "local"
+    header: Literal[True] = True
+    rating_type: Literal["implicit", "explicit"] = "implicit"
+
+
+class FilterOptions(Section):
+    """Parameters of one filter."""
+
+    min_interactions: int = Field(ge=1)
+
+
+class Filtering(Section):
+    """Filters, by WarpRec's names; applied in this order."""
+
+    UserMin: FilterOptions | None = None
+    ItemMin: FilterOptions | None = None
+    IterativeKCore: FilterOptions | None = None
+
+
+class Splitting(Section):
+    """How one part is held out. All are suffixes of a user's history in time."""
+
+    strategy: Literal["temporal_leave_k_out", "temporal_holdout", "timestamp_slicing"] = "temporal_leave_k_out"
+    k: int | None = Field(default=None, ge=1)
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    timestamp: float | None = None
+
+    @model_validator(mode="after")
+    def complete(self) -> Splitting:
+        """Each strategy has its one parameter."""
+        needs = {"temporal_leave_k_out": "k", "temporal_holdout": "ratio", "timestamp_slicing": "timestamp"}[
+            self.strategy
+        ]
+        if needs == "k" and self.k is None:
+            self.k = 1
+        if getattr(self, needs) is None:
+            raise ValueError(f"strategy {self.strategy} needs the key {needs!r}")
+        for key in ("k", "ratio", "timestamp"):
+            if key != needs and getattr(self, key) is not None:
+                raise ValueError(f"strategy {self.strategy} takes {needs!r}, not {key!r}")
+        return self
+
+
+class Splitter(Section):
+    """Test and validation splits; leave-one-out twice by default. `validation_splitting: null` for none."""
+
+    test_splitting: Splitting = Field(default_factory=lambda: Splitting(k=1))
+    validation_splitting: Splitting | None = Field(default_factory=lambda: Splitting(k=1))
+
+    @model_validator(mode="after")
+    def alike(self) -> Splitter:
+        """Both parts are cut by the same strategy."""
+        other = self.validation_splitting
+        if other is not None and other.strategy != self.test_splitting.strategy:
+            raise ValueError(
+                f"validation_splitting.strategy is {other.strategy}, but test_splitting.strategy is "
+                f"{self.test_splitting.strategy}: use one strategy for both"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """What is measured on the held-out parts."""
+
+    top_k: list[int] = Field(default_factory=lambda: [10], min_length=1)
+    metrics: list[str] = Field(default_factory=lambda: ["HitRate", "nDCG", "MRR"])
+    validation_metric: str = "nDCG@10"
+    batch_size: int = Field(default=256, ge=1)
+    strategy: Literal["full", "sampled"] = "full"
+    num_negatives: int = Field(default=99, ge=1)
+    mask_seen: Literal["auto", "pair", "none"] = "auto"
+    seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @field_validator("top_k")
+    @classmethod
+    def positive(cls, value: list[int]) -> list[int]:
+        """Cut-offs are positive and unique."""
+        if any(k < 1 for k in value):
+            raise ValueError(f"top_k is {value}, expected positive integers")
+        return sorted(set(value))
+
+    @field_validator("metrics")
+    @classmethod
+    def known(cls, value: list[str]) -> list[str]:
+        """Metric names, in any case."""
+        for name in value:
+            metric_key(name)
+        return value
+
+    @field_validator("validation_metric")
+    @classmethod
+    def with_cutoff(cls, value: str) -> str:
+        """`name@k`."""
+        name, _, k = value.partition("@")
+        if not k.isdigit() or int(k) < 1:
+            raise ValueError(f"validation_metric is {value!r}, expected name@k, such as nDCG@10")
+        metric_key(name)
+        return value
+
+
+class LearningRateSchedule(Section):
+    """Learning-rate schedule, by optimizer step."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("params")
+    @classmethod
+    def only_warmup(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """The one parameter is warmup_steps."""
+        for key, number in value.items():
+            if key != "warmup_steps":
+                raise ValueError(f"unknown key {key!r} in lr_scheduler.params, expected 'warmup_steps'")
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"warmup_steps is {number!r}, expected an integer >= 0")
+        return value
+
+
+class Optimizer(Section):
+    """The optimizer: Adam with coupled weight decay, as in WarpRec."""
+
+    name: Literal["Adam", "adam"] = "Adam"
+    params: dict[str, Any] = Field(default_factory=dict, max_length=0)
+
+
+class Properties(Section):
+    """Properties of the run."""
+
+    seed: int = Field(default=42, ge=0, lt=2**32)
+
+
+class Optimization(Section):
+    """How a model is trained, beyond its hyper-parameters."""
+
+    properties: Properties = Field(default_factory=Properties)
+    lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    precision: Literal["32-true", "bf16-mixed", "fp32", "bf16"] = "32-true"
+    gradient_clip: float | None = Field(default=None, gt=0)
+    gradient_clip_algorithm: Literal["norm"] = "norm"
+    eval_every_n: int = Field(default=1, ge=1)
+    device: str | None = None
+
+
+class EarlyStopping(Section):
+    """Stop when the validation metric has not improved for `patience` validations."""
+
+    monitor: Literal["score"] = "score"
+    patience: int = Field(ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+    grace_period: int = Field(default=0, ge=0)
+
+
+class Writer(Section):
+    """Where run folders go: local_experiment_path / dataset_name / model."""
+
+    dataset_name: str | None = None
+    writing_method: Literal["local"] = "local"
+    local_experiment_path: Path = Path("runs")
+
+
+class General(Section):
+    """The device: "auto" is the GPU where there is one."""
+
+    device: str = "auto"
+
+
+class ModelConfig(BaseModel):
+    """One entry of `models`: hyper-parameters (checked by the model itself) and the sections beside them."""
+
+    name: Literal["SASRec", "GRU4Rec", "Caser"]
+    params: dict[str, Any]
+    optimization: Optimization
+    early_stopping: EarlyStopping | None
+
+
+class Config(Section):
+    """A whole file."""
+
+    reader: Reader = Field(default_factory=Reader)
+    filtering: Filtering = Field(default_factory=Filtering)
+    splitter: Splitter = Field(default_factory=Splitter)
+    models: list[ModelConfig]
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    writer: Writer = Field(default_factory=Writer)
+    general: General = Field(default_factory=General)
+
+    @property
+    def dataset_name(self) -> str:
+        """The configured name, or that of the file."""
+        path = self.reader.local_path
+        return self.writer.dataset_name or (path.stem if path else "demo")
+
+    def run_path(self, model: str) -> Path:
+        """The run folder of one model."""
+        return self.writer.local_experiment_path / self.dataset_name / model
+
+    def resolved(self, model: ModelConfig, params: dict[str, Any]) -> str:
+        """YAML that trains this one model again, every default written out."""
+        tree = self.model_dump(mode="json", exclude={"models"}, exclude_none=True)
+        entry: dict[str, Any] = dict(params)
+        entry["optimization"] = model.optimization.model_dump(mode="json", exclude_none=True)
+        if model.early_stopping is not None:
+            entry["early_stopping"] = model.early_stopping.model_dump(mode="json")
+        if self.splitter.validation_splitting is None:
+            tree["splitter"]["validation_splitting"] = None
+        tree["models"] = {model.name: entry}
+        return yaml.safe_dump(tree, sort_keys=False)
+
+
+def metric_key(name: str) -> str:
+    """hr, ndcg, mrr, recall or precision for any accepted spelling.
+
+    Raises:
+        ConfigError: naming the nearest metric.
+    """
+    key = _METRIC_NAMES.get(name.lower())
+    if key is None:
+        raise ConfigError(f"unknown metric {name!r}{_nearest(name, METRICS)}")
+    return key
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    names = list(known)
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(key.lower(), list(lowered), n=1, cutoff=0.5)
+    if close:
+        return f": did you mean {lowered[close[0]]!r}?"
+    return f": expected one of {', '.join(sorted(names))}"
+
+
+def load_config(source: str | Path) -> Config:
+    """Reads and validates a configuration.
+
+    Args:
+        source: a path, or the YAML text itself (a string with a line break).
+
+    Raises:
+        ConfigError: naming the file, the key, its value and what is accepted.
+    """
+    if isinstance(source, Path) or "\n" not in source:
+        origin, path = str(source), Path(source)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise ConfigError(f"{origin}: cannot be read: {error}") from error
+    else:
+        origin, text = "configuration", source
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: expected sections such as 'models:', found {type(tree).__name__}")
+    return parse_config(tree, origin)
+
+
+def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
+    """Validates a configuration that is already a dictionary; see load_config."""
+    tree = dict(tree)
+    for key in tree:
+        if key not in Config.model_fields:
+            raise ConfigError(f"{origin}: unknown section {key!r}{_nearest(str(key), Config.model_fields)}")
+    models = tree.get("models")
+    if not isinstance(models, dict) or not models:
+        raise ConfigError(f"{origin}: 'models' must name at least one of {', '.join(MODELS)}")
+    tree["models"] = [_model(name, entry, origin) for name, entry in models.items()]
+    sections = {key: value for key, value in tree.items() if value is not None}
+    return _validated(Config, sections, origin, "")
+
+
+def _model(name: Any, entry: Any, origin: str) -> ModelConfig:
+    by_lower = {known.lower(): known for known in MODELS}
+    if str(name).lower() not in by_lower:
+        raise ConfigError(f"{origin}: unknown model {name!r} in 'models'{_nearest(str(name), MODELS)}")
+    known = by_lower[str(name).lower()]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{origin}: models.{name} is {entry!r}, expected its hyper-parameters")
+    params = {str(key): _number(value) for key, value in entry.items()}
+    for key, value in params.items():
+        if isinstance(value, list):
+            raise ConfigError(
+                f"{origin}: models.{known}.{key} is a list: a search space is WarpRec's to search; "
+                "fastseq train takes one value"
+            )
+    params.pop("meta", None)  # WarpRec's own bookkeeping: nothing of it changes training
+    optimization = params.pop("optimization", None) or {}
+    stopping = params.pop("early_stopping", None)
+    return ModelConfig(
+        name=known,  # type: ignore[arg-type]
+        params=params,
+        optimization=_validated(Optimization, optimization, origin, f"models.{known}.optimization."),
+        early_stopping=None
+        if stopping is None
+        else _validated(EarlyStopping, stopping, origin, f"models.{known}.early_stopping."),
+    )
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; WarpRec's users write it."""
+    return float(value) if isinstance(value, str) and _FLOAT.match(value) else value
+
+
+def _validated(kind: type[Any], tree: Any, origin: str, prefix: str) -> Any:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            where = prefix + ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                known = _fields_at(kind, item["loc"][:-1])
+                problems.append(f"unknown key {where!r}{_nearest(str(item['loc'][-1]), known)}")
+            else:
+                shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{where.rstrip('.') or prefix.rstrip('.')}: {message}{shown}")
+        raise ConfigError(f"{origin}: " + "; ".join(problems)) from error
+
+
+def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> Iterable[str]:
+    """Names of the keys accepted at a nested place of a section."""
+    for part in location:
+        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            break
+        kind = nested[0]
+    return kind.model_fields

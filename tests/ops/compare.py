@@ -1,0 +1,30 @@
+"""How an implementation is judged: against float64, relative to PyTorch in the same dtype (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    """‖x − reference‖ / ‖reference‖ in float64; the absolute norm where the reference is zero."""
+    reference = reference.double()
+    scale = reference.norm().item()
+    error = (x.double() - reference).norm().item()
+    return error / scale if scale > 0 else error
+
+
+def assert_as_accurate(x: Tensor, pytorch: Tensor, reference: Tensor, factor: float, name: str) -> None:
+    """``x`` errs at most ``factor`` times as much as same-dtype PyTorch, plus two machine epsilons.
+
+    Args:
+        x: the implementation's result.
+        pytorch: plain PyTorch in the dtype of ``x``.
+        reference: plain PyTorch in float64 from the same (rounded) inputs.
+        factor: 2 for outputs, 3 for gradients.
+    """
+    assert x.shape == reference.shape, f"{name}: shape {list(x.shape)}, expected {list(reference.shape)}"
+    assert torch.isfinite(x).all(), f"{name}: not finite (an output left unwritten?)"
+    bound = factor * relative_error(pytorch, reference) + 2 * torch.finfo(x.dtype).eps
+    error = relative_error(x, reference)
+    assert error <= bound, f"{name}: error {error:.3g}, at most {bound:.3g} allowed"
