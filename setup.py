@@ -42,8 +42,19 @@ class NinjaBuild(build_ext):
         work.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CXX", "g++")
         sanitize = os.environ.get("FASTSEQ_SANITIZE", "")
-        flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-fno-math-errno",
-                 "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}"]
+        flags = [
+            "-O3",
+            "-std=c++17",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fopenmp",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unknown-pragmas",
+            f"-I{ROOT / 'csrc'}",
+        ]
         link = ["-shared", "-fopenmp"]
         if sanitize:
             flags += [f"-fsanitize={sanitize}", "-g", "-O1", "-fno-omit-frame-pointer"]
@@ -68,8 +79,7 @@ class NinjaBuild(build_ext):
         for name, isa in INSTRUCTION_SETS.items():
             for source in sorted((ROOT / "csrc").glob("*.cpp")):
                 out = work / f"{source.stem}.{name}.o"
-                lines += [f"build {escape(out)}: compile {escape(source)}",
-                          f"  extra = -DFASTSEQ_ISA={name} {isa}"]
+                lines += [f"build {escape(out)}: compile {escape(source)}", f"  extra = -DFASTSEQ_ISA={name} {isa}"]
                 objects.append(out)
         for source in sorted((ROOT / "csrc" / "bindings").glob("*.cpp")):
             out = work / f"bindings.{source.stem}.o"
@@ -83,8 +93,16 @@ class NinjaBuild(build_ext):
 
 setup(
     version=VERSION,
-    packages=["fastseq", "fastseq.ops", "fastseq.ops.reference", "fastseq.ops.cpu", "fastseq.models",
-              "fastseq.data", "fastseq.training", "fastseq.kernels"],
+    packages=[
+        "fastseq",
+        "fastseq.ops",
+        "fastseq.ops.reference",
+        "fastseq.ops.cpu",
+        "fastseq.models",
+        "fastseq.data",
+        "fastseq.training",
+        "fastseq.kernels",
+    ],
     package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
     package_data={"fastseq": ["py.typed"]},
     ext_modules=[Extension("fastseq._C", sources=[])],

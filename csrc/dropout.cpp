@@ -5,15 +5,15 @@ namespace fastseq::FASTSEQ_ISA {
 namespace {
 
 template <typename T>
-void dropout(const T* x, T* y, int64_t rows, int64_t columns, T scale, uint32_t threshold, const Rng& rng,
-             uint32_t site, int threads) {
+void apply(const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
     const int64_t groups = (columns + kWords - 1) / kWords;
+    const T scale = static_cast<T>(dropout.scale);
+    const uint32_t threshold = dropout.threshold;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t cell = 0; cell < rows * groups; ++cell) {
-        const int64_t row = cell / groups, group = cell % groups;
+        const int64_t row = cell / groups, group = cell % groups, start = row * columns + group * kWords;
         alignas(64) uint32_t words[kWords];
-        philox_group(rng, static_cast<uint32_t>(group), static_cast<uint32_t>(row), site, words);
-        const int64_t start = row * columns + group * kWords;
+        draw(dropout, group, row, words);
         const int width = static_cast<int>(columns - group * kWords < kWords ? columns - group * kWords : kWords);
 #pragma omp simd
         for (int c = 0; c < width; ++c) y[start + c] = words[c] < threshold ? T(0) : x[start + c] * scale;
@@ -22,14 +22,12 @@ void dropout(const T* x, T* y, int64_t rows, int64_t columns, T scale, uint32_t 
 
 }  // namespace
 
-void dropout_f32(const float* x, float* y, int64_t rows, int64_t columns, float scale, uint32_t threshold,
-                 const Rng& rng, uint32_t site, int threads) {
-    dropout(x, y, rows, columns, scale, threshold, rng, site, threads);
+void dropout_f32(const float* x, float* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
+    apply(x, y, rows, columns, dropout, threads);
 }
 
-void dropout_f64(const double* x, double* y, int64_t rows, int64_t columns, double scale, uint32_t threshold,
-                 const Rng& rng, uint32_t site, int threads) {
-    dropout(x, y, rows, columns, scale, threshold, rng, site, threads);
+void dropout_f64(const double* x, double* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
+    apply(x, y, rows, columns, dropout, threads);
 }
 
 }  // namespace fastseq::FASTSEQ_ISA

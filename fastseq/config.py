@@ -16,10 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
+from .training.metrics import parse_metric
 
 MODELS = ("SASRec", "GRU4Rec", "Caser")
-METRICS = ("HitRate", "nDCG", "MRR", "Recall", "Precision")
-_METRIC_NAMES = {"hitrate": "hr", "hr": "hr", "ndcg": "ndcg", "mrr": "mrr", "recall": "recall", "precision": "precision"}
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
@@ -42,7 +41,7 @@ class Reader(Section):
     """Where the interactions come from. Without a path: the embedded demo data set."""
 
     local_path: Path | None = None
-    file_format: Literal["auto", "tabular", "parquet", "inter", "user_item", "sequences"] = "auto"
+    file_format: Literal["auto", "tabular", "csv", "tsv", "parquet", "inter", "pairs", "sequences"] = "auto"
     sep: str | None = None
     labels: Labels = Field(default_factory=Labels)
     # Accepted because WarpRec requires them; each has one value that applies here.
@@ -106,6 +105,8 @@ class Splitter(Section):
                 f"validation_splitting.strategy is {other.strategy}, but test_splitting.strategy is "
                 f"{self.test_splitting.strategy}: use one strategy for both"
             )
+        if other is not None and other.k != self.test_splitting.k:
+            raise ValueError(f"validation_splitting.k is {other.k}, but test_splitting.k is {self.test_splitting.k}")
         return self
 
 
@@ -134,17 +135,14 @@ class Evaluation(Section):
     def known(cls, value: list[str]) -> list[str]:
         """Metric names, in any case."""
         for name in value:
-            metric_key(name)
+            parse_metric(f"{name}@1")
         return value
 
     @field_validator("validation_metric")
     @classmethod
     def with_cutoff(cls, value: str) -> str:
         """`name@k`."""
-        name, _, k = value.partition("@")
-        if not k.isdigit() or int(k) < 1:
-            raise ValueError(f"validation_metric is {value!r}, expected name@k, such as nDCG@10")
-        metric_key(name)
+        parse_metric(value)
         return value
 
 
@@ -256,18 +254,6 @@ class Config(Section):
             tree["splitter"]["validation_splitting"] = None
         tree["models"] = {model.name: entry}
         return yaml.safe_dump(tree, sort_keys=False)
-
-
-def metric_key(name: str) -> str:
-    """hr, ndcg, mrr, recall or precision for any accepted spelling.
-
-    Raises:
-        ConfigError: naming the nearest metric.
-    """
-    key = _METRIC_NAMES.get(name.lower())
-    if key is None:
-        raise ConfigError(f"unknown metric {name!r}{_nearest(name, METRICS)}")
-    return key
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -1,39 +1,47 @@
 #include "dropout.h"
 
-#include "bindings.h"
+#include <type_traits>
+
+#include "arguments.h"
 
 namespace fastseq {
+namespace {
 
-template <typename T, typename Kernel>
-void call(Kernel kernel, const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t step, uint32_t site,
-          int threads) {
+template <typename T>
+void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
     check_shape(x, "x", {-1, -1});
     check_shape(y, "y", {x.shape(0), x.shape(1)});
-    const uint32_t threshold = dropout_threshold(p);
+    const Dropout dropout = make_dropout(p, seed, step, site);
     const T* in = x.data();
     T* out = y.mutable_data();
     const int64_t rows = x.shape(0), columns = x.shape(1);
-    const Rng rng(seed, step);
     py::gil_scoped_release release;
-    kernel(in, out, rows, columns, static_cast<T>(1.0 / (1.0 - p)), threshold, rng, site, threads);
+    if constexpr (std::is_same_v<T, float>)
+        dropout_f32(in, out, rows, columns, dropout, threads);
+    else
+        dropout_f64(in, out, rows, columns, dropout, threads);
 }
 
+template <typename T>
+void bind(py::module_& m) {
+    m.def("dropout", &forward<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("p"), py::arg("seed"),
+          py::arg("step"), py::arg("site"), py::arg("threads"), "y[r, c] = 0 where dropped, else x[r, c] / (1 - p)");
+}
+
+}  // namespace
+
 void bind_dropout(py::module_& m) {
+    bind<float>(m);
+    bind<double>(m);
     m.def(
-        "dropout",
-        [](const Array<float>& x, Array<float>& y, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
-            call<float>([](auto&&... a) { dropout_f32(a...); }, x, y, p, seed, step, site, threads);
+        "philox",
+        [](int64_t seed, int64_t step, uint32_t c0, uint32_t c1, uint32_t c3) {
+            uint32_t c[4] = {c0, c1, static_cast<uint32_t>(static_cast<uint64_t>(step)), c3};
+            philox(Rng(seed, step), c);
+            return py::make_tuple(c[0], c[1], c[2], c[3]);
         },
-        py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"),
-        py::arg("site"), py::arg("threads"), "y[r, c] = 0 where dropped, else x[r, c] / (1 - p)");
-    m.def(
-        "dropout",
-        [](const Array<double>& x, Array<double>& y, double p, int64_t seed, int64_t step, uint32_t site,
-           int threads) {
-            call<double>([](auto&&... a) { dropout_f64(a...); }, x, y, p, seed, step, site, threads);
-        },
-        py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"),
-        py::arg("site"), py::arg("threads"));
+        py::arg("seed"), py::arg("step"), py::arg("c0"), py::arg("c1"), py::arg("c3"),
+        "The four words of one counter (fastseq/ops/philox.py).");
 }
 
 }  // namespace fastseq

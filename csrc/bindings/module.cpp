@@ -43,4 +43,18 @@ PYBIND11_MODULE(_C, m) {
         return names[static_cast<int>(fastseq::isa())];
     });
     fastseq::bind_dropout(m);
+    fastseq::bind_attention(m);
+    fastseq::bind_topk(m);
+    fastseq::bind_dropout_add_norm(m);
+    fastseq::bind_cross_entropy(m);
+    fastseq::bind_embed_sequence(m);
+    fastseq::bind_bias_gelu_dropout(m);
+    fastseq::bind_negatives(m);
+    fastseq::bind_windows(m);
+    fastseq::bind_gru(m);
+    fastseq::bind_sampled_loss(m);
+    fastseq::bind_adam_rows(m);
+    fastseq::bind_caser_windows(m);
+    fastseq::bind_tape(m);
+    fastseq::bind_delimited(m);
 }

@@ -1,0 +1,29 @@
+"""Interactions in, batches out: files → Interactions → Split → Windows → JaggedBatch."""
+
+from __future__ import annotations
+
+from ..errors import DataError
+from .baselines import Markov, Popularity
+from .ids import IdMap
+from .interactions import Interactions, filter_interactions
+from .readers import from_sequences, read_interactions
+from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
+from .synthetic import make_demo, shuffled
+
+__all__ = [
+    "DataError",
+    "IdMap",
+    "Interactions",
+    "Markov",
+    "Popularity",
+    "Split",
+    "filter_interactions",
+    "from_sequences",
+    "leave_k_out",
+    "leave_one_out",
+    "make_demo",
+    "ratio",
+    "read_interactions",
+    "shuffled",
+    "temporal_holdout",
+]

@@ -23,7 +23,8 @@ negatives, shared             draw // 4           0      SITE_SHARED_NEGATIVES  
 
 ``row`` is the row of the jagged batch (``x`` flattened to two dimensions), ``query`` the row of the query in the
 jagged batch, and ``key`` the position of the key inside its sequence, so a last-query pass draws the mask that the
-full pass draws for that row. ``site`` (0 ... 0x7fff) tells the dropouts of one model apart; SITE_* lie above them.
+full pass draws for that row. ``target`` is the target's number in the whole batch; fastseq/ops/negatives.py says
+how ``draw`` counts. ``site`` (0 ... 0x7fff) tells the dropouts of one model apart; SITE_* lie above them.
 
 An element is dropped when its word is below ``threshold(p)``: an integer comparison, equal on every machine. What
 is kept is multiplied by ``1 / (1 - p)``, rounded once to the type of the computation.

@@ -9,14 +9,14 @@ import torch
 
 import fastseq
 from fastseq import GRU4Rec, SASRec
-from fastseq.data import Split, from_sequences
+from fastseq.data import from_sequences, leave_one_out
 from fastseq.training import Trainer, TrainingOptions
 
 assert Path(fastseq.__file__).is_relative_to(sys.prefix), f"not the wheel: {fastseq.__file__}"
 
 histories = [[f"i{(user + step) % 40}" for step in range(12)] for user in range(60)]
 interactions = from_sequences(histories)
-split = Split.leave_one_out(interactions)
+split = leave_one_out(interactions)
 info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
 shared = {
     "embedding_size": 16,

@@ -1,0 +1,177 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "bindings.h"
+
+namespace fastseq {
+namespace {
+
+struct AlignedDelete {
+    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+
+// Scratch memory for all threads, each part on a cache line of its own.
+template <typename T>
+struct Scratch {
+    Scratch(int64_t size_, int threads)
+        : size((size_ + 15) / 16 * 16),
+          memory(::operator new(static_cast<size_t>(size * threads) * sizeof(T), std::align_val_t(64))) {}
+    T* data() { return static_cast<T*>(memory.get()); }
+
+    int64_t size;  // elements of one thread
+
+   private:
+    std::unique_ptr<void, AlignedDelete> memory;
+};
+
+// [rows, heads, width] with rows any distance apart, as a slice of a joint projection has them.
+template <typename T>
+using RowArray = py::array_t<T, 0>;
+
+template <typename T>
+HeadRows<T> head_rows(const RowArray<T>& array, const char* name, int64_t rows, int64_t heads, int64_t width) {
+    check_shape(array, name, {rows, heads, width});
+    const int64_t item = sizeof(T);
+    if (rows * heads * width > 0 && ((width > 1 && array.strides(2) != item) ||
+                                     (heads > 1 && array.strides(1) != width * item) || array.strides(0) % item != 0))
+        throw py::value_error(std::string(name) + " must be contiguous in its last two dimensions");
+    return {array.data(), array.strides(0) / item};
+}
+
+// The batch and what it owns: offsets checked, sequences in order of length.
+struct Batch : AttentionBatch {
+    Batch(const Array<int32_t>& offsets_, int64_t rows, int64_t heads_, int64_t width_, int64_t max_len, double p_,
+          int64_t seed, int64_t step, uint32_t site_, double scale_, int threads_)
+        : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_, p_,
+                         dropout_threshold(p_), Rng(seed, step), site_, std::max(threads_, 1)} {
+        check_shape(offsets_, "offsets", {-1});
+        check_offsets(offsets, offsets_.size(), rows, "offsets");
+        if (width < 1 || width > 128)
+            throw py::value_error("head dim is " + std::to_string(width) + ", expected 1 to 128");
+        for (int64_t b = 0; b < sequences; ++b) {
+            const int64_t length = offsets[b + 1] - offsets[b];
+            longest = std::max(longest, length);
+            if (length > max_len)
+                throw py::value_error("sequence " + std::to_string(b) + " has " + std::to_string(length) +
+                                      " rows, more than max_len, " + std::to_string(max_len));
+        }
+        by_length.resize(static_cast<size_t>(sequences));
+        std::iota(by_length.begin(), by_length.end(), 0);
+        std::stable_sort(by_length.begin(), by_length.end(), [this](int32_t a, int32_t b) {
+            return offsets[a + 1] - offsets[a] > offsets[b + 1] - offsets[b];
+        });
+        order = by_length.data();
+    }
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+    int64_t longest = 0;
+
+   private:
+    std::vector<int32_t> by_length;
+};
+
+// queries: rows of q and out; rows of k and v are the batch's.
+template <bool kLast, typename T, typename Kernel>
+void forward(Kernel kernel, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out,
+             Array<T>& lse, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
+             uint32_t site, double scale, int threads) {
+    check_shape(q, "q", {-1, -1, -1});
+    check_shape(k, "k", {-1, -1, -1});
+    const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+    Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+    const int64_t queries = kLast ? batch.sequences : rows;
+    const HeadRows<T> q_rows = head_rows(q, "q", queries, heads, width);
+    const HeadRows<T> k_rows = head_rows(k, "k", rows, heads, width);
+    const HeadRows<T> v_rows = head_rows(v, "v", rows, heads, width);
+    check_shape(out, "out", {queries, heads, width});
+    check_shape(lse, "lse", {queries, heads});
+    T *out_data = out.mutable_data(), *lse_data = lse.mutable_data();
+    py::gil_scoped_release release;
+    Scratch<T> scratch(kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
+    kernel(batch, q_rows, k_rows, v_rows, out_data, lse_data, scratch.data(), scratch.size);
+}
+
+template <bool kLast, typename T, typename Kernel>
+void backward(Kernel kernel, const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
+              const Array<T>& out, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
+              const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
+              double scale, int threads) {
+    check_shape(q, "q", {-1, -1, -1});
+    check_shape(k, "k", {-1, -1, -1});
+    const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+    Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+    const int64_t queries = kLast ? batch.sequences : rows;
+    const HeadRows<T> q_rows = head_rows(q, "q", queries, heads, width);
+    const HeadRows<T> k_rows = head_rows(k, "k", rows, heads, width);
+    const HeadRows<T> v_rows = head_rows(v, "v", rows, heads, width);
+    check_shape(grad, "grad", {queries, heads, width});
+    check_shape(out, "out", {queries, heads, width});
+    check_shape(lse, "lse", {queries, heads});
+    check_shape(grad_q, "grad_q", {queries, heads, width});
+    check_shape(grad_k, "grad_k", {rows, heads, width});
+    check_shape(grad_v, "grad_v", {rows, heads, width});
+    const T *grad_data = grad.data(), *out_data = out.data(), *lse_data = lse.data();
+    T *q_data = grad_q.mutable_data(), *k_data = grad_k.mutable_data(), *v_data = grad_v.mutable_data();
+    py::gil_scoped_release release;
+    if constexpr (kLast) {
+        kernel(batch, grad_data, q_rows, k_rows, v_rows, out_data, lse_data, q_data, k_data, v_data);
+    } else {
+        Scratch<T> scratch(attention_backward_scratch(batch.longest, width), batch.threads);
+        kernel(batch, grad_data, q_rows, k_rows, v_rows, out_data, lse_data, q_data, k_data, v_data, scratch.data(),
+               scratch.size);
+    }
+}
+
+template <bool kLast, typename T, typename Forward, typename Backward>
+void bind(py::module_& m, const char* name, Forward forward_kernel, Backward backward_kernel) {
+    m.def(
+        name,
+        [=](const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out, Array<T>& lse,
+            const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
+            double scale, int threads) {
+            forward<kLast, T>(forward_kernel, q, k, v, out, lse, offsets, max_len, p, seed, step, site, scale,
+                              threads);
+        },
+        py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("out").noconvert(),
+        py::arg("lse").noconvert(), py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("p"),
+        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"));
+    m.def(
+        (std::string(name) + "_backward").c_str(),
+        [=](const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
+            const Array<T>& out, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
+            const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
+            double scale, int threads) {
+            backward<kLast, T>(backward_kernel, grad, q, k, v, out, lse, grad_q, grad_k, grad_v, offsets, max_len, p,
+                               seed, step, site, scale, threads);
+        },
+        py::arg("grad").noconvert(), py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
+        py::arg("out").noconvert(), py::arg("lse").noconvert(), py::arg("grad_q").noconvert(),
+        py::arg("grad_k").noconvert(), py::arg("grad_v").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("max_len"), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"),
+        py::arg("threads"));
+}
+
+}  // namespace
+
+void bind_attention(py::module_& m) {
+    bind<false, float>(
+        m, "causal_attention", [](auto&&... a) { causal_attention_f32(a...); },
+        [](auto&&... a) { causal_attention_backward_f32(a...); });
+    bind<false, double>(
+        m, "causal_attention", [](auto&&... a) { causal_attention_f64(a...); },
+        [](auto&&... a) { causal_attention_backward_f64(a...); });
+    bind<true, float>(
+        m, "last_query_attention", [](auto&&... a) { last_query_attention_f32(a...); },
+        [](auto&&... a) { last_query_attention_backward_f32(a...); });
+    bind<true, double>(
+        m, "last_query_attention", [](auto&&... a) { last_query_attention_f64(a...); },
+        [](auto&&... a) { last_query_attention_backward_f64(a...); });
+}
+
+}  // namespace fastseq

@@ -1,0 +1,64 @@
+#include "bias_gelu_dropout.h"
+
+#include <type_traits>
+
+#include "arguments.h"
+#include "norm.h"
+
+namespace fastseq {
+namespace {
+
+template <typename T>
+void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int64_t seed, int64_t step,
+             uint32_t site, int threads) {
+    check_shape(x, "x", {-1, -1});
+    check_shape(bias, "bias", {x.shape(1)});
+    check_shape(y, "y", {x.shape(0), x.shape(1)});
+    const BiasGeluDropout<T> a{x.data(),   bias.data(), y.mutable_data(),
+                               x.shape(0), x.shape(1),  make_dropout(p, seed, step, site), threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        bias_gelu_dropout_f32(a);
+    else
+        bias_gelu_dropout_f64(a);
+}
+
+template <typename T>
+void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Array<T>& dx, Array<T>& dbias, double p,
+              int64_t seed, int64_t step, uint32_t site, int threads) {
+    check_shape(x, "x", {-1, -1});
+    const int64_t rows = x.shape(0), width = x.shape(1);
+    check_shape(grad, "grad", {rows, width});
+    check_shape(bias, "bias", {width});
+    check_shape(dx, "dx", {rows, width});
+    check_shape(dbias, "dbias", {width});
+    Array<T> partial(block_count(rows) * width);
+    const BiasGeluDropoutBackward<T> a{grad.data(), x.data(), bias.data(), dx.mutable_data(), dbias.mutable_data(),
+                                       partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
+                                       threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        bias_gelu_dropout_backward_f32(a);
+    else
+        bias_gelu_dropout_backward_f64(a);
+}
+
+template <typename T>
+void bind(py::module_& m) {
+    m.def("bias_gelu_dropout", &forward<T>, py::arg("x").noconvert(), py::arg("bias").noconvert(),
+          py::arg("y").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
+          py::arg("threads"), "y = dropout(gelu(x + bias))");
+    m.def("bias_gelu_dropout_backward", &backward<T>, py::arg("grad").noconvert(), py::arg("x").noconvert(),
+          py::arg("bias").noconvert(), py::arg("dx").noconvert(), py::arg("dbias").noconvert(), py::arg("p"),
+          py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("threads"),
+          "dx and dbias from grad, the upstream gradient of y");
+}
+
+}  // namespace
+
+void bind_bias_gelu_dropout(py::module_& m) {
+    bind<float>(m);
+    bind<double>(m);
+}
+
+}  // namespace fastseq

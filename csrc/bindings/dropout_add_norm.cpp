@@ -1,0 +1,86 @@
+#include "dropout_add_norm.h"
+
+#include <type_traits>
+
+#include "arguments.h"
+#include "norm.h"
+
+namespace fastseq {
+namespace {
+
+template <typename T>
+void forward(const Array<T>& x, const Array<T>& residual, const Array<T>& weight, const Array<T>& bias,
+             const OptionalArray<T>& x_bias, Array<T>& y, Array<T>& mean, Array<T>& rstd, double eps, double p,
+             int64_t seed, int64_t step, uint32_t site, int threads) {
+    check_shape(x, "x", {-1, -1});
+    const int64_t rows = x.shape(0), width = x.shape(1);
+    check_shape(residual, "residual", {rows, width});
+    check_shape(weight, "weight", {width});
+    check_shape(bias, "bias", {width});
+    check_shape(y, "y", {rows, width});
+    check_shape(mean, "mean", {rows});
+    check_shape(rstd, "rstd", {rows});
+    const DropoutAddNorm<T> a{x.data(), residual.data(), weight.data(), bias.data(),
+                              optional_data(x_bias, "x_bias", {width}), y.mutable_data(), mean.mutable_data(),
+                              rstd.mutable_data(), rows, width, static_cast<T>(eps),
+                              make_dropout(p, seed, step, site), threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        dropout_add_norm_f32(a);
+    else
+        dropout_add_norm_f64(a);
+}
+
+template <typename T>
+void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual, const Array<T>& weight,
+              const OptionalArray<T>& x_bias, const Array<T>& mean, const Array<T>& rstd, Array<T>& dx,
+              Array<T>& dresidual, Array<T>& dweight, Array<T>& dbias, OptionalArray<T>& dx_bias, double p,
+              int64_t seed, int64_t step, uint32_t site, int threads) {
+    check_shape(x, "x", {-1, -1});
+    const int64_t rows = x.shape(0), width = x.shape(1);
+    check_shape(grad, "grad", {rows, width});
+    check_shape(residual, "residual", {rows, width});
+    check_shape(weight, "weight", {width});
+    check_shape(mean, "mean", {rows});
+    check_shape(rstd, "rstd", {rows});
+    check_shape(dx, "dx", {rows, width});
+    check_shape(dresidual, "dresidual", {rows, width});
+    check_shape(dweight, "dweight", {width});
+    check_shape(dbias, "dbias", {width});
+    Array<T> partial(block_count(rows) * 3 * width);
+    const DropoutAddNormBackward<T> a{grad.data(), x.data(), residual.data(), weight.data(),
+                                      optional_data(x_bias, "x_bias", {width}), mean.data(), rstd.data(),
+                                      dx.mutable_data(), dresidual.mutable_data(), dweight.mutable_data(),
+                                      dbias.mutable_data(), optional_data(dx_bias, "dx_bias", {width}),
+                                      partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
+                                      threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        dropout_add_norm_backward_f32(a);
+    else
+        dropout_add_norm_backward_f64(a);
+}
+
+template <typename T>
+void bind(py::module_& m) {
+    m.def("dropout_add_norm", &forward<T>, py::arg("x").noconvert(), py::arg("residual").noconvert(),
+          py::arg("weight").noconvert(), py::arg("bias").noconvert(), py::arg("x_bias").noconvert(),
+          py::arg("y").noconvert(), py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("eps"),
+          py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("threads"),
+          "y = LayerNorm(residual + dropout(x + x_bias)), with the mean and 1 / standard deviation of every row");
+    m.def("dropout_add_norm_backward", &backward<T>, py::arg("grad").noconvert(), py::arg("x").noconvert(),
+          py::arg("residual").noconvert(), py::arg("weight").noconvert(), py::arg("x_bias").noconvert(),
+          py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("dx").noconvert(),
+          py::arg("dresidual").noconvert(), py::arg("dweight").noconvert(), py::arg("dbias").noconvert(),
+          py::arg("dx_bias").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
+          py::arg("threads"), "The gradients of every input from grad, the upstream gradient of y");
+}
+
+}  // namespace
+
+void bind_dropout_add_norm(py::module_& m) {
+    bind<float>(m);
+    bind<double>(m);
+}
+
+}  // namespace fastseq

@@ -1,0 +1,136 @@
+#include "embed_sequence.h"
+
+#include <type_traits>
+
+#include "arguments.h"
+#include "norm.h"
+
+namespace fastseq {
+namespace {
+
+// positions[row] of every row, once offsets, items and lengths have been checked.
+void positions_of(const Array<int64_t>& items, const Array<int32_t>& offsets, int64_t n_items, int64_t n_positions,
+                  Array<int32_t>& positions) {
+    check_shape(items, "items", {-1});
+    check_shape(offsets, "offsets", {-1});
+    const int64_t rows = items.shape(0);
+    check_shape(positions, "positions", {rows});
+    const int64_t* id = items.data();
+    const int32_t* offset = offsets.data();
+    int32_t* position = positions.mutable_data();
+    check_offsets(offset, offsets.shape(0), rows, "offsets");
+    for (int64_t row = 0; row < rows; ++row)
+        if (id[row] < 0 || id[row] >= n_items)
+            throw py::value_error("items[" + std::to_string(row) + "] is " + std::to_string(id[row]) +
+                                  ", expected 0 <= id < " + std::to_string(n_items) + ", the rows of item_weight");
+    for (int64_t s = 0; s + 1 < offsets.shape(0); ++s) {
+        const int32_t length = offset[s + 1] - offset[s];
+        if (n_positions >= 0 && length > n_positions)
+            throw py::value_error("sequence " + std::to_string(s) + " has " + std::to_string(length) +
+                                  " events, but position_weight has " + std::to_string(n_positions) + " rows");
+        for (int32_t p = 0; p < length; ++p) position[offset[s] + p] = p;
+    }
+}
+
+template <typename T>
+void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
+             const OptionalArray<T>& position_weight, const OptionalArray<T>& norm_weight,
+             const OptionalArray<T>& norm_bias, Array<T>& y, OptionalArray<T>& mean, OptionalArray<T>& rstd,
+             double eps, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
+    check_shape(item_weight, "item_weight", {-1, -1});
+    const int64_t rows = items.shape(0), width = item_weight.shape(1);
+    check_shape(y, "y", {rows, width});
+    const EmbedSequence<T> a{items.data(), positions.data(), item_weight.data(),
+                             optional_data(position_weight, "position_weight", {-1, width}),
+                             optional_data(norm_weight, "norm_weight", {width}),
+                             optional_data(norm_bias, "norm_bias", {width}), y.mutable_data(),
+                             optional_data(mean, "mean", {rows}), optional_data(rstd, "rstd", {rows}), rows, width,
+                             static_cast<T>(eps), make_dropout(p, seed, step, site), threads};
+    if (a.norm_weight && !(a.norm_bias && a.mean && a.rstd))
+        throw py::value_error("norm_weight needs norm_bias, mean and rstd");
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        embed_sequence_f32(a);
+    else
+        embed_sequence_f64(a);
+}
+
+template <typename T>
+void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Array<int32_t>& positions,
+                   const Array<T>& item_weight, const OptionalArray<T>& position_weight, const Array<T>& norm_weight,
+                   const Array<T>& mean, const Array<T>& rstd, Array<T>& de, Array<T>& dnorm_weight,
+                   Array<T>& dnorm_bias, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
+    check_shape(item_weight, "item_weight", {-1, -1});
+    const int64_t rows = items.shape(0), width = item_weight.shape(1);
+    check_shape(grad, "grad", {rows, width});
+    check_shape(norm_weight, "norm_weight", {width});
+    check_shape(mean, "mean", {rows});
+    check_shape(rstd, "rstd", {rows});
+    check_shape(de, "de", {rows, width});
+    check_shape(dnorm_weight, "dnorm_weight", {width});
+    check_shape(dnorm_bias, "dnorm_bias", {width});
+    Array<T> partial(block_count(rows) * 3 * width);
+    const EmbedSequenceNormBackward<T> a{
+        grad.data(), items.data(), positions.data(), item_weight.data(),
+        optional_data(position_weight, "position_weight", {-1, width}), norm_weight.data(), mean.data(), rstd.data(),
+        de.mutable_data(), dnorm_weight.mutable_data(), dnorm_bias.mutable_data(), partial.mutable_data(), rows,
+        width, make_dropout(p, seed, step, site), threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        embed_sequence_norm_backward_f32(a);
+    else
+        embed_sequence_norm_backward_f64(a);
+}
+
+template <typename T>
+void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_t>& offsets, Array<T>& ditem,
+             OptionalArray<T>& dposition, int64_t padding_idx, int threads) {
+    check_shape(ditem, "ditem", {-1, -1});
+    const int64_t rows = items.shape(0), width = ditem.shape(1);
+    check_shape(de, "de", {rows, width});
+    Array<int32_t> order(rows), scratch(rows + 1);
+    const EmbedSequenceScatter<T> a{
+        de.data(), items.data(), offsets.data(), ditem.mutable_data(),
+        optional_data(dposition, "dposition", {-1, width}), order.mutable_data(), scratch.mutable_data(), rows,
+        offsets.shape(0) - 1, ditem.shape(0), dposition ? static_cast<int64_t>(dposition->shape(0)) : 0, width,
+        padding_idx, threads};
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, float>)
+        embed_sequence_scatter_f32(a);
+    else
+        embed_sequence_scatter_f64(a);
+}
+
+template <typename T>
+void bind(py::module_& m) {
+    m.def("embed_sequence", &forward<T>, py::arg("items").noconvert(), py::arg("positions").noconvert(),
+          py::arg("item_weight").noconvert(), py::arg("position_weight").noconvert(),
+          py::arg("norm_weight").noconvert(), py::arg("norm_bias").noconvert(), py::arg("y").noconvert(),
+          py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("eps"), py::arg("p"), py::arg("seed"),
+          py::arg("step"), py::arg("site"), py::arg("threads"),
+          "y = dropout(LayerNorm(item_weight[items] + position_weight[positions])); items checked by "
+          "sequence_positions");
+    m.def("embed_sequence_norm_backward", &norm_backward<T>, py::arg("grad").noconvert(),
+          py::arg("items").noconvert(), py::arg("positions").noconvert(), py::arg("item_weight").noconvert(),
+          py::arg("position_weight").noconvert(), py::arg("norm_weight").noconvert(), py::arg("mean").noconvert(),
+          py::arg("rstd").noconvert(), py::arg("de").noconvert(), py::arg("dnorm_weight").noconvert(),
+          py::arg("dnorm_bias").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
+          py::arg("threads"), "The gradient of every row before the normalisation, and of the normalisation's vectors");
+    m.def("embed_sequence_scatter", &scatter<T>, py::arg("de").noconvert(), py::arg("items").noconvert(),
+          py::arg("offsets").noconvert(), py::arg("ditem").noconvert(), py::arg("dposition").noconvert(),
+          py::arg("padding_idx"), py::arg("threads"),
+          "ditem (zero at first) and dposition: the rows of de summed per item and per position");
+}
+
+}  // namespace
+
+void bind_embed_sequence(py::module_& m) {
+    bind<float>(m);
+    bind<double>(m);
+    m.def("sequence_positions", &positions_of, py::arg("items").noconvert(), py::arg("offsets").noconvert(),
+          py::arg("n_items"), py::arg("n_positions"), py::arg("positions").noconvert(),
+          "positions[row], counted from the start of the row's sequence; checks items, offsets and lengths "
+          "(n_positions -1: any length)");
+}
+
+}  // namespace fastseq

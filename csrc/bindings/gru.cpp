@@ -1,0 +1,109 @@
+#include "gru.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "bindings.h"
+
+namespace fastseq {
+
+namespace {
+
+// The non-empty sequences, longest first.
+struct ByLength {
+    std::vector<int32_t> starts, lengths;
+
+    explicit ByLength(const Array<int32_t>& offsets) {
+        const int32_t* o = offsets.data();
+        std::vector<int32_t> order;
+        for (int32_t s = 0; s + 1 < offsets.shape(0); ++s)
+            if (o[s + 1] > o[s]) order.push_back(s);
+        std::stable_sort(order.begin(), order.end(),
+                         [o](int32_t a, int32_t b) { return o[a + 1] - o[a] > o[b + 1] - o[b]; });
+        for (int32_t s : order) {
+            starts.push_back(o[s]);
+            lengths.push_back(o[s + 1] - o[s]);
+        }
+    }
+    int64_t count() const { return static_cast<int64_t>(starts.size()); }
+};
+
+template <typename T, typename Kernel>
+void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
+             const std::optional<Array<T>>& bias_hh, const Array<int32_t>& offsets, Array<T>& h, Array<T>& saved,
+             int threads) {
+    check_shape(h, "h", {-1, -1});
+    const int64_t rows = h.shape(0), hidden = h.shape(1);
+    check_shape(x_gates, "x_gates", {rows, 3 * hidden});
+    check_shape(weight_hh, "weight_hh", {3 * hidden, hidden});
+    if (bias_hh) check_shape(*bias_hh, "bias_hh", {3 * hidden});
+    check_shape(offsets, "offsets", {-1});
+    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
+    check_shape(saved, "saved", {rows, 4 * hidden});
+    const ByLength order(offsets);
+    const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = bias_hh ? bias_hh->data() : nullptr;
+    T *state = h.mutable_data(), *gates = saved.mutable_data();
+    py::gil_scoped_release release;
+    kernel(x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
+}
+
+template <typename T, typename Kernel>
+void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
+              const Array<T>& h, const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden, Array<T>& previous,
+              Array<T>& carry, int threads) {
+    check_shape(h, "h", {-1, -1});
+    const int64_t rows = h.shape(0), hidden = h.shape(1);
+    check_shape(grad, "grad", {rows, hidden});
+    check_shape(weight_hh, "weight_hh", {3 * hidden, hidden});
+    check_shape(offsets, "offsets", {-1});
+    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
+    check_shape(saved, "saved", {rows, 4 * hidden});
+    check_shape(grad_x, "grad_x", {rows, 3 * hidden});
+    check_shape(grad_hidden, "grad_hidden", {rows, 3 * hidden});
+    check_shape(previous, "previous", {rows, hidden});
+    check_shape(carry, "carry", {offsets.shape(0) - 1, hidden});
+    const ByLength order(offsets);
+    const T *g = grad.data(), *weight = weight_hh.data(), *state = h.data(), *gates = saved.data();
+    T *gx = grad_x.mutable_data(), *gh = grad_hidden.mutable_data(), *before = previous.mutable_data(),
+      *scratch = carry.mutable_data();
+    py::gil_scoped_release release;
+    kernel(g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
+           scratch, threads);
+}
+
+template <typename T, typename Forward, typename Backward>
+void define(py::module_& m, Forward forward_kernel, Backward backward_kernel) {
+    m.def(
+        "gru",
+        [forward_kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const std::optional<Array<T>>& bias_hh,
+                         const Array<int32_t>& offsets, Array<T>& h, Array<T>& saved, int threads) {
+            forward<T>(forward_kernel, x_gates, weight_hh, bias_hh, offsets, h, saved, threads);
+        },
+        py::arg("x_gates").noconvert(), py::arg("weight_hh").noconvert(), py::arg("bias_hh").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("h").noconvert(), py::arg("saved").noconvert(), py::arg("threads"),
+        "GRU over jagged sequences: writes h [T, H] and saved [T, 4H] = (r, z, n, W_hn h + b_hn)");
+    m.def(
+        "gru_backward",
+        [backward_kernel](const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
+                          const Array<T>& h, const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden,
+                          Array<T>& previous, Array<T>& carry, int threads) {
+            backward<T>(backward_kernel, grad, weight_hh, offsets, h, saved, grad_x, grad_hidden, previous, carry,
+                        threads);
+        },
+        py::arg("grad").noconvert(), py::arg("weight_hh").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("h").noconvert(), py::arg("saved").noconvert(), py::arg("grad_x").noconvert(),
+        py::arg("grad_hidden").noconvert(), py::arg("previous").noconvert(), py::arg("carry").noconvert(),
+        py::arg("threads"), "writes grad_x, grad_hidden [T, 3H] and previous [T, H]; carry [B, H] is scratch");
+}
+
+}  // namespace
+
+void bind_gru(py::module_& m) {
+    define<float>(m, [](auto&&... a) { gru_f32(a...); }, [](auto&&... a) { gru_backward_f32(a...); });
+    define<double>(m, [](auto&&... a) { gru_f64(a...); }, [](auto&&... a) { gru_backward_f64(a...); });
+}
+
+}  // namespace fastseq

@@ -1,0 +1,123 @@
+#include "negatives.h"
+
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "bindings.h"
+
+namespace fastseq {
+
+using Ids = Array<int64_t>;
+
+static void check_range(const char* name, int64_t index, int64_t value, int64_t end) {
+    if (value < 0 || value >= end)
+        throw py::value_error(std::string(name) + "[" + std::to_string(index) + "] is " + std::to_string(value) +
+                              ", expected 0 <= value < " + std::to_string(end));
+}
+
+static void check_catalogue(int64_t n_items) {
+    if (n_items < 1 || n_items > INT32_MAX)
+        throw py::value_error("n_items is " + std::to_string(n_items) + ", expected 1 ... 2^31 - 1");
+}
+
+static std::optional<AliasTable> table_of(const std::optional<Ids>& probability, const std::optional<Ids>& alias,
+                                          int64_t n_items) {
+    if (probability.has_value() != alias.has_value())
+        throw py::value_error("probability and alias must both be given or both be None");
+    if (!probability) return std::nullopt;
+    check_shape(*probability, "probability", {n_items});
+    check_shape(*alias, "alias", {n_items});
+    const AliasTable table{probability->data(), alias->data()};
+    for (int64_t i = 0; i < n_items; ++i) {
+        check_range("probability", i, table.probability[i], (int64_t(1) << 32) + 1);
+        check_range("alias", i, table.alias[i], n_items);
+    }
+    return table;
+}
+
+void bind_negatives(py::module_& m) {
+    m.def(
+        "sample_negatives",
+        [](const Ids& users, const Ids& positives, const Ids& seen_offsets, const Ids& seen_items, int64_t n_items,
+           int64_t seed, int64_t step, const std::optional<Ids>& probability, const std::optional<Ids>& alias,
+           int64_t first, Ids& out, int threads) {
+            check_shape(users, "users", {-1});
+            check_shape(positives, "positives", {users.shape(0)});
+            check_shape(seen_offsets, "seen_offsets", {-1});
+            check_shape(seen_items, "seen_items", {-1});
+            check_shape(out, "out", {users.shape(0), -1});
+            check_catalogue(n_items);
+            const auto table = table_of(probability, alias, n_items);
+            const NegativesProblem problem{users.data(),   positives.data(), seen_offsets.data(), seen_items.data(),
+                                           users.shape(0), out.shape(1),     n_items,             first};
+            const int64_t n_users = seen_offsets.shape(0) - 1, n_seen = seen_items.shape(0);
+            for (int64_t n = 0; n < problem.targets; ++n) {
+                const int64_t user = problem.users[n];
+                check_range("users", n, user, n_users);
+                check_range("positives", n, problem.positives[n], n_items);
+                const int64_t begin = problem.seen_offsets[user], end = problem.seen_offsets[user + 1];
+                if (begin < 0 || end < begin || end > n_seen || end - begin > n_items)
+                    throw py::value_error("seen_offsets of user " + std::to_string(user) + " are " +
+                                          std::to_string(begin) + ", " + std::to_string(end) +
+                                          ", expected 0 <= begin <= end <= " + std::to_string(n_seen) +
+                                          " with at most n_items = " + std::to_string(n_items) + " between");
+            }
+            const Rng rng(seed, step);
+            int64_t* result = out.mutable_data();
+            int64_t failed = -1;
+            if (problem.k > 0) {
+                py::gil_scoped_release release;
+                failed = table ? negatives_weighted(problem, *table, rng, result, threads)
+                               : negatives_uniform(problem, rng, result, threads);
+            }
+            return failed;
+        },
+        py::arg("users").noconvert(), py::arg("positives").noconvert(), py::arg("seen_offsets").noconvert(),
+        py::arg("seen_items").noconvert(), py::arg("n_items"), py::arg("seed"), py::arg("step"),
+        py::arg("probability").noconvert(), py::arg("alias").noconvert(), py::arg("first"),
+        py::arg("out").noconvert(), py::arg("threads"),
+        "Fills out[N, K]; returns the first target that has nothing left to draw, or -1");
+    m.def(
+        "sample_shared_negatives",
+        [](int64_t n_items, int64_t seed, int64_t step, const std::optional<Ids>& probability,
+           const std::optional<Ids>& alias, Ids& out, int threads) {
+            check_shape(out, "out", {-1});
+            check_catalogue(n_items);
+            const auto table = table_of(probability, alias, n_items);
+            const Rng rng(seed, step);
+            int64_t* result = out.mutable_data();
+            const int64_t size = out.shape(0);
+            py::gil_scoped_release release;
+            if (table)
+                shared_negatives_weighted(size, n_items, *table, rng, result, threads);
+            else
+                shared_negatives_uniform(size, n_items, rng, result, threads);
+        },
+        py::arg("n_items"), py::arg("seed"), py::arg("step"), py::arg("probability").noconvert(),
+        py::arg("alias").noconvert(), py::arg("out").noconvert(), py::arg("threads"),
+        "Fills out[S] from the whole catalogue");
+    m.def(
+        "alias_table",
+        [](Ids& mass, Ids& probability, Ids& alias) {
+            check_shape(mass, "mass", {-1});
+            const int64_t n = mass.shape(0);
+            check_catalogue(n);
+            check_shape(probability, "probability", {n});
+            check_shape(alias, "alias", {n});
+            int64_t* weight = mass.mutable_data();
+            int64_t rest = n << 32;
+            for (int64_t i = 0; i < n; ++i) {
+                check_range("mass", i, weight[i], rest + 1);
+                rest -= weight[i];
+            }
+            if (rest != 0) throw py::value_error("mass sums to less than n * 2^32, by " + std::to_string(rest));
+            int64_t *threshold = probability.mutable_data(), *other = alias.mutable_data();
+            py::gil_scoped_release release;
+            build_alias_table(weight, n, threshold, other);
+        },
+        py::arg("mass").noconvert(), py::arg("probability").noconvert(), py::arg("alias").noconvert(),
+        "Walker's table of integer masses that sum to n * 2^32; uses mass up");
+}
+
+}  // namespace fastseq

@@ -1,0 +1,142 @@
+#include "sampled_loss.h"
+
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "bindings.h"
+
+namespace fastseq {
+
+namespace {
+
+// Raises IndexError that names the first id outside [0, items) by its argument and place.
+void check_ids(const int64_t* ids, int64_t rows, int64_t columns, int64_t items, const char* name) {
+    for (int64_t e = 0; e < rows * columns; ++e) {
+        if (ids[e] >= 0 && ids[e] < items) continue;
+        std::string place = std::to_string(e / columns);
+        if (columns > 1) place += ", " + std::to_string(e % columns);
+        throw py::index_error(std::string(name) + "[" + place + "] is " + std::to_string(ids[e]) +
+                              ", expected an id from 0 to " + std::to_string(items - 1) + ": item_weight has " +
+                              std::to_string(items) + " rows");
+    }
+}
+
+SampledLoss kind_of(const std::string& name) {
+    if (name == "bpr") return SampledLoss::bpr;
+    if (name == "bce" || name == "gbce") return SampledLoss::bce;
+    if (name == "sampled_softmax") return SampledLoss::sampled_softmax;
+    throw py::value_error("loss is '" + name + "', expected bpr, bce, gbce or sampled_softmax");
+}
+
+template <typename T, typename Kernel>
+void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
+             const Array<int64_t>& negatives, const std::string& name, const std::optional<Array<T>>& log_q,
+             double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, int threads) {
+    LossInputs<T> in;
+    check_shape(h, "h", {-1, -1});
+    in.rows = h.shape(0), in.width = h.shape(1);
+    check_shape(item_weight, "item_weight", {-1, in.width});
+    check_shape(targets, "targets", {in.rows});
+    in.shared = negatives.ndim() == 1;
+    in.count = negatives.shape(in.shared ? 0 : 1);
+    if (!in.shared) check_shape(negatives, "negatives", {in.rows, in.count});
+    check_shape(loss, "loss", {in.rows});
+    check_shape(grad_h, "grad_h", {in.rows, in.width});
+    check_shape(grad_scores, "grad_scores", {in.rows, in.count + 1});
+    check_ids(targets.data(), in.rows, 1, item_weight.shape(0), "targets");
+    if (in.shared) check_ids(negatives.data(), in.count, 1, item_weight.shape(0), "negatives");
+    else check_ids(negatives.data(), in.rows, in.count, item_weight.shape(0), "negatives");
+    in.kind = kind_of(name);
+    in.log_q = nullptr;
+    if (in.kind == SampledLoss::sampled_softmax) {
+        if (!log_q) throw py::value_error("loss is sampled_softmax, log_q is None");
+        if (in.shared) check_shape(*log_q, "log_q", {in.count});
+        else check_shape(*log_q, "log_q", {in.rows, in.count});
+        in.log_q = log_q->data();
+    }
+    in.beta = name == "gbce" ? beta : 1.0;
+    in.h = h.data(), in.table = item_weight.data(), in.targets = targets.data(), in.negatives = negatives.data();
+    T *out = loss.mutable_data(), *grad = grad_h.mutable_data(), *scores = grad_scores.mutable_data();
+    py::gil_scoped_release release;
+    kernel(in, out, grad, scores, threads);
+}
+
+// Counting sort of the entries by id: stable, so that each id's sum runs in the order of the entries.
+template <typename T, typename Kernel>
+void item_gradient(Kernel kernel, const Array<int64_t>& ids, const Array<T>& coefficients, const Array<T>& source,
+                   int64_t padding_idx, Array<T>& out, int threads) {
+    check_shape(ids, "ids", {-1, -1});
+    check_shape(coefficients, "coefficients", {ids.shape(0), ids.shape(1)});
+    check_shape(source, "source", {ids.shape(0), -1});
+    check_shape(out, "out", {-1, source.shape(1)});
+    const int64_t rows = ids.shape(0), columns = ids.shape(1), items = out.shape(0);
+    if (rows > std::numeric_limits<int32_t>::max())
+        throw py::value_error("ids has " + std::to_string(rows) + " rows, at most 2147483647 are supported");
+    const int64_t* id = ids.data();
+    check_ids(id, rows, columns, items, "ids");
+    const T *coefficient = coefficients.data(), *rows_of = source.data();
+    T* sums = out.mutable_data();
+    py::gil_scoped_release release;
+    std::vector<int64_t> next(items + 1, 0), starts(items + 1, 0);
+    for (int64_t e = 0; e < rows * columns; ++e)
+        if (id[e] != padding_idx) ++starts[id[e] + 1];
+    for (int64_t i = 0; i < items; ++i) {
+        starts[i + 1] += starts[i];
+        next[i] = starts[i];
+    }
+    std::vector<int32_t> order(rows * columns);
+    std::vector<T> sorted(rows * columns);
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) {
+            const int64_t e = i * columns + j;
+            if (id[e] == padding_idx) continue;
+            const int64_t place = next[id[e]]++;
+            order[place] = static_cast<int32_t>(i);
+            sorted[place] = coefficient[e];
+        }
+    kernel(starts.data(), order.data(), sorted.data(), rows_of, items, out.shape(1), sums, threads);
+}
+
+template <typename T, typename Loss, typename Sum>
+void define(py::module_& m, Loss loss_kernel, Sum sum_kernel) {
+    m.def(
+        "sampled_loss",
+        [loss_kernel](const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
+                      const Array<int64_t>& negatives, const std::string& name, const std::optional<Array<T>>& log_q,
+                      double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, int threads) {
+            loss_of<T>(loss_kernel, h, item_weight, targets, negatives, name, log_q, beta, loss, grad_h, grad_scores,
+                       threads);
+        },
+        py::arg("h").noconvert(), py::arg("item_weight").noconvert(), py::arg("targets").noconvert(),
+        py::arg("negatives").noconvert(), py::arg("name"), py::arg("log_q").noconvert(), py::arg("beta"),
+        py::arg("loss").noconvert(), py::arg("grad_h").noconvert(), py::arg("grad_scores").noconvert(),
+        py::arg("threads"), "writes loss [N], grad_h [N, d] and grad_scores [N, 1 + K]");
+    m.def(
+        "item_gradient",
+        [sum_kernel](const Array<int64_t>& ids, const Array<T>& coefficients, const Array<T>& source,
+                     int64_t padding_idx, Array<T>& out, int threads) {
+            item_gradient<T>(sum_kernel, ids, coefficients, source, padding_idx, out, threads);
+        },
+        py::arg("ids").noconvert(), py::arg("coefficients").noconvert(), py::arg("source").noconvert(),
+        py::arg("padding_idx"), py::arg("out").noconvert(), py::arg("threads"),
+        "out[id] = sum of coefficients[i, j] * source[i] over ids[i, j] == id != padding_idx");
+}
+
+}  // namespace
+
+void bind_sampled_loss(py::module_& m) {
+    m.def(
+        "check_ids",
+        [](const Array<int64_t>& ids, int64_t items, const std::string& name) {
+            check_shape(ids, name.c_str(), {-1});
+            check_ids(ids.data(), ids.shape(0), 1, items, name.c_str());
+        },
+        py::arg("ids").noconvert(), py::arg("items"), py::arg("name"), "IndexError unless 0 <= ids < items");
+    define<float>(m, [](auto&&... a) { sampled_loss_f32(a...); }, [](auto&&... a) { sum_by_id_f32(a...); });
+    define<double>(m, [](auto&&... a) { sampled_loss_f64(a...); }, [](auto&&... a) { sum_by_id_f64(a...); });
+}
+
+}  // namespace fastseq

@@ -1,0 +1,251 @@
+// GRU over jagged sequences, parallel over blocks of sequences.
+//
+// A block of up to kRows sequences goes through time together, so that each weight loaded from cache serves all of
+// them; it shrinks where a sequence ends, so nothing is padded. The recurrent product is a register tile (rows of
+// the block × three or two vectors of columns) over packed weights. In the forward pass the three vectors are the
+// r, z and n gates of the same units, so the cell follows while they are in registers or the first cache.
+// A row's sums do not depend on which rows share its block: results are the same for any number of threads.
+#include "gru.h"
+
+#include <cstddef>
+#include <new>
+
+#include "elementary.h"
+
+namespace fastseq::FASTSEQ_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 8;  // 8 rows × 3 vectors of sums in 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRows = 4;
+#else
+constexpr int kVectorBytes = 16, kRows = 4;
+#endif
+
+template <typename T>
+struct Simd {
+    typedef T Vector __attribute__((vector_size(kVectorBytes)));
+    static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+// A block of memory on a cache line's boundary.
+template <typename T>
+class Buffer {
+  public:
+    explicit Buffer(int64_t count)
+        : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t(64)))) {}
+    ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    T* get() { return data_; }
+
+  private:
+    T* data_;
+};
+
+// sums[r][c * lanes + l] = Σ_k rows[r][k] * packed[k][c * lanes + l]
+template <int R, int C, typename T>
+FASTSEQ_INLINE void product(const T* const* rows, const T* packed, int64_t depth, T* sums) {
+    using Vector = typename Simd<T>::Vector;
+    constexpr int lanes = Simd<T>::lanes;
+    Vector sum[R][C] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        Vector b[C];
+        for (int c = 0; c < C; ++c) __builtin_memcpy(&b[c], packed + (k * C + c) * lanes, sizeof(Vector));
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k] * b[c];
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
+}
+
+// The same with the number of rows, 1 ... R, known at run time.
+template <int C, int R, typename T>
+void product_of(int count, const T* const* rows, const T* packed, int64_t depth, T* sums) {
+    if (count == R) return product<R, C>(rows, packed, depth, sums);
+    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, packed, depth, sums);
+}
+
+// Sequences [first, first + count) of block b, of `blocks` of nearly equal size.
+struct Blocks {
+    int64_t sequences, blocks;
+
+    Blocks(int64_t sequences_, int threads) : sequences(sequences_) {
+        const int64_t full = (sequences + kRows - 1) / kRows;
+        const int64_t wanted = sequences < threads ? sequences : threads;
+        blocks = full > wanted ? full : wanted;
+    }
+    int64_t first(int64_t b) const { return sequences * b / blocks; }
+    int count(int64_t b) const { return static_cast<int>(first(b + 1) - first(b)); }
+};
+
+// One row of `lanes` units from unit j on: gates and new state.
+template <typename T>
+FASTSEQ_INLINE void cell(const T* x, const T* hidden, const T* bias, const T* before, int64_t H, int lanes, int width,
+                         T* h, T* saved) {
+#pragma omp simd
+    for (int l = 0; l < width; ++l) {
+        const T s = hidden[2 * lanes + l] + bias[2 * lanes + l];
+        const T r = sigmoid(x[l] + (hidden[l] + bias[l]));
+        const T z = sigmoid(x[H + l] + (hidden[lanes + l] + bias[lanes + l]));
+        const T n = tanh_vectorised(x[2 * H + l] + r * s);
+        saved[l] = r;
+        saved[H + l] = z;
+        saved[2 * H + l] = n;
+        saved[3 * H + l] = s;
+        h[l] = n + z * (before[l] - n);
+    }
+}
+
+template <typename T>
+void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts, const int32_t* lengths,
+         int64_t sequences, int64_t H, T* h, T* saved, int threads) {
+    constexpr int lanes = Simd<T>::lanes;
+    const int64_t groups = (H + lanes - 1) / lanes;
+    // [group of units][k][gate][unit], and the bias as one more k.
+    Buffer<T> packed(groups * (H + 1) * 3 * lanes), zero(lanes);
+    for (int l = 0; l < lanes; ++l) zero.get()[l] = T(0);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t gate = 0; gate < 3; ++gate)
+            for (int64_t l = 0; l < lanes; ++l) {
+                const int64_t unit = g * lanes + l;
+                T* out = packed.get() + g * (H + 1) * 3 * lanes + gate * lanes + l;
+                const T* in = weight + (gate * H + unit) * H;
+                for (int64_t k = 0; k < H; ++k) out[k * 3 * lanes] = unit < H ? in[k] : T(0);
+                out[H * 3 * lanes] = unit < H && bias != nullptr ? bias[gate * H + unit] : T(0);
+            }
+
+    const Blocks blocks(sequences, threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t b = 0; b < blocks.blocks; ++b) {
+        const int64_t first = blocks.first(b);
+        int active = blocks.count(b);
+        alignas(64) T hidden[kRows * 3 * lanes];
+        const T* before[kRows];
+        for (int64_t t = 0; active > 0; ++t) {
+            while (active > 0 && lengths[first + active - 1] <= t) --active;
+            for (int r = 0; r < active; ++r) before[r] = t > 0 ? h + (starts[first + r] + t - 1) * H : nullptr;
+            for (int64_t g = 0; active > 0 && g < groups; ++g) {
+                const T* weights = packed.get() + g * (H + 1) * 3 * lanes;
+                if (t > 0) {
+                    product_of<3, kRows>(active, before, weights, H, hidden);
+                } else {
+                    for (int i = 0; i < active * 3 * lanes; ++i) hidden[i] = T(0);
+                }
+                const int64_t unit = g * lanes;
+                const int width = static_cast<int>(H - unit < lanes ? H - unit : lanes);
+                for (int r = 0; r < active; ++r) {
+                    const int64_t row = starts[first + r] + t;
+                    const T* x = x_gates + row * 3 * H + unit;
+                    const T* previous = t > 0 ? before[r] + unit : zero.get();
+                    const T* sums = hidden + r * 3 * lanes;
+                    T* state = h + row * H + unit;
+                    T* gates = saved + row * 4 * H + unit;
+                    if (width == lanes)
+                        cell(x, sums, weights + H * 3 * lanes, previous, H, lanes, lanes, state, gates);
+                    else
+                        cell(x, sums, weights + H * 3 * lanes, previous, H, lanes, width, state, gates);
+                }
+            }
+        }
+    }
+}
+
+// Gradients of one row's cell: of the input gates, of the hidden product, and the direct part of dh of the step before.
+template <typename T>
+FASTSEQ_INLINE void cell_backward(const T* grad, const T* saved, const T* before, int64_t H, T* grad_x, T* grad_hidden,
+                                  T* previous, T* carry) {
+#pragma omp simd
+    for (int64_t j = 0; j < H; ++j) {
+        const T r = saved[j], z = saved[H + j], n = saved[2 * H + j], s = saved[3 * H + j];
+        const T hp = before == nullptr ? T(0) : before[j];
+        const T dh = grad[j] + carry[j];
+        const T dn = dh * (T(1) - z) * (T(1) - n * n);
+        const T dz = dh * (hp - n) * z * (T(1) - z);
+        const T dr = dn * s * r * (T(1) - r);
+        grad_x[j] = dr;
+        grad_x[H + j] = dz;
+        grad_x[2 * H + j] = dn;
+        grad_hidden[j] = dr;
+        grad_hidden[H + j] = dz;
+        grad_hidden[2 * H + j] = dn * r;
+        previous[j] = hp;
+        carry[j] = dh * z;
+    }
+}
+
+template <typename T>
+void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, const int32_t* starts,
+                  const int32_t* lengths, int64_t sequences, int64_t H, T* grad_x, T* grad_hidden, T* previous,
+                  T* carry, int threads) {
+    constexpr int lanes = 2 * Simd<T>::lanes;  // two vectors of columns
+    const int64_t groups = (H + lanes - 1) / lanes;
+    Buffer<T> packed(groups * 3 * H * lanes);  // [group of units][row of weight][unit]
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t k = 0; k < 3 * H; ++k)
+            for (int64_t l = 0; l < lanes; ++l)
+                packed.get()[(g * 3 * H + k) * lanes + l] = g * lanes + l < H ? weight[k * H + g * lanes + l] : T(0);
+
+    const Blocks blocks(sequences, threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t b = 0; b < blocks.blocks; ++b) {
+        const int64_t first = blocks.first(b);
+        const int count = blocks.count(b);
+        T* carried = carry + first * H;
+        for (int64_t i = 0; i < count * H; ++i) carried[i] = T(0);
+        alignas(64) T sums[kRows * lanes];
+        const T* hidden[kRows];
+        int active = 0;
+        for (int64_t t = lengths[first] - 1; t >= 0; --t) {
+            while (active < count && lengths[first + active] > t) ++active;
+            for (int r = 0; r < active; ++r) {
+                const int64_t row = starts[first + r] + t;
+                hidden[r] = grad_hidden + row * 3 * H;
+                const T* before = t > 0 ? h + (row - 1) * H : nullptr;
+                if (before != nullptr)
+                    cell_backward(grad + row * H, saved + row * 4 * H, before, H, grad_x + row * 3 * H,
+                                  grad_hidden + row * 3 * H, previous + row * H, carried + r * H);
+                else
+                    cell_backward<T>(grad + row * H, saved + row * 4 * H, nullptr, H, grad_x + row * 3 * H,
+                                     grad_hidden + row * 3 * H, previous + row * H, carried + r * H);
+            }
+            for (int64_t g = 0; t > 0 && g < groups; ++g) {
+                product_of<2, kRows>(active, hidden, packed.get() + g * 3 * H * lanes, 3 * H, sums);
+                const int64_t unit = g * lanes, width = H - unit < lanes ? H - unit : lanes;
+                for (int r = 0; r < active; ++r)
+                    for (int64_t l = 0; l < width; ++l) carried[r * H + unit + l] += sums[r * lanes + l];
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void gru_f32(const float* x_gates, const float* weight_hh, const float* bias_hh, const int32_t* starts,
+             const int32_t* lengths, int64_t sequences, int64_t hidden, float* h, float* saved, int threads) {
+    gru(x_gates, weight_hh, bias_hh, starts, lengths, sequences, hidden, h, saved, threads);
+}
+
+void gru_f64(const double* x_gates, const double* weight_hh, const double* bias_hh, const int32_t* starts,
+             const int32_t* lengths, int64_t sequences, int64_t hidden, double* h, double* saved, int threads) {
+    gru(x_gates, weight_hh, bias_hh, starts, lengths, sequences, hidden, h, saved, threads);
+}
+
+void gru_backward_f32(const float* grad, const float* weight_hh, const float* h, const float* saved,
+                      const int32_t* starts, const int32_t* lengths, int64_t sequences, int64_t hidden,
+                      float* grad_x, float* grad_hidden, float* previous, float* carry, int threads) {
+    gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
+                 threads);
+}
+
+void gru_backward_f64(const double* grad, const double* weight_hh, const double* h, const double* saved,
+                      const int32_t* starts, const int32_t* lengths, int64_t sequences, int64_t hidden,
+                      double* grad_x, double* grad_hidden, double* previous, double* carry, int threads) {
+    gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
+                 threads);
+}
+
+}  // namespace fastseq::FASTSEQ_ISA

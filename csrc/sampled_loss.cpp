@@ -1,0 +1,178 @@
+// Sampled losses straight from hidden states, the item table and ids: one pass over the rows gives the loss, its
+// gradient with respect to every score and to h, and no gathered [rows, count, width] tensor exists.
+#include "sampled_loss.h"
+
+#include <cmath>
+
+#include "elementary.h"
+
+namespace fastseq::FASTSEQ_ISA {
+namespace {
+
+template <typename T>
+FASTSEQ_INLINE T dot(const T* a, const T* b, int64_t width) {
+    T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < width; ++c) sum += a[c] * b[c];
+    return sum;
+}
+
+// y = scale * x, or y += scale * x.
+template <typename T>
+FASTSEQ_INLINE void assign_scaled(T* y, T scale, const T* x, int64_t width) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) y[c] = scale * x[c];
+}
+
+template <typename T>
+FASTSEQ_INLINE void add_scaled(T* y, T scale, const T* x, int64_t width) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) y[c] += scale * x[c];
+}
+
+// How a row's loss uses its negatives. Those equal to the target are masked out; `kept` is how many are left.
+//
+// scores holds the negatives' scores on entry and d loss / d score on return.
+
+// mean softplus(s⁻ - s⁺), 0 where nothing is kept.
+template <typename T>
+T bpr(T positive, const int64_t* negatives, int64_t target, int64_t count, T kept, T* scores, T& grad_positive) {
+    const T share = kept > T(0) ? T(1) / kept : T(0);
+    T loss = T(0), total = T(0);
+#pragma omp simd reduction(+ : loss, total)
+    for (int64_t j = 0; j < count; ++j) {
+        T derivative;
+        const T value = softplus(scores[j] - positive, derivative);
+        const T weight = negatives[j] == target ? T(0) : share;
+        loss += weight * value;
+        total += weight * derivative;
+        scores[j] = weight * derivative;
+    }
+    grad_positive = -total;
+    return loss;
+}
+
+// (beta softplus(-s⁺) + Σ softplus(s⁻)) / (kept + 1)
+template <typename T>
+T bce(T positive, const int64_t* negatives, int64_t target, int64_t count, T kept, T beta, T* scores,
+      T& grad_positive) {
+    const T share = T(1) / (kept + T(1));
+    T derivative;
+    T loss = share * beta * softplus(-positive, derivative);
+    grad_positive = -share * beta * derivative;
+#pragma omp simd reduction(+ : loss)
+    for (int64_t j = 0; j < count; ++j) {
+        T slope;
+        const T value = softplus(scores[j], slope);
+        const T weight = negatives[j] == target ? T(0) : share;
+        loss += weight * value;
+        scores[j] = weight * slope;
+    }
+    return loss;
+}
+
+// softplus(L - s⁺) with L = log Σ exp(s⁻ - log(kept q⁻)): equal to -s⁺ + log(e^{s⁺} + Σ …) without the cancellation.
+template <typename T>
+T sampled_softmax(T positive, const int64_t* negatives, int64_t target, int64_t count, T kept, const T* log_q,
+                  T* scores, T& grad_positive) {
+    const T lowest = -HUGE_VAL;
+    T largest = lowest, sum = T(0);
+#pragma omp simd reduction(max : largest)
+    for (int64_t j = 0; j < count; ++j) {
+        const T logit = negatives[j] == target ? lowest : scores[j] - log_q[j];
+        scores[j] = logit;
+        largest = logit > largest ? logit : largest;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < count; ++j) {
+        const T e = negatives[j] == target ? T(0) : bounded_exp(scores[j] - largest);
+        scores[j] = e;
+        sum += e;
+    }
+    grad_positive = T(0);
+    if (!(kept > T(0))) return T(0);
+    T probability;  // of all negatives together
+    const T loss = softplus(largest + std::log(sum) - std::log(kept) - positive, probability);
+    grad_positive = -probability;
+    const T scale = probability / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) scores[j] *= scale;
+    return loss;
+}
+
+template <typename T>
+void sampled_loss(const LossInputs<T>& in, T* loss, T* grad_h, T* grad_scores, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < in.rows; ++i) {
+        const int64_t target = in.targets[i], width = in.width, count = in.count;
+        const int64_t* negatives = in.negatives + (in.shared ? 0 : i * count);
+        const T* log_q = in.log_q == nullptr ? nullptr : in.log_q + (in.shared ? 0 : i * count);
+        const T* h = in.h + i * width;
+        const T* positive_row = in.table + target * width;
+        T* scores = grad_scores + i * (count + 1) + 1;
+        const T positive = dot(h, positive_row, width);
+        if (!in.shared)
+            for (int64_t j = 0; j < count; ++j) scores[j] = dot(h, in.table + negatives[j] * width, width);
+        int64_t hits = 0;
+#pragma omp simd reduction(+ : hits)
+        for (int64_t j = 0; j < count; ++j) hits += negatives[j] == target;
+        const T kept = static_cast<T>(count - hits);
+
+        T grad_positive = T(0);
+        switch (in.kind) {
+            case SampledLoss::bpr:
+                loss[i] = bpr(positive, negatives, target, count, kept, scores, grad_positive);
+                break;
+            case SampledLoss::bce:
+                loss[i] = bce(positive, negatives, target, count, kept, static_cast<T>(in.beta), scores,
+                              grad_positive);
+                break;
+            default:
+                loss[i] = sampled_softmax(positive, negatives, target, count, kept, log_q, scores, grad_positive);
+        }
+        scores[-1] = grad_positive;
+        T* grad = grad_h + i * width;
+        assign_scaled(grad, grad_positive, positive_row, width);
+        if (!in.shared)
+            for (int64_t j = 0; j < count; ++j) add_scaled(grad, scores[j], in.table + negatives[j] * width, width);
+    }
+}
+
+template <typename T>
+void sum_by_id(const int64_t* starts, const int32_t* rows, const T* coefficients, const T* source, int64_t ids,
+               int64_t width, T* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 256)
+    for (int64_t id = 0; id < ids; ++id) {
+        T* sum = out + id * width;
+        int64_t e = starts[id];
+        const int64_t stop = starts[id + 1];
+        if (e == stop) {
+            for (int64_t c = 0; c < width; ++c) sum[c] = T(0);
+            continue;
+        }
+        assign_scaled(sum, coefficients[e], source + rows[e] * width, width);
+        for (++e; e < stop; ++e) add_scaled(sum, coefficients[e], source + rows[e] * width, width);
+    }
+}
+
+}  // namespace
+
+void sampled_loss_f32(const LossInputs<float>& in, float* loss, float* grad_h, float* grad_scores, int threads) {
+    sampled_loss(in, loss, grad_h, grad_scores, threads);
+}
+
+void sampled_loss_f64(const LossInputs<double>& in, double* loss, double* grad_h, double* grad_scores, int threads) {
+    sampled_loss(in, loss, grad_h, grad_scores, threads);
+}
+
+void sum_by_id_f32(const int64_t* starts, const int32_t* rows, const float* coefficients, const float* source,
+                   int64_t ids, int64_t width, float* out, int threads) {
+    sum_by_id(starts, rows, coefficients, source, ids, width, out, threads);
+}
+
+void sum_by_id_f64(const int64_t* starts, const int32_t* rows, const double* coefficients, const double* source,
+                   int64_t ids, int64_t width, double* out, int threads) {
+    sum_by_id(starts, rows, coefficients, source, ids, width, out, threads);
+}
+
+}  // namespace fastseq::FASTSEQ_ISA

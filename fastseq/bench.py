@@ -1,0 +1,212 @@
+"""Speed of training and of recommending, measured through the same code that users run."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._version import __version__
+from .data.interactions import Interactions
+from .data.readers import read_interactions
+from .data.split import Split
+from .data.synthetic import make_demo
+from .errors import ConfigError
+from .memory import peak_rss_mb, reset_peak_rss
+from .models import MODELS
+from .training import Trainer, TrainingOptions
+
+# The configurations of the original request; what they leave out takes the models' defaults.
+SEED_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "SASRec": {
+        "embedding_size": 128,
+        "n_layers": 2,
+        "n_heads": 4,
+        "inner_size": 512,
+        "dropout_prob": 0.3,
+        "attn_dropout_prob": 0.3,
+        "learning_rate": 0.001,
+        "weight_decay": 0.0,
+        "epochs": 1,
+        "neg_samples": 1,
+    },
+    "GRU4Rec": {
+        "embedding_size": 128,
+        "hidden_size": 128,
+        "num_layers": 1,
+        "dropout_prob": 0.2,
+        "weight_decay": 0.0001,
+        "epochs": 20,
+        "learning_rate": 0.001,
+        "neg_samples": 2,
+    },
+    "Caser": {
+        "embedding_size": 64,
+        "n_h": 8,
+        "n_v": 4,
+        "dropout_prob": 0.5,
+        "weight_decay": 0.0,
+        "epochs": 3,
+        "learning_rate": 0.001,
+        "neg_samples": 1,
+    },
+}
+
+
+def read(path: Path | None) -> Interactions:
+    """A data set by its path; None: the embedded one."""
+    return make_demo() if path is None else read_interactions(path)
+
+
+def everything(data: Interactions) -> Split:
+    """All events in training: what the peers' scripts measure."""
+    return Split(data, data.offsets[1:].copy(), data.offsets[1:].copy(), "none", {})
+
+
+def seed_params(model: str, max_len: int | None, **changes: Any) -> dict[str, Any]:
+    """The seed's hyper-parameters of a model, reg_weight 0, with changes that are not None."""
+    if model not in SEED_CONFIGURATIONS:
+        raise ConfigError(f"model is {model!r}, expected one of {', '.join(SEED_CONFIGURATIONS)}")
+    params = {**SEED_CONFIGURATIONS[model], "reg_weight": 0.0}
+    for key, value in {"max_seq_len": max_len, **changes}.items():
+        if value is not None:
+            params[key] = value
+    if params.get("loss") == "cross_entropy":
+        params["neg_samples"] = 0
+    return params
+
+
+def train_throughput(
+    model: str,
+    data: Path | None,
+    max_len: int | None = None,
+    stride: int | None = None,
+    *,
+    batch_size: int = 2048,
+    loss: str | None = None,
+    precision: str = "fp32",
+    per_target: bool = False,
+    seconds: float = 20.0,
+    warmup_seconds: float = 2.0,
+) -> dict[str, Any]:
+    """Trains for some seconds and says how fast.
+
+    Runs Trainer, the loop of `fastseq train`, on all events of the data, without validation and checkpoints. A
+    first run of ``warmup_seconds`` is not counted.
+
+    Returns:
+        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, peak_rss_mb, config,
+        versions.
+    """
+    interactions = read(data)
+    params = seed_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
+    info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
+    split = everything(interactions)
+    epochs = 1_000_000  # the clock ends it
+
+    def run(limit: float) -> Any:
+        reset_peak_rss()
+        built = MODELS[model](params, info)
+        options = TrainingOptions(
+            epochs=epochs,
+            precision=precision,  # type: ignore[arg-type]
+            per_target=per_target,
+            validation_metric=None,
+            max_seconds=limit,
+        )
+        return built, Trainer(built, split, options).fit()
+
+    if warmup_seconds > 0:
+        run(warmup_seconds)
+    built, result = run(seconds)
+    return {
+        "targets_per_s": round(result.targets / result.seconds, 1),
+        "steps": result.steps,
+        "targets": result.targets,
+        "seconds": round(result.seconds, 3),
+        "stride": 1 if per_target else built.window_stride or built.max_seq_len,
+        "batch_size": batch_size,
+        "per_target": per_target,
+        "precision": precision,
+        "first_loss": result.first_loss,
+        "last_loss": result.last_loss,
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "data": _describe(data, interactions),
+        "config": {"model": model, **built.get_params()},
+        "versions": versions(),
+    }
+
+
+def predict_throughput(
+    model: str,
+    data: Path | None,
+    max_len: int | None = None,
+    *,
+    k: int = 10,
+    batch_size: int = 512,
+    seconds: float = 10.0,
+) -> dict[str, Any]:
+    """How fast ``recommend`` answers, seen items filtered, with an untrained model of the seed's configuration.
+
+    Returns:
+        histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, peak_rss_mb, config, versions.
+    """
+    interactions = read(data)
+    params = seed_params(model, max_len)
+    built = MODELS[model](params, {"n_users": interactions.n_users, "n_items": interactions.n_items}).eval()
+    offsets, tape = interactions.offsets, interactions.items
+    order = np.random.default_rng(0).permutation(interactions.n_users)
+
+    def call(first: int) -> None:
+        chosen = [int(order[(first + i) % len(order)]) for i in range(batch_size)]
+        histories = [tape[offsets[user] : offsets[user + 1]] for user in chosen]
+        built.recommend(histories, k, users=chosen if built.needs_user else None)
+
+    reset_peak_rss()
+    for warm in range(3):
+        call(warm * batch_size)
+    times: list[float] = []
+    while sum(times) < seconds:
+        before = time.perf_counter()
+        call((len(times) + 3) * batch_size)
+        times.append(time.perf_counter() - before)
+    return {
+        "histories_per_s": round(batch_size * len(times) / sum(times), 1),
+        "calls": len(times),
+        "p50_ms": round(1e3 * float(np.percentile(times, 50)), 3),
+        "p99_ms": round(1e3 * float(np.percentile(times, 99)), 3),
+        "batch_size": batch_size,
+        "k": k,
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "data": _describe(data, interactions),
+        "config": {"model": model, **built.get_params()},
+        "versions": versions(),
+    }
+
+
+def _describe(path: Path | None, data: Interactions) -> dict[str, Any]:
+    name = path.name if path is not None else "demo"
+    return {"name": name, "users": data.n_users, "items": data.n_items, "events": data.n_events}
+
+
+def versions() -> dict[str, Any]:
+    """What a figure depends on besides the code: versions, threads, processor, instruction set."""
+    try:
+        from ._C import isa
+
+        instructions = isa()
+    except ImportError:
+        instructions = "none"
+    return {
+        "fastseq": __version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "instructions": instructions,
+    }

@@ -1,0 +1,408 @@
+"""The command line: fastseq train | evaluate | recommend | bench.
+
+Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
+Answers go to stdout (one JSON document with --json), progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError as error:  # the core install has no command line
+    sys.exit(f"the fastseq command needs its extra ({error.name} is missing): pip install 'fastseq-rec[cli]'")
+
+from .errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from .experiment import Outcome
+    from .training import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="SASRec, GRU4Rec and Caser, fast: train on your interactions, evaluate, recommend.",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+app.add_typer(bench, name="bench")
+stderr = Console(stderr=True)
+stdout = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Run = Annotated[Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Options before the command."""
+    if show:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Where run folders go (default: the configuration's writer).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in the existing run folder, bit for bit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train and test every model of a configuration.
+
+    Each gets a run folder: config.yaml (resolved), metrics.jsonl, curve.png, evaluation.json, checkpoints. Ctrl-C saves
+    and says how to resume.
+    """
+    from . import experiment
+    from .config import load_config
+
+    chosen = load_config(config)
+    if out is not None:
+        chosen.writer.local_experiment_path = out
+    outcomes: list[Outcome] = []
+    baseline: Evaluation | None = None
+    with _bars(quiet=as_json) as report:
+
+        def announce(name: str, data: Any, parts: Any) -> None:
+            nonlocal baseline
+            if baseline is None and len(parts.part("test")):
+                baseline = experiment.popularity(chosen, parts)
+                stderr.print(
+                    f"{chosen.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
+                )
+
+        for outcome in experiment.train(
+            chosen, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
+        ):
+            outcomes.append(outcome)
+            stderr.print(f"{outcome.name}: {outcome.result.message}; {outcome.run.path}", highlight=False)
+    if as_json:
+        print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
+    else:
+        _print_table(chosen.evaluation.metrics, chosen.evaluation.top_k, outcomes, baseline)
+    if outcomes and outcomes[-1].result.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    part: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    k: Annotated[list[int] | None, typer.Option("-k", help="Cut-off; may be repeated.")] = None,
+    sampled: Annotated[
+        int | None, typer.Option(help="Rank among so many sampled negatives, not the whole catalogue.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's best epoch again, on the data and split of its configuration."""
+    import dataclasses
+
+    from . import experiment
+    from .training import RunFolder, load
+
+    if part not in ("validation", "test"):
+        raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
+    folder = RunFolder.existing(run)
+    config = experiment.config_of_run(folder)
+    model = load(run)
+    data = experiment.read(config)
+    parts = experiment.split(config, data)
+    _check_catalogue(run, model, data)
+    chosen = config.evaluation
+    from .training import evaluate as measure
+
+    evaluation = measure(
+        model,
+        parts,
+        part,  # type: ignore[arg-type]
+        ks=k or chosen.top_k,
+        protocol="sampled" if sampled or chosen.strategy == "sampled" else "full",
+        n_negatives=sampled or chosen.num_negatives,
+        seed=chosen.seed,
+        filter_seen=chosen.mask_seen != "none",
+        batch_size=chosen.batch_size,
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(evaluation)))
+        return
+    table = Table("metric", part, title=f"{type(model).__name__} · {config.dataset_name}")
+    for name, value in evaluation.metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    stdout.print(table)
+    for name, value in evaluation.protocol.items():
+        stdout.print(f"[dim]{name}: {value}[/dim]", highlight=False)
+
+
+@app.command()
+def recommend(
+    run: Run,
+    user: Annotated[list[str] | None, typer.Option("--user", "-u", help="A user of the data; may be repeated.")] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option("--history", help="Item ids, oldest first, separated by commas; may be repeated."),
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="One history a line: item ids separated by spaces; - is stdin.")
+    ] = None,
+    sample: Annotated[int, typer.Option(help="So many users of the data, spread over it.", min=0)] = 0,
+    k: Annotated[int, typer.Option("-k", help="Recommendations for each.", min=1)] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Do not leave out the history's items.")] = False,
+    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave out unknown items of a history.")] = False,
+    mean_user: Annotated[
+        bool, typer.Option("--mean-user", help="Caser: score users it does not know with the mean user vector.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Recommend items for users of the data or for any history, in raw ids."""
+    from . import experiment
+    from .training import RunFolder, load
+
+    model = load(run)
+    names: list[Any] = []
+    histories: list[list[Any]] = []
+    users: list[Any] = []
+    if user or sample:
+        data = experiment.read(experiment.config_of_run(RunFolder.existing(run)))
+        _check_catalogue(run, model, data)
+        known = data.user_ids.values
+        step = max(1, len(known) // sample) if sample else 1
+        wanted = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
+        for name in wanted:
+            name = name.item() if hasattr(name, "item") else name
+            names.append(name)
+            users.append(name)
+            histories.append(list(data.history(name)))
+    items = model.catalogue.items if model.catalogue is not None else None
+    for line in history or []:
+        histories.append([_as_id(items, text) for text in line.split(",") if text.strip()])
+        names.append(line)
+        users.append(None)
+    if input_file is not None:
+        for number, line in enumerate(_lines(input_file), start=1):
+            histories.append([_as_id(items, text) for text in line.split()])
+            names.append(f"line {number}")
+            users.append(None)
+    if not histories:
+        raise typer.BadParameter("nothing to recommend for: give --user, --history, --input or --sample")
+    answers = model.recommend(
+        histories,
+        k,
+        users=users if model.needs_user else None,
+        filter_seen=not include_seen,
+        unknown_items="skip" if skip_unknown else "error",
+        unknown_users="mean" if mean_user else "error",
+    )
+    if as_json:
+        rows = [
+            {"for": name, "items": answer.items, "scores": answer.scores}
+            for name, answer in zip(names, answers, strict=True)
+        ]
+        print(json.dumps(rows))
+        return
+    table = Table("for", "last events", f"best {k}", title=f"{type(model).__name__} recommends")
+    for name, events, answer in zip(names, histories, answers, strict=True):
+        table.add_row(str(name), " ".join(map(str, events[-3:])), " ".join(map(str, answer.items)))
+    stdout.print(table)
+
+
+@bench.command("train")
+def bench_train(
+    model: Annotated[str, typer.Option(help="SASRec, GRU4Rec or Caser, in the seed's configuration.")] = "SASRec",
+    data: Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).")] = None,
+    max_len: Annotated[int | None, typer.Option(help="max_seq_len (default: the seed's).", min=1)] = None,
+    stride: Annotated[int | None, typer.Option(help="window_stride (default: max_len).", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Targets of one optimizer step.", min=1)] = 2048,
+    loss: Annotated[str | None, typer.Option(help="bpr, bce, gbce, sampled_softmax or cross_entropy.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
+    seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
+    from .bench import train_throughput
+
+    _print_figures(
+        train_throughput(
+            model,
+            data,
+            max_len,
+            stride,
+            batch_size=batch_size,
+            loss=loss,
+            precision=precision,
+            per_target=per_target,
+            seconds=seconds,
+        ),
+        as_json,
+    )
+
+
+@bench.command("predict")
+def bench_predict(
+    model: Annotated[str, typer.Option(help="SASRec, GRU4Rec or Caser, in the seed's configuration.")] = "SASRec",
+    data: Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).")] = None,
+    max_len: Annotated[int | None, typer.Option(help="max_seq_len (default: the seed's).", min=1)] = None,
+    k: Annotated[int, typer.Option("-k", help="Recommendations for each history.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Histories of one call; 1 measures latency.", min=1)] = 512,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Histories per second, and the latency of one call, of `recommend`."""
+    from .bench import predict_throughput
+
+    _print_figures(predict_throughput(model, data, max_len, k=k, batch_size=batch_size, seconds=seconds), as_json)
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one line, without a traceback."""
+    from .training import TrainingError
+
+    try:
+        app()
+    except (CheckpointError, ConfigError, DataError, OSError) as error:
+        _fail(str(error), 2)
+    except TrainingError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"fastseq: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
+    """Progress bars on stderr: one a model, with epoch, loss, speed and time left."""
+    if quiet:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[epoch]}"),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[speed]:,.0f} targets/s"),
+        TextColumn("{task.fields[metric]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as bars:
+        tasks: dict[str, Any] = {}
+        metric = dict[str, str]()
+
+        def report(name: str, progress: Any) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(
+                    name, total=progress.total_steps, epoch="", loss=0.0, speed=0.0, metric="", start=True
+                )
+            if progress.validation:
+                shown, value = next(iter(progress.validation.items()))
+                metric[name] = f"{shown} {value:.4f}"
+            bars.update(
+                tasks[name],
+                completed=progress.step,
+                epoch=f"epoch {progress.epoch}/{progress.epochs}",
+                loss=progress.loss,
+                speed=progress.targets_per_second,
+                metric=metric.get(name, ""),
+            )
+
+        yield report
+
+
+def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
+    from .training.metrics import parse_metric
+
+    columns = ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
+    table = Table("model", *columns, "targets/s", "peak memory", title="Test set, full ranking")
+    if baseline is not None:
+        if baseline.protocol.get("protocol") == "sampled":
+            table.title = "Test set, sampled ranking"
+        table.add_row("popularity", *(f"{baseline.metrics[c]:.4f}" for c in columns), "", "")
+    for outcome in outcomes:
+        scores = outcome.evaluation.metrics if outcome.evaluation else {}
+        cells = [f"{scores[c]:.4f}" if c in scores else "–" for c in columns]
+        table.add_row(
+            outcome.name, *cells, f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
+        )
+    stdout.print(table)
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    result = asdict(outcome.result)
+    result.pop("history")
+    return {
+        "model": outcome.name,
+        "run": str(outcome.run.path),
+        "peak_rss_mb": round(outcome.peak_rss_mb, 1),
+        "training": result,
+        "evaluation": asdict(outcome.evaluation) if outcome.evaluation else None,
+    }
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    stdout.print(table)
+
+
+def _as_id(ids: Any, text: str) -> Any:
+    """A word of the command line as the catalogue's kind of id; still text where it is none, so that errors name it."""
+    text = text.strip()
+    if ids is None or ids.kind == "int":
+        try:
+            return int(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _raw(ids: Any, text: str, what: str) -> Any:
+    value = _as_id(ids, text)
+    if ids.encode([value], unknown="-1")[0] < 0:
+        raise typer.BadParameter(f"{what} {text!r} is not in the data of this run")
+    return value
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: cannot be read: {error}", param_hint="--input") from error
+    return text.splitlines()
+
+
+def _check_catalogue(run: Path, model: Any, data: Any) -> None:
+    from .models.catalogue import Catalogue
+
+    if model.catalogue is not None and model.catalogue != Catalogue(data.item_ids, data.user_ids):
+        raise CheckpointError(
+            f"{run}: the data has changed since this run was trained (its catalogue differs); train again, "
+            "or restore the data"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Columns of polars and pandas data frames, without importing either before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastseq.errors import DataError
+
+from .ids import IdMap, factorise
+from .times import as_times
+
+
+def is_frame(source: object) -> bool:
+    """Whether ``source`` is a polars or pandas data frame."""
+    return type(source).__name__ == "DataFrame" and _library(source) in ("polars", "pandas")
+
+
+def read_parquet(path: Path, columns: list[str]) -> Any:
+    """The named columns of a Parquet file as a polars frame; where one is missing, all columns and no rows.
+
+    Raises:
+        DataError: if polars is not installed or the file is not Parquet.
+    """
+    try:
+        import polars as pl
+    except ImportError:
+        raise DataError("reading Parquet needs polars: pip install 'fastseq-rec[cli]'") from None
+    problems = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+    with open(path, "rb"):  # a missing file or permission is its own error, not a fault of the data
+        pass
+    try:
+        present = pl.read_parquet_schema(path)
+        if any(name not in present for name in columns):
+            return pl.DataFrame(schema=present)
+        return pl.read_parquet(path, columns=columns)
+    except problems as error:
+        raise DataError(f"not a Parquet file that polars can read ({str(error).splitlines()[0][:200]})") from None
+
+
+def ids(series: Any, name: str) -> tuple[IdMap, NDArray[np.int32]]:
+    """A column of ids as ``factorise`` gives it.
+
+    Raises:
+        DataError: naming row and column of a missing id, or the column whose type holds no ids.
+    """
+    _refuse_missing(series, name, "id")
+    if _library(series) == "pandas":
+        if series.dtype.kind in "iu":
+            return factorise(series.to_numpy(np.uint64 if series.dtype.kind == "u" else np.int64), name)
+        if series.dtype.kind in "fbcmM":
+            raise _not_ids(series, name)
+        return factorise(series.astype(object).tolist(), name)
+    import polars as pl
+
+    if series.dtype.is_integer():
+        return factorise(series.to_numpy(), name)
+    if series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        texts = series.cast(pl.String)
+        distinct = texts.unique().sort()
+        codes = texts.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
+        return IdMap.from_sorted(distinct.to_list()), codes
+    if series.dtype == pl.Object:
+        return factorise(series.to_list(), name)
+    raise _not_ids(series, name)
+
+
+def times(series: Any, name: str) -> NDArray[Any]:
+    """A column of times as ``as_times`` gives it.
+
+    Raises:
+        DataError: naming row and column of a time that is missing or none.
+    """
+    _refuse_missing(series, name, "timestamp")
+    if _library(series) == "pandas":
+        kind = series.dtype.kind
+        if kind == "M":
+            zoned = getattr(series.dt, "tz", None) is not None
+            return as_times((series.dt.tz_convert("UTC").dt.tz_localize(None) if zoned else series).to_numpy(), name)
+        if kind in "iuf":
+            return as_times(series.to_numpy({"i": np.int64, "u": np.uint64, "f": np.float64}[kind]), name)
+        return as_times(series.astype(object).tolist(), name)
+    import polars as pl
+
+    if series.dtype.is_temporal() and series.dtype in (pl.Date, pl.Datetime):
+        return series.cast(pl.Datetime("us")).to_physical().to_numpy()
+    if series.dtype.is_float() or series.dtype.is_integer():
+        return as_times(series.to_numpy(), name)
+    return as_times(series.to_list(), name)
+
+
+def _library(thing: object) -> str:
+    return type(thing).__module__.split(".")[0]
+
+
+def _refuse_missing(series: Any, name: str, what: str) -> None:
+    missing = np.asarray(series.isna() if _library(series) == "pandas" else series.is_null())
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise DataError(f"row {row + 1}, column {name!r}: the {what} is missing; drop the row or fill it")
+
+
+def _not_ids(series: Any, name: str) -> DataError:
+    return DataError(f"column {name!r} is {series.dtype}: ids are integers or strings, cast it to one of them")

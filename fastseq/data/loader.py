@@ -1,0 +1,191 @@
+"""From windows to batches: shuffled, cut, divided over ranks, assembled in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastseq import _C
+from fastseq.ops import make_rng
+
+from .batch import JaggedBatch
+from .ids import Int64Array
+from .interactions import Interactions
+from .negatives import NegativeSampler, as_split
+from .prefetch import prefetched
+from .split import Split
+from .windows import pack_windows
+
+
+def cut(cumulative: Int64Array, goals: Int64Array) -> Int64Array:
+    """Boundaries of ``len(goals) + 1`` parts of a row of windows, each nearest to its goal, no part empty.
+
+    Args:
+        cumulative: int64 [windows + 1], targets before each window; starts at 0. At least as many windows as parts.
+        goals: int64 [parts - 1], increasing: how many targets each part but the last should end after.
+
+    Returns:
+        int64 [parts + 1]: part ``k`` has the windows ``[bounds[k], bounds[k + 1])``.
+    """
+    windows, parts = len(cumulative) - 1, len(goals) + 1
+    after = np.clip(np.searchsorted(cumulative, goals), 1, windows)
+    nearer = goals - cumulative[after - 1] <= cumulative[after] - goals
+    nearest = np.where(nearer, after - 1, after)
+    k = np.arange(1, parts)
+    inner = np.clip(np.maximum.accumulate(nearest - k), 0, windows - parts) + k  # strictly increasing
+    return np.concatenate([[0], inner, [windows]])
+
+
+class Loader:
+    """Batches of windows with their targets and negatives; a pure function of seed, epoch and rank.
+
+    An epoch shuffles the windows by (seed, epoch) and cuts them at the window nearest to every ``batch_size`` targets:
+    ``len(loader)`` = ceil(targets / batch_size) optimizer steps, as many as WarpRec takes. A batch has at least one
+    window, so where single windows count more than ``batch_size`` targets there are fewer steps: one per window.
+    Negatives are drawn with rng = [seed, epoch * len(loader) + i].
+
+    With several ranks each batch is divided at the window nearest to equal numbers of targets. A rank's part is empty
+    only where the batch has fewer windows than there are ranks. Targets and negatives do not depend on the number of
+    ranks.
+
+    Args:
+        data: the split whose training part is used, or interactions, all of which are then.
+        batch_size: targets per batch (over all ranks), at least 1.
+        max_len: most inputs of a window (data/windows.py).
+        window_stride: 1 ... max_len; None: max_len.
+        seed: any integer.
+        sampler: draws the negatives; None: batches have none.
+        per_target: one sequence per target, as WarpRec does.
+        context: windows reach back so that each target has its full history, for Caser.
+        l2: whether batches carry the histories of the L2 term.
+        rank, world_size: which part of how many.
+        prefetch: batches prepared ahead by a background thread; 0: none, and no thread.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        data: Interactions | Split,
+        *,
+        batch_size: int,
+        max_len: int,
+        window_stride: int | None = None,
+        seed: int = 42,
+        sampler: NegativeSampler | None = None,
+        per_target: bool = False,
+        context: bool = False,
+        l2: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank} of world_size {world_size}, expected 0 <= rank < world_size")
+        if prefetch < 0:
+            raise ValueError(f"prefetch is {prefetch}, expected at least 0")
+        split = as_split(data)
+        self._tape = np.ascontiguousarray(split.interactions.items)
+        self._offsets = np.ascontiguousarray(split.interactions.offsets)
+        self.windows = pack_windows(
+            self._offsets, split.train_stop, max_len, window_stride, per_target=per_target, context=context
+        )
+        self.batch_size, self.max_len, self.seed = batch_size, max_len, seed
+        self.sampler, self.per_target, self.l2 = sampler, per_target, l2
+        self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
+        self.n_targets = int(self.windows.n_targets.sum())
+        self._length = min(-(-self.n_targets // batch_size), len(self.windows))
+
+    def __len__(self) -> int:
+        """Batches (optimizer steps) of an epoch."""
+        return self._length
+
+    def batches(self, epoch: int, start: int = 0) -> Generator[JaggedBatch, None, None]:
+        """This rank's part of the batches ``start ... len(loader) - 1`` of an epoch.
+
+        Args:
+            epoch: at least 0.
+            start: how many batches to leave out, 0 ... len(loader); the others are the same, bit for bit.
+
+        Raises:
+            ValueError: if an argument is out of range, or (from the iteration) a user has no item left to draw.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, expected at least 0")
+        if not 0 <= start <= self._length:
+            raise ValueError(f"start is {start}, expected 0 ... {self._length}, the batches of an epoch")
+        return prefetched(self._assembled(epoch, start), self.prefetch)
+
+    def _assembled(self, epoch: int, start: int) -> Iterator[JaggedBatch]:
+        if start == self._length:
+            return
+        shuffle = np.random.default_rng([self.seed % 2**64, epoch])
+        order = shuffle.permutation(len(self.windows))
+        cumulative = np.concatenate([[0], np.cumsum(self.windows.n_targets[order])])
+        bounds = cut(cumulative, np.arange(1, self._length) * self.batch_size)
+        for i in range(start, self._length):
+            rng = make_rng(self.seed, epoch * self._length + i)
+            low, high = bounds[i], bounds[i + 1]
+            targets = cumulative[low : high + 1] - cumulative[low]
+            mine = self._part(targets)
+            yield self._assemble(order[low:high][mine], rng, int(targets[mine.start]), int(targets[-1]))
+
+    def _part(self, cumulative: Int64Array) -> slice:
+        """The windows of a batch that are this rank's."""
+        windows = len(cumulative) - 1
+        parts = min(self.world_size, windows)
+        if self.rank >= parts:
+            return slice(windows, windows)
+        bounds = cut(cumulative, cumulative[-1] * np.arange(1, parts) // parts)
+        return slice(int(bounds[self.rank]), int(bounds[self.rank + 1]))
+
+    def _assemble(self, chosen: Int64Array, rng: Tensor, first: int, n_targets_global: int) -> JaggedBatch:
+        """The batch of these windows, whose first target is number ``first`` of ``n_targets_global``."""
+        windows = self.windows
+        lengths = windows.stop[chosen] - windows.start[chosen]
+        n_inputs, n_targets = int(lengths.sum()), int(windows.n_targets[chosen].sum())
+        batch = JaggedBatch(
+            items=torch.empty(n_inputs, dtype=torch.int64),
+            offsets=torch.empty(len(chosen) + 1, dtype=torch.int32),
+            users=torch.empty(len(chosen), dtype=torch.int64),
+            max_len=int(lengths.max(initial=0)),
+            rows=torch.empty(n_targets, dtype=torch.int64),
+            targets=torch.empty(n_targets, dtype=torch.int64),
+            target_sequences=torch.empty(n_targets, dtype=torch.int64),
+            n_targets_global=n_targets_global,
+            last_only=self.per_target,
+        )
+        if self.l2:
+            reach = np.maximum(self._offsets[windows.user[chosen]], windows.first_target[chosen] - self.max_len)
+            n_history = int((windows.stop[chosen] - reach).sum())
+            batch.l2_items = torch.empty(n_history, dtype=torch.int64)
+            batch.l2_weights = torch.empty(n_history, dtype=torch.float32)
+        written = ("items", "offsets", "users", "rows", "targets", "target_sequences", "l2_items", "l2_weights")
+        buffers = (getattr(batch, name) for name in written)
+        padding = _C.gather_windows(
+            self._tape,
+            self._offsets,
+            windows.user,
+            windows.start,
+            windows.stop,
+            windows.first_target,
+            chosen,
+            self.max_len,
+            *(None if buffer is None else buffer.numpy() for buffer in buffers),
+        )
+        if self.l2:
+            batch.l2_padding = padding
+        if n_targets == n_inputs:
+            batch.rows = None
+        if self.sampler is not None:
+            # One thread: the others are training.
+            batch.negatives, batch.log_q = self.sampler.sample(
+                batch.users[batch.target_sequences], batch.targets, rng, first=first, threads=1
+            )
+        return batch

@@ -1,0 +1,195 @@
+"""Negatives for training: what each user has seen, and the distribution to draw from."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastseq import _C
+from fastseq.ops import sample_negatives, sample_shared_negatives
+
+from .ids import Int64Array
+from .interactions import Interactions
+from .split import Split
+
+Mode: TypeAlias = Literal["per_target", "shared"]
+Distribution: TypeAlias = Literal["uniform", "popularity"]
+
+
+def integer_masses(weights: NDArray[np.float64]) -> Int64Array:
+    """Weights in proportion, as integers that sum to ``len(weights) * 2^32``; a positive weight stays positive.
+
+    Args:
+        weights: float64 [n], finite, none negative, not all 0.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not len(weights) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError("weights must be finite, none of them negative, and not all 0")
+    total = len(weights) << 32
+    shares = weights / weights.max()  # no overflow in the sum
+    masses = np.maximum(np.floor(shares / shares.sum() * total), weights > 0).astype(np.int64)
+    masses[np.argmax(masses)] += total - masses.sum()  # rounding, well below the largest mass
+    return masses
+
+
+def alias_table(masses: Int64Array) -> tuple[Tensor, Tensor]:
+    """Walker's table of a distribution in integers, for ``fastseq.ops.sample_negatives``.
+
+    Args:
+        masses: int64 [n] that sum to ``n * 2^32``.
+
+    Returns:
+        ``probability`` and ``alias``, int64 [n]: column ``i`` holds item ``i`` for ``probability[i]`` parts of 2^32
+        and item ``alias[i]`` for the rest. Over all columns every item has exactly its mass.
+    """
+    probability, alias = np.empty_like(masses), np.empty_like(masses)
+    _C.alias_table(masses.copy(), probability, alias)
+    return torch.from_numpy(probability), torch.from_numpy(alias)
+
+
+class NegativeSampler:
+    """Draws negatives for targets of the training part of a data set.
+
+    Args:
+        data: the split (or all of the interactions) whose training events are what users have seen.
+        size: negatives per target, or in the set that the targets of a batch share; at least 1.
+        mode: ``"per_target"``: never an item that the user has seen, nor the target. ``"shared"``: one set per
+            batch from the whole catalogue.
+        distribution: ``"uniform"``, or ``"popularity"``: in proportion to (training events of the item)^alpha, so an
+            item without any is never drawn (at alpha 0 it is).
+        alpha: at least 0; for ``"popularity"``.
+        with_log_q: whether ``sample`` also reports log-probabilities, which sampled softmax needs.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        data: Interactions | Split,
+        size: int,
+        *,
+        mode: Mode = "per_target",
+        distribution: Distribution = "uniform",
+        alpha: float = 0.75,
+        with_log_q: bool = False,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size is {size}, expected at least 1: without negatives pass no sampler")
+        for name, value, choices in (("mode", mode, Mode), ("distribution", distribution, Distribution)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
+        if not (np.isfinite(alpha) and alpha >= 0.0):
+            raise ValueError(f"alpha is {alpha}, expected a number, at least 0")
+        split = as_split(data)
+        self.size, self.mode, self.with_log_q = size, mode, with_log_q
+        self.n_items = split.interactions.n_items
+        self._probability: Tensor | None = None
+        self._alias: Tensor | None = None
+        if distribution == "popularity":
+            self._masses = integer_masses(split.item_counts().astype(np.float64) ** alpha)
+            self._probability, self._alias = alias_table(self._masses)
+        else:
+            self._masses = np.ones(self.n_items, np.int64)
+        if mode == "per_target":
+            offsets, items = split.seen()
+            self._seen_offsets, self._seen_items = torch.from_numpy(offsets), torch.from_numpy(items)
+
+    def sample(
+        self, users: Tensor, targets: Tensor, rng: Tensor, *, first: int = 0, threads: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Negatives of one batch, and their log-probabilities if ``with_log_q``.
+
+        Args:
+            users: int64 [N], the user of each target; not read where the set is shared.
+            targets: int64 [N]; likewise.
+            rng: int64 [2], (seed, step).
+            first: number of the first target in the whole batch, for a worker that holds a part of it.
+            threads: threads to use; 0 takes torch's setting. The result does not depend on it.
+
+        Returns:
+            int64 [N, size], or [size] where shared; and float32 of that shape, or None.
+
+        Raises:
+            ValueError: if a user has seen everything that could be drawn, naming the user's index.
+        """
+        table = {"probability": self._probability, "alias": self._alias}
+        if self.mode == "shared":
+            negatives = sample_shared_negatives(self.size, self.n_items, rng, **table, threads=threads)
+        else:
+            negatives = sample_negatives(
+                users,
+                targets,
+                self._seen_offsets,
+                self._seen_items,
+                self.size,
+                self.n_items,
+                rng,
+                **table,
+                first=first,
+                threads=threads,
+            )
+        return negatives, self._log_q(users, targets, negatives) if self.with_log_q else None
+
+    def log_q(self, users: Tensor, positives: Tensor, items: Tensor) -> Tensor:
+        """Log-probability that one draw gives an item, given what cannot be drawn for that target.
+
+        Args:
+            users: int64 [N]; not read where the set is shared.
+            positives: int64 [N]; likewise.
+            items: int64 [N, K], or [S] where shared.
+
+        Returns:
+            float32, shaped as ``items``; -inf for an item that is never drawn: seen, the positive, or without weight.
+        """
+        result = self._log_q(users, positives, items)
+        if self.mode == "per_target":
+            never = self._has_seen(users[:, None].expand_as(items).reshape(-1), items.reshape(-1))
+            result[torch.from_numpy(never).view_as(items) | (items == positives[:, None])] = -torch.inf
+        return result
+
+    def _log_q(self, users: Tensor, positives: Tensor, items: Tensor) -> Tensor:
+        """As ``log_q``, of items that are neither seen nor the positive."""
+        with np.errstate(divide="ignore"):
+            own = np.log(self._masses[items.numpy()])
+            if self.mode == "shared":
+                return torch.from_numpy((own - np.log(self._masses.sum())).astype(np.float32))
+            left = self._masses.sum() - self._seen_masses[users.numpy()]
+            left -= np.where(self._has_seen(users, positives), 0, self._masses[positives.numpy()])
+            return torch.from_numpy((own - np.log(left)[:, None]).astype(np.float32))
+
+    @cached_property
+    def _seen_masses(self) -> Int64Array:
+        """Mass of what each user has seen, int64 [n_users]."""
+        # The running sum over all users may wrap around; a user's difference is below 2^63 and so comes out right.
+        running = np.concatenate([[0], np.cumsum(self._masses[self._seen_items.numpy()])])
+        return np.diff(running[self._seen_offsets.numpy()])
+
+    def _has_seen(self, users: Tensor, items: Tensor) -> NDArray[np.bool_]:
+        """Whether each user has seen the item, both [N]: a binary search in every list at once."""
+        seen, wanted = self._seen_items.numpy(), items.numpy()
+        low = self._seen_offsets.numpy()[users.numpy()]
+        end = self._seen_offsets.numpy()[users.numpy() + 1]
+        high = end.copy()
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            below = open_ & (seen[np.where(open_, middle, 0)] < wanted)
+            low = np.where(below, middle + 1, low)
+            high = np.where(open_ & ~below, middle, high)
+        inside = low < end
+        return inside & (seen[np.where(inside, low, 0)] == wanted) if len(seen) else inside
+
+
+def as_split(data: Interactions | Split) -> Split:
+    """``data`` itself, or the split in which all events of the interactions are training events."""
+    if isinstance(data, Split):
+        return data
+    end = data.offsets[1:].copy()
+    return Split(data, end, end, strategy="none")

@@ -1,0 +1,256 @@
+"""Splits. A split moves no event: per user it sets two boundaries on the tape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastseq.errors import DataError
+
+from .ids import Int64Array
+from .interactions import Interactions
+from .times import microseconds
+
+Part: TypeAlias = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalPart:
+    """Whom to evaluate in one part, and on what; all int64 [n], boundaries on the tape ``Interactions.items``.
+
+    Attributes:
+        users: user indices, increasing; those with at least one target and at least one event before it.
+        history_start, history_stop: the history: all events before the part's targets, which are also the items to
+            filter from the ranking.
+        target_start, target_stop: the targets; ``target_start == history_stop``.
+    """
+
+    users: Int64Array
+    history_start: Int64Array
+    history_stop: Int64Array
+    target_start: Int64Array
+    target_stop: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def n_targets(self) -> int:
+        return int((self.target_stop - self.target_start).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Three consecutive stretches of every user's events: training, validation, test (the last two may be empty).
+
+    Attributes:
+        interactions: the tape that is split.
+        train_stop: int64 [n_users]; training events of user u are ``items[offsets[u]:train_stop[u]]``.
+        validation_stop: int64 [n_users]; validation targets are ``items[train_stop[u]:validation_stop[u]]``, test
+            targets ``items[validation_stop[u]:offsets[u + 1]]``.
+        strategy: name of the function that made the split.
+        parameters: its arguments.
+    """
+
+    interactions: Interactions
+    train_stop: Int64Array
+    validation_stop: Int64Array
+    strategy: str = "custom"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        offsets = self.interactions.offsets
+        stops = [offsets[:-1], self.train_stop, self.validation_stop, offsets[1:]]
+        for name, stop in (("train_stop", self.train_stop), ("validation_stop", self.validation_stop)):
+            if stop.shape != (self.interactions.n_users,) or stop.dtype != np.int64:
+                raise ValueError(
+                    f"{name} is {stop.dtype} {list(stop.shape)}, expected int64 [{self.interactions.n_users}]"
+                )
+        for before, after in pairwise(stops):
+            if (before > after).any():
+                user = int(np.argmax(before > after))
+                raise ValueError(
+                    f"user {user}: expected start <= train_stop <= validation_stop <= end, got "
+                    + " <= ".join(str(stop[user]) for stop in stops)
+                )
+
+    @property
+    def n_train(self) -> int:
+        """Training events."""
+        return int((self.train_stop - self.interactions.offsets[:-1]).sum())
+
+    def part(self, name: Part) -> EvalPart:
+        """The users, histories and targets of ``"validation"`` or ``"test"``."""
+        start, end = self.interactions.offsets[:-1], self.interactions.offsets[1:]
+        if name == "validation":
+            first, stop = self.train_stop, self.validation_stop
+        elif name == "test":
+            first, stop = self.validation_stop, end
+        else:
+            raise ValueError(f"part is {name!r}, expected 'validation' or 'test'")
+        users = np.flatnonzero((stop > first) & (first > start))
+        return EvalPart(users, start[users], first[users], first[users], stop[users])
+
+    def seen(self) -> tuple[Int64Array, Int64Array]:
+        """What each user has seen in training, for negative sampling.
+
+        Returns:
+            offsets int64 [n_users + 1] and items int64 [m]: user u's distinct training items, increasing, are
+            ``items[offsets[u]:offsets[u + 1]]``.
+        """
+        data = self.interactions
+        users, items = self._training_events()
+        pairs = np.unique(users * data.n_items + items)
+        offsets = np.searchsorted(pairs, np.arange(data.n_users + 1) * data.n_items)
+        return offsets, pairs % data.n_items
+
+    def item_counts(self) -> Int64Array:
+        """Training events of each item, int64 [n_items]."""
+        return np.bincount(self._training_events()[1], minlength=self.interactions.n_items)
+
+    def _training_events(self) -> tuple[Int64Array, Int64Array]:
+        """User and item of every training event."""
+        data = self.interactions
+        users = data.event_users
+        kept = np.arange(data.n_events) < self.train_stop[users]
+        return users[kept], data.items[kept]
+
+    def describe(self) -> dict[str, Any]:
+        """What a score must say about its split: plain values, ready for JSON."""
+        data, validation, test = self.interactions, self.part("validation"), self.part("test")
+        return {
+            "strategy": self.strategy,
+            "parameters": dict(self.parameters),
+            "data_hash": data.data_hash,
+            "users": data.n_users,
+            "items": data.n_items,
+            "events": data.n_events,
+            "train_events": self.n_train,
+            "validation_users": len(validation),
+            "validation_targets": validation.n_targets,
+            "test_users": len(test),
+            "test_targets": test.n_targets,
+        }
+
+
+def leave_one_out(interactions: Interactions, validation: bool = True) -> Split:
+    """Each user's last event is for testing, the one before it for validation (where asked).
+
+    A user with too few events to leave one for training keeps all of them in training.
+    """
+    result = leave_k_out(interactions, 1, validation=validation)
+    return Split(interactions, result.train_stop, result.validation_stop, "leave_one_out", {"validation": validation})
+
+
+def leave_k_out(interactions: Interactions, k: int, validation: bool = True) -> Split:
+    """Each user's last ``k`` events are for testing, the ``k`` before them for validation (where asked).
+
+    A user with too few events to leave one for training keeps all of them in training.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}, expected an integer, at least 1")
+    tests = np.full(interactions.n_users, k)
+    return _from_counts(interactions, tests * validation, tests, "leave_k_out", {"k": k, "validation": validation})
+
+
+def ratio(interactions: Interactions, test: float = 0.1, validation: float = 0.1) -> Split:
+    """The last ``test`` share of each user's events is for testing, the ``validation`` share before it for validation.
+
+    Shares are rounded down to whole events per user. A user who gets no test event, or no validation event where those
+    are asked for, keeps all events in training.
+    """
+    for name, share in (("test", test), ("validation", validation)):
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"{name} is {share!r}, expected 0 <= {name} < 1")
+    if not 0.0 < test + validation < 1.0:
+        raise ValueError(f"test + validation is {test + validation}, expected between 0 and 1, both excluded")
+    counts = [np.floor(interactions.lengths * share + 1e-9).astype(np.int64) for share in (validation, test)]
+    short = ((counts[0] == 0) & (validation > 0)) | ((counts[1] == 0) & (test > 0))
+    counts = [np.where(short, 0, count) for count in counts]
+    return _from_counts(interactions, counts[0], counts[1], "ratio", {"test": test, "validation": validation})
+
+
+def temporal_holdout(
+    interactions: Interactions,
+    *,
+    timestamp: float | datetime | None = None,
+    quantile: float | None = None,
+    validation_timestamp: float | datetime | None = None,
+    validation_quantile: float | None = None,
+) -> Split:
+    """Events from one moment on are for testing; those from an earlier moment on, for validation (where asked).
+
+    Users are cut at the same moment, so nothing in training is later than anything held out. A user whose events all
+    come before the moment keeps all of them in training. One whose events all come after has none in training, and is
+    evaluated only in a part that some event of the user precedes.
+
+    Args:
+        interactions: with timestamps.
+        timestamp: the first moment of the test part, in the timestamps' own unit or as a datetime.
+        quantile: in its place, the share of all events that come before the test part, 0 < quantile < 1.
+        validation_timestamp, validation_quantile: likewise for validation; None for none.
+
+    Raises:
+        DataError: if there are no timestamps, or nothing or everything is later than the moment.
+    """
+    times = interactions.timestamps
+    if times is None:
+        raise DataError("temporal_holdout needs timestamps and this data has none; use leave_one_out or ratio")
+    test = _moment(times, timestamp, quantile, "")
+    if test is None:
+        raise ValueError("temporal_holdout needs timestamp=… or quantile=…")
+    validation = _moment(times, validation_timestamp, validation_quantile, "validation_")
+    if validation is not None and validation > test:
+        raise ValueError(f"validation starts at {validation}, after the test part ({test})")
+    stops = [_first_from(interactions, test if moment is None else moment) for moment in (validation, test)]
+    if (stops[1] == interactions.offsets[1:]).all() or (stops[0] == interactions.offsets[:-1]).all():
+        raise DataError(
+            f"timestamps run from {times.min()} to {times.max()}: a test part from {test} on"
+            + (f" and validation from {validation} on" if validation is not None else "")
+            + " leaves no test or no training events"
+        )
+    parameters = {"timestamp": test, "validation_timestamp": validation}
+    parameters |= {"quantile": quantile, "validation_quantile": validation_quantile}
+    return Split(
+        interactions, stops[0], stops[1], "temporal_holdout", {k: v for k, v in parameters.items() if v is not None}
+    )
+
+
+def _from_counts(
+    interactions: Interactions, validation: Int64Array, test: Int64Array, strategy: str, parameters: dict[str, Any]
+) -> Split:
+    """Holds out so many of each user's last events; all stay in training where none would be left for it."""
+    end, held = interactions.offsets[1:], validation + test
+    enough = interactions.lengths > held
+    validation_stop = np.where(enough, end - test, end)
+    return Split(interactions, np.where(enough, end - held, end), validation_stop, strategy, parameters)
+
+
+def _moment(
+    times: NDArray[Any], timestamp: float | datetime | None, quantile: float | None, prefix: str
+) -> float | int | None:
+    """The boundary, from exactly one of its two forms; None where neither is given."""
+    if timestamp is not None and quantile is not None:
+        raise ValueError(f"{prefix}timestamp and {prefix}quantile are both given: choose one")
+    if quantile is not None:
+        if not 0.0 < quantile < 1.0:
+            raise ValueError(f"{prefix}quantile is {quantile!r}, expected between 0 and 1, both excluded")
+        place = min(round(quantile * len(times)), len(times) - 1)
+        return np.partition(times, place)[place].item()
+    if isinstance(timestamp, datetime):
+        return microseconds(timestamp)
+    return timestamp
+
+
+def _first_from(interactions: Interactions, moment: float) -> Int64Array:
+    """Tape index of each user's first event at or after ``moment``, int64 [n_users]."""
+    times = interactions.timestamps
+    assert times is not None
+    before = np.concatenate([[0], np.cumsum(times < moment)])
+    start, end = interactions.offsets[:-1], interactions.offsets[1:]
+    return start + before[end] - before[start]

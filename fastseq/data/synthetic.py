@@ -1,0 +1,149 @@
+"""The embedded data set: generated events with real sequential structure, and a control without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ids import Int64Array
+from .interactions import Interactions, build_interactions
+
+CLUSTERS = 20
+STYLES = 5  # of the items of a cluster
+GROUPS = 5  # of clusters: which of its successors a cluster leads to depends on the group of the one before
+FOLLOW = 0.85  # share of events whose cluster follows from the last two
+KEEP_STYLE = 0.85  # share of those whose style follows from the last item's
+TASTE = 0.3  # concentration of a user's taste: smaller, fewer favourites
+ZIPF_SHIFT = 20.0  # of ranks: larger, a flatter head
+REPEAT = 0.05  # share of events that repeat an earlier item of the user
+MIN_LENGTH, MAX_LENGTH = 6, 150
+
+
+def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 30.0, seed: int = 0) -> Interactions:
+    """Generates events of users who walk through a catalogue with habits.
+
+    - Every item has a cluster and a style; within a cluster and overall, popularity follows Zipf's law.
+    - Order 2: the next cluster is a function of the last cluster and the group of the one before it; so a first-order
+      model sees ``GROUPS`` successors of each item where there is one.
+    - Style: the next item's style is most often the successor of the last one's.
+    - Taste: other events draw their cluster from the user's own few favourites. Some events repeat an earlier item.
+
+    Args:
+        n_users: at least 1.
+        n_items: at least ``CLUSTERS``; an item that nobody happens to choose is not in the result.
+        mean_length: mean events of a user, at least ``MIN_LENGTH``; lengths are log-normal within
+            ``MIN_LENGTH`` … ``MAX_LENGTH``.
+        seed: equal seeds give equal data.
+
+    Returns:
+        Raw ids "user-0001", "item-0042", …; timestamps in seconds.
+    """
+    if n_users < 1 or n_items < CLUSTERS or not MIN_LENGTH <= mean_length <= MAX_LENGTH:
+        raise ValueError(
+            f"n_users={n_users}, n_items={n_items}, mean_length={mean_length}: expected at least 1 user,"
+            f" {CLUSTERS} items, and a mean length of {MIN_LENGTH} … {MAX_LENGTH}"
+        )
+    rng = np.random.default_rng(seed)
+    catalogue = Catalogue.draw(rng, n_items)
+    lengths = np.clip(rng.lognormal(np.log(mean_length) - 0.18, 0.6, n_users), MIN_LENGTH, MAX_LENGTH).astype(np.int64)
+    grid = _walk(rng, lengths, catalogue)
+    inside = np.arange(grid.shape[1]) < lengths[:, None]
+    users, items = np.nonzero(inside)[0], catalogue.names[grid[inside]]
+    begin = 1_700_000_000 + rng.integers(0, 30 * 86_400, n_users)
+    times = begin[:, None] + np.cumsum(rng.exponential(3_600, grid.shape).astype(np.int64) + 1, axis=1)
+    order = np.argsort(times[inside], kind="stable")  # as a log would list them
+    width = max(4, len(str(max(n_users, n_items))))
+    return build_interactions(
+        [f"user-{u + 1:0{width}d}" for u in users[order].tolist()],
+        [f"item-{i + 1:0{width}d}" for i in items[order].tolist()],
+        times[inside][order],
+    )
+
+
+def shuffled(interactions: Interactions, seed: int = 0) -> Interactions:
+    """The control: every user's items in random order (times stay where they are), so order tells nothing."""
+    keys = np.random.default_rng(seed).random(interactions.n_events)
+    order = np.lexsort((keys, interactions.event_users))
+    return Interactions(
+        interactions.items[order],
+        interactions.offsets,
+        interactions.user_ids,
+        interactions.item_ids,
+        interactions.timestamps,
+    )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The hidden structure: what each item is, and which cluster and style follow which.
+
+    Attributes:
+        names: int64 [n_items], the number in each item's raw id; items are in order of popularity.
+        cluster, style: int64 [n_items].
+        group: int64 [CLUSTERS].
+        successors: int64 [GROUPS, CLUSTERS]: the cluster after ``last`` is ``successors[group[before], last]``.
+        next_style: int64 [STYLES].
+        popularity: float64 [n_items], Zipf's law.
+    """
+
+    names: Int64Array
+    cluster: Int64Array
+    style: Int64Array
+    group: Int64Array
+    successors: Int64Array
+    next_style: Int64Array
+    popularity: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, n_items: int) -> Catalogue:
+        """The catalogue that ``make_demo`` uses, where ``rng`` is fresh from its seed."""
+        return cls(
+            names=rng.permutation(n_items),  # ids say nothing about popularity
+            cluster=np.concatenate([np.arange(CLUSTERS), rng.integers(CLUSTERS, size=n_items - CLUSTERS)]),
+            style=rng.integers(STYLES, size=n_items),
+            group=rng.permutation(CLUSTERS) % GROUPS,
+            successors=np.stack([rng.permutation(CLUSTERS) for _ in range(GROUPS)]),
+            next_style=rng.permutation(STYLES),
+            popularity=1.0 / (np.arange(n_items) + ZIPF_SHIFT),
+        )
+
+
+def _walk(rng: np.random.Generator, lengths: Int64Array, catalogue: Catalogue) -> Int64Array:
+    """Items of each user in order, [n_users, longest]; columns beyond a user's length mean nothing."""
+    n_users, longest = len(lengths), int(lengths.max())
+    cluster, style, popularity = catalogue.cluster, catalogue.style, catalogue.popularity
+    of_cluster = [popularity * (cluster == c) for c in range(CLUSTERS)]
+    by_cluster = Rows(np.stack(of_cluster))
+    # A style that a cluster lacks gives way to all of the cluster's items.
+    by_style = Rows(np.stack([w * np.where(style == s, 1.0, 1e-9) for w in of_cluster for s in range(STYLES)]))
+    taste = Rows(rng.dirichlet(np.full(CLUSTERS, TASTE), n_users))
+
+    users = np.arange(n_users)
+    grid = np.zeros((n_users, longest), np.int64)
+    last, before = taste.draw(users, rng), taste.draw(users, rng)
+    for t in range(longest):
+        follow = rng.random(n_users) < FOLLOW
+        chosen = np.where(follow, catalogue.successors[catalogue.group[before], last], taste.draw(users, rng))
+        styled = follow & (rng.random(n_users) < KEEP_STYLE) & (t > 0)
+        wanted = catalogue.next_style[style[grid[:, t - 1]]]
+        drawn = np.where(styled, by_style.draw(chosen * STYLES + wanted, rng), by_cluster.draw(chosen, rng))
+        repeat = (rng.random(n_users) < REPEAT) & (t > 0)
+        grid[:, t] = np.where(repeat, grid[users, (rng.random(n_users) * t).astype(np.int64)], drawn)
+        before, last = last, cluster[grid[:, t]]
+    return grid
+
+
+class Rows:
+    """Draws from the rows of a table of weights [n, k]: one binary search in all rows laid end to end."""
+
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        cumulative = np.cumsum(weights, axis=1)
+        self.width = weights.shape[1]
+        self.flat = (cumulative / cumulative[:, -1:] + np.arange(len(weights))[:, None]).ravel()
+
+    def draw(self, rows: Int64Array, rng: np.random.Generator) -> Int64Array:
+        """A column from each of ``rows`` [m], int64 [m]."""
+        places = np.searchsorted(self.flat, rows + rng.random(len(rows)), side="right")
+        return np.minimum(places - rows * self.width, self.width - 1)

@@ -1,0 +1,228 @@
+"""From a configuration to run folders: what `fastseq train` does, without a word printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
+from .config import Config, ModelConfig, parse_config
+from .data.baselines import Popularity
+from .data.interactions import Interactions, filter_interactions
+from .data.readers import read_interactions
+from .data.split import Split, leave_k_out, ratio, temporal_holdout
+from .data.synthetic import make_demo
+from .errors import ConfigError
+from .memory import peak_rss_mb, reset_peak_rss
+from .models import MODELS
+from .models.base import SequentialRecommender
+from .models.catalogue import Catalogue
+from .training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained model: its run folder, how training went, and its test metrics.
+
+    ``evaluation`` is None where training was interrupted or the split has no test targets.
+    """
+
+    name: str
+    run: RunFolder
+    result: TrainResult
+    evaluation: Evaluation | None
+    peak_rss_mb: float
+
+
+def read(config: Config) -> Interactions:
+    """The interactions of a configuration, filtered.
+
+    Raises:
+        DataError: naming file, line and column.
+    """
+    reader, labels = config.reader, config.reader.labels
+    if reader.local_path is None:
+        data = make_demo()
+    else:
+        tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
+        kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
+        if not reader.local_path.exists():
+            raise ConfigError(f"reader.local_path: {reader.local_path} does not exist")
+        data = read_interactions(
+            reader.local_path,
+            format=kind,
+            user=labels.user_id_label,
+            item=labels.item_id_label,
+            timestamp=labels.timestamp_label,
+            separator=reader.sep if kind in (None, "csv", "tsv") else None,
+        )
+    filters = config.filtering
+    if filters.UserMin is not None:
+        keep = filters.UserMin.min_interactions
+        data = filter_interactions(data, min_user=keep, min_item=1)
+    if filters.ItemMin is not None:
+        data = filter_interactions(data, min_user=1, min_item=filters.ItemMin.min_interactions)
+    if filters.IterativeKCore is not None:
+        core = filters.IterativeKCore.min_interactions
+        data = filter_interactions(data, min_user=core, min_item=core)
+    return data
+
+
+def split(config: Config, data: Interactions) -> Split:
+    """The data split as the configuration says."""
+    test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
+    if test.strategy == "temporal_leave_k_out":
+        return leave_k_out(data, test.k or 1, validation=validation is not None)
+    if test.strategy == "temporal_holdout":
+        return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
+    return temporal_holdout(
+        data,
+        timestamp=test.timestamp,
+        validation_timestamp=validation.timestamp if validation is not None else None,
+    )
+
+
+def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
+    """The untrained model, with the raw ids attached.
+
+    Raises:
+        ConfigError: naming the hyper-parameter, its value and what is accepted.
+    """
+    info = {"n_users": data.n_users, "n_items": data.n_items}
+    try:
+        model = MODELS[config.name](config.params, info, seed=config.optimization.properties.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    model.catalogue = Catalogue(data.item_ids, data.user_ids)
+    return model
+
+
+def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
+    """The trainer's options of one model of a configuration."""
+    chosen, stopping = model.optimization, model.early_stopping
+    options = TrainingOptions(
+        seed=chosen.properties.seed,
+        precision="bf16" if chosen.precision in ("bf16", "bf16-mixed") else "fp32",
+        clip_norm=chosen.gradient_clip,
+        schedule=chosen.lr_scheduler.name,
+        warmup_steps=chosen.lr_scheduler.params.get("warmup_steps", 0),
+        validation_metric=config.evaluation.validation_metric,
+        validate_every=chosen.eval_every_n,
+        evaluation_batch_size=config.evaluation.batch_size,
+        filter_seen=config.evaluation.mask_seen != "none",
+    )
+    if config.splitter.validation_splitting is None and stopping is None:
+        options = dataclasses.replace(options, validation_metric=None)
+    if stopping is not None:
+        options = dataclasses.replace(
+            options, patience=stopping.patience, min_delta=stopping.min_delta, grace_period=stopping.grace_period
+        )
+    return options
+
+
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_start: Callable[[str, Interactions, Split], None] | None = None,
+    on_progress: Callable[[str, Progress], None] | None = None,
+) -> Iterator[Outcome]:
+    """Trains and tests every model of a configuration, one after the other.
+
+    Args:
+        resume: go on in existing run folders.
+        overwrite: delete what earlier runs left in them.
+        on_start: called before each model.
+        on_progress: called while it trains; see Trainer.
+
+    Yields:
+        One outcome a model; after an interrupted one, no more.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see the functions above and Trainer.
+    """
+    data = read(config)
+    parts = split(config, data)
+    device = _device(config)
+    # All models are built once before any is trained, so that a mistake in the last shows at once.
+    for entry in config.models:
+        build_model(entry, data)
+    for entry in config.models:
+        reset_peak_rss()
+        model = build_model(entry, data).to(device)
+        if on_start is not None:
+            on_start(entry.name, data, parts)
+        path = config.run_path(entry.name)
+        report = None if on_progress is None else _named(on_progress, entry.name)
+        options = options_of(config, entry)
+        trainer = Trainer(model, parts, options, path, report, resume=resume, overwrite=overwrite)
+        run = RunFolder.existing(path)
+        if trainer.ranks.is_first:
+            run.write_config(config.resolved(entry, model.get_params()))
+        result = trainer.fit()
+        evaluation = None
+        if result.stopped != "interrupted" and len(parts.part("test")):
+            evaluation = test(config, model, parts)
+            if trainer.ranks.is_first:
+                run.write_evaluation(evaluation)
+        yield Outcome(entry.name, run, result, evaluation, peak_rss_mb())
+        if result.stopped == "interrupted":
+            return
+
+
+def _named(on_progress: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
+    return lambda progress: on_progress(name, progress)
+
+
+def test(config: Config, model: Any, parts: Split) -> Evaluation:
+    """Test metrics of a model, or of a baseline, by the configuration's protocol."""
+    chosen = config.evaluation
+    return evaluate(
+        model,
+        parts,
+        "test",
+        ks=chosen.top_k,
+        protocol=chosen.strategy,
+        n_negatives=chosen.num_negatives,
+        seed=chosen.seed,
+        filter_seen=chosen.mask_seen != "none",
+        batch_size=chosen.batch_size,
+    )
+
+
+def popularity(config: Config, parts: Split) -> Evaluation:
+    """What recommending the most popular items would score by the same protocol."""
+    return test(config, Popularity(parts), parts)
+
+
+def config_of_run(run: RunFolder) -> Config:
+    """The configuration that a run folder was trained with.
+
+    Raises:
+        ConfigError: if it is missing or damaged.
+    """
+    try:
+        tree = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{run.config_path}: cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{run.config_path}: holds no configuration")
+    return parse_config(tree, str(run.config_path))
+
+
+def _device(config: Config) -> torch.device:
+    name = config.general.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"general.device is {name!r}, expected auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"general.device is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
+    return device

@@ -1,0 +1,380 @@
+"""What the three models share: WarpRec's constructor, the door to padded batches, losses, scores."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..data.batch import JaggedBatch
+from ..errors import ConfigError
+from . import hyperparameters
+from .catalogue import Catalogue
+from .initialisation import parameter_groups, set_seed
+from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
+from .losses import row_counts, sum_of_squares, summed_loss
+from .recommend import recommend
+
+
+class SequentialRecommender(nn.Module, ABC):
+    """A model that scores every item as the next one of a history.
+
+    A subclass annotates its hyperparameters (those with a class-level value may be left out), builds its modules
+    in ``__init__``, calls ``self.apply(init_weights)`` at the end, and defines ``encode``.
+
+    Args:
+        params: hyperparameters. Besides those of WarpRec, every model takes ``loss``, ``negatives``,
+            ``negative_distribution``, ``negative_alpha``, ``gbce_t`` and ``window_stride`` (hyperparameters.py).
+        info: ``n_users`` and ``n_items``, both at least 1.
+        seed: seeds Python's, numpy's and torch's global generators, as WarpRec does: the same seed gives the same
+            parameters. Also the seed of ``rng``.
+        args, kwargs: accepted and ignored, since WarpRec passes its data sets here.
+
+    Attributes:
+        rng: int64 [2], (seed, step), not in the state_dict. Every dropout reads it in training mode, after which
+            the step advances by one; a trainer that wants to resume sets it before each step with ``set_rng``.
+        catalogue: raw ids for ``recommend``; None: indices are the ids.
+
+    Raises:
+        ValueError: naming the key of ``params`` or ``info`` that is missing, unknown, out of range or contradictory.
+    """
+
+    needs_user: ClassVar[bool] = False  # whether scoring reads the user's id
+    reads_length: ClassVar[bool] = True  # False: a padded row ends where its trailing padding begins
+
+    item_embedding: nn.Embedding
+    user_embedding: nn.Embedding
+    rng: Tensor
+
+    # Hyperparameters that all three have.
+    embedding_size: int
+    max_seq_len: int
+    neg_samples: int
+    reg_weight: float
+    weight_decay: float
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    negatives: str
+    negative_distribution: str
+    negative_alpha: float
+    gbce_t: float
+    window_stride: int | None
+
+    def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
+        super().__init__()
+        self.init_params(params)
+        self.set_seed(seed)
+        self.info = info
+        self.n_users = _catalogue_size(info, "n_users")
+        self.n_items = _catalogue_size(info, "n_items")
+        self.catalogue: Catalogue | None = None
+        self.register_buffer("rng", ops.make_rng(seed), persistent=False)
+
+    @classmethod
+    def hyperparameter_names(cls) -> list[str]:
+        """WarpRec's hyperparameters of this model: the annotations of the nearest class that has any."""
+        for klass in cls.__mro__:
+            if klass is SequentialRecommender:
+                break
+            names = [
+                name
+                for name, hint in inspect.get_annotations(klass).items()
+                if not name.isupper() and not str(hint).startswith(("ClassVar", "typing.ClassVar"))
+            ]
+            if names:
+                return names
+        return []
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Every hyperparameter with its value, defaults filled in; builds nothing.
+
+        Raises:
+            ConfigError: naming the key that is missing, unknown, out of range or contradicts another.
+        """
+        names = cls.hyperparameter_names()
+        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+        return hyperparameters.resolve(cls.__name__, names, defaults, params)
+
+    def init_params(self, params: Mapping[str, Any]) -> None:
+        """Sets each checked hyperparameter as an attribute of its name (``loss`` as ``loss_name``)."""
+        values = self.check_params(params)
+        self.loss_name: str = values.pop("loss")
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def get_params(self) -> dict[str, Any]:
+        """The hyperparameters: all of WarpRec's, and of the others those that are not WarpRec's behaviour."""
+        params = {name: getattr(self, name) for name in self.hyperparameter_names()}
+        usual = "bpr" if self.neg_samples > 0 else "cross_entropy"
+        if self.loss_name != usual:
+            params["loss"] = self.loss_name
+        for name, default in hyperparameters.OBJECTIVE.items():
+            if name != "loss" and getattr(self, name) != default:
+                params[name] = getattr(self, name)
+        return params
+
+    def set_seed(self, seed: int) -> None:
+        """Seeds the global generators, as WarpRec does before it builds a model."""
+        self.seed = seed
+        set_seed(seed)
+
+    def set_rng(self, seed: int, step: int) -> None:
+        """The dropout masks of the next training forward are those of (seed, step)."""
+        self.rng = ops.make_rng(seed, step, self.rng.device)
+
+    def _take_rng(self) -> Tensor:
+        """``rng`` for this forward. In training mode the step then advances, in a new tensor: backward needs this."""
+        rng = self.rng
+        if self.training:
+            following = rng.clone()
+            following[1] += 1
+            self.rng = following
+        return rng
+
+    def _rate(self, p: float) -> float:
+        """Dropout rate ``p`` in training mode, else 0."""
+        return p if self.training else 0.0
+
+    # What a model computes.
+
+    @abstractmethod
+    def encode(self, batch: JaggedBatch) -> Tensor:
+        """The output at every counted row of ``batch``: [N, d]."""
+
+    def encode_last(
+        self, items: Tensor, offsets: Tensor, users: Tensor | None = None, max_len: int | None = None
+    ) -> Tensor:
+        """The output after each history: [B, d].
+
+        Args:
+            items: int64 [T], jagged; an empty history stands for one padding row.
+            offsets: int32 [B + 1].
+            users: int64 [B], for models that need them (−1: a user the model does not know).
+            max_len: at least the longest history's length; None: looked up.
+
+        Raises:
+            ValueError: if the model needs users and gets none.
+        """
+        if self.needs_user and users is None:
+            raise ValueError(f"{type(self).__name__}.encode_last needs users [B], got None")
+        items, offsets = fill_empty(items, offsets, self.n_items)
+        return self.encode(self._last_batch(items, offsets, users, max_len))
+
+    def _last_batch(self, items: Tensor, offsets: Tensor, users: Tensor | None, max_len: int | None) -> JaggedBatch:
+        """Sequences, none of them empty, of which the last row counts."""
+        size = offsets.shape[0] - 1
+        if max_len is None:
+            max_len = int(offsets.diff().max()) if size else 0
+        return JaggedBatch(
+            items=items,
+            offsets=offsets,
+            users=torch.zeros(size, dtype=torch.int64, device=items.device) if users is None else users,
+            max_len=max(max_len, min(1, size)),
+            rows=last_rows(offsets),
+            targets=items.new_full((size,), self.n_items),
+            target_sequences=torch.arange(size, device=items.device),
+            last_only=True,
+        )
+
+    # The door: WarpRec's padded batches.
+
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """The output after each history.
+
+        Args:
+            item_seq: int64 [B, W], each row left-aligned and right-padded with id n_items.
+            item_seq_len: int64 [B], events in each row; 0: an empty history, which is one padding row.
+
+        Returns:
+            [B, d].
+
+        Raises:
+            ValueError: naming row, column and value of an id or length that is out of range.
+        """
+        return self.encode(self._unpad(item_seq, item_seq_len, None))
+
+    def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None) -> JaggedBatch:
+        item_seq, lengths = check_padded(item_seq, lengths, self.n_items)
+        if not self.reads_length or lengths is None:
+            lengths = trailing_lengths(item_seq, self.n_items)
+        if users is not None:
+            users = check_ids(users, "users", self.n_users)
+        lengths = lengths.clamp(min=1)
+        items, offsets = unpad(item_seq, lengths)
+        return self._last_batch(items, offsets, users, None)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int = 0) -> Tensor:
+        """The loss of one of WarpRec's batches.
+
+        Args:
+            batch: ``(seq [B, L], len [B], pos [B])``, then ``neg [B, K]`` (shared negatives: ``[S]``) unless the
+                loss is cross-entropy; preceded by ``user [B]`` for a model that needs users.
+            batch_idx: not used.
+
+        Raises:
+            ValueError: if the batch has another shape, or holds an id that is out of range.
+        """
+        names = ["user"] * self.needs_user + ["seq", "len", "pos"] + ["neg"] * (self.neg_samples > 0)
+        if len(batch) != len(names):
+            raise ValueError(
+                f"{type(self).__name__} with neg_samples {self.neg_samples} takes batches of ({', '.join(names)}), "
+                f"got {len(batch)} tensors"
+            )
+        given = dict(zip(names, batch, strict=True))
+        jagged = self._unpad(given["seq"], given["len"], given.get("user"))
+        size = given["seq"].shape[0]
+        jagged.targets = check_ids(given["pos"], "positives", self.n_items + 1)
+        if jagged.targets.shape != (size,):
+            raise ValueError(f"positives have shape {list(jagged.targets.shape)}, expected [{size}]")
+        if "neg" in given:
+            jagged.negatives = self._check_negatives(given["neg"], size)
+            if self.loss_name == "sampled_softmax":
+                jagged.log_q = self._uniform_log_q(jagged.negatives)
+        jagged.l2_items = given["seq"].long().reshape(-1)
+        return self.loss(jagged)
+
+    def _check_negatives(self, negatives: Tensor, size: int) -> Tensor:
+        shared = self.negatives == "shared"
+        if negatives.dim() != (1 if shared else 2) or (not shared and negatives.shape[0] != size):
+            expected = "[S]" if shared else f"[{size}, K]"
+            raise ValueError(f"negatives have shape {list(negatives.shape)}, expected {expected}")
+        return check_ids(negatives, "negatives", self.n_items + 1)
+
+    def _uniform_log_q(self, negatives: Tensor) -> Tensor:
+        if self.negative_distribution != "uniform":
+            raise ValueError(
+                f"loss 'sampled_softmax' with negative_distribution {self.negative_distribution!r} needs the "
+                "negatives' probabilities, which WarpRec's batches do not carry: use loss(batch) with log_q set"
+            )
+        return -torch.full(negatives.shape, float(self.n_items), device=negatives.device).log()
+
+    # The objective.
+
+    def loss(self, batch: JaggedBatch) -> Tensor:
+        """Main loss, averaged over targets (and negatives), plus the L2 term: a scalar.
+
+        The sum over this rank's targets is divided by ``batch.n_targets_global`` where that is set, so that ranks add
+        up to the loss of the whole step.
+
+        The L2 term is reg_weight · ½ Σ‖e‖² / targets over the embeddings of every target's history (padded to
+        max_seq_len), the targets, the negatives (a shared set once) and, where they are read, the users. The padding
+        row counts in its value and gets no gradient.
+
+        Raises:
+            ValueError: if ``batch`` lacks negatives or L2 rows that the hyperparameters call for.
+        """
+        name = type(self).__name__
+        if self.loss_name != "cross_entropy" and batch.negatives is None:
+            raise ValueError(f"{name}: loss {self.loss_name!r} needs batch.negatives, which is None")
+        total = self._main_loss(batch)
+        if self.reg_weight > 0.0:
+            if batch.l2_items is None:
+                raise ValueError(f"{name}: reg_weight is {self.reg_weight} and needs batch.l2_items, which is None")
+            total = total + 0.5 * self.reg_weight * self._l2_sum(batch, batch.l2_items).to(total.dtype)
+        return total / max(1, batch.n_targets_global or batch.n_targets)
+
+    @property
+    def _beta(self) -> float:
+        """The weight of gBCE's positive term; 1 for other losses."""
+        return ops.gbce_beta(self.neg_samples, self.n_items, self.gbce_t) if self.loss_name == "gbce" else 1.0
+
+    def _main_loss(self, batch: JaggedBatch) -> Tensor:
+        return summed_loss(
+            self.encode(batch),
+            self.item_embedding.weight,
+            batch.targets,
+            batch.negatives,
+            batch.log_q,
+            loss=self.loss_name,
+            beta=self._beta,
+        )
+
+    def _l2_sum(self, batch: JaggedBatch, history: Tensor) -> Tensor:
+        """Σ‖e‖² over every embedding the batch uses."""
+        items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, None)]
+        if batch.negatives is not None:
+            items.append((batch.negatives, None))
+        counts = row_counts(self.item_embedding.weight, items)
+        counts[self.n_items] += batch.l2_padding
+        total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
+        if self.needs_user:
+            users = batch.users[batch.target_sequences]
+            total = total + sum_of_squares(
+                self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, None)])
+            )
+        return total
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """WarpRec's optimizer groups: weight decay on Linear, Conv, recurrent and positional weights only."""
+        return parameter_groups(self, self.weight_decay)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with coupled weight decay over WarpRec's two groups, fused where torch can."""
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters())
+        return torch.optim.Adam(self.parameter_groups(), lr=self.learning_rate, fused=fused)
+
+    # Scores.
+
+    def predict(
+        self,
+        user_indices: Tensor | None = None,
+        user_seq: Tensor | None = None,
+        seq_len: Tensor | None = None,
+        *args: Any,
+        item_indices: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Scores of items as the next one. Dropout and gradients follow the modes that are set, as in any module.
+
+        Args:
+            user_indices: int64 [B]; read where ``needs_user``.
+            user_seq: int64 [B, W], right-padded with n_items. SASRec takes no history longer than max_seq_len.
+            seq_len: int64 [B], 0 … W; 0 ranks from an empty history.
+            item_indices: int64 [B, S], 0 … n_items; None: the whole catalogue.
+            args, kwargs: accepted and ignored.
+
+        Returns:
+            A new tensor, [B, n_items] or [B, S]: float32 (float64 for a float64 model), under autocast too, since
+            half precision makes ties.
+
+        Raises:
+            ValueError: naming the argument, row, column and value that is out of range or missing.
+        """
+        if user_seq is None:
+            raise ValueError("predict needs user_seq [B, W], got None")
+        if self.reads_length and seq_len is None:
+            raise ValueError("predict needs seq_len [B], got None")
+        if self.needs_user and user_indices is None:
+            raise ValueError(f"{type(self).__name__}.predict needs user_indices [B], got None")
+        h = self.encode(self._unpad(user_seq, seq_len, user_indices if self.needs_user else None))
+        return self.score(h, item_indices)
+
+    def score(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
+        """Dot products of ``h`` [B, d] with the catalogue [B, n_items], or with ``item_indices`` [B, S] of it."""
+        with torch.autocast(h.device.type, enabled=False):
+            weight = self.item_embedding.weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            h = h.to(dtype)
+            if item_indices is None:
+                return h @ weight[:-1].to(dtype).T
+            if item_indices.dim() != 2 or item_indices.shape[0] != h.shape[0]:
+                raise ValueError(f"item_indices has shape {list(item_indices.shape)}, expected [{h.shape[0]}, S]")
+            rows = self.item_embedding(check_ids(item_indices, "item_indices", self.n_items + 1)).to(dtype)
+            return torch.einsum("be,bse->bs", h, rows)
+
+    recommend = recommend
+
+
+def _catalogue_size(info: Mapping[str, Any], key: str) -> int:
+    size = info.get(key)
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise ConfigError(f"info[{key!r}] is {size!r}, expected an integer >= 1")
+    return int(size)

@@ -1,0 +1,126 @@
+"""Caser as WarpRec defines it, over jagged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..data.batch import JaggedBatch
+from ..errors import ConfigError
+from .base import SequentialRecommender
+from .initialisation import init_weights
+
+SITE_CONVOLUTIONS = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
+
+
+class Caser(SequentialRecommender):
+    """Convolutions over the last ``max_seq_len`` items of a history, and a vector for each user.
+
+    ``n_v`` vertical filters as tall as the padded history and ``n_h`` horizontal ones of each height 1 … max_seq_len
+    (ReLU, max pool), dropout, a linear layer with ReLU, and a second one over its output beside the user's vector,
+    with ReLU too; the result is scored against the item embeddings. Either of ``n_v`` and ``n_h`` may be 0.
+
+    Of a longer history the last ``max_seq_len`` events count; in a training batch a target's whole history must
+    therefore lie in its sequence (``Windows`` with context). A user the model does not know is −1 in ``encode`` and
+    ``encode_last``: the mean of all user vectors. ``recommend`` asks for that with ``unknown_users="mean"``.
+
+    Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding", WSDM
+    2018; WarpRec 2.2.8's variant of it.
+    """
+
+    needs_user: ClassVar[bool] = True
+    reads_length: ClassVar[bool] = False
+
+    embedding_size: int
+    n_h: int
+    n_v: int
+    dropout_prob: float
+    reg_weight: float = 0.0
+    weight_decay: float
+    batch_size: int = 2048
+    epochs: int
+    learning_rate: float
+    neg_samples: int
+    max_seq_len: int = 20
+
+    def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
+        super().__init__(params, info, *args, seed=seed, **kwargs)
+        d, length = self.embedding_size, self.max_seq_len
+        self.user_embedding = nn.Embedding(self.n_users, d)
+        self.item_embedding = nn.Embedding(self.n_items + 1, d, padding_idx=self.n_items)
+        # Hold the parameters, under WarpRec's names and with its initial values; encode computes with them.
+        if self.n_v > 0:
+            self.conv_v = nn.Conv2d(1, self.n_v, (length, 1))
+        if self.n_h > 0:
+            self.conv_h = nn.ModuleList(nn.Conv2d(1, self.n_h, (height, d)) for height in range(1, length + 1))
+        self.fc1 = nn.Linear(self.n_v * d + self.n_h * length, d)
+        self.fc2 = nn.Linear(2 * d, d)
+        self.apply(init_weights)
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        values = super().check_params(params)
+        if values["n_h"] == 0 and values["n_v"] == 0:
+            raise ConfigError(f"{cls.__name__}: n_h and n_v are both 0: without filters it reads no history")
+        return values
+
+    def forward(self, user: Tensor, item_seq: Tensor) -> Tensor:  # type: ignore[override]
+        """The output after each history.
+
+        Args:
+            user: int64 [B], 0 … n_users − 1.
+            item_seq: int64 [B, W], each row left-aligned and right-padded with id n_items: a history ends where its
+                trailing padding begins, and its last max_seq_len events count.
+
+        Returns:
+            [B, d].
+
+        Raises:
+            ValueError: naming row, column and value of an id that is out of range.
+        """
+        return self.encode(self._unpad(item_seq, None, user))
+
+    def encode(self, batch: JaggedBatch) -> Tensor:
+        x = ops.embed_sequence(
+            batch.items, batch.offsets, self.item_embedding.weight, padding_idx=self.n_items
+        )
+        rows = torch.arange(x.shape[0], device=x.device) if batch.rows is None else batch.rows
+        # The padding row learns from cross-entropy's logits alone, as in WarpRec.
+        padding_row = self.item_embedding.weight[self.n_items].detach()
+        windows = ops.caser_windows(
+            x, batch.offsets, batch.target_sequences, rows + 1, *self._horizontal(), *self._vertical(), padding_row
+        )
+        windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
+        z = self.fc1(windows).relu()
+        users = self._user_vectors(batch.users.index_select(0, batch.target_sequences))
+        return self.fc2(torch.cat([z, users], dim=1)).relu()
+
+    def _horizontal(self) -> tuple[Tensor, Tensor]:
+        """Weights [L(L + 1)/2, n_h, d], tap by tap, and biases [L, n_h] of all heights."""
+        d, length = self.embedding_size, self.max_seq_len
+        if self.n_h == 0:
+            weight = self.fc1.weight
+            return weight.new_empty(length * (length + 1) // 2, 0, d), weight.new_empty(length, 0)
+        convolutions = [cast(nn.Conv2d, convolution) for convolution in self.conv_h]
+        weights = [convolution.weight.squeeze(1).transpose(0, 1) for convolution in convolutions]
+        return torch.cat(weights), torch.stack([cast(Tensor, convolution.bias) for convolution in convolutions])
+
+    def _vertical(self) -> tuple[Tensor, Tensor]:
+        """Weights [n_v, L] and biases [n_v]."""
+        if self.n_v == 0:
+            return self.fc1.weight.new_empty(0, self.max_seq_len), self.fc1.weight.new_empty(0)
+        return self.conv_v.weight.flatten(1), cast(Tensor, self.conv_v.bias)
+
+    def _user_vectors(self, users: Tensor) -> Tensor:
+        """[N, d]; the mean vector for −1."""
+        if self.training:  # training batches hold known users only: no look, no host synchronisation
+            return F.embedding(users, self.user_embedding.weight)
+        known = F.embedding(users.clamp(min=0), self.user_embedding.weight)
+        if not bool((users < 0).any()):
+            return known
+        return torch.where(users[:, None] < 0, self.user_embedding.weight.mean(dim=0), known)

@@ -1,0 +1,63 @@
+"""WarpRec's initialisation and optimizer groups: same seed, same parameters, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python's, numpy's and torch's generators, as WarpRec does before it builds a model."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def init_weights(module: nn.Module) -> None:
+    """For ``model.apply``: xavier normal for Linear, Conv and Embedding weights (the padding row zero), xavier
+    uniform for recurrent weights, LayerNorm 1 and 0, biases 0. Other modules keep what torch gave them.
+    """
+    with torch.no_grad():
+        match module:
+            case nn.Linear() | nn.Conv1d() | nn.Conv2d():
+                if module.weight.numel() > 0:  # a Caser without filters of one kind draws nothing
+                    nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    module.bias.zero_()
+            case nn.Embedding():
+                nn.init.xavier_normal_(module.weight)
+                if module.padding_idx is not None:
+                    module.weight[module.padding_idx].zero_()
+            case nn.RNNBase():
+                for name, parameter in module.named_parameters():
+                    if "bias" in name:
+                        parameter.zero_()
+                    else:
+                        nn.init.xavier_uniform_(parameter)
+            case nn.LayerNorm():
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimizer groups: weight decay on Linear, Conv, recurrent and positional weights; none on biases,
+    LayerNorms, item and user embeddings. A parameter's group follows from its name and its module's type.
+    """
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        entity = id(parameter) in embeddings and "position" not in name
+        (free if entity or "bias" in name or "norm" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,0 +1,73 @@
+"""The objective: a main loss over hidden states, and WarpRec's L2 term over the embeddings a batch uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+
+def summed_loss(
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor | None,
+    log_q: Tensor | None,
+    *,
+    loss: str,
+    beta: float,
+) -> Tensor:
+    """The main loss summed over the targets.
+
+    Args:
+        h: [N, d], one hidden state per target.
+        item_weight: [V + 1, d]. The last row, padding, competes in cross-entropy and gets its gradient there, and
+            has none as a target or negative, as nn.Embedding(padding_idx) gives none.
+        targets: int64 [N].
+        negatives, log_q: [N, K] or shared [S]; None with cross-entropy.
+        loss: "bpr", "bce", "gbce", "sampled_softmax" or "cross_entropy".
+        beta: of gBCE.
+    """
+    if loss == "cross_entropy":
+        return ops.linear_cross_entropy(h, item_weight, targets, reduction="sum")
+    assert negatives is not None
+    return ops.sampled_loss(
+        h,
+        item_weight,
+        targets,
+        negatives,
+        loss=loss,
+        log_q=log_q if loss == "sampled_softmax" else None,
+        beta=beta,
+        reduction="sum",
+        padding_idx=item_weight.shape[0] - 1,
+    )
+
+
+def row_counts(weight: Tensor, ids: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """How often each row of ``weight`` [R, d] is used: float [R].
+
+    Args:
+        ids: pairs of row numbers (any shape) and how often each counts (None: once).
+    """
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    counts = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
+    for rows, times in ids:
+        rows = rows.reshape(-1)
+        ones = torch.ones(rows.shape, dtype=dtype, device=weight.device)
+        counts.index_add_(0, rows, ones if times is None else times.to(dtype))
+    return counts
+
+
+def sum_of_squares(weight: Tensor, counts: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Σ over rows of counts · ‖row‖²: every embedding of a batch squared, without gathering one of them.
+
+    Counts are whole numbers, so their sums are exact in any order. Row ``padding_idx`` counts in the value and gets
+    no gradient.
+    """
+    squares = torch.linalg.vector_norm(weight, dim=1, dtype=counts.dtype).square()
+    if padding_idx is not None:
+        is_padding = torch.arange(weight.shape[0], device=weight.device) == padding_idx
+        squares = torch.where(is_padding, squares.detach(), squares)
+    return counts @ squares

@@ -1,0 +1,181 @@
+"""SASRec as WarpRec defines it, over jagged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..data.batch import JaggedBatch
+from ..errors import ConfigError
+from .base import SequentialRecommender
+from .initialisation import init_weights
+
+# Dropout sites of the random stream (fastseq/ops/philox.py): the embedding's, then these in every layer.
+SITE_EMBEDDING = 0
+SITE_FIRST_LAYER = 1
+SITE_ATTENTION, SITE_ATTENTION_OUTPUT, SITE_INNER, SITE_INNER_OUTPUT = range(4)
+SITES_PER_LAYER = 4
+
+
+class SASRec(SequentialRecommender):
+    """Self-attention over the items of a history.
+
+    LayerNorm(item + position), dropout, then ``n_layers`` post-LayerNorm transformer layers (exact GELU) under a
+    causal mask; the output at the last event is scored against the item embeddings.
+
+    ``dropout_prob`` is the embedding's dropout, ``attn_dropout_prob`` every other one. ``embedding_size`` is a multiple
+    of ``n_heads``. A history has at most ``max_seq_len`` events, and no padding id among them.
+
+    Source: Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; WarpRec 2.2.8's variant of it.
+    """
+
+    embedding_size: int
+    n_layers: int
+    n_heads: int
+    inner_size: int
+    dropout_prob: float
+    attn_dropout_prob: float
+    reg_weight: float = 0.0
+    weight_decay: float
+    batch_size: int = 2048
+    epochs: int
+    learning_rate: float
+    neg_samples: int
+    max_seq_len: int = 200
+
+    def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
+        super().__init__(params, info, *args, seed=seed, **kwargs)
+        d = self.embedding_size
+        self.item_embedding = nn.Embedding(self.n_items + 1, d, padding_idx=self.n_items)
+        self.position_embedding = nn.Embedding(self.max_seq_len, d)
+        self.layernorm = nn.LayerNorm(d, eps=1e-8)
+        # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.
+        layer = nn.TransformerEncoderLayer(d, self.n_heads, self.inner_size, activation="gelu", batch_first=True)
+        self.transformer_encoder = nn.TransformerEncoder(layer, self.n_layers, enable_nested_tensor=False)
+        # In the state_dict of WarpRec; the ops know that they are causal.
+        mask = torch.ones(self.max_seq_len, self.max_seq_len, dtype=torch.bool).triu(diagonal=1)
+        self.register_buffer("causal_mask", mask)
+        self.apply(init_weights)
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        values = super().check_params(params)
+        d, heads = values["embedding_size"], values["n_heads"]
+        if d % heads:
+            raise ConfigError(f"{cls.__name__}: embedding_size is {d}, expected a multiple of n_heads ({heads})")
+        return values
+
+    def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None) -> JaggedBatch:
+        batch = super()._unpad(item_seq, lengths, users)
+        # WarpRec masks keys by id. One padding row is an empty history; elsewhere the id can only be a mistake.
+        wrong = batch.items == self.n_items
+        wrong &= (batch.offsets.diff() > 1).repeat_interleave(batch.offsets.diff().long())
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            row = int((batch.offsets[1:] <= place).sum())
+            column = place - int(batch.offsets[row])
+            raise ValueError(
+                f"item sequences have the padding id {self.n_items} at row {row}, column {column}, inside a history of "
+                f"{int(batch.offsets[row + 1] - batch.offsets[row])} events"
+            )
+        return batch
+
+    def encode(self, batch: JaggedBatch) -> Tensor:
+        if batch.max_len > self.max_seq_len:
+            raise ValueError(
+                f"SASRec: a history has {batch.max_len} events, but there are position embeddings for max_seq_len "
+                f"({self.max_seq_len}); pass its most recent {self.max_seq_len} events"
+            )
+        rng = self._take_rng()
+        x = ops.embed_sequence(
+            batch.items,
+            batch.offsets,
+            self.item_embedding.weight,
+            self.position_embedding.weight,
+            self.layernorm.weight,
+            self.layernorm.bias,
+            eps=self.layernorm.eps,
+            dropout_p=self._rate(self.dropout_prob),
+            rng=rng,
+            site=SITE_EMBEDDING,
+            padding_idx=self.n_items,
+        )
+        layers = self.transformer_encoder.layers
+        for i, layer in enumerate(layers):
+            last = i + 1 == len(layers)
+            site = SITE_FIRST_LAYER + i * SITES_PER_LAYER
+            x = self._layer(cast(nn.TransformerEncoderLayer, layer), x, batch, last, rng, site)
+        return x
+
+    def _layer(
+        self,
+        layer: nn.TransformerEncoderLayer,
+        x: Tensor,
+        batch: JaggedBatch,
+        last: bool,
+        rng: Tensor,
+        site: int,
+    ) -> Tensor:
+        """One transformer layer; the last one computes past its attention for the counted rows only."""
+        p = self._rate(self.attn_dropout_prob)
+        attention = layer.self_attn
+        mixed = self._attention(attention, x, batch, last and batch.last_only, p, rng, site + SITE_ATTENTION)
+        if last and batch.rows is not None:
+            x = x.index_select(0, batch.rows)
+            mixed = mixed if batch.last_only else mixed.index_select(0, batch.rows)
+        x = ops.dropout_add_norm(
+            F.linear(mixed, attention.out_proj.weight),
+            x,
+            layer.norm1.weight,
+            layer.norm1.bias,
+            x_bias=attention.out_proj.bias,
+            eps=layer.norm1.eps,
+            dropout_p=p,
+            rng=rng,
+            site=site + SITE_ATTENTION_OUTPUT,
+        )
+        inner = ops.bias_gelu_dropout(
+            F.linear(x, layer.linear1.weight),
+            layer.linear1.bias,
+            dropout_p=p,
+            rng=rng,
+            site=site + SITE_INNER,
+        )
+        return ops.dropout_add_norm(
+            F.linear(inner, layer.linear2.weight),
+            x,
+            layer.norm2.weight,
+            layer.norm2.bias,
+            x_bias=layer.linear2.bias,
+            eps=layer.norm2.eps,
+            dropout_p=p,
+            rng=rng,
+            site=site + SITE_INNER_OUTPUT,
+        )
+
+    def _attention(
+        self,
+        attention: nn.MultiheadAttention,
+        x: Tensor,
+        batch: JaggedBatch,
+        last_only: bool,
+        p: float,
+        rng: Tensor,
+        site: int,
+    ) -> Tensor:
+        """softmax(q kᵀ / √(d / heads)) v, heads side by side: [T, d], or [B, d] where only last rows count."""
+        d, heads = self.embedding_size, self.n_heads
+        weight, bias = cast(Tensor, attention.in_proj_weight), cast(Tensor, attention.in_proj_bias)
+        options: dict[str, Any] = {"max_len": batch.max_len, "dropout_p": p, "rng": rng, "site": site}
+        if last_only:
+            assert batch.rows is not None
+            q = F.linear(x.index_select(0, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
+            k, v = F.linear(x, weight[d:], bias[d:]).view(-1, 2, heads, d // heads).unbind(1)
+            return ops.last_query_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
+        q, k, v = F.linear(x, weight, bias).view(-1, 3, heads, d // heads).unbind(1)
+        return ops.causal_attention(q, k, v, batch.offsets, **options).reshape(-1, d)

@@ -1,0 +1,92 @@
+"""Adam for an embedding table of which a step touches few rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+
+def adam_rows(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    step: int | Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    lazy: bool = False,
+) -> None:
+    """One Adam step, in place, from the gradient of some rows; every other row's gradient is zero.
+
+    By default equal to torch.optim.Adam (no weight decay) on the dense gradient: a row without gradient decays its
+    moments and still moves by them. Only rows whose moments are zero, the never touched, are left out.
+
+    ``lazy=True`` updates the rows given and no others. Their moments are first decayed by the steps since
+    ``last_step``, so a row's moments equal dense Adam's whenever it is touched. What is approximated: the moves that a
+    row would have made by its decaying momentum while it had no gradient are left out.
+
+    Args:
+        weight, exp_avg, exp_avg_sq: [V, d], of one dtype; updated.
+        last_step: int64 [V], the step that a row's moments are decayed to, 0 while they are zero; updated.
+            (Moments taken over from a dense Adam after n steps go with n.)
+        rows: int64 [R], distinct.
+        grad: [R, d], their gradients.
+        step: number of this step, counted from 1; an integer or an int64 tensor with one element (a tensor does not
+            recompile a graph at every step).
+        lr, betas, eps: as torch.optim.Adam.
+        lazy: see above.
+
+    Raises:
+        ValueError: for a shape or dtype that does not fit, a row given twice, or a step not above ``last_step``.
+        IndexError: for a row that is out of range (on the CPU).
+
+    Source: Kingma & Ba, "Adam", ICLR 2015.
+    """
+    if weight.dim() != 2 or grad.dim() != 2 or grad.shape[1] != weight.shape[1]:
+        shapes = f"weight has shape {list(weight.shape)} and grad {list(grad.shape)}"
+        raise ValueError(f"{shapes}, expected [V, d] and [R, d]")
+    for name, value in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        if value.shape != weight.shape or value.dtype != weight.dtype:
+            expected = f"{weight.dtype} {list(weight.shape)} as weight"
+            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected {expected}")
+    for name, value, count in (("last_step", last_step, weight.shape[0]), ("rows", rows, grad.shape[0])):
+        if value.dtype != torch.int64 or value.shape != (count,):
+            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected torch.int64 [{count}]")
+    if not isinstance(step, Tensor):
+        step = torch.tensor(step, dtype=torch.int64, device=weight.device)
+    with torch.no_grad():
+        _adam_rows(
+            weight.detach(), exp_avg, exp_avg_sq, last_step, rows, grad.detach().to(weight.dtype), step,
+            lr, betas[0], betas[1], eps, lazy,
+        )  # fmt: skip
+
+
+def _fake(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    step: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    lazy: bool,
+) -> None:
+    return None
+
+
+_adam_rows = register(
+    "adam_rows(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) last_step, Tensor rows,"
+    " Tensor grad, Tensor step, float lr, float beta1, float beta2, float eps, bool lazy) -> ()",
+    file="adam_rows",
+    fake=_fake,
+)

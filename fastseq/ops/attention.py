@@ -1,0 +1,187 @@
+"""Causal self-attention over jagged sequences, and its last row alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+from .philox import check_dropout
+
+MAX_HEAD_DIM = 128
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    max_len: int,
+    dropout_p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """dropout(softmax(scale · Q Kᵀ)) V, where a row sees itself and the rows before it in its own sequence.
+
+    Args:
+        q, k, v: [T, H, D], all of one floating type, 1 <= D <= 128. Rows need not be adjacent in memory: slices of
+            one joint projection are read where they lie. float16 and bfloat16 are computed in float32.
+        offsets: int32 [B + 1]; sequence b is rows offsets[b] ... offsets[b + 1] - 1. Starts at 0, never decreases, ends
+            at T (checked on the CPU; elsewhere a check would wait for the device). Sequences may be empty.
+        max_len: at least the length of the longest sequence, known without looking at ``offsets``.
+        dropout_p: probability that a softmax weight is dropped, 0 <= dropout_p < 1.
+        rng: int64 [2], (seed, step); needed where dropout_p > 0.
+        site: which dropout of the model this is, 0 ... 0x7fff. Counter layout: fastseq/ops/philox.py.
+        scale: factor of the scores, 1 / sqrt(D) if None.
+
+    Returns:
+        [T, H, D] in the type of ``q``. No [B, H, L, L] tensor is made, forward or backward.
+
+    Raises:
+        ValueError: if a shape, type or probability is not as above.
+
+    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, eq. 1; backward from the saved log-sum-exp as in
+    Dao et al., "FlashAttention", NeurIPS 2022.
+    """
+    scale = _checked(q, k, v, offsets, dropout_p, rng, site, scale)
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"q has {q.shape[0]} rows and k has {k.shape[0]}, expected as many")
+    out: Tensor = _causal_attention(q, k, v, offsets, max_len, dropout_p, rng, site, scale)[0]
+    return out
+
+
+def last_query_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    max_len: int,
+    dropout_p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """The row of :func:`causal_attention` at the end of each sequence, its dropout mask included.
+
+    Args:
+        q: [B, H, D], the queries of each sequence's last row.
+        k, v, offsets, max_len, dropout_p, rng, site, scale: as in :func:`causal_attention`.
+
+    Returns:
+        [B, H, D] in the type of ``q``; zeros, with zero gradients, for an empty sequence.
+
+    Raises:
+        ValueError: if a shape, type or probability is not as above.
+
+    Source: as :func:`causal_attention`.
+    """
+    scale = _checked(q, k, v, offsets, dropout_p, rng, site, scale)
+    if q.shape[0] != offsets.shape[0] - 1:
+        raise ValueError(f"q has {q.shape[0]} rows, expected one for each of {offsets.shape[0] - 1} sequences")
+    out: Tensor = _last_query_attention(q, k, v, offsets, max_len, dropout_p, rng, site, scale)[0]
+    return out
+
+
+def _checked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    dropout_p: float,
+    rng: Tensor | None,
+    site: int,
+    scale: float | None,
+) -> float:
+    """Raises ValueError for what can be seen without reading data; returns the scale."""
+    check_dropout(dropout_p, rng)
+    if not 0 <= site <= 0x7FFF:
+        raise ValueError(f"site is {site}, expected 0 <= site <= 0x7fff")
+    if q.dim() != 3 or k.dim() != 3:
+        raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected three dimensions: rows, heads, width")
+    if k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+        shapes = f"q is {list(q.shape)}, k is {list(k.shape)}, v is {list(v.shape)}"
+        raise ValueError(f"{shapes}: k and v must agree, and all three in heads and head dim")
+    heads, width = q.shape[1], q.shape[2]
+    if not 1 <= width <= MAX_HEAD_DIM:
+        raise ValueError(f"head dim is {width}, expected 1 to {MAX_HEAD_DIM}: use more heads")
+    if not 1 <= heads <= 0xFFFF:
+        raise ValueError(f"q has {heads} heads, expected 1 to {0xFFFF}")
+    if not (q.dtype == k.dtype == v.dtype) and not torch.is_autocast_enabled(q.device.type):
+        raise ValueError(f"q is {q.dtype}, k is {k.dtype}, v is {v.dtype}, expected one type")
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
+    return 1.0 / math.sqrt(width) if scale is None else float(scale)
+
+
+_Saved = tuple[Tensor, Tensor]
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> _Saved:
+    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:2], dtype=kind)
+
+
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return dq, dk, dv
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
+    q, k, v, offsets, ctx.max_len, ctx.dropout_p, rng, ctx.site, ctx.scale = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, offsets, rng)
+    ctx.mark_non_differentiable(lse)
+
+
+def _gradients(op: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    q, k, v, out, lse, offsets, rng = ctx.saved_tensors
+    settings = (offsets, ctx.max_len, ctx.dropout_p, rng, ctx.site, ctx.scale)
+    return (*op(grad, q, k, v, out, lse, *settings), None, None, None, None, None, None)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    return _gradients(_causal_attention_backward, ctx, grad)
+
+
+def _last_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    return _gradients(_last_query_attention_backward, ctx, grad)
+
+
+_SETTINGS = "Tensor offsets, SymInt max_len, float dropout_p, Tensor? rng, int site, float scale"
+_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor out, Tensor lse)"
+_BACKWARD = (
+    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SETTINGS})"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
+)
+
+# lse: log of the sum of exp(scaled scores) of each query and head, in the type of the computation; 0 where there is
+# no key.
+_causal_attention = register(
+    f"causal_attention{_FORWARD}",
+    file="attention",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_last_query_attention = register(
+    f"last_query_attention{_FORWARD}",
+    file="attention",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_last_backward,
+)
+_causal_attention_backward = register(
+    f"causal_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward
+)
+_last_query_attention_backward = register(
+    f"last_query_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward
+)

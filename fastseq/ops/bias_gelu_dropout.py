@@ -1,0 +1,80 @@
+"""Bias, exact GELU and dropout in one pass: the middle of a transformer layer's feed-forward block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+from .philox import check_dropout
+
+
+def bias_gelu_dropout(
+    x: Tensor,
+    bias: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+) -> Tensor:
+    """``dropout(gelu(x + bias))`` with ``gelu(z) = z Φ(z)``, Φ the normal distribution function (erf, not tanh).
+
+    Args:
+        x: [..., C], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
+        bias: [C].
+        dropout_p: probability, 0 <= dropout_p < 1.
+        rng: int64 [2], (seed, step); needed where dropout_p > 0. Counter: fastseq/ops/philox.py.
+        site: which dropout of the model this is, 0 ... 0x7fff.
+
+    Returns:
+        Shape and dtype of ``x``. The backward draws the mask again; the gradient of ``bias`` does not depend on the
+        number of threads.
+
+    Raises:
+        ValueError: if ``bias`` is not [C], ``dropout_p`` is out of range, or ``rng`` is missing or malformed.
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
+    """
+    if bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias is {list(bias.shape)}, expected {list(x.shape[-1:])}: one value per column of x")
+    check_dropout(dropout_p, rng)
+    return _bias_gelu_dropout(x, bias, dropout_p, rng, site)
+
+
+def _fake(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bias, ctx.p, rng, ctx.site = inputs
+    ctx.save_for_backward(x, bias, rng)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, bias, rng = ctx.saved_tensors
+    dx, dbias = _bias_gelu_dropout_backward(grad, x, bias, ctx.p, rng, ctx.site)
+    return dx, dbias, None, None, None
+
+
+_bias_gelu_dropout_backward = register(
+    "bias_gelu_dropout_backward(Tensor grad, Tensor x, Tensor bias, float p, Tensor? rng, int site)"
+    " -> (Tensor, Tensor)",
+    file="bias_gelu_dropout",
+    fake=_fake_backward,
+)
+
+_bias_gelu_dropout = register(
+    "bias_gelu_dropout(Tensor x, Tensor bias, float p, Tensor? rng, int site) -> Tensor",
+    file="bias_gelu_dropout",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

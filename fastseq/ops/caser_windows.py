@@ -1,0 +1,143 @@
+"""Caser's convolutions for every history of a batch at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+
+def caser_windows(
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+) -> Tensor:
+    """Horizontal filters of heights 1 … L (then ReLU and max pool) and vertical filters, over N histories.
+
+    History n is the last L rows of sequence ``sequences[n]`` before row ``stops[n]`` of x, that is rows
+    [max(offsets[s], stops[n] − L), stops[n]), followed by copies of ``padding_row`` up to L rows. The histories
+    of one sequence share their convolutions: any set of stops gives what each history alone would.
+
+    Args:
+        x: [T, d], the embedded events of a jagged batch, any floating type.
+        offsets: int32 [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
+        sequences: integers [N], the sequence of each history.
+        stops: integers [N], the row after each history's last one: offsets[s] (an empty history) … offsets[s + 1].
+        weight_h: [L(L + 1)/2, n_h, d]; row h(h − 1)/2 + j is tap j (from the oldest) of the filters of height h.
+        bias_h: [L, n_h], by height.
+        weight_v: [n_v, L], from the oldest row to the last one of the padded history.
+        bias_v: [n_v].
+        padding_row: [d].
+
+    Returns:
+        [N, n_v·d + L·n_h]: the vertical outputs [n_v, d], then the pooled horizontal ones [L, n_h]. n_h and n_v may
+        be 0. Gradients reach every floating argument; of equal maxima the first one gets it, as in max_pool1d, and a
+        pooled value that ReLU made zero passes none.
+
+    Raises:
+        ValueError: if shapes disagree or, on the CPU, if a stop lies outside its sequence.
+
+    Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding",
+    WSDM 2018, equations 3 to 7.
+    """
+    _check(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
+    out, _ = _caser_windows(
+        x, offsets.int(), sequences.long(), stops.long(), weight_h, bias_h, weight_v, bias_v, padding_row
+    )
+    return out
+
+
+def _check(
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+) -> None:
+    if x.dim() != 2 or bias_h.dim() != 2 or bias_h.shape[0] < 1 or weight_v.dim() != 2:
+        raise ValueError(
+            f"x has shape {list(x.shape)}, bias_h {list(bias_h.shape)}, weight_v {list(weight_v.shape)}, "
+            "expected [T, d], [L, n_h], [n_v, L] with L >= 1"
+        )
+    d, (length, n_h), n_v = x.shape[1], bias_h.shape, weight_v.shape[0]
+    wanted = {
+        "offsets": (offsets, [offsets.shape[0]]),
+        "sequences": (sequences, [stops.shape[0]]),
+        "stops": (stops, [stops.shape[0]]),
+        "weight_h": (weight_h, [length * (length + 1) // 2, n_h, d]),
+        "weight_v": (weight_v, [n_v, length]),
+        "bias_v": (bias_v, [n_v]),
+        "padding_row": (padding_row, [d]),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {shape}")
+
+
+def _fake(
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+) -> tuple[Tensor, Tensor]:
+    horizontal = bias_h.shape[0] * bias_h.shape[1]
+    size = stops.shape[0]
+    return (
+        x.new_empty(size, weight_v.shape[0] * x.shape[1] + horizontal),
+        x.new_empty(size, horizontal, dtype=torch.int32),
+    )
+
+
+def _fake_backward(grad: Tensor, x: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+    weights = arguments[3:8]
+    return tuple(torch.empty_like(a, memory_format=torch.contiguous_format) for a in (x, *weights))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, *weights = _caser_windows_backward(grad, *ctx.saved_tensors)
+    return x, None, None, None, *weights
+
+
+_INPUTS = (
+    "Tensor x, Tensor offsets, Tensor sequences, Tensor stops, Tensor weight_h, Tensor bias_h, "
+    "Tensor weight_v, Tensor bias_v, Tensor padding_row"
+)
+
+# The second output, int32 [N, L·n_h], says where in its history each maximum lies, −1 where ReLU made it zero.
+_caser_windows = register(
+    f"caser_windows({_INPUTS}) -> (Tensor, Tensor)",
+    file="caser_windows",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+_caser_windows_backward = register(
+    f"caser_windows_backward(Tensor grad, {_INPUTS}, Tensor position) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    file="caser_windows",
+    fake=_fake_backward,
+)

@@ -1,0 +1,45 @@
+"""Adam on embedding rows on the CPU: csrc/adam_rows.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, prepared
+
+
+def adam_rows(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    step: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    lazy: bool,
+) -> None:
+    updated = (weight, exp_avg, exp_avg_sq, last_step)
+    buffers = [*(prepared(tensor) for tensor in updated[:3]), last_step.contiguous()]
+    _C.adam_rows(
+        *(array(buffer) for buffer in buffers),
+        array(rows.contiguous()),
+        array(prepared(grad)),
+        int(step),
+        lr,
+        beta1,
+        beta2,
+        eps,
+        lazy,
+        torch.get_num_threads(),
+    )
+    for tensor, buffer in zip(updated, buffers, strict=True):
+        if tensor.data_ptr() != buffer.data_ptr():  # a half type or a stride that C++ does not take
+            tensor.copy_(buffer)
+        else:
+            torch.autograd.graph.increment_version(tensor)

@@ -1,0 +1,47 @@
+"""dropout(gelu(x + bias)) on the CPU: csrc/bias_gelu_dropout.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, compute_type, seed_and_step
+from ._rows import matrix, vector
+
+
+def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+    kind = compute_type(x.dtype)
+    source = matrix(x, kind)
+    result = torch.empty_like(source)
+    _C.bias_gelu_dropout(
+        array(source),
+        array(vector(bias, kind)),
+        array(result),
+        p,
+        *seed_and_step(rng),
+        site,
+        torch.get_num_threads(),
+    )
+    return result.view(x.shape).to(x.dtype)
+
+
+def bias_gelu_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
+) -> tuple[Tensor, Tensor]:
+    kind = compute_type(x.dtype)
+    source, b = matrix(x, kind), vector(bias, kind)
+    dx, dbias = torch.empty_like(source), torch.empty_like(b)
+    _C.bias_gelu_dropout_backward(
+        array(matrix(grad, kind)),
+        array(source),
+        array(b),
+        array(dx),
+        array(dbias),
+        p,
+        *seed_and_step(rng),
+        site,
+        torch.get_num_threads(),
+    )
+    return dx.view(x.shape).to(x.dtype), dbias.to(bias.dtype)

@@ -1,0 +1,53 @@
+"""Caser's convolutions on the CPU: csrc/caser_windows.cpp and csrc/caser_windows_backward.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, prepared
+
+
+def caser_windows(
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+) -> tuple[Tensor, Tensor]:
+    floats = [prepared(a) for a in (weight_h, bias_h, weight_v, bias_v, padding_row)]
+    source = prepared(x)
+    indices = [a.contiguous() for a in (offsets, sequences, stops)]
+    size, horizontal = stops.shape[0], bias_h.numel()
+    out = torch.empty(size, weight_v.shape[0] * x.shape[1] + horizontal, dtype=source.dtype)
+    position = torch.empty(size, horizontal, dtype=torch.int32)
+    inputs = map(array, (source, *indices, *floats))
+    _C.caser_windows(*inputs, array(out), array(position), torch.get_num_threads())
+    return out.to(x.dtype), position
+
+
+def caser_windows_backward(
+    grad: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, ...]:
+    source, *floats = (prepared(a) for a in (x, weight_h, bias_h, weight_v, bias_v, padding_row))
+    indices = [a.contiguous() for a in (offsets, sequences, stops)]
+    grads = [torch.zeros_like(a) for a in (source, *floats)]
+    inputs = map(array, (prepared(grad), source, *indices, *floats, position.contiguous()))
+    _C.caser_windows_backward(*inputs, *map(array, grads), torch.get_num_threads())
+    return tuple(g.to(x.dtype) for g in grads)

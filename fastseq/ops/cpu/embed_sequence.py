@@ -1,0 +1,81 @@
+"""Embedding of a jagged batch on the CPU: csrc/embed_sequence.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, compute_type, seed_and_step
+from ._rows import matrix, vector
+
+
+def _maybe(x: Tensor | None, kind: torch.dtype) -> Any:
+    return None if x is None else array(vector(x, kind))
+
+
+def _positions(items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None) -> Any:
+    positions = torch.empty(items.shape[0], dtype=torch.int32)
+    longest = -1 if position_weight is None else position_weight.shape[0]
+    _C.sequence_positions(array(items), array(offsets), item_weight.shape[0], longest, array(positions))
+    return array(positions)
+
+
+def embed_sequence(
+    items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
+    site: int, padding_idx: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    kind = compute_type(item_weight.dtype)
+    items, offsets = items.contiguous(), offsets.contiguous()
+    y = torch.empty(items.shape[0], item_weight.shape[1], dtype=kind)
+    mean = torch.empty(0 if norm_weight is None else items.shape[0], dtype=kind)
+    rstd = torch.empty_like(mean)
+    _C.embed_sequence(
+        array(items), _positions(items, offsets, item_weight, position_weight),
+        array(matrix(item_weight, kind)), _maybe(position_weight, kind), _maybe(norm_weight, kind),
+        _maybe(norm_bias, kind), array(y), None if norm_weight is None else array(mean),
+        None if norm_weight is None else array(rstd), eps, p, *seed_and_step(rng), site, torch.get_num_threads(),
+    )  # fmt: skip
+    return y.to(item_weight.dtype), mean, rstd
+
+
+def embed_sequence_backward(
+    grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
+    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
+    site: int, padding_idx: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    kind, threads = compute_type(item_weight.dtype), torch.get_num_threads()
+    items, offsets, upstream = items.contiguous(), offsets.contiguous(), matrix(grad, kind)
+    drawn = (p, *seed_and_step(rng), site, threads)
+    absent = torch.empty(0, dtype=item_weight.dtype)
+    dnorm_weight = dnorm_bias = absent
+    if norm_weight is not None:
+        w = vector(norm_weight, kind)
+        rows, dweight, dbias = torch.empty_like(upstream), torch.empty_like(w), torch.empty_like(w)
+        _C.embed_sequence_norm_backward(
+            array(upstream), array(items), _positions(items, offsets, item_weight, position_weight),
+            array(matrix(item_weight, kind)), _maybe(position_weight, kind), array(w), _maybe(mean, kind),
+            _maybe(rstd, kind), array(rows), array(dweight), array(dbias), *drawn,
+        )  # fmt: skip
+        dnorm_weight, dnorm_bias = dweight.to(norm_weight.dtype), dbias.to(norm_weight.dtype)
+    elif p > 0.0:
+        rows = torch.empty_like(upstream)
+        _C.dropout(array(upstream), array(rows), *drawn)
+    else:
+        rows = upstream
+    ditem = torch.zeros(item_weight.shape, dtype=kind)
+    dposition = absent if position_weight is None else torch.empty(position_weight.shape, dtype=kind)
+    _C.embed_sequence_scatter(
+        array(rows), array(items), array(offsets), array(ditem),
+        None if position_weight is None else array(dposition), padding_idx, threads,
+    )  # fmt: skip
+    return (
+        ditem.to(item_weight.dtype),
+        dposition if position_weight is None else dposition.to(position_weight.dtype),
+        dnorm_weight,
+        dnorm_bias,
+    )

@@ -1,0 +1,61 @@
+"""GRU on the CPU: csrc/gru.cpp for the recurrence, one matrix product for the weight's gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, prepared
+
+
+def gru(
+    x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
+) -> tuple[Tensor, Tensor]:
+    x, weight = prepared(x_gates), prepared(weight_hh)
+    rows, hidden = x.shape[0], weight.shape[1]
+    h = torch.empty(rows, hidden, dtype=x.dtype)
+    saved = torch.empty(rows, 4 * hidden, dtype=x.dtype)
+    _C.gru(
+        array(x),
+        array(weight),
+        None if bias_hh is None else array(prepared(bias_hh)),
+        array(offsets.contiguous()),
+        array(h),
+        array(saved),
+        torch.get_num_threads(),
+    )
+    return h.to(x_gates.dtype), saved.to(x_gates.dtype)
+
+
+def gru_backward(
+    grad: Tensor,
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    h: Tensor,
+    saved: Tensor,
+    max_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    state = prepared(h)
+    grad_x = torch.empty(x_gates.shape, dtype=state.dtype)
+    grad_hidden = torch.empty_like(grad_x)
+    previous = torch.empty_like(state)
+    carry = torch.empty(offsets.shape[0] - 1, state.shape[1], dtype=state.dtype)
+    _C.gru_backward(
+        array(prepared(grad)),
+        array(prepared(weight_hh)),
+        array(offsets.contiguous()),
+        array(state),
+        array(prepared(saved)),
+        array(grad_x),
+        array(grad_hidden),
+        array(previous),
+        array(carry),
+        torch.get_num_threads(),
+    )
+    grad_weight = torch.mm(grad_hidden.t(), previous)
+    grad_bias = grad_hidden.new_empty(0) if bias_hh is None else grad_hidden.sum(0)
+    return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)

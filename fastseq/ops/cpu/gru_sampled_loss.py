@@ -1,0 +1,71 @@
+"""gru, a linear layer and sampled_loss on the CPU, one after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._arrays import prepared
+from .gru import gru, gru_backward
+from .sampled_loss import sampled_loss, sampled_loss_backward
+
+
+def gru_sampled_loss(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, ...]:
+    h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
+    counted = prepared(h if rows is None else h.index_select(0, rows))
+    y = torch.addmm(prepared(dense_bias), counted, prepared(dense_weight).t()).to(h.dtype)
+    losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
+    return losses, h, gates, y, d_y, d_scores
+
+
+def gru_sampled_loss_backward(
+    grad: Tensor,
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+    h: Tensor,
+    gates: Tensor,
+    y: Tensor,
+    d_y: Tensor,
+    d_scores: Tensor,
+) -> tuple[Tensor, ...]:
+    grad_y, grad_item = sampled_loss_backward(
+        grad, y, item_weight, targets, negatives, loss, log_q, beta, padding_idx, d_y, d_scores
+    )
+    grad_y = prepared(grad_y)
+    counted = prepared(h if rows is None else h.index_select(0, rows))
+    grad_dense_weight = torch.mm(grad_y.t(), counted).to(dense_weight.dtype)
+    grad_dense_bias = grad_y.sum(0).to(dense_bias.dtype)
+    grad_h = torch.mm(grad_y, prepared(dense_weight))
+    if rows is not None:
+        grad_h = torch.zeros(h.shape, dtype=grad_h.dtype).index_add_(0, rows, grad_h)
+    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, h, gates, max_len)
+    return grad_x, grad_weight, grad_bias, grad_dense_weight, grad_dense_bias, grad_item

@@ -1,0 +1,84 @@
+"""Sampled losses on the CPU: csrc/sampled_loss.cpp; with shared negatives the scores are matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastseq import _C
+
+from ._arrays import array, prepared
+
+
+def sampled_loss(
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, table = prepared(h), prepared(item_weight)
+    negatives = negatives.contiguous()
+    rows = torch.empty(x.shape[0], dtype=x.dtype)
+    d_h = torch.empty_like(x)
+    d_scores = torch.empty(x.shape[0], 1 + negatives.shape[-1], dtype=x.dtype)
+    shared = None
+    if negatives.dim() == 1:
+        _C.check_ids(array(negatives), table.shape[0], "negatives")
+        shared = table[negatives]
+        torch.mm(x, shared.t(), out=d_scores[:, 1:])
+    _C.sampled_loss(
+        array(x),
+        array(table),
+        array(targets.contiguous()),
+        array(negatives),
+        loss,
+        None if log_q is None else array(prepared(log_q).to(x.dtype)),
+        beta,
+        array(rows),
+        array(d_h),
+        array(d_scores),
+        torch.get_num_threads(),
+    )
+    if shared is not None:
+        d_h.addmm_(d_scores[:, 1:], shared)
+    return rows, d_h, d_scores
+
+
+def sampled_loss_backward(
+    grad: Tensor,
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+    d_h: Tensor,
+    d_scores: Tensor,
+) -> tuple[Tensor, Tensor]:
+    x = prepared(h)
+    scale = grad.to(x.dtype).unsqueeze(1)
+    coefficients = scale * d_scores
+    if negatives.dim() == 1:  # the negatives' part is one dense row each, added like a target's
+        dense = torch.mm(coefficients[:, 1:].t(), x)
+        source = torch.cat((x, dense))
+        ids = torch.cat((targets, negatives)).unsqueeze(1)
+        coefficients = torch.cat((coefficients[:, :1], torch.ones_like(dense[:, :1])))
+    else:
+        source = x
+        ids = torch.cat((targets.unsqueeze(1), negatives), dim=1)
+    grad_item = torch.empty(item_weight.shape, dtype=x.dtype)
+    _C.item_gradient(
+        array(ids),
+        array(coefficients.contiguous()),
+        array(source),
+        -1 if padding_idx is None else padding_idx,
+        array(grad_item),
+        torch.get_num_threads(),
+    )
+    return (scale * d_h).to(h.dtype), grad_item.to(item_weight.dtype)

@@ -1,0 +1,106 @@
+"""Softmax cross-entropy over the whole catalogue, straight from hidden states and the item table."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+
+def linear_cross_entropy(
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    softcap: float | None = None,
+) -> Tensor:
+    """``cross_entropy(h weightᵀ + bias, targets)``; the [N, V] logits never exist at once.
+
+    Args:
+        h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
+        weight: [V, d].
+        targets: int64 [N], 0 ... V - 1 or ``ignore_index``.
+        bias: [V] or None.
+        ignore_index: rows with this target have loss 0, no gradient, and are not counted by "mean".
+        reduction: "none" (a loss per row), "sum", or "mean" over the rows not ignored (0 where all are, not NaN).
+        softcap: logits become ``softcap * tanh(logits / softcap)`` first (None: they stay).
+
+    Returns:
+        [N] for "none", else a scalar; natural logarithm; float32, or float64 for float64 ``h``.
+
+    Raises:
+        ValueError: if shapes or dtypes disagree, ``reduction`` is unknown, ``softcap`` is not positive, or, on the
+            CPU, a target is out of range.
+
+    Source: the chunked form of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025.
+    """
+    if h.dim() != 2 or weight.dim() != 2 or weight.shape[1] != h.shape[1]:
+        raise ValueError(f"h is {list(h.shape)} and weight {list(weight.shape)}, expected [N, d] and [V, d]")
+    if targets.dtype != torch.int64 or targets.shape != h.shape[:1]:
+        raise ValueError(f"targets is {targets.dtype} {list(targets.shape)}, expected torch.int64 {list(h.shape[:1])}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"softcap is {softcap}, expected a positive number or None")
+    losses, _ = _linear_cross_entropy(h, weight, targets, bias, ignore_index, softcap)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
+
+
+def _fake(
+    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    losses = h.new_empty(h.shape[0], dtype=torch.promote_types(h.dtype, torch.float32))
+    return losses, torch.empty_like(losses)
+
+
+def _fake_backward(
+    grad: Tensor, h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, bias: Tensor | None,
+    ignore_index: int, softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dbias = h.new_empty(0) if bias is None else torch.empty_like(bias)
+    contiguous = torch.contiguous_format
+    return torch.empty_like(h, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous), dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    h, weight, targets, bias, ctx.ignore_index, ctx.softcap = inputs
+    _, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(h, weight, targets, lse, bias)
+
+
+def _backward(ctx: Any, grad: Tensor, unused: Any) -> tuple[Tensor | None, ...]:
+    h, weight, targets, lse, bias = ctx.saved_tensors
+    dh, dweight, dbias = _linear_cross_entropy_backward(
+        grad, h, weight, targets, lse, bias, ctx.ignore_index, ctx.softcap
+    )
+    return dh, dweight, None, None if bias is None else dbias, None, None
+
+
+_linear_cross_entropy_backward = register(
+    "linear_cross_entropy_backward(Tensor grad, Tensor h, Tensor weight, Tensor targets, Tensor lse, Tensor? bias,"
+    " int ignore_index, float? softcap) -> (Tensor, Tensor, Tensor)",
+    file="cross_entropy",
+    fake=_fake_backward,
+)
+
+# The second output is the logarithm of the partition function of every row, in the type of the losses.
+_linear_cross_entropy = register(
+    "linear_cross_entropy(Tensor h, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, float? softcap)"
+    " -> (Tensor, Tensor)",
+    file="cross_entropy",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

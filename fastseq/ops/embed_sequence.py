@@ -1,0 +1,141 @@
+"""Embedding of a jagged batch of sequences: item, position, layer normalisation and dropout in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+from .philox import check_dropout
+
+
+def embed_sequence(
+    items: Tensor,
+    offsets: Tensor,
+    item_weight: Tensor,
+    position_weight: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    *,
+    eps: float = 1e-8,
+    dropout_p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+    padding_idx: int | None,
+) -> Tensor:
+    """``dropout(LayerNorm(item_weight[items] + position_weight[position]))`` for every event.
+
+    Args:
+        items: int64 [T], rows of ``item_weight``.
+        offsets: int32 [B + 1], starts at 0 and ends at T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
+        item_weight: [V + 1, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
+        position_weight: [L, d] or None; position 0 is the first event of a sequence, none is longer than L.
+        norm_weight, norm_bias: [d] both, or None both: no normalisation.
+        eps: added to the variance.
+        dropout_p: probability, 0 <= dropout_p < 1.
+        rng: int64 [2], (seed, step); needed where dropout_p > 0. Counter: fastseq/ops/philox.py.
+        site: which dropout of the model this is, 0 ... 0x7fff.
+        padding_idx: row of ``item_weight`` that is read like any other but gets no gradient (None: none such).
+
+    Returns:
+        [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
+
+    Raises:
+        ValueError: if shapes or dtypes disagree, ``dropout_p`` is out of range, or ``rng`` is missing or malformed;
+            on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
+
+    Source: the embedding of SASRec (Kang and McAuley, ICDM 2018) with the normalisation of WarpRec and RecBole.
+    """
+    width = item_weight.shape[1:]
+    if items.dtype != torch.int64 or items.dim() != 1:
+        raise ValueError(f"items is {items.dtype} {list(items.shape)}, expected torch.int64 [T]")
+    if offsets.dtype != torch.int32 or offsets.dim() != 1:
+        raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
+    if item_weight.dim() != 2:
+        raise ValueError(f"item_weight is {list(item_weight.shape)}, expected [V + 1, d]")
+    if position_weight is not None and (position_weight.dim() != 2 or position_weight.shape[1:] != width):
+        raise ValueError(f"position_weight is {list(position_weight.shape)}, expected [L, {width[0]}]")
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("norm_weight and norm_bias: pass both or neither")
+    for name, vector in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if vector is not None and vector.shape != width:
+            raise ValueError(f"{name} is {list(vector.shape)}, expected {list(width)}")
+    if padding_idx is not None and not 0 <= padding_idx < item_weight.shape[0]:
+        raise ValueError(
+            f"padding_idx is {padding_idx}, expected a row of item_weight, 0 ... {item_weight.shape[0] - 1}"
+        )
+    check_dropout(dropout_p, rng)
+    padding = -1 if padding_idx is None else padding_idx
+    output, _, _ = _embed_sequence(
+        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, dropout_p, rng, site, padding
+    )
+    return output
+
+
+def _fake(
+    items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
+    site: int, padding_idx: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    wide = torch.promote_types(item_weight.dtype, torch.float32)
+    mean = item_weight.new_empty(0 if norm_weight is None else items.shape[0], dtype=wide)
+    return item_weight.new_empty(items.shape[0], item_weight.shape[1]), mean, torch.empty_like(mean)
+
+
+def _fake_backward(
+    grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
+    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
+    site: int, padding_idx: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    def like(x: Tensor | None) -> Tensor:
+        if x is None:
+            return item_weight.new_empty(0)
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    return like(item_weight), like(position_weight), like(norm_weight), like(norm_weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    items, offsets, item_weight, position_weight, norm_weight, _, ctx.eps, ctx.p, rng, ctx.site, ctx.padding = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(items, offsets, item_weight, position_weight, norm_weight, mean, rstd, rng)
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    items, offsets, item_weight, position_weight, norm_weight, mean, rstd, rng = ctx.saved_tensors
+    ditem, dposition, dnorm_weight, dnorm_bias = _embed_sequence_backward(
+        grad, items, offsets, item_weight, position_weight, norm_weight, mean, rstd,
+        ctx.eps, ctx.p, rng, ctx.site, ctx.padding,
+    )  # fmt: skip
+    return (
+        None,
+        None,
+        ditem,
+        None if position_weight is None else dposition,
+        None if norm_weight is None else dnorm_weight,
+        None if norm_weight is None else dnorm_bias,
+        *(None,) * 5,
+    )
+
+
+_embed_sequence_backward = register(
+    "embed_sequence_backward(Tensor grad, Tensor items, Tensor offsets, Tensor item_weight, Tensor? position_weight,"
+    " Tensor? norm_weight, Tensor mean, Tensor rstd, float eps, float p, Tensor? rng, int site, int padding_idx)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    file="embed_sequence",
+    fake=_fake_backward,
+)
+
+# The second and third output are the mean and 1 / sqrt(variance + eps) of every row in the compute type, empty
+# without normalisation; what is absent has an empty gradient.
+_embed_sequence = register(
+    "embed_sequence(Tensor items, Tensor offsets, Tensor item_weight, Tensor? position_weight, Tensor? norm_weight,"
+    " Tensor? norm_bias, float eps, float p, Tensor? rng, int site, int padding_idx) -> (Tensor, Tensor, Tensor)",
+    file="embed_sequence",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,115 @@
+"""Gated recurrent unit over jagged sequences, from input gates computed beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+
+def gru(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    *,
+    bias_hh: Tensor | None = None,
+    max_len: int,
+) -> Tensor:
+    """One layer of nn.GRU over every sequence, from a zero state. More layers are a loop over this.
+
+    For event t of a sequence, with a = weight_hh h[t-1] + bias_hh and both a and x_gates[t] split into (r, z, n)::
+
+        r = sigmoid(x_r + a_r)    z = sigmoid(x_z + a_z)    n = tanh(x_n + r * a_n)
+        h[t] = (1 - z) * n + z * h[t-1]
+
+    Args:
+        x_gates: [T, 3H], the inputs times weight_ih, plus bias_ih, in the order r, z, n.
+        weight_hh: [3H, H].
+        offsets: int32 [B + 1], where each sequence starts; from 0 to T.
+        bias_hh: [3H] or None.
+        max_len: length of the longest sequence.
+
+    Returns:
+        h, [T, H] in the dtype of ``x_gates``: the state after every event. Differentiable in x_gates, weight_hh and
+        bias_hh.
+
+    Raises:
+        ValueError: if a shape or the dtype of ``offsets`` is not as above.
+
+    Source: Cho et al., EMNLP 2014, with the reset gate after the product as in cuDNN and torch.nn.GRU.
+    """
+    check_gru(x_gates, weight_hh, offsets, bias_hh)
+    h: Tensor = _gru(x_gates, weight_hh, offsets, bias_hh, max_len)[0]
+    return h
+
+
+def check_gru(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None) -> None:
+    """Raises ValueError unless the arguments of ``gru`` fit together."""
+    if weight_hh.dim() != 2 or weight_hh.shape[0] != 3 * weight_hh.shape[1]:
+        raise ValueError(f"weight_hh has shape {list(weight_hh.shape)}, expected [3H, H]")
+    if x_gates.dim() != 2 or x_gates.shape[1] != weight_hh.shape[0]:
+        expected = f"[T, {weight_hh.shape[0]}] to fit weight_hh {list(weight_hh.shape)}"
+        raise ValueError(f"x_gates has shape {list(x_gates.shape)}, expected {expected}")
+    if bias_hh is not None and bias_hh.shape != weight_hh.shape[:1]:
+        raise ValueError(f"bias_hh has shape {list(bias_hh.shape)}, expected [{weight_hh.shape[0]}]")
+    if offsets.dim() != 1 or offsets.dtype != torch.int32:
+        raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
+
+
+def _fake(
+    x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
+) -> tuple[Tensor, Tensor]:
+    rows, hidden = x_gates.shape[0], weight_hh.shape[1]
+    return x_gates.new_empty(rows, hidden), x_gates.new_empty(rows, 4 * hidden)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_gates, weight_hh, offsets, bias_hh, ctx.max_len = inputs
+    h, saved = output
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x_gates, weight_hh, offsets, bias_hh, h, saved)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x_gates, weight_hh, offsets, bias_hh, h, saved = ctx.saved_tensors
+    grads = _gru_backward(grad, x_gates, weight_hh, offsets, bias_hh, h, saved, ctx.max_len)
+    return grads[0], grads[1], None, None if bias_hh is None else grads[2], None
+
+
+def _fake_backward(
+    grad: Tensor,
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    h: Tensor,
+    saved: Tensor,
+    max_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x_gates, memory_format=torch.contiguous_format),
+        torch.empty_like(weight_hh, memory_format=torch.contiguous_format),
+        weight_hh.new_empty(0 if bias_hh is None else bias_hh.shape[0]),
+    )
+
+
+# saved [T, 4H] = (r, z, n, a_n), so that the backward pass computes no gate again; x_gates is there for the
+# reference, which differentiates its own forward pass. grad_bias is empty without a bias.
+_gru = register(
+    "gru(Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, SymInt max_len)"
+    " -> (Tensor h, Tensor saved)",
+    file="gru",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_gru_backward = register(
+    "gru_backward(Tensor grad, Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, Tensor h,"
+    " Tensor saved, SymInt max_len) -> (Tensor grad_x_gates, Tensor grad_weight_hh, Tensor grad_bias_hh)",
+    file="gru",
+    fake=_fake_backward,
+)

@@ -1,0 +1,159 @@
+"""The GRU4Rec hot path as one autograd node: recurrence, projection, sampled loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+from .gru import check_gru
+from .sampled_loss import check_sampled_loss, reduce
+
+
+def gru_sampled_loss(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    *,
+    max_len: int,
+    bias_hh: Tensor | None = None,
+    loss: str = "bpr",
+    log_q: Tensor | None = None,
+    beta: float = 1.0,
+    reduction: str = "mean",
+    padding_idx: int | None = None,
+) -> Tensor:
+    """``sampled_loss(linear(gru(x_gates)[rows]))``, which see for what is not said here.
+
+    Args:
+        x_gates: [T, 3H].
+        weight_hh: [3H, H].
+        offsets: int32 [B + 1].
+        dense_weight: [d, H].
+        dense_bias: [d].
+        rows: int64 [N], the events whose output counts; None for all T, in order.
+        item_weight: [V + 1, d].
+        targets: int64 [N].
+        negatives: int64 [N, K] or [S].
+        max_len: length of the longest sequence.
+        bias_hh: [3H] or None.
+        loss, log_q, beta, reduction, padding_idx: as of sampled_loss.
+
+    Returns:
+        The loss, as sampled_loss gives it. Differentiable in x_gates, weight_hh, bias_hh, dense_weight, dense_bias and
+        item_weight.
+
+    Raises:
+        ValueError, IndexError: as gru and sampled_loss.
+
+    Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016.
+    """
+    check_gru(x_gates, weight_hh, offsets, bias_hh)
+    hidden = weight_hh.shape[1]
+    if dense_weight.dim() != 2 or dense_weight.shape[1] != hidden:
+        raise ValueError(f"dense_weight has shape {list(dense_weight.shape)}, expected [d, {hidden}]")
+    if dense_bias.shape != dense_weight.shape[:1]:
+        expected = f"[{dense_weight.shape[0]}]"
+        raise ValueError(f"dense_bias has shape {list(dense_bias.shape)}, expected {expected}")
+    if rows is not None and (rows.dim() != 1 or rows.dtype != torch.int64):
+        raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 [N]")
+    counted = x_gates.shape[0] if rows is None else rows.shape[0]
+    projected = x_gates.new_empty(counted, dense_weight.shape[0], device="meta")
+    check_sampled_loss(projected, item_weight, targets, negatives, loss, log_q, reduction)
+    losses: Tensor = _gru_sampled_loss(
+        x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows, item_weight, targets,
+        negatives, loss, log_q, beta, padding_idx,
+    )[0]  # fmt: skip
+    return reduce(losses, reduction)
+
+
+def _fake(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x_gates.dtype, torch.float32)
+    events, hidden = x_gates.shape[0], weight_hh.shape[1]
+    counted = events if rows is None else rows.shape[0]
+    return (
+        x_gates.new_empty(counted, dtype=wide),
+        x_gates.new_empty(events, hidden),
+        x_gates.new_empty(events, 4 * hidden),
+        x_gates.new_empty(counted, dense_weight.shape[0]),
+        x_gates.new_empty(counted, dense_weight.shape[0], dtype=wide),
+        x_gates.new_empty(counted, 1 + negatives.shape[-1], dtype=wide),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
+    ctx.tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    arguments = list(ctx.plain)
+    for i, tensor in zip(ctx.tensors, ctx.saved_tensors, strict=False):
+        arguments[i] = tensor
+    saved = ctx.saved_tensors[len(ctx.tensors) :]
+    grads = _gru_sampled_loss_backward(grad, *arguments, *saved)
+    result: list[Tensor | None] = [None] * len(arguments)
+    for i, value in zip(_DIFFERENTIABLE, grads, strict=True):
+        result[i] = None if arguments[i] is None else value
+    return tuple(result)
+
+
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        grad.new_empty(0)
+        if arguments[i] is None
+        else torch.empty_like(arguments[i], memory_format=torch.contiguous_format)
+        for i in _DIFFERENTIABLE
+    )
+
+
+# Beside the losses: h and gates as of gru, y [N, d] the projected rows, d_y and d_scores as of sampled_loss.
+_ARGUMENTS = (
+    "Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, SymInt max_len, Tensor dense_weight,"
+    " Tensor dense_bias, Tensor? rows, Tensor item_weight, Tensor targets, Tensor negatives, str loss, Tensor? log_q,"
+    " float beta, int? padding_idx"
+)
+# Places of x_gates, weight_hh, bias_hh, dense_weight, dense_bias, item_weight.
+_DIFFERENTIABLE = (0, 1, 3, 5, 6, 8)
+_gru_sampled_loss = register(
+    f"gru_sampled_loss({_ARGUMENTS}) -> (Tensor losses, Tensor h, Tensor gates, Tensor y, Tensor d_y, Tensor d_scores)",
+    file="gru_sampled_loss",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_gru_sampled_loss_backward = register(
+    f"gru_sampled_loss_backward(Tensor grad, {_ARGUMENTS},"
+    " Tensor h, Tensor gates, Tensor y, Tensor d_y, Tensor d_scores)"
+    " -> (Tensor grad_x_gates, Tensor grad_weight_hh, Tensor grad_bias_hh, Tensor grad_dense_weight,"
+    " Tensor grad_dense_bias, Tensor grad_item_weight)",
+    file="gru_sampled_loss",
+    fake=_fake_backward,
+)

@@ -1,0 +1,176 @@
+"""Negative sampling: items a user has not interacted with, or a sample of the catalogue shared by a batch.
+
+**Distribution.** Uniform over items, or a discrete distribution given as Walker's alias table in integers, so that
+every machine draws the same items: column ``i`` of ``probability`` (int64, in units of 2^-32, 0 ... 2^32) says how much
+of it holds item ``i``, the rest holds item ``alias[i]``. One draw takes column ``i`` uniformly, then one of the two.
+``fastseq.data.negatives.alias_table`` builds the table.
+
+**Random words** (Philox, fastseq/ops/philox.py). ``word(draw)`` is output ``draw % 4`` of the block with counter
+``(draw // 4, first + n, step, SITE_NEGATIVES)`` for target ``n``, or ``(draw // 4, 0, step, SITE_SHARED_NEGATIVES)``.
+A word ``w`` becomes a number below ``m`` as ``(w * m) >> 32``; its probabilities are equal to within ``m / 2^32`` of
+their value.
+
+========================  =====================================================================================
+uniform, per target       Negative ``k`` takes word ``k``: a number ``r`` below the count of items that are neither
+                          seen nor the positive, and gives the ``r``-th of those in the order of ids. Exact, with
+                          no rejection, however many items the user has seen.
+alias, per target         Negative ``k`` owns the words ``64 k ... 64 k + 63``. Attempt ``a`` of 31 takes the words
+                          ``64 k + 2 a`` (column) and ``64 k + 2 a + 1`` (item if below ``probability``, else
+                          alias); the first item neither seen nor the positive wins. If all fail, words 62 and 63
+                          form ``u = word(62) * 2^32 + word(63)``, and the item is the first one whose cumulative
+                          integer mass over the items left, in the order of ids, exceeds ``(u * total) >> 64``.
+uniform, shared           Draw ``s`` takes word ``s``, a number below ``n_items``.
+alias, shared             Draw ``s`` takes the words ``2 s`` (column) and ``2 s + 1``.
+========================  =====================================================================================
+
+So negative ``k`` depends on no other negative, nor on ``K``, the threads, or the targets beside it; and a worker that
+holds part of a batch draws with ``first`` what one worker draws for all of it.
+
+Source: Walker, "An efficient method for generating discrete random variables with general distributions", TOMS 1977;
+tables by Vose, IEEE TSE 1991.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+ATTEMPTS = 31
+WORDS_PER_NEGATIVE = 64
+
+
+def _check_ids(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    expected = "[*]" if shape is None else str(list(shape))
+    if x.dtype != torch.int64 or x.dim() != 1 or (shape is not None and x.shape != shape):
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 {expected}")
+
+
+def _check_common(n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None) -> None:
+    if not 1 <= n_items < 2**31:
+        raise ValueError(f"n_items is {n_items}, expected 1 ... 2**31 - 1")
+    if rng.dtype != torch.int64 or rng.shape != (2,):
+        raise ValueError(f"rng is {rng.dtype} {list(rng.shape)}, expected torch.int64 [2]: (seed, step)")
+    if (probability is None) != (alias is None):
+        raise ValueError("probability and alias must both be given or both be None")
+    for name, table in (("probability", probability), ("alias", alias)):
+        if table is not None:
+            _check_ids(name, table, (n_items,))
+
+
+def sample_negatives(
+    users: Tensor,
+    positives: Tensor,
+    seen_offsets: Tensor,
+    seen_items: Tensor,
+    k: int,
+    n_items: int,
+    rng: Tensor,
+    *,
+    probability: Tensor | None = None,
+    alias: Tensor | None = None,
+    first: int = 0,
+    threads: int = 0,
+) -> Tensor:
+    """Draws ``k`` items per target, with replacement: never one the user has seen, never the target itself.
+
+    Args:
+        users: int64 [N], an index into ``seen_offsets``, per target.
+        positives: int64 [N], the target items.
+        seen_offsets: int64 [users + 1]; user ``u`` has seen ``seen_items[seen_offsets[u]:seen_offsets[u + 1]]``.
+        seen_items: int64, strictly ascending within a user.
+        k: negatives per target, at least 0.
+        n_items: items in the catalogue, below 2^31.
+        rng: int64 [2], (seed, step).
+        probability, alias: int64 [n_items], the alias table; None draws uniformly.
+        first: number of the first target in the whole batch, for a worker that holds a part of it.
+        threads: threads to use on the CPU; 0 takes torch's setting. The result does not depend on it.
+
+    Returns:
+        int64 [N, k].
+
+    Raises:
+        ValueError: if an argument is malformed or out of range, or a user has no item left to draw.
+    """
+    _check_ids("users", users)
+    _check_ids("positives", positives, tuple(users.shape))
+    _check_ids("seen_offsets", seen_offsets)
+    _check_ids("seen_items", seen_items)
+    _check_common(n_items, rng, probability, alias)
+    if k < 0 or first < 0 or threads < 0:
+        raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0")
+    return _sample_negatives(
+        users, positives, seen_offsets, seen_items, k, n_items, rng, probability, alias, first, threads
+    )
+
+
+def sample_shared_negatives(
+    size: int,
+    n_items: int,
+    rng: Tensor,
+    *,
+    probability: Tensor | None = None,
+    alias: Tensor | None = None,
+    threads: int = 0,
+) -> Tensor:
+    """Draws ``size`` items from the whole catalogue, with replacement, for all targets of a batch.
+
+    Args:
+        size: how many, at least 0.
+        n_items, rng, probability, alias, threads: as of ``sample_negatives``.
+
+    Returns:
+        int64 [size].
+
+    Raises:
+        ValueError: if an argument is malformed or out of range.
+    """
+    _check_common(n_items, rng, probability, alias)
+    if size < 0 or threads < 0:
+        raise ValueError(f"size is {size}, threads is {threads}: expected none below 0")
+    return _sample_shared_negatives(size, n_items, rng, probability, alias, threads)
+
+
+def nothing_left(target: int, user: int, n_items: int) -> ValueError:
+    """The error for a user who has seen everything that could be drawn."""
+    return ValueError(
+        f"user {user} (target {target}) has seen every one of the {n_items} items that could be drawn as a negative: "
+        "leave this user out, draw shared negatives, or train without negatives (neg_samples: 0)"
+    )
+
+
+def _fake(
+    users: Tensor,
+    positives: Tensor,
+    seen_offsets: Tensor,
+    seen_items: Tensor,
+    k: int,
+    n_items: int,
+    rng: Tensor,
+    probability: Tensor | None,
+    alias: Tensor | None,
+    first: int,
+    threads: int,
+) -> Tensor:
+    return users.new_empty((users.shape[0], k))
+
+
+def _fake_shared(
+    size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
+) -> Tensor:
+    return rng.new_empty((size,))
+
+
+_sample_negatives = register(
+    "sample_negatives(Tensor users, Tensor positives, Tensor seen_offsets, Tensor seen_items, SymInt k, "
+    "SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, SymInt first, int threads) -> Tensor",
+    file="negatives",
+    fake=_fake,
+)
+_sample_shared_negatives = register(
+    "sample_shared_negatives(SymInt size, SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, "
+    "int threads) -> Tensor",
+    file="negatives",
+    fake=_fake_shared,
+)

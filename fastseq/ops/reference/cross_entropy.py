@@ -1,0 +1,39 @@
+"""Plain PyTorch twin of fastseq/ops/cross_entropy.py. It makes the whole [N, V] matrix of logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._autograd import vjp
+
+
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    wide = torch.promote_types(h.dtype, torch.float32)
+    logits = F.linear(h.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _losses(
+    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None
+) -> Tensor:
+    logits = _logits(h, weight, bias, softcap)
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
+
+
+def linear_cross_entropy(
+    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    losses = _losses(h, weight, targets, bias, ignore_index, softcap)
+    return losses, torch.logsumexp(_logits(h, weight, bias, softcap), dim=-1)
+
+
+def linear_cross_entropy_backward(
+    grad: Tensor, h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, bias: Tensor | None,
+    ignore_index: int, softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    arguments = (h, weight, targets, bias, ignore_index, softcap)
+    dh, dweight, dbias = vjp(_losses, arguments, grad, wanted=(0, 1, 3))
+    assert dh is not None and dweight is not None
+    return dh, dweight, h.new_empty(0) if dbias is None else dbias

@@ -1,0 +1,190 @@
+"""Losses over a target and sampled negatives: BPR, BCE, gBCE, sampled softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def sampled_loss(
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    *,
+    loss: str = "bpr",
+    log_q: Tensor | None = None,
+    beta: float = 1.0,
+    reduction: str = "mean",
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Loss of every row's target against its negatives, straight from hidden states, item table and ids.
+
+    With s⁺ = h·item_weight[target], s⁻ the same for a negative, and K the negatives of the row::
+
+        bpr              mean softplus(s⁻ - s⁺)
+        bce              (softplus(-s⁺) + Σ softplus(s⁻)) / (K + 1)
+        gbce             (beta softplus(-s⁺) + Σ softplus(s⁻)) / (K + 1)
+        sampled_softmax  -s⁺ + log(exp(s⁺) + Σ exp(s⁻ - log_q - log K))
+
+    A negative that equals its row's target is masked out, and K counts what is left. Where none is left the row's
+    loss is that of the positive term: 0 for bpr and sampled_softmax.
+
+    Args:
+        h: [N, d].
+        item_weight: [V + 1, d].
+        targets: int64 [N], ids from 0 to V.
+        negatives: int64 [N, K], or [S] shared by all rows.
+        loss: one of the names above.
+        log_q: shape of ``negatives``; log of the probability that one draw gives that item. For sampled_softmax
+            only, which needs it (a uniform draw from V items has -log V).
+        beta: weight of gbce's positive term, see ``gbce_beta``.
+        reduction: "none" ([N]), "sum", or "mean" over rows (0 for an empty batch).
+        padding_idx: a row of ``item_weight`` that gets no gradient, or None.
+
+    Returns:
+        The loss, float32 (float64 for float64 inputs): a mean of losses has no place in a half type.
+        Differentiable in h and item_weight; the gradient of item_weight is dense.
+
+    Raises:
+        ValueError: for an unknown name, a shape that does not fit, or log_q missing or superfluous.
+        IndexError: on the CPU, for an id outside 0 … V; names the argument, the row and the id.
+
+    Source: BPR: Rendle et al., UAI 2009. gBCE: Petrov & Macdonald, RecSys 2023. Sampled softmax with logQ: Bengio &
+    Senécal, IEEE TNN 2008.
+    """
+    check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, reduction)
+    rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)[0]
+    return reduce(rows, reduction)
+
+
+def gbce_beta(negatives: int, n_items: int, t: float) -> float:
+    """The ``beta`` of gbce: α (t (1 - 1/α) + 1/α) with α = negatives / (n_items - 1).
+
+    Args:
+        negatives: K, at least 1.
+        n_items: V, at least 2.
+        t: calibration, 0 (beta 1, plain BCE) to 1 (beta α, unbiased by the sampling rate).
+
+    Raises:
+        ValueError: if one is out of range.
+
+    Source: Petrov & Macdonald, "gSASRec", RecSys 2023, equation 12.
+    """
+    if negatives < 1:
+        raise ValueError(f"negatives is {negatives}, expected at least 1")
+    if n_items < 2:
+        raise ValueError(f"n_items is {n_items}, expected at least 2")
+    if not 0.0 <= t <= 1.0:
+        raise ValueError(f"t is {t}, expected 0 <= t <= 1")
+    alpha = negatives / (n_items - 1)
+    return alpha * (t * (1.0 - 1.0 / alpha) + 1.0 / alpha)
+
+
+def reduce(rows: Tensor, reduction: str) -> Tensor:
+    """The mean (0 if there are none), the sum, or the rows themselves."""
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.sum() / max(rows.shape[0], 1)
+
+
+def check_sampled_loss(
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    reduction: str,
+) -> None:
+    """Raises ValueError unless the arguments of ``sampled_loss`` fit together."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+    if h.dim() != 2 or item_weight.dim() != 2 or h.shape[1] != item_weight.shape[1]:
+        shapes = f"h has shape {list(h.shape)} and item_weight {list(item_weight.shape)}"
+        raise ValueError(f"{shapes}, expected [N, d] and [V + 1, d]")
+    if targets.shape != h.shape[:1] or targets.dtype != torch.int64:
+        expected = f"torch.int64 [{h.shape[0]}]"
+        raise ValueError(f"targets is {targets.dtype} {list(targets.shape)}, expected {expected}")
+    fits = negatives.dim() == 1 or (negatives.dim() == 2 and negatives.shape[0] == h.shape[0])
+    if not fits or negatives.dtype != torch.int64:
+        expected = f"torch.int64 [{h.shape[0]}, K] or [S]"
+        raise ValueError(f"negatives is {negatives.dtype} {list(negatives.shape)}, expected {expected}")
+    if loss != "sampled_softmax":
+        if log_q is not None:
+            raise ValueError(f"log_q is given, but loss {loss!r} has no use for it: leave it out")
+    elif log_q is None:
+        raise ValueError("log_q is None: sampled_softmax needs the log of each negative's probability")
+    elif log_q.shape != negatives.shape:
+        raise ValueError(f"log_q has shape {list(log_q.shape)}, expected {list(negatives.shape)} as negatives")
+
+
+def _fake(
+    h: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(h.dtype, torch.float32)
+    rows, width = h.shape
+    return (
+        h.new_empty(rows, dtype=wide),
+        h.new_empty(rows, width, dtype=wide),
+        h.new_empty(rows, 1 + negatives.shape[-1], dtype=wide),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    h, item_weight, targets, negatives, ctx.loss, log_q, ctx.beta, ctx.padding_idx = inputs
+    _, d_h, d_scores = output
+    ctx.mark_non_differentiable(d_h, d_scores)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(h, item_weight, targets, negatives, log_q, d_h, d_scores)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    h, item_weight, targets, negatives, log_q, d_h, d_scores = ctx.saved_tensors
+    arguments = (h, item_weight, targets, negatives, ctx.loss, log_q, ctx.beta, ctx.padding_idx)
+    grad_h, grad_item = _sampled_loss_backward(grad, *arguments, d_h, d_scores)
+    return grad_h, grad_item, None, None, None, None, None, None
+
+
+def _fake_backward(grad: Tensor, h: Tensor, item_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(h, memory_format=torch.contiguous_format),
+        torch.empty_like(item_weight, memory_format=torch.contiguous_format),
+    )
+
+
+# rows [N]: the losses. d_h [N, d] = d rows_i / d h_i and d_scores [N, 1 + K] = d rows_i / d s_ij (the target first), so
+# that the backward pass reads the item table no more. All three in float32 or float64.
+_ARGUMENTS = (
+    "Tensor h, Tensor item_weight, Tensor targets, Tensor negatives, str loss, Tensor? log_q, float beta,"
+    " int? padding_idx"
+)
+_sampled_loss = register(
+    f"sampled_loss({_ARGUMENTS}) -> (Tensor rows, Tensor d_h, Tensor d_scores)",
+    file="sampled_loss",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_sampled_loss_backward = register(
+    f"sampled_loss_backward(Tensor grad, {_ARGUMENTS}, Tensor d_h, Tensor d_scores)"
+    " -> (Tensor grad_h, Tensor grad_item_weight)",
+    file="sampled_loss",
+    fake=_fake_backward,
+)

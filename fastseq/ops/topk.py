@@ -1,0 +1,76 @@
+"""The best unseen items of each user."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._dispatch import register
+
+
+def topk(
+    h: Tensor,
+    weight: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    seen_offsets: Tensor | None = None,
+    seen_items: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k items with the highest scores h · weightᵀ + bias that a user has not seen.
+
+    Args:
+        h: [B, d], any floating type; float16 and bfloat16 are computed and ranked in float32.
+        weight: [V, d], the type of ``h``. A padding row is an item like any other: leave it out (``weight[:-1]``).
+        k: at least 1; may exceed V.
+        bias: [V] or None, the type of ``h``. An item with bias −inf is never returned.
+        seen_offsets, seen_items: both or neither. User b has seen seen_items[seen_offsets[b] : seen_offsets[b + 1]].
+            int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
+
+    Returns:
+        (scores [B, k] in the type of ``h``, ids int64 [B, k]), best first; among equal scores the smaller id first,
+        also where only some of them fit. Where fewer than k items remain: score −inf, id −1. No gradient. Scores are
+        held for a bounded number of users at a time, never [B, V].
+
+    Raises:
+        ValueError: if k < 1, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN (a diverged
+            model must not pass for a ranking). The last two read data: on the CPU they raise; on a GPU, where that
+            would wait for the device, such an id is ignored and a NaN is never returned.
+
+    Source: partial selection by a bounded heap (Knuth, TAOCP vol. 3, 5.2.3).
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1]:
+        raise ValueError(f"h is {list(h.shape)} and weight is {list(weight.shape)}, expected [B, d] and [V, d]")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {list(bias.shape)}, expected [{weight.shape[0]}]")
+    kinds = {x.dtype for x in (h, weight, bias) if x is not None}
+    if len(kinds) > 1 and not torch.is_autocast_enabled(h.device.type):
+        raise ValueError(f"h, weight and bias have types {sorted(map(str, kinds))}, expected one type")
+    if (seen_offsets is None) != (seen_items is None):
+        raise ValueError("seen_offsets and seen_items go together: one of them is None")
+    if seen_offsets is not None and seen_items is not None:
+        if seen_offsets.dtype not in (torch.int32, torch.int64) or seen_offsets.shape != (h.shape[0] + 1,):
+            found = f"{seen_offsets.dtype} {list(seen_offsets.shape)}"
+            raise ValueError(f"seen_offsets is {found}, expected int32 or int64 [{h.shape[0] + 1}]")
+        if seen_items.dtype != torch.int64 or seen_items.dim() != 1:
+            raise ValueError(f"seen_items is {seen_items.dtype} {list(seen_items.shape)}, expected torch.int64 [S]")
+    result: tuple[Tensor, Tensor] = _topk(
+        h.detach(), weight.detach(), k, None if bias is None else bias.detach(), seen_offsets, seen_items
+    )
+    return result
+
+
+def _fake(
+    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return h.new_empty((h.shape[0], k)), h.new_empty((h.shape[0], k), dtype=torch.int64)
+
+
+_topk = register(
+    "topk(Tensor h, Tensor weight, SymInt k, Tensor? bias, Tensor? seen_offsets, Tensor? seen_items)"
+    " -> (Tensor scores, Tensor ids)",
+    file="topk",
+    fake=_fake,
+)

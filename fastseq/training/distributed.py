@@ -1,0 +1,63 @@
+"""Several processes, one training: started by torchrun, joined by torch.distributed. One process needs none of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastseq.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all that train together.
+
+    Attributes:
+        rank: 0 … world_size − 1; rank 0 writes files and reports.
+        world_size: how many processes there are.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """The process group there is, or the one that torchrun's environment (RANK, WORLD_SIZE) asks for.
+
+        Raises:
+            ConfigError: if that environment is incomplete.
+        """
+        if not dist.is_available():
+            return cls()
+        if not dist.is_initialized():
+            if os.environ.get("WORLD_SIZE", "1") == "1":
+                return cls()
+            missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+            if missing:
+                raise ConfigError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start the processes with torchrun")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """``tensor``, on the CPU, summed over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process: the same answer in all of them."""
+        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(int(flag))))
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()

@@ -1,0 +1,480 @@
+"""The training loop: the only one there is. The command line, Python and the benchmarks call it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastseq.data.batch import JaggedBatch
+from fastseq.data.loader import Loader
+from fastseq.data.negatives import NegativeSampler
+from fastseq.data.split import Split
+from fastseq.errors import ConfigError, TrainingError
+from fastseq.models.base import SequentialRecommender
+
+from . import state as states
+from .curve import draw_curve
+from .distributed import Ranks
+from .evaluation import evaluate
+from .metrics import parse_metric
+from .options import TrainingOptions, learning_rate_factor
+from .run import RunFolder
+from .signals import StopRequest
+from .state import StopReason, TrainState
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is.
+
+    Attributes:
+        epoch: from 1.
+        step: optimizer steps taken, over all epochs.
+        total_steps: of the whole run, early stopping apart.
+        loss: mean over the targets of this epoch so far.
+        targets_per_second: of training steps since this process began, all ranks together.
+        eta_seconds: until the last epoch's last step at that speed, validations apart.
+        validation: metrics, in the call after a validation; else None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    loss: float
+    targets_per_second: float
+    eta_seconds: float
+    validation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training went.
+
+    Attributes:
+        stopped: "finished" (all epochs), "patience", "interrupted" (Ctrl-C, SIGTERM) or "max_seconds".
+        message: the same in a sentence, with how to resume where that applies.
+        epochs, steps, targets: done, those before a resume included; a broken-off epoch is not counted in ``epochs``.
+        seconds: in training steps, waiting for batches included, validations and checkpoints not.
+        targets_per_second: ``targets / seconds``.
+        first_loss, last_loss: of the first and the last step, mean over this rank's targets; None if there was none.
+        metric: name of the validation metric, such as ``"NDCG@10"``, or None.
+        best_epoch, best_value: where that metric was highest. The model has this epoch's weights if training ended
+            by itself ("finished", "patience"), else those of the last step.
+        history: the lines of ``metrics.jsonl``, one dictionary an epoch.
+    """
+
+    stopped: StopReason
+    message: str
+    epochs: int
+    steps: int
+    targets: int
+    seconds: float
+    targets_per_second: float
+    first_loss: float | None
+    last_loss: float | None
+    metric: str | None
+    best_epoch: int | None
+    best_value: float | None
+    history: list[dict[str, Any]]
+
+
+class Trainer:
+    """Trains ``model`` on the training part of ``split``.
+
+    Args:
+        model: on the device to train on. Its hyperparameters say batch size, learning rate and the like.
+        split: data of the model's catalogue.
+        options: everything else.
+        run_dir: where checkpoints, metrics and the curve go, a path or a ``RunFolder``; None: nowhere, and nothing
+            can be resumed.
+        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch.
+        resume: go on from ``run_dir``'s last checkpoint, or from the beginning if it has none yet. The weights then
+            are bit for bit those of a run that was never stopped, on the same machine and versions.
+        overwrite: delete what an earlier run left in ``run_dir``.
+
+    Attributes:
+        run: the ``RunFolder``, or None.
+        loader, optimizer, epochs, total_steps: what is trained with, and for how long.
+
+    Raises:
+        ConfigError: if the options do not fit the split.
+        CheckpointError: if ``run_dir`` is in use, or what is there was trained from another model, data or options.
+        ValueError: if the model's and the data's catalogue differ in size.
+    """
+
+    def __init__(
+        self,
+        model: SequentialRecommender,
+        split: Split,
+        options: TrainingOptions | None = None,
+        run_dir: str | os.PathLike[str] | RunFolder | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.model, self.split, self.options = model, split, options or TrainingOptions()
+        self.on_progress = on_progress
+        data = split.interactions
+        if (model.n_users, model.n_items) != (data.n_users, data.n_items):
+            raise ValueError(
+                f"the model was built for {model.n_users} users and {model.n_items} items, "
+                f"the data has {data.n_users} and {data.n_items}"
+            )
+        self.metric = self._validation_metric()
+        self.ranks = Ranks.join()
+        self.device = next(model.parameters()).device
+        self.epochs = self.options.epochs or model.epochs
+        self.loader = self._build_loader()
+        self.total_steps = self.epochs * len(self.loader)
+        if not self.total_steps:
+            raise ConfigError("the training part has no targets: no user has 2 training events")
+        self.optimizer = model.configure_optimizers()
+        self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self._state = TrainState()
+        self._history: list[dict[str, Any]] = []
+        self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
+        self._pending: list[tuple[Tensor, int, int]] = []
+        if run_dir is None or isinstance(run_dir, RunFolder):
+            self.run = run_dir
+        else:
+            self.run = RunFolder.open(run_dir, self.ranks, resume=resume, overwrite=overwrite)
+        if self.run is not None:
+            self._open_run(self.run, resume)
+
+    def fit(self) -> TrainResult:
+        """Trains to the end, or until patience, time or a signal stops it.
+
+        On SIGINT (Ctrl-C) or SIGTERM the current step is finished and ``last`` saved; the result then says
+        "interrupted" and how to resume. A second signal acts at once.
+
+        Raises:
+            TrainingError: if the loss is not finite, naming step and learning rate.
+            CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
+        """
+        state = self._state
+        self._objective = _distributed(self.model) if self.ranks.world_size > 1 else self.model.loss
+        self._before = state.targets, state.seconds
+        with StopRequest() as request:
+            while state.stopped is None and state.epoch < self.epochs:
+                self.model.train()
+                reason = self._run_epoch(request)
+                if reason is not None:
+                    return self._broken_off(reason)
+                self._finish_epoch()
+        self.model.eval()
+        self._restore_best()
+        reason = state.stopped or "finished"
+        how = "all epochs done" if reason == "finished" else f"no improvement in {state.bad_validations} validations"
+        best = "" if state.best_value is None else f"; best {self.metric} {state.best_value:.4f}, epoch {state.best_epoch}"
+        return self._result(reason, f"stopped after epoch {state.epoch}: {how}{best}")
+
+    # Steps.
+
+    def _run_epoch(self, request: StopRequest) -> StopReason | None:
+        """The rest of this epoch's steps; why they were broken off, or None."""
+        state, options = self._state, self.options
+        reported = saved = mark = time.perf_counter()
+        with contextlib.closing(self.loader.batches(state.epoch, state.batch)) as batches:
+            for batch in batches:
+                self._step(batch)
+                now = time.perf_counter()
+                state.seconds += now - mark
+                mark = now
+                if now - reported >= options.progress_every_seconds:
+                    self._report()
+                    reported = now
+                reason = self._stop_reason(request)
+                if reason is not None:
+                    return reason
+                interval = options.checkpoint_every_seconds
+                if interval is not None and now - saved >= interval:
+                    self._save_last()
+                    saved = mark = time.perf_counter()
+        self._read_losses()
+        return None
+
+    def _step(self, batch: JaggedBatch) -> None:
+        """One optimizer step."""
+        state, options = self._state, self.options
+        batch = batch.to(self.device)
+        # Each rank holds other rows, so each draws its dropout from a step of its own.
+        self.model.set_rng(options.seed, state.step * self.ranks.world_size + self.ranks.rank)
+        factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = self._objective(batch)
+        # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
+        (loss * self.ranks.world_size if self.ranks.world_size > 1 else loss).backward()
+        if options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._pending.append((loss.detach(), batch.n_targets_global, batch.n_targets))
+        state.batch += 1
+        state.step += 1
+        state.targets += batch.n_targets_global
+
+    def _read_losses(self) -> None:
+        """Adds the losses of the steps since the last call to the epoch's. The loop waits for the device only here."""
+        if not self._pending:
+            return
+        state = self._state
+        losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
+        for place, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
+            if not math.isfinite(share):
+                self._raise_diverged(f"the loss is {share}", state.step - len(losses) + place + 1)
+            if targets:
+                state.epoch_loss += share * all_targets
+                state.epoch_targets += targets
+                state.last_loss = share * all_targets / targets
+                if state.first_loss is None:
+                    state.first_loss = state.last_loss
+        self._pending.clear()
+
+    def _raise_diverged(self, what: str, step: int) -> None:
+        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups[:1])
+        kept = f" The checkpoints in {self.run.path} are from before." if self.run and self.run.last_path.exists() else ""
+        raise TrainingError(
+            f"{what} at step {step} (epoch {self._state.epoch + 1}), learning rate {rates}: training has diverged. "
+            f"Lower learning_rate or set clip_norm.{kept}"
+        )
+
+    def _stop_reason(self, request: StopRequest) -> StopReason | None:
+        limit = self.options.max_seconds
+        spent = self._state.seconds - self._before[1]
+        time_is_up = limit is not None and spent >= limit
+        asked = request.signal is not None
+        if self.ranks.world_size > 1:  # every rank must stop after the same step
+            flags = self.ranks.sum(torch.tensor([time_is_up, asked], dtype=torch.int64)).tolist()
+            time_is_up, asked = flags[0] > 0, flags[1] > 0
+        return "interrupted" if asked else "max_seconds" if time_is_up else None
+
+    # Epochs.
+
+    def _finish_epoch(self) -> None:
+        """Validates, writes the epoch's line and checkpoints, and moves on to the next epoch."""
+        state, options = self._state, self.options
+        epoch = state.epoch + 1
+        total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": state.step,
+            "targets": state.targets,
+            "loss": total[0] / max(1.0, total[1]),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": state.seconds,
+            "targets_per_second": self._speed(),
+        }
+        last = epoch == self.epochs
+        if self.metric is not None and (last or epoch % options.validate_every == 0):
+            found = self._validate()
+            record["validation"] = found.metrics
+            record["validation_seconds"] = found.seconds
+            self._judge(epoch, found[self.metric])
+            if state.best_epoch == epoch:
+                self._save_best(epoch, found.metrics)
+        elif self.metric is None and last:
+            state.best_epoch = epoch
+            self._save_best(epoch, {})
+        self._history.append(record)
+        if self._writes is not None:
+            state.metrics_bytes = self._writes.append_metrics(record)
+        if self.on_progress is not None and self.ranks.is_first:
+            self.on_progress(self._progress(record["loss"], record.get("validation")))
+        state.epoch, state.batch, state.epoch_loss, state.epoch_targets = epoch, 0, 0.0, 0
+        self._save_last()
+
+    def _validate(self) -> Any:
+        assert self.metric is not None
+        _, k = parse_metric(self.metric)
+        return evaluate(
+            self.model,
+            self.split,
+            "validation",
+            ks=(k,),
+            filter_seen=self.options.filter_seen,
+            batch_size=self.options.evaluation_batch_size,
+            coverage=self.metric.startswith("Coverage"),
+            ranks=self.ranks,
+        )
+
+    def _judge(self, epoch: int, value: float) -> None:
+        """Whether this epoch is the best so far, and whether patience is at its end."""
+        state, options = self._state, self.options
+        if state.best_value is None or value > state.best_value + options.min_delta:
+            state.best_epoch, state.best_value, state.bad_validations = epoch, value, 0
+            return
+        if epoch > options.grace_period:
+            state.bad_validations += 1
+        if options.patience is not None and state.bad_validations >= options.patience:
+            state.stopped = "patience"
+
+    # What is kept.
+
+    @property
+    def _writes(self) -> RunFolder | None:
+        """The run folder, in the one process that writes to it."""
+        return self.run if self.ranks.is_first else None
+
+    def _open_run(self, run: RunFolder, resume: bool) -> None:
+        if resume and run.last_path.exists():
+            self._state = states.load_last(run.last_path, self.model, self.optimizer, self.split, self.options)
+            if self._state.stopped == "patience" and self.options.patience is None:
+                self._state.stopped = None
+        if self.ranks.is_first:
+            run.truncate_metrics(self._state.metrics_bytes)
+            run.write_ids(self.split.interactions.user_ids, self.split.interactions.item_ids)
+        self.ranks.wait()
+        self._history = run.read_metrics()
+
+    def _save_last(self) -> None:
+        if self._writes is None:
+            return
+        self._read_losses()
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                self._raise_diverged(f"{name} is not finite", self._state.step)
+        states.save_last(
+            self._writes.last_path, self.model, self.optimizer, self.split, self.options, self._state
+        )
+
+    def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
+        if self._writes is not None:
+            found = {"epoch": epoch, "step": self._state.step, "metric": self.metric, "validation": metrics}
+            states.save_best(self._writes.best_path, self.model, self.split, found)
+        elif self.run is None:
+            self._best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def _restore_best(self) -> None:
+        if self.run is not None:
+            self.ranks.wait()  # until rank 0 has written it
+            states.load_best(self.run.best_path, self.model, self._state.best_epoch)
+        elif self._best_weights:
+            self.model.load_state_dict(self._best_weights)
+
+    def _broken_off(self, reason: StopReason) -> TrainResult:
+        """Keeps what is there when an epoch is broken off."""
+        self._read_losses()
+        self._save_last()
+        self.model.eval()
+        state = self._state
+        why = "interrupted" if reason == "interrupted" else f"{self.options.max_seconds:g} seconds are over"
+        how = (
+            "nothing was saved, since there is no run folder"
+            if self.run is None
+            else f"saved in {self.run.path}; the same command with --resume (Trainer: resume=True) goes on from here"
+        )
+        return self._result(reason, f"{why} at step {state.step} of {self.total_steps} (epoch {state.epoch + 1}): {how}")
+
+    # What is said.
+
+    def _speed(self) -> float:
+        targets, seconds = self._before
+        return (self._state.targets - targets) / max(1e-9, self._state.seconds - seconds)
+
+    def _report(self) -> None:
+        self._read_losses()
+        if self.on_progress is not None and self.ranks.is_first:
+            self.on_progress(self._progress(self._state.epoch_loss / max(1, self._state.epoch_targets), None))
+
+    def _progress(self, loss: float, validation: dict[str, float] | None) -> Progress:
+        state = self._state
+        per_step = state.targets / max(1, state.step)
+        return Progress(
+            epoch=state.epoch + 1,
+            epochs=self.epochs,
+            step=state.step,
+            total_steps=self.total_steps,
+            loss=loss,
+            targets_per_second=self._speed(),
+            eta_seconds=(self.total_steps - state.step) * per_step / max(1e-9, self._speed()),
+            validation=validation,
+        )
+
+    def _result(self, stopped: StopReason, message: str) -> TrainResult:
+        if self._writes is not None:
+            draw_curve(self._history, self.metric, self._writes.curve_path)
+        state = self._state
+        return TrainResult(
+            stopped=stopped,
+            message=message,
+            epochs=state.epoch,
+            steps=state.step,
+            targets=state.targets,
+            seconds=state.seconds,
+            targets_per_second=state.targets / max(1e-9, state.seconds),
+            first_loss=state.first_loss,
+            last_loss=state.last_loss,
+            metric=self.metric,
+            best_epoch=state.best_epoch,
+            best_value=state.best_value,
+            history=self._history,
+        )
+
+    # What is trained with.
+
+    def _build_loader(self) -> Loader:
+        model, options = self.model, self.options
+        sampler = None
+        if model.neg_samples > 0:
+            sampler = NegativeSampler(
+                self.split,
+                model.neg_samples,
+                mode=model.negatives,
+                distribution=model.negative_distribution,
+                alpha=model.negative_alpha,
+                with_log_q=model.loss_name == "sampled_softmax",
+            )
+        return Loader(
+            self.split,
+            batch_size=model.batch_size,
+            max_len=model.max_seq_len,
+            window_stride=model.window_stride,
+            seed=options.seed,
+            sampler=sampler,
+            per_target=options.per_target,
+            context=getattr(model, "needs_context", model.needs_user),
+            l2=model.reg_weight > 0,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+
+    def _validation_metric(self) -> str | None:
+        options = self.options
+        if options.validation_metric is None:
+            return None
+        if len(self.split.part("validation")):
+            name, k = parse_metric(options.validation_metric)
+            return f"{name}@{k}"
+        if options.patience is None:
+            return None
+        raise ConfigError(
+            f"patience is {options.patience}, but the split has no validation targets; split some off, or set "
+            "patience to None"
+        )
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, model: SequentialRecommender) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        return self.model.loss(batch)
+
+
+def _distributed(model: SequentialRecommender) -> Callable[[JaggedBatch], Tensor]:
+    return nn.parallel.DistributedDataParallel(_Objective(model), broadcast_buffers=False)

@@ -1,0 +1,107 @@
+"""What a training run is told besides the model's hyperparameters, and the learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fastseq.errors import ConfigError
+
+from .metrics import parse_metric
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Batch size, learning rate, weight decay and window stride are not here: they are hyperparameters of the model.
+
+    Attributes:
+        epochs: None: the model's hyperparameter ``epochs``.
+        seed: of batch order, negatives and dropout.
+        precision: "fp32", or "bf16": forward and loss under bfloat16 autocast, weights and optimizer in float32.
+        clip_norm: gradients are scaled down to this total norm; None: never.
+        schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine".
+        warmup_steps: steps over which the learning rate first rises in a line from 0.
+        validation_metric: ``name@k`` in any case, such as ``"nDCG@10"``; what "best" means. None: no validation, and
+            the last epoch is the best.
+        validate_every: epochs between validations. The last epoch is always validated.
+        patience: stop after so many validations in a row without improvement; None: never.
+        min_delta: by how much the metric must rise to count as an improvement.
+        grace_period: epochs whose validations do not count towards ``patience``.
+        evaluation_batch_size: users ranked at a time.
+        filter_seen: whether validation leaves a user's history out of the ranking.
+        per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
+        checkpoint_every_seconds: time between checkpoints inside an epoch; 0: after every step; None: only after epochs.
+        max_seconds: stop after so many seconds of training steps; None: never.
+        progress_every_seconds: time between calls of ``on_progress``.
+
+    Raises:
+        ConfigError: naming the option, its value and what is accepted.
+    """
+
+    epochs: int | None = None
+    seed: int = 42
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    validation_metric: str | None = "nDCG@10"
+    validate_every: int = 1
+    patience: int | None = None
+    min_delta: float = 0.0
+    grace_period: int = 0
+    evaluation_batch_size: int = 256
+    filter_seen: bool = True
+    per_target: bool = False
+    checkpoint_every_seconds: float | None = 300.0
+    max_seconds: float | None = None
+    progress_every_seconds: float = 0.2
+
+    def __post_init__(self) -> None:
+        def require(name: str, ok: bool, expected: str) -> None:
+            if not ok:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        for name, low in (
+            ("epochs", 1),
+            ("seed", 0),
+            ("warmup_steps", 0),
+            ("validate_every", 1),
+            ("patience", 1),
+            ("grace_period", 0),
+            ("evaluation_batch_size", 1),
+        ):
+            value = getattr(self, name)
+            optional = name in ("epochs", "patience")
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            require(name, whole or (optional and value is None), f"an integer >= {low}")
+        require("precision", self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'")
+        schedules = ("constant", "linear", "cosine")
+        require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
+        require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a number > 0")
+        require("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a number > 0")
+        interval = self.checkpoint_every_seconds
+        require("checkpoint_every_seconds", interval is None or interval >= 0, "a number >= 0")
+        require("min_delta", self.min_delta >= 0, "a number >= 0")
+        if self.validation_metric is not None:
+            parse_metric(self.validation_metric)
+        elif self.patience is not None:
+            raise ConfigError(f"patience is {self.patience}, but validation_metric is None: nothing to wait for")
+
+
+def learning_rate_factor(
+    schedule: Literal["constant", "linear", "cosine"], step: int, total_steps: int, warmup_steps: int = 0
+) -> float:
+    """What the learning rate of step ``step`` (from 0) is multiplied by.
+
+    Warm-up rises as 1/w, 2/w, … 1 over its w steps. "linear" and "cosine" then fall from 1 and would reach 0 at
+    step ``total_steps``, the first that is not taken.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,282 @@
+"""The run folder: everything one training run leaves behind, and ``load``, which makes a model of it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastseq.data.ids import IdMap
+from fastseq.errors import CheckpointError, DataError
+
+from . import checkpoint
+from .distributed import Ranks
+
+if TYPE_CHECKING:
+    from fastseq.models.base import SequentialRecommender
+
+    from .evaluation import Evaluation
+
+
+class RunFolder:
+    """A folder with ``config.yaml``, ``metrics.jsonl``, ``curve.png``, ``evaluation.json``, ``ids.safetensors`` and
+    ``checkpoints/{last,best}.safetensors``.
+
+    Args:
+        path: the folder; made if absent.
+        resume: use what is there. Whether it belongs to the same model and data is checked by ``Trainer``.
+        overwrite: delete what an earlier run left there (only the files named above).
+
+    Raises:
+        CheckpointError: if the folder is not empty and neither option is given, or both are; or it cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if resume and overwrite:
+            raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
+        try:
+            filled = self.path.is_dir() and any(file.is_file() for file in self.path.rglob("*"))
+            if filled and not (resume or overwrite):
+                raise CheckpointError(
+                    f"{self.path}: the run folder exists and is not empty. Use resume (--resume) to continue that run, "
+                    "overwrite (--overwrite) to delete it, or another folder"
+                )
+            if filled and overwrite:
+                self._clear()
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The run folder at ``path``, to read.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        if not (Path(path) / "checkpoints").is_dir():
+            raise CheckpointError(f"{path}: not a run folder (it has no folder 'checkpoints')")
+        return cls(path, resume=True)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], ranks: Ranks, *, resume: bool = False, overwrite: bool = False
+    ) -> RunFolder:
+        """The same for processes that train together: the first makes the folder, the others then find it."""
+        if ranks.is_first:
+            folder = cls(path, resume=resume, overwrite=overwrite)
+            ranks.wait()
+            return folder
+        ranks.wait()
+        return cls.existing(path)
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line, one line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curve_path(self) -> Path:
+        """The picture of ``metrics_path``."""
+        return self.path / "curve.png"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The evaluation with its protocol."""
+        return self.path / "evaluation.json"
+
+    @property
+    def ids_path(self) -> Path:
+        """The raw ids of users and items."""
+        return self.path / "ids.safetensors"
+
+    @property
+    def last_path(self) -> Path:
+        """What resuming needs."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def best_path(self) -> Path:
+        """The weights of the best epoch."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def model_path(self) -> Path:
+        """``best_path``, or ``last_path`` where no best epoch has been saved yet.
+
+        Raises:
+            CheckpointError: if there is neither.
+        """
+        for path in (self.best_path, self.last_path):
+            if path.is_file():
+                return path
+        raise CheckpointError(f"{self.path}: no checkpoint has been saved in this run folder yet")
+
+    def write_config(self, config: str | Mapping[str, Any]) -> None:
+        """Writes the resolved configuration: YAML text, or a mapping (written as JSON, which is YAML too)."""
+        self._write(self.config_path, config if isinstance(config, str) else json.dumps(config, indent=2) + "\n")
+
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Writes an evaluation with its protocol."""
+        self._write(self.evaluation_path, evaluation.to_json() + "\n")
+
+    def write_ids(self, users: IdMap, items: IdMap) -> None:
+        """Writes the catalogue, so that the model can be asked in raw ids."""
+        tensors = {
+            f"{kind}.{name}": torch.from_numpy(array.copy())
+            for kind, ids in (("users", users), ("items", items))
+            for name, array in ids.to_arrays().items()
+        }
+        checkpoint.save(self.ids_path, tensors, catalogue(users, items))
+
+    def read_ids(self) -> tuple[IdMap, IdMap]:
+        """The raw ids of users and items.
+
+        Raises:
+            CheckpointError: if they are absent or damaged.
+        """
+        tensors, metadata = checkpoint.load(self.ids_path)
+        try:
+            users, items = (
+                IdMap.from_arrays(
+                    {
+                        name.split(".", 1)[1]: tensor.numpy()
+                        for name, tensor in tensors.items()
+                        if name.startswith(kind)
+                    }
+                )
+                for kind in ("users.", "items.")
+            )
+        except DataError as error:
+            raise CheckpointError(f"{self.ids_path}: {error}") from error
+        checkpoint.check_same(self.ids_path, "catalogue", metadata, catalogue(users, items))
+        return users, items
+
+    def append_metrics(self, record: Mapping[str, Any]) -> int:
+        """Appends one line, on the disk when this returns.
+
+        Returns:
+            The length of the file in bytes: what ``truncate_metrics`` takes to come back to this state.
+        """
+        try:
+            with open(self.metrics_path, "ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise CheckpointError(f"{self.metrics_path}: cannot be written ({error.strerror or error})") from error
+
+    def truncate_metrics(self, size: int) -> None:
+        """Drops the lines beyond ``size`` bytes: those written after the checkpoint that training goes on from."""
+        if self.metrics_path.exists() and self.metrics_path.stat().st_size > size:
+            os.truncate(self.metrics_path, size)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        if not self.metrics_path.exists():
+            return []
+        records = []
+        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                records.append(json.loads(line))
+        return records
+
+    def _write(self, path: Path, text: str) -> None:
+        checkpoint.atomic_write(path, lambda file: file.write(text.encode()) and None)
+
+    def _clear(self) -> None:
+        for path in (
+            self.config_path,
+            self.metrics_path,
+            self.curve_path,
+            self.evaluation_path,
+            self.ids_path,
+            self.last_path,
+            self.best_path,
+        ):
+            path.unlink(missing_ok=True)
+
+
+def catalogue(users: IdMap, items: IdMap) -> dict[str, Any]:
+    """What identifies a catalogue in a checkpoint: sizes and digests of the raw ids."""
+    return {
+        "n_users": len(users),
+        "n_items": len(items),
+        "user_ids": users.digest(),
+        "item_ids": items.digest(),
+    }
+
+
+def load(path: str | os.PathLike[str]) -> SequentialRecommender:
+    """A trained model in evaluation mode.
+
+    Args:
+        path: a run folder (its best epoch), a ``.safetensors`` checkpoint of fastseq, or a ``.pth`` of WarpRec.
+
+    Returns:
+        The model on the CPU. From a run folder it has the catalogue attached, so ``recommend`` takes raw ids.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, it is damaged, or it is none of a fastseq model.
+    """
+    from fastseq.models import MODELS
+    from fastseq.models.catalogue import Catalogue
+
+    path = Path(path)
+    if path.is_dir():
+        path = RunFolder.existing(path).model_path
+    if path.suffix == ".pth":
+        found = checkpoint.load_warprec(path)
+        name, params, info, state = found["name"], found["params"], found["info"], found["state_dict"]
+        known: dict[str, Any] = {}
+    else:
+        tensors, metadata = checkpoint.load(path)
+        try:
+            name, params, info = metadata["model"], metadata["params"], metadata["info"]
+        except KeyError as error:
+            raise CheckpointError(f"{path}: holds no model (its metadata has no {error})") from error
+        state = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+        known = metadata.get("catalogue", {})
+    if name not in MODELS:
+        raise CheckpointError(f"{path}: a checkpoint of {name!r}, expected one of {', '.join(MODELS)}")
+    with _random_state_kept():
+        try:
+            model = MODELS[name](params, info)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: its hyperparameters make no {name}: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit {name} with its own parameters: {error}") from error
+    folder = path.parent.parent
+    if known and (folder / "ids.safetensors").is_file():
+        users, items = RunFolder.existing(folder).read_ids()
+        checkpoint.check_same(path, "catalogue", known, catalogue(users, items))
+        model.catalogue = Catalogue(items, users)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Undoes what building a model does to the global random generators (it seeds them, as WarpRec does)."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

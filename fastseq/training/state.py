@@ -1,0 +1,154 @@
+"""What ``last`` and ``best`` hold, and how training goes on from ``last`` as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastseq.data.split import Split
+from fastseq.errors import CheckpointError
+from fastseq.models.base import SequentialRecommender
+
+from . import checkpoint
+from .options import TrainingOptions
+from .run import catalogue
+
+StopReason = Literal["finished", "patience", "interrupted", "max_seconds"]
+# Options and hyperparameters that resuming may change: they say how far and how watched, not what a step does.
+_FREE_OPTIONS = {
+    "epochs",
+    "patience",
+    "min_delta",
+    "grace_period",
+    "evaluation_batch_size",
+    "checkpoint_every_seconds",
+    "max_seconds",
+    "progress_every_seconds",
+}
+
+
+@dataclass
+class TrainState:
+    """Where training is.
+
+    Attributes:
+        epoch: epochs done; batch: batches done in the one after them.
+        step: optimizer steps taken; targets: seen in them, over all ranks.
+        seconds: of training steps.
+        epoch_loss: loss summed over the targets of this epoch, epoch_targets: those targets (of this rank).
+        first_loss, last_loss: of the first and the last step (of this rank).
+        best_epoch, best_value: of the validation metric; bad_validations: in a row without improvement.
+        stopped: why training is over, or None while it is not.
+        metrics_bytes: length of ``metrics.jsonl``.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_targets: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_epoch: int | None = None
+    best_value: float | None = None
+    bad_validations: int = 0
+    stopped: StopReason | None = None
+    metrics_bytes: int = 0
+
+
+def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
+    """The metadata from which ``load`` builds the model again and that says what it was trained on."""
+    data = split.interactions
+    return {
+        "model": type(model).__name__,
+        "params": model.get_params(),
+        "info": {"n_users": model.n_users, "n_items": model.n_items},
+        "catalogue": catalogue(data.user_ids, data.item_ids),
+        "split": split.describe(),
+    }
+
+
+def save_best(path: Path, model: SequentialRecommender, split: Split, found: Mapping[str, Any]) -> None:
+    """Writes the weights; ``found`` says at which epoch and with which metric."""
+    checkpoint.save(path, _weights(model), {"kind": "best", **describe(model, split), **found})
+
+
+def load_best(path: Path, model: SequentialRecommender, epoch: int | None) -> None:
+    """Puts the weights that ``save_best`` wrote after ``epoch`` back into ``model``."""
+    tensors, metadata = checkpoint.load(path)
+    checkpoint.check_same(path, "training run", metadata, {"kind": "best", "epoch": epoch})
+    _load_weights(path, model, tensors)
+
+
+def save_last(
+    path: Path,
+    model: SequentialRecommender,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    options: TrainingOptions,
+    state: TrainState,
+) -> None:
+    """Writes everything that ``load_last`` needs to go on exactly here."""
+    tensors = _weights(model)
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            tensors[f"optimizer.{index}.{name}"] = value
+    tensors["rng.torch"] = torch.get_rng_state()
+    metadata = {"kind": "last", **describe(model, split), "options": asdict(options), "state": asdict(state)}
+    checkpoint.save(path, tensors, metadata)
+
+
+def load_last(
+    path: Path,
+    model: SequentialRecommender,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    options: TrainingOptions,
+) -> TrainState:
+    """Puts ``model`` and ``optimizer`` where ``save_last`` left them.
+
+    Raises:
+        CheckpointError: if the file is damaged, or was saved for another model, data or options, naming what differs.
+    """
+    tensors, metadata = checkpoint.load(path)
+    if metadata.get("kind") != "last":
+        raise CheckpointError(f"{path}: not a checkpoint to resume from (it is {metadata.get('kind')!r}, not 'last')")
+    here = json.loads(json.dumps(describe(model, split)))
+    checkpoint.check_same(path, "model", metadata, {"model": here["model"]})
+    checkpoint.check_same(path, "catalogue", metadata["catalogue"], here["catalogue"])
+    checkpoint.check_same(path, "data set or split", metadata["split"], here["split"])
+    keys = (here["params"] | metadata["params"]).keys() - {"epochs"}
+    saved, given = ({key: side["params"].get(key) for key in keys} for side in (metadata, here))
+    checkpoint.check_same(path, "set of hyperparameters", saved, given)
+    fixed = {key: value for key, value in asdict(options).items() if key not in _FREE_OPTIONS}
+    checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
+    _load_weights(path, model, tensors)
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.torch"])
+    known = {field.name for field in fields(TrainState)}
+    return TrainState(**{key: value for key, value in metadata["state"].items() if key in known})
+
+
+def _weights(model: SequentialRecommender) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _load_weights(path: Path, model: SequentialRecommender, tensors: Mapping[str, Tensor]) -> None:
+    weights = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit this {type(model).__name__}: {error}") from error

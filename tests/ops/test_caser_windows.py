@@ -1,0 +1,293 @@
+"""Caser's shared convolutions against one padded window per history, and against nn.Conv2d as WarpRec stacks it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastseq import ops
+from fastseq.ops import record_served
+from fastseq.ops.reference import caser_windows as reference
+from tests.ops.compare import assert_as_accurate, relative_error
+
+FLOATS = (0, 4, 5, 6, 7, 8)  # the differentiable arguments
+NAMES = ("x", "offsets", "sequences", "stops", "weight_h", "bias_h", "weight_v", "bias_v", "padding_row")
+Arguments = list[Tensor]
+forward = torch.ops.fastseq.caser_windows
+backward = torch.ops.fastseq.caser_windows_backward
+
+
+def every_stop(length: int) -> Iterable[int]:
+    return range(length + 1)
+
+
+def last_stop(length: int) -> Iterable[int]:
+    return [length]
+
+
+def make(
+    length: int,
+    d: int,
+    n_h: int,
+    n_v: int,
+    lengths: Iterable[int],
+    stops_of: Callable[[int], Iterable[int]] = every_stop,
+    *,
+    dtype: torch.dtype = torch.float64,
+    whole: bool = False,
+    padding: float = 1.0,
+) -> tuple[Arguments, Tensor]:
+    """Arguments, the histories in random order, and an upstream gradient; whole numbers make ties exact."""
+    sizes = list(lengths)
+    offsets = torch.tensor([0, *sizes]).cumsum(0).int()
+    pairs = [(s, int(offsets[s]) + stop) for s, size in enumerate(sizes) for stop in stops_of(size)]
+    pairs = [pairs[i] for i in torch.randperm(len(pairs))]
+    index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randint(-2, 3, shape).to(dtype) if whole else torch.randn(*shape).to(dtype)
+
+    taps = length * (length + 1) // 2
+    arguments = [
+        numbers(int(offsets[-1]), d),
+        offsets,
+        index[:, 0].contiguous(),
+        index[:, 1].contiguous(),
+        numbers(taps, n_h, d),
+        numbers(length, n_h),
+        numbers(n_v, length),
+        numbers(n_v),
+        numbers(d) * padding,
+    ]
+    return arguments, numbers(len(pairs), n_v * d + length * n_h)
+
+
+def conv2d_stack(arguments: Arguments) -> Tensor:
+    """The input of fc1 in WarpRec's Caser, from nn.Conv2d's function and max_pool1d."""
+    x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row = arguments
+    length, n_h = bias_h.shape
+    windows = []
+    for sequence, stop in zip(sequences.tolist(), stops.tolist(), strict=True):
+        history = x[max(int(offsets[sequence]), stop - length) : stop]
+        windows.append(torch.cat([history, padding_row.expand(length - len(history), -1)]))
+    images = torch.stack(windows)[:, None]
+    outputs = []
+    if len(weight_v):
+        outputs.append(F.conv2d(images, weight_v[:, None, :, None], bias_v).flatten(1))
+    for height in range(1, length + 1) if n_h else ():
+        first = height * (height - 1) // 2
+        kernel = weight_h[first : first + height].transpose(0, 1)[:, None]
+        convolved = F.conv2d(images, kernel, bias_h[height - 1]).squeeze(3).relu()
+        outputs.append(F.max_pool1d(convolved, convolved.shape[2]).squeeze(2))
+    return torch.cat(outputs, dim=1)
+
+
+def gradients(function: Callable[[Arguments], Tensor], arguments: Arguments, upstream: Tensor) -> list[Tensor]:
+    leaves = [a.detach().requires_grad_(i in FLOATS) for i, a in enumerate(arguments)]
+    output = function(leaves)
+    return list(torch.autograd.grad(output, [leaves[i] for i in FLOATS], upstream, materialize_grads=True))
+
+
+def public(arguments: Arguments) -> Tensor:
+    with record_served() as calls:
+        output = ops.caser_windows(*arguments)
+    assert calls == [("caser_windows", "cpu")]
+    return output
+
+
+def plain(arguments: Arguments) -> Tensor:
+    return reference.caser_windows(*arguments)[0]
+
+
+def assert_close(x: Tensor, expected: Tensor, name: str) -> None:
+    assert x.shape == expected.shape, name
+    assert relative_error(x, expected) < 1e-12, name
+
+
+SHAPES = [
+    (1, 4, 2, 2),
+    (2, 3, 1, 1),
+    (5, 8, 3, 2),
+    (7, 5, 8, 4),
+    (4, 6, 17, 1),
+    (6, 8, 0, 2),
+    (6, 8, 3, 0),
+    (11, 9, 5, 3),
+]
+
+
+@pytest.mark.usefixtures("poisoned_empty")
+@pytest.mark.parametrize("padding", [0.0, 1.0])
+@pytest.mark.parametrize("stride", [1, 2, 0])
+@pytest.mark.parametrize(("length", "d", "n_h", "n_v"), SHAPES)
+def test_equals_the_direct_forms(length: int, d: int, n_h: int, n_v: int, stride: int, padding: float) -> None:
+    """Sequences of 0 … 3L rows; every stop, every second one, or the last alone (stride 0)."""
+
+    def stops_of(size: int) -> Iterable[int]:
+        return range(size % stride, size + 1, stride) if stride else [size]
+
+    arguments, upstream = make(length, d, n_h, n_v, range(3 * length + 1), stops_of, padding=padding)
+    assert_close(public(arguments), plain(arguments), "output")
+    assert_close(public(arguments), conv2d_stack(arguments), "output")
+    ours = gradients(public, arguments, upstream)
+    for expected in (gradients(plain, arguments, upstream), gradients(conv2d_stack, arguments, upstream)):
+        for i, x, y in zip(FLOATS, ours, expected, strict=True):
+            assert_close(x, y, f"gradient of {NAMES[i]}")
+
+
+@pytest.mark.parametrize(("length", "d", "n_h", "n_v"), SHAPES)
+def test_the_first_of_equal_maxima_gets_the_gradient(length: int, d: int, n_h: int, n_v: int) -> None:
+    """Small whole numbers: ties abound and every sum is exact, so results are equal bit for bit."""
+    for stops_of in (every_stop, last_stop):
+        arguments, upstream = make(length, d, n_h, n_v, range(3 * length + 1), stops_of, whole=True)
+        output, position = forward(*arguments)
+        expected, expected_position = reference.caser_windows(*arguments)
+        assert torch.equal(output, expected)
+        assert torch.equal(position, expected_position)
+        ours = backward(upstream, *arguments, position)
+        theirs = gradients(conv2d_stack, arguments, upstream)
+        for i, x, y in zip(FLOATS, ours, theirs, strict=True):
+            assert torch.equal(x, y), NAMES[i]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_sharing_changes_no_bit(dtype: torch.dtype) -> None:
+    """A history's output is the same alone, among others, in any order."""
+    arguments, _ = make(9, 20, 3, 2, [0, 4, 9, 30, 13, 70], dtype=dtype)
+    shared = public(arguments)
+    sequences, stops = arguments[2], arguments[3]
+    for i in range(len(stops)):
+        alone = [*arguments[:2], sequences[i : i + 1], stops[i : i + 1], *arguments[4:]]
+        assert torch.equal(public(alone)[0], shared[i])
+
+
+def test_threads_and_chunks_change_no_bit() -> None:
+    arguments, upstream = make(12, 24, 5, 3, [40, 0, 300, 11, 600, 3, 25, 12], dtype=torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            output, position = forward(*arguments)
+            results.append([output, position, *backward(upstream, *arguments, position)])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("length", "d", "n_h", "n_v"), [(20, 64, 8, 4), (13, 24, 3, 2), (50, 60, 2, 1)])
+def test_is_as_accurate_as_pytorch(length: int, d: int, n_h: int, n_v: int, dtype: torch.dtype) -> None:
+    sizes = [0, 1, length - 1, length, length + 1, 2 * length + 7, 63]
+    arguments, upstream = make(length, d, n_h, n_v, sizes, dtype=dtype)
+    exact = [a.double() if a.is_floating_point() else a for a in arguments]
+    expected = plain(exact)
+    assert_as_accurate(public(arguments), plain(arguments), expected, 2, "output")
+    # Rounding may move a maximum and with it the gradient; from the same positions there is nothing to move.
+    position = reference.caser_windows(*exact)[1]
+    ours = backward(upstream, *arguments, position)
+    theirs = gradients(plain, arguments, upstream)
+    for i, x, y, z in zip(FLOATS, ours, theirs, gradients(plain, exact, upstream.double()), strict=True):
+        assert_as_accurate(x, y, z, 3, f"gradient of {NAMES[i]}")
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 3]])
+def test_without_histories(lengths: list[int]) -> None:
+    arguments, upstream = make(4, 6, 2, 3, lengths, lambda length: [])
+    assert public(arguments).shape == (0, 3 * 6 + 4 * 2)
+    for gradient in gradients(public, arguments, upstream):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_an_empty_history_is_padding_alone() -> None:
+    arguments, _ = make(5, 6, 3, 2, [0])
+    full, _ = make(5, 6, 3, 2, [5], last_stop)
+    full[4:] = arguments[4:]
+    full[0] = arguments[8].repeat(5, 1)
+    torch.testing.assert_close(public(arguments), public(full), rtol=1e-12, atol=1e-12)
+
+
+def test_nan_is_not_hidden_by_the_maximum() -> None:
+    arguments, _ = make(5, 6, 3, 0, [12], last_stop)
+    arguments[0][9] = float("nan")
+    assert torch.equal(public(arguments).isnan(), plain(arguments).isnan())
+    assert public(arguments).isnan().all()
+
+
+def test_of_one_sequence_only_its_own_rows_count() -> None:
+    arguments, upstream = make(5, 6, 3, 2, [7, 9, 8], lambda length: [length] if length == 9 else [])
+    poisoned = [a.clone() for a in arguments]
+    poisoned[0][:7] = poisoned[0][16:] = float("nan")
+    assert torch.equal(public(poisoned), public(arguments))
+    dx = gradients(public, poisoned, upstream)[0]
+    assert torch.equal(dx, gradients(public, arguments, upstream)[0])
+    assert not dx[:11].any() and dx[11:16].any()
+
+
+def test_opcheck() -> None:
+    arguments, upstream = make(4, 5, 2, 2, [6, 0, 3])
+    leaves = [a.requires_grad_(i in FLOATS) for i, a in enumerate(arguments)]
+    torch.library.opcheck(forward.default, tuple(leaves))
+    position = forward(*arguments)[1]
+    torch.library.opcheck(backward.default, (upstream, *[a.detach() for a in arguments], position))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    arguments, upstream = make(4, 5, 2, 2, [6, 0, 3])
+
+    def function(leaves: Arguments) -> Tensor:
+        return ops.caser_windows(*leaves) * 2
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for x, y in zip(
+        gradients(compiled, arguments, upstream), gradients(function, arguments, upstream), strict=True
+    ):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (3, torch.tensor([8]), r"stops\[0\] is 8, expected a row of sequence 0, 0 to 7"),
+        (2, torch.tensor([2]), r"sequences\[0\] is 2, expected 0 to 1"),
+        (1, torch.tensor([0, 8, 7], dtype=torch.int32), "offsets decreases at index 2"),
+        (1, torch.tensor([0, 7, 8], dtype=torch.int32), "offsets ends at 8, expected the number of rows, 9"),
+        (4, torch.zeros(9, 2, 5, dtype=torch.float64), r"weight_h has shape \[9, 2, 5\], expected \[10, 2, 5\]"),
+        (8, torch.zeros(4, dtype=torch.float64), r"padding_row has shape \[4\], expected \[5\]"),
+    ],
+)
+def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:
+    arguments, _ = make(4, 5, 2, 2, [7, 2], lambda length: [7] if length == 7 else [])
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        ops.caser_windows(*arguments)
+
+
+ON_ANOTHER_INSTRUCTION_SET = """
+import torch
+from tests.ops import test_caser_windows as t
+torch.manual_seed(0)
+for shape in t.SHAPES:
+    arguments, upstream = t.make(*shape, range(3 * shape[0] + 1), whole=True)
+    output, position = t.forward(*arguments)
+    assert torch.equal(output, t.plain(arguments))
+    for x, y in zip(t.backward(upstream, *arguments, position), t.gradients(t.plain, arguments, upstream)):
+        assert torch.equal(x, y)
+print(__import__("fastseq")._C.isa() if hasattr(__import__("fastseq"), "_C") else "")
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_on_another_instruction_set(isa: str) -> None:
+    environment = {**os.environ, "FASTSEQ_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-c", ON_ANOTHER_INSTRUCTION_SET]
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, cwd=os.getcwd())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() in (isa, "baseline")

@@ -1,0 +1,252 @@
+"""Negative sampling: C++ and reference draw the same items, and those follow the distribution they should."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fastseq.ops as ops
+from fastseq.data.negatives import alias_table, integer_masses
+from fastseq.ops.philox import SITE_NEGATIVES
+from fastseq.ops.reference.philox import philox
+
+N_ITEMS = 37
+
+
+def lists(*seen: list[int]) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor([0] + [len(items) for items in seen])
+    return sizes.cumsum(0), torch.tensor([item for items in seen for item in items], dtype=torch.int64)
+
+
+def problem(targets: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Users who have seen nothing, a little, much, all but one (that is a positive once), and all but two items."""
+    generator = np.random.default_rng(seed)
+    sizes = [0, 1, 2, 7, 16, 30, N_ITEMS - 2, 0]
+    seen = [sorted(generator.choice(N_ITEMS, size, replace=False).tolist()) for size in sizes]
+    seen.append([i for i in range(N_ITEMS) if i != 5])
+    users = torch.from_numpy(generator.integers(0, len(seen), targets))
+    positives = torch.from_numpy(generator.integers(0, N_ITEMS, targets))
+    positives[users == len(seen) - 1] = 6  # seen, so that item 5 is left
+    offsets, items = lists(*seen)
+    return users, positives, offsets, items
+
+
+def table(skew: float, zeros: int = 0) -> dict[str, Tensor]:
+    weights = np.exp(-skew * np.arange(N_ITEMS))
+    weights[N_ITEMS - zeros :] = 0
+    probability, alias = alias_table(integer_masses(weights))
+    return {"probability": probability, "alias": alias}
+
+
+TABLES = {"uniform": {}, "even": table(0.05), "skewed": table(0.5)}
+
+
+def draw(backend: str, *arguments: Any, **options: Any) -> Tensor:
+    with ops.set_backend(backend), ops.record_served() as served:
+        result = ops.sample_negatives(*arguments, **options)
+    assert served == [("sample_negatives", backend)]
+    return result
+
+
+@pytest.mark.parametrize("distribution", TABLES)
+@pytest.mark.parametrize(("targets", "k"), [(0, 3), (1, 1), (33, 0), (50, 1), (47, 6), (16, 67)])
+def test_cpp_equals_reference_for_any_threads(
+    distribution: str, targets: int, k: int, poisoned_empty: None
+) -> None:
+    users, positives, offsets, items = problem(targets)
+    rng = ops.make_rng(-(2**40) - 3, 2**35 + 9)
+    arguments = (users, positives, offsets, items, k, N_ITEMS, rng)
+    options = {**TABLES[distribution], "first": 2**32 - 20}
+    expected = draw("reference", *arguments, **options)
+    assert expected.shape == (targets, k) and expected.dtype == torch.int64
+    for threads in (0, 1, 2, 8):
+        assert torch.equal(draw("cpu", *arguments, **options, threads=threads), expected)
+    for n in range(targets):
+        seen = items[offsets[users[n]] : offsets[users[n] + 1]]
+        assert not torch.isin(expected[n], torch.cat([seen, positives[n : n + 1]])).any()
+        assert ((expected[n] >= 0) & (expected[n] < N_ITEMS)).all()
+
+
+def test_uniform_takes_the_item_of_that_rank() -> None:
+    users, positives, offsets, items = problem(40)
+    rng = ops.make_rng(7, 3)
+    drawn = draw("cpu", users, positives, offsets, items, 5, N_ITEMS, rng, first=11)
+    for n in range(40):
+        excluded = {*items[offsets[users[n]] : offsets[users[n] + 1]].tolist(), int(positives[n])}
+        left = [i for i in range(N_ITEMS) if i not in excluded]
+        words = philox(rng, torch.arange(2), torch.tensor(11 + n), torch.tensor(SITE_NEGATIVES)).flatten()
+        assert drawn[n].tolist() == [left[int(word) * len(left) >> 32] for word in words[:5]]
+
+
+@pytest.mark.parametrize("distribution", TABLES)
+def test_a_negative_depends_on_nothing_beside_it(distribution: str) -> None:
+    users, positives, offsets, items = problem(60)
+    rng = ops.make_rng(1, 2)
+    options = TABLES[distribution]
+    whole = draw("cpu", users, positives, offsets, items, 9, N_ITEMS, rng, **options)
+    fewer = draw("cpu", users, positives, offsets, items, 4, N_ITEMS, rng, **options)
+    part = draw("cpu", users[21:], positives[21:], offsets, items, 9, N_ITEMS, rng, **options, first=21)
+    assert torch.equal(whole[:, :4], fewer)
+    assert torch.equal(whole[21:], part)
+    other = draw("cpu", users, positives, offsets, items, 9, N_ITEMS, ops.make_rng(1, 3), **options)
+    assert not torch.equal(whole, other)
+
+
+def assert_distributed(drawn: Tensor, q: np.ndarray) -> None:
+    """Chi-square, by Wilson and Hilferty's normal approximation: below 4 standard deviations; none where q is 0."""
+    counts = np.bincount(drawn.flatten().numpy(), minlength=len(q))
+    assert counts[q == 0].sum() == 0
+    counts, expected = counts[q > 0], q[q > 0] * drawn.numel()
+    assert expected.min() >= 5
+    freedom = len(expected) - 1
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    variance = 2 / (9 * freedom)
+    assert ((statistic / freedom) ** (1 / 3) - (1 - variance)) / variance**0.5 < 4
+
+
+@pytest.mark.parametrize(
+    ("distribution", "seen"),
+    [
+        ("uniform", [0, 3, 4, 36]),
+        ("even", [0, 3, 4, 36]),
+        ("even", []),
+        ("skewed", list(range(1, 16))),
+        ("skewed", list(range(26))),  # 2e-6 of the mass is left: rejection fails, the exact draw is all there is
+    ],
+)
+def test_follows_the_distribution_given_what_is_excluded(distribution: str, seen: list[int]) -> None:
+    positive = 30
+    weights = np.exp(-0.05 * np.arange(N_ITEMS)) if distribution == "even" else np.ones(N_ITEMS)
+    if distribution == "skewed":
+        weights = np.exp(-0.5 * np.arange(N_ITEMS))
+    weights[[*seen, positive]] = 0
+    offsets, items = lists([1], seen)
+    n = 4000
+    arguments = (torch.ones(n, dtype=torch.int64), torch.full((n,), positive), offsets, items, 25, N_ITEMS)
+    drawn = draw("cpu", *arguments, ops.make_rng(3, 1), **TABLES[distribution])
+    q = weights / weights.sum()
+    q[q * drawn.numel() < 5] = 0
+    drawn = drawn[torch.from_numpy(q)[drawn] > 0]
+    assert drawn.numel() > 0.999 * 25 * n
+    assert_distributed(drawn, q / q.sum())
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "even"])
+def test_shared(distribution: str) -> None:
+    rng = ops.make_rng(5, 6)
+    options = TABLES[distribution]
+    for size in (0, 1, 63, 200):
+        with ops.set_backend("reference"):
+            expected = ops.sample_shared_negatives(size, N_ITEMS, rng, **options)
+        for threads in (1, 8):
+            with ops.record_served() as served:
+                drawn = ops.sample_shared_negatives(size, N_ITEMS, rng, **options, threads=threads)
+            assert served == [("sample_shared_negatives", "cpu")]
+            assert torch.equal(drawn, expected) and drawn.shape == (size,)
+    weights = np.exp(-0.05 * np.arange(N_ITEMS)) if options else np.ones(N_ITEMS)
+    assert_distributed(ops.sample_shared_negatives(100_000, N_ITEMS, rng, **options), weights / weights.sum())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("options", [{}, table(0.05), table(0.05, zeros=1)], ids=["uniform", "alias", "no weight"])
+def test_nothing_left_names_the_user(backend: str, options: dict[str, Tensor]) -> None:
+    # User 2 has seen all but item 36: it is the positive of target 3, and without weight in the last case.
+    offsets, items = lists([], [1], list(range(36)))
+    users, positives = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([36, 1, 2, 36, 36])
+    with pytest.raises(ValueError, match=r"user 2 \(target 3\) has seen every one of the 37 items.*leave this user"):
+        draw(backend, users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
+    assert draw(backend, users, positives, offsets, items, 0, N_ITEMS, ops.make_rng(0), **options).shape == (5, 0)
+    fits = draw(backend, users[:3], positives[:3], offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
+    assert fits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": torch.tensor([0, 3])}, r"users\[1\] is 3, expected 0 <= value < 3"),
+        ({"positives": torch.tensor([-1, 0])}, r"positives\[0\] is -1, expected 0 <= value < 37"),
+        ({"positives": torch.tensor([1])}, r"positives is torch.int64 \[1\], expected torch.int64 \[2\]"),
+        ({"users": torch.tensor([0.0, 1.0])}, r"users is torch.float32 \[2\], expected torch.int64"),
+        ({"k": -1}, "k is -1"),
+        ({"n_items": 0}, "n_items is 0"),
+        ({"rng": torch.tensor([1, 2, 3])}, r"rng is torch.int64 \[3\]"),
+        ({"alias": torch.zeros(N_ITEMS, dtype=torch.int64)}, "probability and alias must both be given"),
+    ],
+)
+def test_malformed(backend: str, change: dict[str, Any], message: str) -> None:
+    offsets, items = lists([], [1], [2, 3])
+    arguments: dict[str, Any] = {
+        "users": torch.tensor([0, 1]),
+        "positives": torch.tensor([1, 2]),
+        "seen_offsets": offsets,
+        "seen_items": items,
+        "k": 2,
+        "n_items": N_ITEMS,
+        "rng": ops.make_rng(0),
+    }
+    with pytest.raises(ValueError, match=message), ops.set_backend(backend):
+        ops.sample_negatives(**{**arguments, **change})
+
+
+def test_cpp_checks_what_it_reads() -> None:
+    users, positives = torch.tensor([0, 1]), torch.tensor([1, 2])
+    offsets, items = lists([], [1], [2, 3])
+    rng = ops.make_rng(0)
+    bad = torch.tensor([0, 0, 9, 3])
+    with pytest.raises(ValueError, match="seen_offsets of user 1 are 0, 9"):
+        ops.sample_negatives(users, positives, bad, items, 2, N_ITEMS, rng)
+    wrong = {**table(0.05)}
+    wrong["alias"] = wrong["alias"].clone()
+    wrong["alias"][4] = N_ITEMS
+    with pytest.raises(ValueError, match=r"alias\[4\] is 37, expected 0 <= value < 37"):
+        ops.sample_negatives(users, positives, offsets, items, 2, N_ITEMS, rng, **wrong)
+
+
+def test_opcheck_and_compile() -> None:
+    users, positives, offsets, items = problem(20)
+    rng = ops.make_rng(1, 1)
+    for t in (None, None), tuple(TABLES["even"].values()):
+        arguments = (users, positives, offsets, items, 3, N_ITEMS, rng, *t, 0, 1)
+        torch.library.opcheck(torch.ops.fastseq.sample_negatives.default, arguments)
+        torch.library.opcheck(torch.ops.fastseq.sample_shared_negatives.default, (9, N_ITEMS, rng, *t, 1))
+    eager = ops.sample_negatives(users, positives, offsets, items, 3, N_ITEMS, rng)
+    compiled = torch.compile(ops.sample_negatives, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(users, positives, offsets, items, 3, N_ITEMS, rng), eager)
+    shared = torch.compile(ops.sample_shared_negatives, fullgraph=True, backend="aot_eager")
+    assert torch.equal(shared(9, N_ITEMS, rng), ops.sample_shared_negatives(9, N_ITEMS, rng))
+
+
+PROGRAM = """
+import hashlib, sys, numpy as np
+from fastseq import _C
+users = np.arange(100) % 3
+out = np.empty((100, 9), np.int64)
+seen = np.arange(50)
+digest = hashlib.sha256()
+for tables in ((None, None), (np.full(60, 2**31), np.arange(60)[::-1].copy())):
+    _C.sample_negatives(users, users, np.array([0, 0, 5, 50]), seen, 60, 1, 2, *tables, 0, out, 1)
+    digest.update(out)
+print(_C.isa(), digest.hexdigest())
+"""
+
+
+def test_every_instruction_set_draws_the_same() -> None:
+    results = {}
+    for isa in ("baseline", "avx2", "avx512"):
+        environment = {**os.environ, "FASTSEQ_CPU_ISA": isa}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
+        name, digest = done.stdout.split()
+        results[name] = digest
+    assert "baseline" in results
+    assert len(set(results.values())) == 1 and len(results["baseline"]) == hashlib.sha256().digest_size * 2

@@ -1,0 +1,119 @@
+"""The configuration: the seed's text as it stands, defaults, and errors that name the key and the nearest one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastseq.config import Config, load_config, parse_config
+from fastseq.errors import ConfigError
+
+SEED = Path(__file__).resolve().parents[2] / "shared" / "seed.md"
+SASREC = {"embedding_size": 8, "n_layers": 1}
+
+
+def seed_blocks() -> list[str]:
+    """The three YAML blocks of the original request, verbatim."""
+    if not SEED.exists():
+        pytest.skip(f"the original request is not found: {SEED} does not exist")
+    return re.findall(r"```yaml\n(.*?)```", SEED.read_text(), flags=re.S)
+
+
+def test_seed_blocks_load_verbatim() -> None:
+    names = [load_config(block).models[0].name for block in seed_blocks()]
+    assert names == ["Caser", "GRU4Rec", "SASRec"]
+
+
+def test_defaults_are_written_out_and_read_back() -> None:
+    config = parse_config({"models": {"sasrec": dict(SASREC)}})
+    text = config.resolved(config.models[0], config.models[0].params)
+    again = load_config(text)
+    assert again.models[0].name == "SASRec"
+    assert again.evaluation == config.evaluation and again.splitter == config.splitter
+    assert again.resolved(again.models[0], again.models[0].params) == text
+
+
+def test_no_validation_survives_the_round_trip() -> None:
+    config = parse_config({"splitter": {"validation_splitting": None}, "models": {"SASRec": SASREC}})
+    again = load_config(config.resolved(config.models[0], SASREC))
+    assert again.splitter.validation_splitting is None
+
+
+def test_scientific_notation_without_a_dot_is_a_number() -> None:
+    config = load_config("models:\n  SASRec:\n    learning_rate: 1e-3\n")
+    assert config.models[0].params["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"model": {}}, "unknown section 'model'.*'models'"),
+        ({}, "'models' must name at least one"),
+        ({"models": {"SASRek": {}}}, "unknown model 'SASRek'.*'SASRec'"),
+        ({"models": {"SASRec": [1]}}, "models.SASRec is"),
+        ({"models": {"SASRec": {"learning_rate": [0.1, 0.2]}}}, "learning_rate is a list"),
+        ({"models": {"SASRec": {"early_stopping": {"patience": 0}}}}, "early_stopping.patience.*it is 0"),
+        ({"models": {"SASRec": {"optimization": {"precison": "fp32"}}}}, "optimization.precison.*'precision'"),
+        ({"models": {"SASRec": {"optimization": {"properties": {"sed": 1}}}}}, "properties.sed.*'seed'"),
+        ({"models": {"SASRec": SASREC}, "reader": {"local_pth": "x"}}, "reader.local_pth.*'local_path'"),
+        ({"models": {"SASRec": SASREC}, "evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
+        ({"models": {"SASRec": SASREC}, "evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),
+        ({"models": {"SASRec": SASREC}, "evaluation": {"validation_metric": "nDCG"}}, "expected name@k"),
+        ({"models": {"SASRec": SASREC}, "splitter": {"test_splitting": {"ratio": 0.2}}}, "takes 'k', not 'ratio'"),
+        (
+            {"models": {"SASRec": SASREC}, "splitter": {"test_splitting": {"strategy": "temporal_holdout"}}},
+            "needs the key 'ratio'",
+        ),
+    ],
+)
+def test_errors_name_key_value_and_remedy(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(tree)
+
+
+def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("models: [")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        load_config(broken)
+    broken.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_config(broken)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+trees = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*Config.model_fields, "SASRec", "k", "strategy"]) | st.text(max_size=6), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(trees)
+def test_any_tree_is_a_config_or_a_config_error(tree: object) -> None:
+    try:
+        load_config(yaml.safe_dump(tree) + "\n")
+    except ConfigError:
+        return
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
+    try:
+        load_config(text + "\n")
+    except ConfigError:
+        return

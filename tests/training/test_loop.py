@@ -1,0 +1,315 @@
+"""The training loop: what a step does, schedules, early stopping, errors, files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq.data.batch import JaggedBatch
+from fastseq.errors import CheckpointError, ConfigError, TrainingError
+from fastseq.training.evaluation import evaluate
+from fastseq.training.loop import Progress, Trainer
+from fastseq.training.options import TrainingOptions, learning_rate_factor
+from fastseq.training.run import RunFolder
+
+from .tiny import Tiny, make_model, make_split
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize(("schedule", "warmup"), [("constant", 0), ("cosine", 3)])
+def test_equals_a_loop_written_out(clip: float | None, schedule: Any, warmup: int) -> None:
+    split = make_split()
+    options = TrainingOptions(
+        epochs=2, seed=7, clip_norm=clip, schedule=schedule, warmup_steps=warmup, validation_metric=None
+    )
+    params = {"dropout_prob": 0.3, "weight_decay": 0.01, "reg_weight": 0.1}
+    trainer = Trainer(make_model(split, **params), split, options)
+    model = make_model(split, **params)
+    optimizer = torch.optim.Adam(model.parameter_groups(), lr=model.learning_rate, fused=True)
+    model.train()
+    step = targets = 0
+    for epoch in range(2):
+        for batch in trainer.loader.batches(epoch):
+            model.set_rng(7, step)
+            optimizer.zero_grad()
+            loss = model.loss(batch)
+            loss.backward()
+            if clip is not None:
+                norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad.mul_(min(1.0, clip / (norm.item() + 1e-6)))
+            for group in optimizer.param_groups:
+                rate = learning_rate_factor(schedule, step, trainer.total_steps, warmup)
+                group["lr"] = model.learning_rate * rate
+            optimizer.step()
+            step += 1
+            targets += batch.n_targets
+    result = trainer.fit()
+    assert (result.stopped, result.steps, result.targets) == ("finished", step, targets)
+    assert result.steps == trainer.total_steps > 5
+    assert targets == 2 * (split.n_train - sum(split.train_stop > split.interactions.offsets[:-1]))
+    for name, tensor in weights(model).items():
+        tolerance = 0.0 if clip is None else 1e-5  # the norm is summed in another order
+        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=tolerance, atol=tolerance)
+    assert result.last_loss == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_learning_rate_schedules() -> None:
+    def rates(schedule: Any, warmup: int) -> list[float]:
+        return [learning_rate_factor(schedule, step, 10, warmup) for step in range(10)]
+
+    assert rates("constant", 0) == [1.0] * 10
+    assert rates("constant", 4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates("linear", 0) == pytest.approx([1 - s / 10 for s in range(10)])
+    assert rates("linear", 5)[4:] == pytest.approx([1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+    assert rates("cosine", 0) == pytest.approx([(1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)])
+    assert rates("cosine", 2)[2] == 1.0 and rates("cosine", 2)[9] < 0.04
+
+
+def test_training_learns_and_same_seed_is_same_bits() -> None:
+    split = make_split(n_users=150)
+    results, final = [], []
+    for seed in (3, 3, 4):
+        model = make_model(split, learning_rate=0.03)
+        before = evaluate(model, split)["NDCG@10"]
+        results.append(Trainer(model, split, TrainingOptions(epochs=6, seed=seed, validation_metric=None)).fit())
+        final.append(weights(model))
+        assert evaluate(model, split)["NDCG@10"] > 2 * before
+        assert not model.training
+    assert same(final[0], final[1]) and not same(final[0], final[2])
+    first, last = results[0].history[0]["loss"], results[0].history[-1]["loss"]
+    assert last < 0.8 * first
+
+
+def test_bf16_is_autocast_with_float32_weights() -> None:
+    split = make_split()
+    seen: list[torch.dtype] = []
+
+    class Watched(Tiny):
+        embedding_size: int = 8
+
+        def encode(self, batch: JaggedBatch) -> Tensor:
+            h = super().encode(batch)
+            if self.training:
+                seen.append(h.dtype)
+            return h
+
+    Watched.__annotations__ = Tiny.__annotations__
+    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+    for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        seen.clear()
+        model = Watched({}, info)
+        result = Trainer(model, split, TrainingOptions(epochs=1, precision=precision)).fit()  # type: ignore[arg-type]
+        assert set(seen) == {expected}
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        assert result.last_loss is not None and math.isfinite(result.last_loss)
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_split()
+    script = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.305, 5: 0.1, 6: 0.9}
+    for run_dir in (tmp_path / "x", None):
+        model = make_model(split)
+        trainer = Trainer(model, split, TrainingOptions(epochs=9, patience=3, min_delta=0.01), run_dir)
+        kept: list[dict[str, Tensor]] = []
+        validate = trainer._validate
+
+        def scripted(trainer: Trainer = trainer, validate: Any = validate, kept: list = kept) -> Any:
+            kept.append(weights(trainer.model))
+            found = validate()
+            found.metrics["NDCG@10"] = script[len(kept)]
+            return found
+
+        monkeypatch.setattr(trainer, "_validate", scripted)
+        result = trainer.fit()
+        assert (result.stopped, result.epochs) == ("patience", 5)
+        assert (result.best_epoch, result.best_value, result.metric) == (2, 0.3, "NDCG@10")
+        assert same(weights(model), kept[1]) and not same(kept[1], kept[4])
+        assert "no improvement in 3 validations; best NDCG@10 0.3000, epoch 2" in result.message
+
+
+def test_grace_period_and_validate_every() -> None:
+    split = make_split()
+
+    def epochs(**options: Any) -> list[int]:
+        model = make_model(split)
+        trainer = Trainer(model, split, TrainingOptions(epochs=8, min_delta=1.0, **options))
+        result = trainer.fit()
+        return [record["epoch"] for record in result.history if "validation" in record]
+
+    assert epochs() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert epochs(validate_every=3) == [3, 6, 8]
+    assert epochs(patience=2) == [1, 2, 3]
+    assert epochs(patience=2, grace_period=4) == [1, 2, 3, 4, 5, 6]
+
+
+def test_files_and_progress(tmp_path: Path) -> None:
+    split = make_split()
+    calls: list[Progress] = []
+    options = TrainingOptions(epochs=3, progress_every_seconds=0.0, validation_metric="hitrate@5")
+    trainer = Trainer(make_model(split), split, options, tmp_path / "x", calls.append)
+    result = trainer.fit()
+    run = RunFolder.existing(tmp_path / "x")
+    lines = run.read_metrics()
+    assert lines == result.history and [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["step"] == trainer.total_steps
+    assert lines[-1]["validation"].keys() == {f"{m}@5" for m in ("HR", "NDCG", "MRR", "Recall", "Precision")}
+    for file in (run.last_path, run.best_path, run.ids_path):
+        assert file.stat().st_size > 0
+    assert run.curve_path.read_bytes().startswith(b"\x89PNG")
+    steps = [c for c in calls if c.validation is None]
+    assert [c.step for c in steps] == list(range(1, trainer.total_steps + 1))
+    assert [c.epoch for c in calls if c.validation is not None] == [1, 2, 3]
+    assert calls[-1].eta_seconds == 0.0 and all(c.targets_per_second > 0 for c in calls)
+    assert calls[-1].loss == lines[-1]["loss"]
+    json.dumps(result.history)
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
+    split = make_split()
+    model = make_model(split)
+    result = Trainer(model, split, TrainingOptions(epochs=2, validation_metric=None), tmp_path / "x").fit()
+    assert (result.best_epoch, result.best_value, result.metric) == (2, None, None)
+    assert RunFolder.existing(tmp_path / "x").best_path.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    split = make_split()
+
+    class Diverging(Tiny):
+        embedding_size: int = 8
+
+        def loss(self, batch: JaggedBatch) -> Tensor:
+            loss = super().loss(batch)
+            return loss * float("nan") if int(self.rng[1]) >= 4 else loss
+
+    Diverging.__annotations__ = Tiny.__annotations__
+    model = Diverging({}, {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items})
+    trainer = Trainer(model, split, TrainingOptions(epochs=3, checkpoint_every_seconds=0), tmp_path / "x")
+    with pytest.raises(TrainingError, match=r"loss is nan at step 5 \(epoch 1\), learning rate 0\.01.*from before"):
+        trainer.fit()
+    healthy = make_model(split)
+    Trainer(model, split, TrainingOptions(epochs=3, checkpoint_every_seconds=0), tmp_path / "x", resume=True)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert healthy is not model
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
+    split = make_split()
+    whole = make_model(split)
+    Trainer(whole, split, TrainingOptions(epochs=3)).fit()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 5:
+            os.kill(os.getpid(), number)
+
+    model = make_model(split)
+    options = TrainingOptions(epochs=3, progress_every_seconds=0.0)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    result = Trainer(model, split, options, tmp_path / "x", interrupt).fit()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (result.stopped, result.steps) == ("interrupted", 5)
+    assert "--resume" in result.message and str(tmp_path / "x") in result.message
+    again = make_model(split, seed=99)
+    result = Trainer(again, split, options, tmp_path / "x", resume=True).fit()
+    assert result.stopped == "finished" and same(weights(again), weights(whole))
+    handlers_free = Trainer(make_model(split), split, options, on_progress=interrupt).fit()
+    assert "nothing was saved" in handlers_free.message
+
+
+def test_max_seconds_stops_and_can_be_resumed(tmp_path: Path) -> None:
+    split = make_split()
+    whole, model = make_model(split), make_model(split)
+    Trainer(whole, split, TrainingOptions(epochs=2)).fit()
+    result = Trainer(model, split, TrainingOptions(epochs=2, max_seconds=1e-9), tmp_path / "x").fit()
+    assert (result.stopped, result.steps, result.epochs) == ("max_seconds", 1, 0)
+    again = make_model(split)
+    Trainer(again, split, TrainingOptions(epochs=2), tmp_path / "x", resume=True).fit()
+    assert same(weights(again), weights(whole))
+
+
+def test_resume_refuses_another_model_data_or_options(tmp_path: Path) -> None:
+    split = make_split()
+    Trainer(make_model(split), split, TrainingOptions(epochs=1), tmp_path / "x").fit()
+    with pytest.raises(CheckpointError, match="--resume"):
+        Trainer(make_model(split), split, TrainingOptions(epochs=1), tmp_path / "x")
+
+    def resume(options: TrainingOptions, other: Any = split, **params: Any) -> Trainer:
+        return Trainer(make_model(other, **params), other, options, tmp_path / "x", resume=True)
+
+    with pytest.raises(CheckpointError, match="hyperparameters: neg_samples is 2 in the checkpoint and 3 here"):
+        resume(TrainingOptions(epochs=1), neg_samples=3)
+    with pytest.raises(CheckpointError, match="options: seed is 42 in the checkpoint and 1 here"):
+        resume(TrainingOptions(epochs=1, seed=1))
+    with pytest.raises(CheckpointError, match="another catalogue: n_users"):
+        resume(TrainingOptions(epochs=1), make_split(n_users=41))
+    with pytest.raises(CheckpointError, match="data set or split: data_hash"):
+        resume(TrainingOptions(epochs=1), make_split(seed=5))
+    longer = resume(TrainingOptions(epochs=2)).fit()
+    assert (longer.epochs, len(longer.history)) == (2, 2)
+
+
+def test_disk_full_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_split()
+    whole, model = make_model(split), make_model(split)
+    options = TrainingOptions(epochs=3)
+    Trainer(whole, split, options).fit()
+    trainer = Trainer(model, split, options, tmp_path / "x")
+
+    def fill(progress: Progress) -> None:
+        if progress.epoch == 2:
+            monkeypatch.setattr(os, "replace", full)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer.on_progress = fill
+    with pytest.raises(CheckpointError, match="No space left on device.*intact"):
+        trainer.fit()
+    monkeypatch.undo()
+    again = make_model(split)
+    Trainer(again, split, options, tmp_path / "x", resume=True).fit()
+    assert same(weights(again), weights(whole))
+
+
+def test_options_are_checked() -> None:
+    for name, value in (
+        ("epochs", 0),
+        ("patience", 0),
+        ("precision", "fp16"),
+        ("schedule", "step"),
+        ("clip_norm", 0.0),
+        ("max_seconds", -1.0),
+        ("seed", True),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} is {value!r}, expected"):
+            TrainingOptions(**{name: value})
+    with pytest.raises(ConfigError, match="unknown metric"):
+        TrainingOptions(validation_metric="auc@3")
+    with pytest.raises(ConfigError, match="nothing to wait for"):
+        TrainingOptions(validation_metric=None, patience=2)
+    from fastseq.data.split import leave_one_out
+
+    bare = leave_one_out(make_split().interactions, validation=False)
+    with pytest.raises(ConfigError, match="no validation targets"):
+        Trainer(make_model(bare), bare, TrainingOptions(patience=2))
+    with pytest.raises(ValueError, match="built for"):
+        Trainer(make_model(bare), make_split(n_users=12), TrainingOptions())

@@ -1,0 +1,148 @@
+"""The run folder, and models made of it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import fastseq.models
+from fastseq.data.interactions import build_interactions
+from fastseq.data.split import Split, leave_one_out
+from fastseq.errors import CheckpointError
+from fastseq.models import GRU4Rec
+from fastseq.training import checkpoint
+from fastseq.training.run import RunFolder, load
+from fastseq.training.state import save_best
+
+PARAMS: dict[str, Any] = {
+    "embedding_size": 4,
+    "hidden_size": 6,
+    "num_layers": 1,
+    "dropout_prob": 0.1,
+    "weight_decay": 0.0,
+    "epochs": 1,
+    "learning_rate": 0.01,
+    "neg_samples": 2,
+}
+
+
+def make_split() -> Split:
+    return leave_one_out(build_interactions(["u1", "u1", "u1", "ü2", "ü2"], ["a", "b", "c", "c", "ä"]))
+
+
+def make_model(split: Split) -> GRU4Rec:
+    return GRU4Rec(PARAMS, {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}, seed=3)
+
+
+def filled(path: Path, split: Split, model: GRU4Rec) -> RunFolder:
+    run = RunFolder(path)
+    run.write_ids(split.interactions.user_ids, split.interactions.item_ids)
+    save_best(run.best_path, model, split, {"epoch": 1})
+    return run
+
+
+def test_a_used_folder_is_refused_resumed_or_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "x"
+    run = RunFolder(path)
+    RunFolder(path)  # still empty
+    run.write_config({"models": {"GRU4Rec": {"epochs": 1}}})
+    assert yaml.safe_load(run.config_path.read_text()) == {"models": {"GRU4Rec": {"epochs": 1}}}
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"runs/x: .*--resume.*--overwrite"):
+        RunFolder(path)
+    with pytest.raises(CheckpointError, match="exclude each other"):
+        RunFolder(path, resume=True, overwrite=True)
+    assert RunFolder(path, resume=True).config_path.exists()
+    assert not RunFolder(path, overwrite=True).config_path.exists()
+    assert (path / "notes.txt").read_text() == "mine", "a file that no run wrote was deleted"
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(CheckpointError, match="x: cannot be used as run folder"):
+        RunFolder(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        RunFolder.existing(tmp_path / "absent")
+
+
+def test_metrics_lines_are_appended_truncated_and_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "x")
+    assert run.read_metrics() == []
+    size = run.append_metrics({"step": 1, "loss": 0.5})
+    run.append_metrics({"step": 2})
+    with open(run.metrics_path, "ab") as file:
+        file.write(b'{"step": 3')  # a crash in the middle of a line
+    assert run.read_metrics() == [{"step": 1, "loss": 0.5}, {"step": 2}]
+    run.truncate_metrics(size)
+    assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == [{"step": 1, "loss": 0.5}]
+    run.truncate_metrics(10**6)
+    assert run.metrics_path.stat().st_size == size
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_ids_come_back(tmp_path: Path, kind: str) -> None:
+    users, items = ([7, 7, -3], [10**15, 5, 5]) if kind == "int" else (["ü", "ü", ""], ["a", "b", "b"])
+    data = build_interactions(users, items)
+    run = RunFolder(tmp_path / "x")
+    run.write_ids(data.user_ids, data.item_ids)
+    assert run.read_ids() == (data.user_ids, data.item_ids)
+
+
+def test_load_gives_the_model_back(tmp_path: Path) -> None:
+    split = make_split()
+    model = make_model(split)
+    run = filled(tmp_path / "x", split, model)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    found = load(run.path)
+    assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
+    assert type(found) is GRU4Rec and not found.training and found.get_params() == model.get_params()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    assert found.catalogue is not None and found.catalogue.items == split.interactions.item_ids
+    assert load(run.best_path).catalogue is not None
+    checkpoint.save_warprec(tmp_path / "m.pth", model)
+    content = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert content.keys() == {"name", "params", "info", "state_dict", "artifacts", "format_version", "warprec_version"}
+    assert content["format_version"] == 2 and content["artifacts"]["n_items"] == model.n_items
+    again = load(tmp_path / "m.pth")
+    assert again.catalogue is None
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    split = make_split()
+    model = make_model(split)
+    run = filled(tmp_path / "x", split, model)
+    with pytest.raises(CheckpointError, match="no checkpoint has been saved"):
+        load(RunFolder(tmp_path / "new").path)
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load(run.ids_path)
+    tensors, metadata = checkpoint.load(run.best_path)
+    other = tmp_path / "o.safetensors"
+    checkpoint.save(other, tensors, metadata | {"model": "BERT4Rec"})
+    with pytest.raises(CheckpointError, match="'BERT4Rec', expected one of SASRec"):
+        load(other)
+    checkpoint.save(other, tensors, metadata | {"params": metadata["params"] | {"hidden_size": 7}})
+    with pytest.raises(CheckpointError, match="weights do not fit GRU4Rec"):
+        load(other)
+    checkpoint.save(other, tensors, metadata | {"params": {"embedding_size": 0}})
+    with pytest.raises(CheckpointError, match="hyperparameters make no GRU4Rec"):
+        load(other)
+    run.write_ids(split.interactions.item_ids, split.interactions.user_ids)
+    with pytest.raises(CheckpointError, match="another catalogue: .*item_ids"):
+        load(run.path)
+
+
+def test_every_model_can_be_loaded() -> None:
+    assert set(fastseq.models.MODELS) == {"SASRec", "GRU4Rec", "Caser"}
