@@ -36,10 +36,9 @@ struct Scratch {
 
 // to [rows_padded, padded] = from [rows, width] * factor, zero elsewhere.
 template <typename T>
-void pack_rows(const T* from, int64_t stride, int64_t rows, int64_t rows_padded, int64_t width, int64_t padded,
-               T factor, T* to) {
+void pack_rows(HeadRows<T> from, int64_t rows, int64_t rows_padded, int64_t width, int64_t padded, T factor, T* to) {
     for (int64_t i = 0; i < rows; ++i, to += padded) {
-        for (int64_t d = 0; d < width; ++d) to[d] = from[i * stride + d] * factor;
+        for (int64_t d = 0; d < width; ++d) to[d] = from.data[i * from.stride + d] * factor;
         for (int64_t d = width; d < padded; ++d) to[d] = T(0);
     }
     std::memset(to, 0, static_cast<size_t>((rows_padded - rows) * padded) * sizeof(T));
@@ -47,18 +46,17 @@ void pack_rows(const T* from, int64_t stride, int64_t rows, int64_t rows_padded,
 
 // to [width, 16] = the transpose of from [rows, width] * factor, zero in the lanes that have no row.
 template <typename T>
-void pack_lanes(const T* from, int64_t stride, int64_t rows, int64_t width, T factor, T* to) {
+void pack_lanes(HeadRows<T> from, int64_t rows, int64_t width, T factor, T* to) {
     if (rows < kQueries) std::memset(to, 0, static_cast<size_t>(width * kQueries) * sizeof(T));
     for (int64_t r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < width; ++d) to[d * kQueries + r] = from[r * stride + d] * factor;
+        for (int64_t d = 0; d < width; ++d) to[d * kQueries + r] = from.data[r * from.stride + d] * factor;
 }
 
-// to [rows, width] = from [rows, padded], row r times factor[r].
+// to [rows, width], rows `stride` apart, = from [rows, padded] * factor.
 template <typename T>
-void unpack_rows(const T* from, int64_t padded, int64_t rows, int64_t width, const T* factor, int64_t factor_step,
-                 T* to, int64_t stride) {
+void unpack_rows(const T* from, int64_t padded, int64_t rows, int64_t width, T factor, T* to, int64_t stride) {
     for (int64_t r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < width; ++d) to[r * stride + d] = from[r * padded + d] * factor[r * factor_step];
+        for (int64_t d = 0; d < width; ++d) to[r * stride + d] = from[r * padded + d] * factor;
 }
 
 // Largest score of each query among the keys it may see.
@@ -100,71 +98,89 @@ void exponentiate(const AttentionBatch& batch, T* scores, int64_t keys, int64_t 
 }
 
 // From the tiles of scores and of d(out) vᵀ / (1 - p): scores <- the dropped probabilities, products <- d(scores).
+// delta, the sum over keys of probability times its gradient, is taken from the tile and not from out · d(out): where
+// one key has all the weight the two terms of d(scores) then cancel exactly, whatever type `out` was rounded to.
 template <typename T, bool kDropout>
 void differentiate(const AttentionBatch& batch, T* scores, T* products, int64_t keys, int64_t first, uint32_t row,
-                   uint32_t site, const T* lse, const T* delta) {
+                   uint32_t site, const T* lse) {
     alignas(64) uint32_t words[4][kPhiloxRows];
+    alignas(64) T delta[kQueries] = {};
     for (int64_t j = 0; j < keys; j += 4) {
         if (kDropout) philox_rows(batch.rng, static_cast<uint32_t>(j / 4), row, site, words);
         const T distance = static_cast<T>(j - first);
         T* tile = scores + j * kQueries;
         T* product = products + j * kQueries;
 #pragma omp simd
-        for (int r = 0; r < kQueries; ++r)
+        for (int r = 0; r < kQueries; ++r) {
+            T part = T(0);
             for (int g = 0; g < 4; ++g) {
                 const int64_t cell = g * kQueries + r;
                 const T power = exp2_negative(tile[cell] - lse[r]);
                 const T weight = distance + static_cast<T>(g) <= static_cast<T>(r) ? power : T(0);
                 const bool dropped = kDropout && words[g][r] < batch.threshold;
-                tile[cell] = dropped ? T(0) : weight;
-                product[cell] = weight * ((dropped ? T(0) : product[cell]) - delta[r]);
+                tile[cell] = dropped ? -weight : weight;  // the sign remembers the mask
+                product[cell] = dropped ? T(0) : product[cell];
+                part += weight * product[cell];
             }
+            delta[r] += part;
+        }
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+        T* tile = scores + j * kQueries;
+        T* product = products + j * kQueries;
+#pragma omp simd
+        for (int r = 0; r < kQueries; ++r) {
+            const T weight = tile[r] < T(0) ? -tile[r] : tile[r];
+            product[r] = weight * (product[r] - delta[r]);
+            tile[r] = tile[r] < T(0) ? T(0) : tile[r];
+        }
     }
 }
 
 template <typename T, bool kDropout>
-void forward_head(const AttentionBatch& batch, int64_t sequence, int64_t head, HeadRows<T> q, HeadRows<T> k,
-                  HeadRows<T> v, T* out, T* lse, Scratch<T> scratch) {
+void forward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, int64_t sequence, int64_t head,
+                  Scratch<T> scratch) {
     const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
-    const int64_t width = batch.width, padded = padded_width(width), heads = batch.heads;
+    const int64_t heads = batch.heads, width = batch.width, padded = padded_width(width), stride = heads * width;
     const int64_t length_padded = (length + kGemmRows - 1) / kGemmRows * kGemmRows;
     const uint32_t site = batch.site | static_cast<uint32_t>(head) << 16;
-    const T keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const HeadRows<T> q = x.q.at(start, head * width), k = x.k.at(start, head * width), v = x.v.at(start, head * width);
     T* keys = scratch.take(length_padded * padded);
     T* values = scratch.take(length_padded * padded);
     T* scores = scratch.take(padded_length(length) * kQueries);
     T* queries = scratch.take(kQueries * padded);
     T* result = scratch.take(kQueries * padded);
-    pack_rows(k.data + start * k.stride + head * width, k.stride, length, length_padded, width, padded, T(1), keys);
-    pack_rows(v.data + start * v.stride + head * width, v.stride, length, length_padded, width, padded, T(1), values);
+    pack_rows(k, length, length_padded, width, padded, T(1), keys);
+    pack_rows(v, length, length_padded, width, padded, T(1), values);
     alignas(64) T top[kQueries], sum[kQueries];
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t rows = length - first < kQueries ? length - first : kQueries;
         const int64_t seen = first + kQueries < length_padded ? first + kQueries : length_padded;
         const int64_t row = start + first;
-        pack_lanes(q.data + row * q.stride + head * width, q.stride, rows, width,
-                   static_cast<T>(batch.scale * kLog2E), queries);
+        pack_lanes(q.at(first, 0), rows, width, factor, queries);
         gemm<T>(seen, kQueries, width, {keys, padded, 1}, queries, kQueries, scores, kQueries, false);
         largest(scores, seen, first, top);
         exponentiate<T, kDropout>(batch, scores, seen, first, static_cast<uint32_t>(row), site, top, sum);
         gemm<T>(kQueries, padded, seen, {scores, 1, kQueries}, values, padded, result, padded, false);
         for (int64_t r = 0; r < rows; ++r) {
-            lse[(row + r) * heads + head] = top[r] * static_cast<T>(kLn2) + std::log(sum[r]);
-            sum[r] = keep_scale / sum[r];
+            x.lse[(row + r) * heads + head] = top[r] * static_cast<T>(kLn2) + std::log(sum[r]);
+            unpack_rows(result + r * padded, padded, 1, width, keep_scale / sum[r],
+                        x.out + (row + r) * stride + head * width, stride);
         }
-        unpack_rows(result, padded, rows, width, sum, 1, out + (row * heads + head) * width, heads * width);
     }
 }
 
 template <typename T, bool kDropout>
-void backward_head(const AttentionBatch& batch, int64_t sequence, int64_t head, const T* grad, HeadRows<T> q,
-                   HeadRows<T> k, HeadRows<T> v, const T* out, const T* lse, T* grad_q, T* grad_k, T* grad_v,
+void backward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, int64_t sequence, int64_t head,
                    Scratch<T> scratch) {
     const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
-    const int64_t width = batch.width, padded = padded_width(width), heads = batch.heads, stride = heads * width;
-    const int64_t length_padded = (length + kGemmRows - 1) / kGemmRows * kGemmRows;
+    const int64_t heads = batch.heads, width = batch.width, padded = padded_width(width), stride = heads * width;
+    const int64_t length_padded = (length + kGemmRows - 1) / kGemmRows * kGemmRows, at = start * stride + head * width;
     const uint32_t site = batch.site | static_cast<uint32_t>(head) << 16;
-    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p)), one = T(1);
+    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const HeadRows<T> q = x.q.at(start, head * width), k = x.k.at(start, head * width), v = x.v.at(start, head * width);
+    const HeadRows<T> grad{x.grad + at, stride};
     T* keys = scratch.take(length_padded * padded);
     T* values = scratch.take(length_padded * padded);
     T* key_sums = scratch.take(length_padded * padded);
@@ -176,63 +192,56 @@ void backward_head(const AttentionBatch& batch, int64_t sequence, int64_t head, 
     T* grad_lanes = scratch.take(kQueries * padded);
     T* grad_rows = scratch.take(kQueries * padded);
     T* query_sums = scratch.take(kQueries * padded);
-    pack_rows(k.data + start * k.stride + head * width, k.stride, length, length_padded, width, padded, one, keys);
-    pack_rows(v.data + start * v.stride + head * width, v.stride, length, length_padded, width, padded, one, values);
+    pack_rows(k, length, length_padded, width, padded, T(1), keys);
+    pack_rows(v, length, length_padded, width, padded, T(1), values);
     std::memset(key_sums, 0, static_cast<size_t>(length_padded * padded) * sizeof(T));
     std::memset(value_sums, 0, static_cast<size_t>(length_padded * padded) * sizeof(T));
-    alignas(64) T log_sum[kQueries], delta[kQueries];
+    alignas(64) T log_sum[kQueries];
     for (int64_t first = 0; first < length; first += kQueries) {
         const int64_t rows = length - first < kQueries ? length - first : kQueries;
         const int64_t seen = first + kQueries < length_padded ? first + kQueries : length_padded;
         const int64_t row = start + first;
-        const T* block_q = q.data + row * q.stride + head * width;
-        const T* block_grad = grad + row * stride + head * width;
-        const T* block_out = out + row * stride + head * width;
-        for (int64_t r = 0; r < kQueries; ++r) {
-            log_sum[r] = r < rows ? lse[(row + r) * heads + head] * static_cast<T>(kLog2E) : T(0);
-            T sum = T(0);
-            if (r < rows)
-#pragma omp simd reduction(+ : sum)
-                for (int64_t d = 0; d < width; ++d) sum += block_grad[r * stride + d] * block_out[r * stride + d];
-            delta[r] = sum;
-        }
-        pack_lanes(block_q, q.stride, rows, width, static_cast<T>(batch.scale * kLog2E), query_lanes);
-        pack_rows(block_q, q.stride, rows, kQueries, width, padded, scale, query_rows);
-        pack_lanes(block_grad, stride, rows, width, keep_scale, grad_lanes);
-        pack_rows(block_grad, stride, rows, kQueries, width, padded, keep_scale, grad_rows);
+        for (int64_t r = 0; r < kQueries; ++r)
+            log_sum[r] = r < rows ? x.saved_lse[(row + r) * heads + head] * static_cast<T>(kLog2E) : T(0);
+        pack_lanes(q.at(first, 0), rows, width, static_cast<T>(batch.scale * kLog2E), query_lanes);
+        pack_rows(q.at(first, 0), rows, kQueries, width, padded, scale, query_rows);
+        pack_lanes(grad.at(first, 0), rows, width, keep_scale, grad_lanes);
+        pack_rows(grad.at(first, 0), rows, kQueries, width, padded, keep_scale, grad_rows);
         gemm<T>(seen, kQueries, width, {keys, padded, 1}, query_lanes, kQueries, scores, kQueries, false);
         gemm<T>(seen, kQueries, width, {values, padded, 1}, grad_lanes, kQueries, products, kQueries, false);
-        differentiate<T, kDropout>(batch, scores, products, seen, first, static_cast<uint32_t>(row), site, log_sum,
-                                   delta);
+        differentiate<T, kDropout>(batch, scores, products, seen, first, static_cast<uint32_t>(row), site, log_sum);
         gemm<T>(seen, padded, kQueries, {scores, kQueries, 1}, grad_rows, padded, value_sums, padded, true);
         gemm<T>(seen, padded, kQueries, {products, kQueries, 1}, query_rows, padded, key_sums, padded, true);
         gemm<T>(kQueries, padded, seen, {products, 1, kQueries}, keys, padded, query_sums, padded, false);
-        unpack_rows(query_sums, padded, rows, width, &scale, 0, grad_q + row * stride + head * width, stride);
+        unpack_rows(query_sums, padded, rows, width, scale, x.grad_q + at + first * stride, stride);
     }
-    const int64_t at = start * stride + head * width;
-    unpack_rows(key_sums, padded, length, width, &one, 0, grad_k + at, stride);
-    unpack_rows(value_sums, padded, length, width, &one, 0, grad_v + at, stride);
+    unpack_rows(key_sums, padded, length, width, T(1), x.grad_k + at, stride);
+    unpack_rows(value_sums, padded, length, width, T(1), x.grad_v + at, stride);
+}
+
+// Calls function(sequence, head, scratch) for every sequence and head, long sequences first.
+template <typename T, typename Function>
+void for_each_head(const AttentionBatch& batch, const AttentionTensors<T>& x, Function function) {
+#pragma omp parallel for num_threads(batch.threads) schedule(dynamic)
+    for (int64_t task = 0; task < batch.sequences * batch.heads; ++task)
+        function(batch.order[task / batch.heads], task % batch.heads,
+                 Scratch<T>{x.scratch + omp_get_thread_num() * x.scratch_size});
 }
 
 template <typename T>
-void causal_attention(const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v, T* out, T* lse,
-                      T* scratch, int64_t scratch_size) {
-    const auto head_kernel = batch.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
-#pragma omp parallel for num_threads(batch.threads) schedule(dynamic)
-    for (int64_t task = 0; task < batch.sequences * batch.heads; ++task)
-        head_kernel(batch, batch.order[task / batch.heads], task % batch.heads, q, k, v, out, lse,
-                    {scratch + omp_get_thread_num() * scratch_size});
+void causal_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
+    const auto kernel = batch.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
+        kernel(batch, x, sequence, head, scratch);
+    });
 }
 
 template <typename T>
-void causal_attention_backward(const AttentionBatch& batch, const T* grad, HeadRows<T> q, HeadRows<T> k,
-                               HeadRows<T> v, const T* out, const T* lse, T* grad_q, T* grad_k, T* grad_v,
-                               T* scratch, int64_t scratch_size) {
-    const auto head_kernel = batch.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
-#pragma omp parallel for num_threads(batch.threads) schedule(dynamic)
-    for (int64_t task = 0; task < batch.sequences * batch.heads; ++task)
-        head_kernel(batch, batch.order[task / batch.heads], task % batch.heads, grad, q, k, v, out, lse, grad_q,
-                    grad_k, grad_v, {scratch + omp_get_thread_num() * scratch_size});
+void causal_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
+    const auto kernel = batch.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
+        kernel(batch, x, sequence, head, scratch);
+    });
 }
 
 // ---- one query per sequence: bound by reading k and v once, so plain vectorised loops over the head dimension ----
@@ -251,34 +260,40 @@ void add_scaled(T factor, const T* x, T* sum, int64_t size) {
     for (int64_t i = 0; i < size; ++i) sum[i] += factor * x[i];
 }
 
-// words[j] for keys [64 * group, 64 * group + 64) of the last query of a sequence that ends before `stop`.
-void last_words(const AttentionBatch& batch, int64_t group, int64_t stop, int64_t head, uint32_t* words) {
-    if (batch.threshold == 0) return;
-    philox_group(batch.rng, static_cast<uint32_t>(group), static_cast<uint32_t>(stop - 1),
-                 batch.site | static_cast<uint32_t>(head) << 16, words);
-}
+// The mask of one row of queries, drawn 64 keys at a time.
+class RowMask {
+   public:
+    RowMask(const AttentionBatch& batch, int64_t row, int64_t head)
+        : batch_(batch), row_(static_cast<uint32_t>(row)), site_(batch.site | static_cast<uint32_t>(head) << 16) {}
+    // Whether key j is dropped; keys are asked for in order, from 0.
+    bool dropped(int64_t j) {
+        if (batch_.threshold == 0) return false;
+        if (j % kWords == 0) philox_group(batch_.rng, static_cast<uint32_t>(j / kWords), row_, site_, words_);
+        return words_[j % kWords] < batch_.threshold;
+    }
+
+   private:
+    const AttentionBatch& batch_;
+    uint32_t row_, site_;
+    alignas(64) uint32_t words_[kWords];
+};
 
 template <typename T>
-void last_query_attention(const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v, T* out, T* lse,
-                          T* scratch, int64_t scratch_size) {
+void last_query_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
     const int64_t width = batch.width, heads = batch.heads;
     const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
-#pragma omp parallel for num_threads(batch.threads) schedule(dynamic)
-    for (int64_t task = 0; task < batch.sequences * heads; ++task) {
-        const int64_t sequence = batch.order[task / heads], head = task % heads;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
-        const T* query = q.data + sequence * q.stride + head * width;
-        const T* keys = k.data + start * k.stride + head * width;
-        const T* values = v.data + start * v.stride + head * width;
-        T* result = out + (sequence * heads + head) * width;
-        T* scores = scratch + omp_get_thread_num() * scratch_size;
-        alignas(64) uint32_t words[kWords];
+        const T* query = x.q.at(sequence, head * width).data;
+        const HeadRows<T> k = x.k.at(start, head * width), v = x.v.at(start, head * width);
+        T* result = x.out + (sequence * heads + head) * width;
+        T* scores = scratch.take(length);
         for (int64_t d = 0; d < width; ++d) result[d] = T(0);
-        lse[sequence * heads + head] = T(0);
-        if (length == 0) continue;
+        x.lse[sequence * heads + head] = T(0);
+        if (length == 0) return;
         T top = -std::numeric_limits<T>::infinity(), sum = T(0);
         for (int64_t j = 0; j < length; ++j) {
-            scores[j] = factor * dot(query, keys + j * k.stride, width);
+            scores[j] = factor * dot(query, k.at(j, 0).data, width);
             top = scores[j] > top ? scores[j] : top;
         }
 #pragma omp simd reduction(+ : sum)
@@ -286,76 +301,64 @@ void last_query_attention(const AttentionBatch& batch, HeadRows<T> q, HeadRows<T
             scores[j] = exp2_negative(scores[j] - top);
             sum += scores[j];
         }
-        for (int64_t j = 0; j < length; ++j) {
-            if (j % kWords == 0) last_words(batch, j / kWords, start + length, head, words);
-            if (batch.threshold != 0 && words[j % kWords] < batch.threshold) continue;
-            add_scaled(scores[j], values + j * v.stride, result, width);
-        }
+        RowMask mask(batch, start + length - 1, head);
+        for (int64_t j = 0; j < length; ++j)
+            if (!mask.dropped(j)) add_scaled(scores[j], v.at(j, 0).data, result, width);
         for (int64_t d = 0; d < width; ++d) result[d] *= keep_scale / sum;
-        lse[sequence * heads + head] = top * static_cast<T>(kLn2) + std::log(sum);
-    }
+        x.lse[sequence * heads + head] = top * static_cast<T>(kLn2) + std::log(sum);
+    });
 }
 
 template <typename T>
-void last_query_attention_backward(const AttentionBatch& batch, const T* grad, HeadRows<T> q, HeadRows<T> k,
-                                   HeadRows<T> v, const T* out, const T* lse, T* grad_q, T* grad_k, T* grad_v) {
+void last_query_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
     const int64_t width = batch.width, heads = batch.heads, stride = heads * width;
     const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
-#pragma omp parallel for num_threads(batch.threads) schedule(dynamic)
-    for (int64_t task = 0; task < batch.sequences * heads; ++task) {
-        const int64_t sequence = batch.order[task / heads], head = task % heads;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
         const int64_t own = (sequence * heads + head) * width;
-        const T* query = q.data + sequence * q.stride + head * width;
-        const T* keys = k.data + start * k.stride + head * width;
-        const T* values = v.data + start * v.stride + head * width;
-        const T delta = dot(grad + own, out + own, width);
-        const T log_sum = lse[sequence * heads + head];
-        alignas(64) uint32_t words[kWords];
-        for (int64_t d = 0; d < width; ++d) grad_q[own + d] = T(0);
+        const T* query = x.q.at(sequence, head * width).data;
+        const T* grad = x.grad + own;
+        const HeadRows<T> k = x.k.at(start, head * width), v = x.v.at(start, head * width);
+        const T log_sum = x.saved_lse[sequence * heads + head];
+        T* weights = scratch.take(length);  // a negative one is dropped
+        T* products = scratch.take(length);
+        T delta = T(0);
+        RowMask mask(batch, start + length - 1, head);
         for (int64_t j = 0; j < length; ++j) {
-            if (j % kWords == 0) last_words(batch, j / kWords, start + length, head, words);
-            const bool dropped = batch.threshold != 0 && words[j % kWords] < batch.threshold;
-            const T* key = keys + j * k.stride;
-            const T score = scale * dot(query, key, width);
+            const bool dropped = mask.dropped(j);
+            const T score = scale * dot(query, k.at(j, 0).data, width);
             const T weight = exp2_negative((score - log_sum) * static_cast<T>(kLog2E));
-            const T kept = dropped ? T(0) : keep_scale;
-            const T product = dropped ? T(0) : dot(grad + own, values + j * v.stride, width) * keep_scale;
-            const T slope = weight * (product - delta) * scale;
-            add_scaled(slope, key, grad_q + own, width);
-            const int64_t at = (start + j) * stride + head * width;
+            weights[j] = dropped ? -weight : weight;
+            products[j] = dropped ? T(0) : dot(grad, v.at(j, 0).data, width) * keep_scale;
+            delta += weight * products[j];
+        }
+        T* grad_q = x.grad_q + own;
+        for (int64_t d = 0; d < width; ++d) grad_q[d] = T(0);
+        for (int64_t j = 0; j < length; ++j) {
+            const T weight = weights[j] < T(0) ? -weights[j] : weights[j];
+            const T slope = weight * (products[j] - delta) * scale;
+            const T kept = weights[j] < T(0) ? T(0) : weight * keep_scale;
+            add_scaled(slope, k.at(j, 0).data, grad_q, width);
+            T* grad_k = x.grad_k + (start + j) * stride + head * width;
+            T* grad_v = x.grad_v + (start + j) * stride + head * width;
 #pragma omp simd
             for (int64_t d = 0; d < width; ++d) {
-                grad_k[at + d] = slope * query[d];
-                grad_v[at + d] = weight * kept * grad[own + d];
+                grad_k[d] = slope * query[d];
+                grad_v[d] = kept * grad[d];
             }
         }
-    }
+    });
 }
 
 }  // namespace
 
-#define FASTSEQ_ATTENTION(T, suffix)                                                                                \
-    void causal_attention_##suffix(const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v, T* out, \
-                                   T* lse, T* scratch, int64_t scratch_size) {                                      \
-        causal_attention<T>(batch, q, k, v, out, lse, scratch, scratch_size);                                       \
-    }                                                                                                               \
-    void causal_attention_backward_##suffix(const AttentionBatch& batch, const T* grad, HeadRows<T> q,              \
-                                            HeadRows<T> k, HeadRows<T> v, const T* out, const T* lse, T* grad_q,    \
-                                            T* grad_k, T* grad_v, T* scratch, int64_t scratch_size) {               \
-        causal_attention_backward<T>(batch, grad, q, k, v, out, lse, grad_q, grad_k, grad_v, scratch, scratch_size); \
-    }                                                                                                               \
-    void last_query_attention_##suffix(const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v,    \
-                                       T* out, T* lse, T* scratch, int64_t scratch_size) {                          \
-        last_query_attention<T>(batch, q, k, v, out, lse, scratch, scratch_size);                                   \
-    }                                                                                                               \
-    void last_query_attention_backward_##suffix(const AttentionBatch& batch, const T* grad, HeadRows<T> q,          \
-                                                HeadRows<T> k, HeadRows<T> v, const T* out, const T* lse,           \
-                                                T* grad_q, T* grad_k, T* grad_v) {                                  \
-        last_query_attention_backward<T>(batch, grad, q, k, v, out, lse, grad_q, grad_k, grad_v);                   \
-    }
-FASTSEQ_ATTENTION(float, f32)
-FASTSEQ_ATTENTION(double, f64)
+#define FASTSEQ_ATTENTION(name)                                                                                     \
+    void name##_f32(const AttentionBatch& batch, const AttentionTensors<float>& x) { name(batch, x); }              \
+    void name##_f64(const AttentionBatch& batch, const AttentionTensors<double>& x) { name(batch, x); }
+FASTSEQ_ATTENTION(causal_attention)
+FASTSEQ_ATTENTION(causal_attention_backward)
+FASTSEQ_ATTENTION(last_query_attention)
+FASTSEQ_ATTENTION(last_query_attention_backward)
 #undef FASTSEQ_ATTENTION
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -23,6 +23,20 @@ template <typename T>
 struct HeadRows {
     const T* data;
     int64_t stride;
+
+    // The same from a given row and column on.
+    HeadRows at(int64_t row, int64_t column) const { return {data + row * stride + column, stride}; }
+};
+
+// What a kernel reads and writes. Rows of q: those of the batch, or one for each sequence (last query).
+template <typename T>
+struct AttentionTensors {
+    HeadRows<T> q, k, v;
+    T *out, *lse;                 // forward writes: like q, and [rows of q, heads]
+    const T *grad, *saved_lse;    // backward reads: like out and lse
+    T *grad_q, *grad_k, *grad_v;  // backward writes: like q, k and v
+    T* scratch;                   // threads * scratch_size elements
+    int64_t scratch_size;         // a multiple of 16
 };
 
 constexpr int kQueries = 16;  // queries handled together, one in each vector lane
@@ -37,23 +51,18 @@ inline int64_t attention_scratch(int64_t longest, int64_t width) {
 inline int64_t attention_backward_scratch(int64_t longest, int64_t width) {
     return padded_length(longest) * (4 * padded_width(width) + 2 * kQueries) + 5 * kQueries * padded_width(width);
 }
-inline int64_t last_query_scratch(int64_t longest) { return longest; }
+inline int64_t last_query_scratch(int64_t longest) { return 2 * padded_length(longest); }
 
-#define FASTSEQ_ATTENTION(T, suffix)                                                                                \
-    FASTSEQ_KERNEL(void, causal_attention_##suffix,                                                                 \
-                   (const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v, T* out, T* lse,       \
-                    T* scratch, int64_t scratch_size))                                                              \
-    FASTSEQ_KERNEL(void, causal_attention_backward_##suffix,                                                        \
-                   (const AttentionBatch& batch, const T* grad, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v,        \
-                    const T* out, const T* lse, T* grad_q, T* grad_k, T* grad_v, T* scratch, int64_t scratch_size)) \
-    FASTSEQ_KERNEL(void, last_query_attention_##suffix,                                                             \
-                   (const AttentionBatch& batch, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v, T* out, T* lse,       \
-                    T* scratch, int64_t scratch_size))                                                              \
-    FASTSEQ_KERNEL(void, last_query_attention_backward_##suffix,                                                    \
-                   (const AttentionBatch& batch, const T* grad, HeadRows<T> q, HeadRows<T> k, HeadRows<T> v,        \
-                    const T* out, const T* lse, T* grad_q, T* grad_k, T* grad_v))
-FASTSEQ_ATTENTION(float, f32)
-FASTSEQ_ATTENTION(double, f64)
+#define FASTSEQ_ATTENTION(name, T) \
+    FASTSEQ_KERNEL(void, name, (const AttentionBatch& batch, const AttentionTensors<T>& x))
+FASTSEQ_ATTENTION(causal_attention_f32, float)
+FASTSEQ_ATTENTION(causal_attention_f64, double)
+FASTSEQ_ATTENTION(causal_attention_backward_f32, float)
+FASTSEQ_ATTENTION(causal_attention_backward_f64, double)
+FASTSEQ_ATTENTION(last_query_attention_f32, float)
+FASTSEQ_ATTENTION(last_query_attention_f64, double)
+FASTSEQ_ATTENTION(last_query_attention_backward_f32, float)
+FASTSEQ_ATTENTION(last_query_attention_backward_f64, double)
 #undef FASTSEQ_ATTENTION
 
 }  // namespace fastseq

@@ -78,7 +78,8 @@ void collect(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, con
         const int32_t* p = position + h.target * n_lanes + first;
         for (int lane = 0; lane < count; ++lane) {
             if (p[lane] + heights[lane] > h.length && p[lane] >= 0) {
-                if (g[lane] != T(0)) partial(lane, h.first + p[lane], h.length - p[lane], g[lane]);
+                const int real = h.length > p[lane] ? h.length - p[lane] : 0;
+                if (g[lane] != T(0)) partial(lane, h.first + p[lane], real, g[lane]);
                 continue;
             }
             // Closed ReLUs and zero gradients (dropout) come at random: no branch.
@@ -121,15 +122,28 @@ void free_workspace(Workspace<T>& work) {
     std::free(work.rows);
 }
 
-// Gradient of x; filters is weight_h filter by filter.
+// Adds the partial sums of one chunk, [rows of its histories, d], to the gradient of x, and clears them.
+template <typename T>
+void flush(const CaserPlan& plan, const CaserInputs<T>& in, int64_t chunk, T* partial, T* dx) {
+    for (int64_t s = plan.chunks[chunk]; s < plan.chunks[chunk + 1]; ++s) {
+        const int64_t base = first_row(plan, in, s), size = (plan.last_stop[s] - base) * in.d;
+        add_scaled<T>(size, T(1), partial, dx + base * in.d);
+        for (int64_t i = 0; i < size; ++i) partial[i] = T(0);
+        partial += size;
+    }
+}
+
+// Gradient of x; filters is weight_h filter by filter. Every kFlush filters are summed apart: fewer rounding errors.
 template <typename T>
 void backward_x(const CaserPlan& plan, const CaserInputs<T>& in, const T* filters, const T* grad,
                 const int32_t* position, T* dx, int threads) {
+    constexpr int kFlush = 8 * kFilters;
     const int n_lanes = in.max_len * in.n_h;
     const int64_t width = static_cast<int64_t>(in.n_v) * in.d + n_lanes;
 #pragma omp parallel num_threads(threads)
     {
         Workspace<T> work = make_workspace<T>(plan);
+        T* partial = allocate<T>(plan.max_rows * in.d);
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
             for (int64_t s = plan.chunks[chunk]; s < plan.chunks[chunk + 1]; ++s)
@@ -143,39 +157,46 @@ void backward_x(const CaserPlan& plan, const CaserInputs<T>& in, const T* filter
                 }
             for (int first = 0; first < n_lanes; first += kFilters) {
                 const int count = n_lanes - first < kFilters ? n_lanes - first : kFilters;
-                const T* weights[kFilters];
-                for (int lane = 0; lane < count; ++lane)
-                    weights[lane] =
-                        filters + filter_row(in.n_h, (first + lane) / in.n_h + 1, (first + lane) % in.n_h) * in.d;
+                int64_t above = 0;  // rows of the sequences before this one
                 for (int64_t s = plan.chunks[chunk]; s < plan.chunks[chunk + 1]; ++s) {
+                    const int64_t base = first_row(plan, in, s);
+                    T* sums = partial + (above - base) * in.d;
+                    above += plan.last_stop[s] - base;
+                    const auto filter = [&](int lane) {
+                        const int height = (first + lane) / in.n_h + 1;
+                        return filters + filter_row(in.n_h, height, (first + lane) % in.n_h) * in.d;
+                    };
                     collect(plan, in, grad, position, s, first, count, work,
                             [&](int lane, int64_t row, int real, T g) {
-                                add_scaled(static_cast<int64_t>(real) * in.d, g, weights[lane], dx + row * in.d);
+                                add_scaled(static_cast<int64_t>(real) * in.d, g, filter(lane), sums + row * in.d);
                             });
-                    const int64_t base = first_row(plan, in, s);
                     for (int lane = 0; lane < count; ++lane) {
                         const int64_t size = static_cast<int64_t>((first + lane) / in.n_h + 1) * in.d;
-                        drain(work, lane, base, [&](int64_t row, T g) {
-                            add_scaled(size, g, weights[lane], dx + row * in.d);
-                        });
+                        const T* weight = filter(lane);
+                        drain(work, lane, base,
+                              [&](int64_t row, T g) { add_scaled(size, g, weight, sums + row * in.d); });
                     }
                 }
+                if ((first + kFilters) % kFlush == 0 || first + kFilters >= n_lanes)
+                    flush(plan, in, chunk, partial, dx);
             }
         }
+        std::free(partial);
         free_workspace(work);
     }
 }
 
 // Gradients of weight_h, bias_h and the padding row's part in the filters [first, first + count) of the list.
-// weight_grad [kFilters, max_len, d] and padding_taps [kFilters, max_len] are the thread's own.
+// weight_grad [kFilters, max_len, d] and padding_taps [kFilters, max_len] are the thread's own. Scalars are summed over
+// the targets in double.
 template <typename T>
 void backward_filters(const CaserPlan& plan, const CaserInputs<T>& in, const T* filters, const T* grad,
                       const int32_t* position, int first, int count, Workspace<T>& work, T* weight_grad,
-                      T* padding_taps, const CaserGradients<T>& result, T* padding_grad) {
+                      double* padding_taps, const CaserGradients<T>& result, T* padding_grad) {
     const int64_t stride = static_cast<int64_t>(in.max_len) * in.d;
-    T bias[kFilters] = {};
+    double bias[kFilters] = {};
     for (int64_t i = 0; i < kFilters * stride; ++i) weight_grad[i] = T(0);
-    for (int64_t i = 0; i < kFilters * static_cast<int64_t>(in.max_len); ++i) padding_taps[i] = T(0);
+    for (int64_t i = 0; i < kFilters * static_cast<int64_t>(in.max_len); ++i) padding_taps[i] = 0.0;
     for (int64_t s = 0; s < plan.n_sequences; ++s) {
         collect(plan, in, grad, position, s, first, count, work, [&](int lane, int64_t row, int real, T g) {
             add_scaled(static_cast<int64_t>(real) * in.d, g, in.x + row * in.d, weight_grad + lane * stride);
@@ -194,10 +215,11 @@ void backward_filters(const CaserPlan& plan, const CaserInputs<T>& in, const T* 
     for (int lane = 0; lane < count; ++lane) {
         const int height = (first + lane) / in.n_h + 1, filter = (first + lane) % in.n_h;
         const T* weight = filters + filter_row(in.n_h, height, filter) * in.d;
-        result.bias_h[first + lane] = bias[lane];
-        T padded = T(0);  // a sum cut short after m taps has the padding row at the taps m, m + 1, ...
+        result.bias_h[first + lane] = static_cast<T>(bias[lane]);
+        double running = 0.0;  // a sum cut short after m taps has the padding row at the taps m, m + 1, ...
         for (int tap = 0; tap < height; ++tap) {
-            padded += padding_taps[lane * in.max_len + tap];
+            running += padding_taps[lane * in.max_len + tap];
+            const T padded = static_cast<T>(running);
             const int64_t index = static_cast<int64_t>(height) * (height - 1) / 2 + tap;
             T* to = result.weight_h + (index * in.n_h + filter) * in.d;
             const T* from = weight_grad + lane * stride + static_cast<int64_t>(tap) * in.d;
@@ -210,13 +232,13 @@ void backward_filters(const CaserPlan& plan, const CaserInputs<T>& in, const T* 
 // Gradients of vertical filter v, its bias, and its part of the padding row's. sums [max_len, d] and padded
 // [max_len + 1] are the thread's own.
 template <typename T>
-void backward_vertical(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, int v, T* sums, T* padded,
-                       const CaserGradients<T>& result, T* padding_grad) {
+void backward_vertical(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, int v, T* sums,
+                       double* padded, const CaserGradients<T>& result, T* padding_grad) {
     const int64_t width = static_cast<int64_t>(in.n_v) * in.d + static_cast<int64_t>(in.max_len) * in.n_h;
     const T* weight = in.weight_v + static_cast<int64_t>(v) * in.max_len;
     for (int64_t i = 0; i < static_cast<int64_t>(in.max_len) * in.d; ++i) sums[i] = T(0);
-    for (int l = 0; l <= in.max_len; ++l) padded[l] = T(0);
-    T bias = T(0);
+    for (int l = 0; l <= in.max_len; ++l) padded[l] = 0.0;
+    double bias = 0.0;
     for (int64_t s = 0; s < plan.n_sequences; ++s)
         for (int64_t t = plan.begin[s]; t < plan.begin[s + 1]; ++t) {
             const History h = history(plan, in, s, t);
@@ -240,15 +262,15 @@ void backward_vertical(const CaserPlan& plan, const CaserInputs<T>& in, const T*
             for (int l = h.length; l < in.max_len; ++l) rest += weight[l];
             if (h.length < in.max_len) add_scaled<T>(in.d, rest, g, padding_grad);
         }
-    result.bias_v[v] = bias;
-    T running = T(0);
+    result.bias_v[v] = static_cast<T>(bias);
+    double running = 0.0;
     for (int l = 0; l < in.max_len; ++l) {
         running += padded[l];
         T sum = T(0);
         const T* row = sums + static_cast<int64_t>(l) * in.d;
 #pragma omp simd reduction(+ : sum)
         for (int k = 0; k < in.d; ++k) sum += row[k];
-        result.weight_v[static_cast<int64_t>(v) * in.max_len + l] = sum + running;
+        result.weight_v[static_cast<int64_t>(v) * in.max_len + l] = static_cast<T>(sum + running);
     }
 }
 
@@ -273,7 +295,7 @@ void backward(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, co
     {
         Workspace<T> work = make_workspace<T>(plan);
         T* sums = allocate<T>(static_cast<int64_t>(kFilters) * in.max_len * in.d);
-        T* taps = allocate<T>(static_cast<int64_t>(kFilters) * in.max_len + 1);
+        double* taps = allocate<double>(static_cast<int64_t>(kFilters) * in.max_len + 1);
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < n_groups + in.n_v; ++item) {
             T* padding_grad = padding_grads + static_cast<int64_t>(item) * in.d;

@@ -44,9 +44,9 @@ class Buffer {
     T* data_;
 };
 
-// sums[r][c * lanes + l] = Σ_k rows[r][k] * packed[k][c * lanes + l]
+// sums[r][c * lanes + l] = Σ_k rows[r][k * stride] * packed[k][c * lanes + l]
 template <int R, int C, typename T>
-FASTSEQ_INLINE void product(const T* const* rows, const T* packed, int64_t depth, T* sums) {
+FASTSEQ_INLINE void product(const T* const* rows, int64_t stride, const T* packed, int64_t depth, T* sums) {
     using Vector = typename Simd<T>::Vector;
     constexpr int lanes = Simd<T>::lanes;
     Vector sum[R][C] = {};
@@ -54,7 +54,7 @@ FASTSEQ_INLINE void product(const T* const* rows, const T* packed, int64_t depth
         Vector b[C];
         for (int c = 0; c < C; ++c) __builtin_memcpy(&b[c], packed + (k * C + c) * lanes, sizeof(Vector));
         for (int r = 0; r < R; ++r)
-            for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k] * b[c];
+            for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k * stride] * b[c];
     }
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
@@ -62,9 +62,9 @@ FASTSEQ_INLINE void product(const T* const* rows, const T* packed, int64_t depth
 
 // The same with the number of rows, 1 ... R, known at run time.
 template <int C, int R, typename T>
-void product_of(int count, const T* const* rows, const T* packed, int64_t depth, T* sums) {
-    if (count == R) return product<R, C>(rows, packed, depth, sums);
-    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, packed, depth, sums);
+void product_of(int count, const T* const* rows, int64_t stride, const T* packed, int64_t depth, T* sums) {
+    if (count == R) return product<R, C>(rows, stride, packed, depth, sums);
+    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, stride, packed, depth, sums);
 }
 
 // Sequences [first, first + count) of block b, of `blocks` of nearly equal size.
@@ -130,7 +130,7 @@ void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts
             for (int64_t g = 0; active > 0 && g < groups; ++g) {
                 const T* weights = packed.get() + g * (H + 1) * 3 * lanes;
                 if (t > 0) {
-                    product_of<3, kRows>(active, before, weights, H, hidden);
+                    product_of<3, kRows>(active, before, 1, weights, H, hidden);
                 } else {
                     for (int i = 0; i < active * 3 * lanes; ++i) hidden[i] = T(0);
                 }
@@ -213,13 +213,50 @@ void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, co
                                      grad_hidden + row * 3 * H, previous + row * H, carried + r * H);
             }
             for (int64_t g = 0; t > 0 && g < groups; ++g) {
-                product_of<2, kRows>(active, hidden, packed.get() + g * 3 * H * lanes, 3 * H, sums);
+                product_of<2, kRows>(active, hidden, 1, packed.get() + g * 3 * H * lanes, 3 * H, sums);
                 const int64_t unit = g * lanes, width = H - unit < lanes ? H - unit : lanes;
                 for (int r = 0; r < active; ++r)
                     for (int64_t l = 0; l < width; ++l) carried[r * H + unit + l] += sums[r * lanes + l];
             }
         }
     }
+}
+
+// out [M, N] = aᵀ b for a [depth, M] and b [depth, N], over chunks of the depth that stay in cache.
+template <typename T>
+void transposed_product(const T* a, const T* b, int64_t depth, int64_t M, int64_t N, T* out, int threads) {
+    constexpr int lanes = 3 * Simd<T>::lanes;
+    constexpr int64_t chunk = 256;
+    const int64_t panels = (N + lanes - 1) / lanes, tiles = (M + kRows - 1) / kRows;
+    Buffer<T> packed(panels * depth * lanes);  // [panel of columns][k][column]
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t p = 0; p < panels; ++p)
+                for (int64_t l = 0; l < lanes; ++l)
+                    packed.get()[(p * depth + k) * lanes + l] = p * lanes + l < N ? b[k * N + p * lanes + l] : T(0);
+        alignas(64) T sums[kRows * lanes];
+        const T* columns[kRows];
+        for (int64_t k = 0; k < depth; k += chunk) {
+            const int64_t size = depth - k < chunk ? depth - k : chunk;
+            // Static over the same count: a thread has the same tiles in every chunk, so nobody need wait.
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < tiles; ++i) {
+                const int count = static_cast<int>(M - i * kRows < kRows ? M - i * kRows : kRows);
+                for (int r = 0; r < count; ++r) columns[r] = a + k * M + i * kRows + r;
+                for (int64_t p = 0; p < panels; ++p) {
+                    product_of<3, kRows>(count, columns, M, packed.get() + (p * depth + k) * lanes, size, sums);
+                    const int64_t width = N - p * lanes < lanes ? N - p * lanes : lanes;
+                    for (int r = 0; r < count; ++r) {
+                        T* row = out + (i * kRows + r) * N + p * lanes;
+                        for (int64_t l = 0; l < width; ++l) row[l] = (k == 0 ? T(0) : row[l]) + sums[r * lanes + l];
+                    }
+                }
+            }
+        }
+    }
+    for (int64_t e = 0; depth == 0 && e < M * N; ++e) out[e] = T(0);
 }
 
 }  // namespace
@@ -246,6 +283,16 @@ void gru_backward_f64(const double* grad, const double* weight_hh, const double*
                       double* grad_x, double* grad_hidden, double* previous, double* carry, int threads) {
     gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
                  threads);
+}
+
+void transposed_product_f32(const float* a, const float* b, int64_t depth, int64_t M, int64_t N, float* out,
+                            int threads) {
+    transposed_product(a, b, depth, M, N, out, threads);
+}
+
+void transposed_product_f64(const double* a, const double* b, int64_t depth, int64_t M, int64_t N, double* out,
+                            int threads) {
+    transposed_product(a, b, depth, M, N, out, threads);
 }
 
 }  // namespace fastseq::FASTSEQ_ISA

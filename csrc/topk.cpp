@@ -57,53 +57,60 @@ bool any_above(const T* scores, int64_t count, T bar) {
     return found != 0;
 }
 
-// The first NaN of one row, or -1.
+// Offers a row of the tile to its heap; returns the first column that is NaN, or -1.
 template <typename T>
-int64_t select(const T* scores, int64_t items, Heap<T> heap) {
-    for (int64_t i = 0; i < heap.size; ++i) {
-        heap.score[i] = -std::numeric_limits<T>::infinity();
-        heap.id[i] = -1;
-    }
-    for (int64_t block = 0; block < items; block += kBlock) {
-        const int64_t stop = block + kBlock < items ? block + kBlock : items;
+int64_t offer(const T* scores, int64_t columns, int64_t first_item, Heap<T> heap) {
+    for (int64_t block = 0; block < columns; block += kBlock) {
+        const int64_t stop = block + kBlock < columns ? block + kBlock : columns;
         if (!any_above(scores + block, stop - block, heap.score[0])) continue;
         for (int64_t i = block; i < stop; ++i) {
             if (scores[i] <= heap.score[0]) continue;
             if (scores[i] != scores[i]) return i;
             heap.score[0] = scores[i];
-            heap.id[0] = i;
+            heap.id[0] = first_item + i;
             heap.sink(0, heap.size);
         }
     }
-    heap.sort();
     return -1;
 }
 
 template <typename T>
-int64_t topk(T* scores, int64_t rows, int64_t items, const int64_t* seen_offsets, const int64_t* seen, int64_t k,
-             T* best, int64_t* ids, int threads) {
-    int64_t nan = std::numeric_limits<int64_t>::max();
+int64_t merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
+              const int64_t* seen, int64_t k, T* best, int64_t* ids, int threads) {
+    constexpr int64_t none = std::numeric_limits<int64_t>::max();
+    int64_t nan = none;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(min : nan)
     for (int64_t row = 0; row < rows; ++row) {
-        T* row_scores = scores + row * items;
-        for (int64_t s = seen_offsets[row]; s < seen_offsets[row + 1]; ++s)
-            row_scores[seen[s]] = -std::numeric_limits<T>::infinity();
-        const int64_t found = select(row_scores, items, Heap<T>{best + row * k, ids + row * k, k});
-        if (found >= 0 && row * items + found < nan) nan = row * items + found;
+        T* tile = scores + row * columns;
+        for (int64_t s = seen_offsets[row]; s < seen_offsets[row + 1]; ++s) {
+            const int64_t column = seen[s] - first_item;
+            if (column >= 0 && column < columns) tile[column] = -std::numeric_limits<T>::infinity();
+        }
+        const int64_t found = offer(tile, columns, first_item, Heap<T>{best + row * k, ids + row * k, k});
+        if (found >= 0 && row * columns + found < nan) nan = row * columns + found;
     }
-    return nan == std::numeric_limits<int64_t>::max() ? -1 : nan;
+    return nan == none ? -1 : nan;
+}
+
+template <typename T>
+void sort(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) Heap<T>{best + row * k, ids + row * k, k}.sort();
 }
 
 }  // namespace
 
-int64_t topk_f32(float* scores, int64_t rows, int64_t items, const int64_t* seen_offsets, const int64_t* seen,
-                 int64_t k, float* best, int64_t* ids, int threads) {
-    return topk(scores, rows, items, seen_offsets, seen, k, best, ids, threads);
-}
-
-int64_t topk_f64(double* scores, int64_t rows, int64_t items, const int64_t* seen_offsets, const int64_t* seen,
-                 int64_t k, double* best, int64_t* ids, int threads) {
-    return topk(scores, rows, items, seen_offsets, seen, k, best, ids, threads);
-}
+#define FASTSEQ_TOPK(T, suffix)                                                                                     \
+    int64_t topk_merge_##suffix(T* scores, int64_t rows, int64_t columns, int64_t first_item,                       \
+                                const int64_t* seen_offsets, const int64_t* seen, int64_t k, T* best, int64_t* ids, \
+                                int threads) {                                                                      \
+        return merge(scores, rows, columns, first_item, seen_offsets, seen, k, best, ids, threads);                 \
+    }                                                                                                               \
+    void topk_sort_##suffix(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {                          \
+        sort(rows, k, best, ids, threads);                                                                          \
+    }
+FASTSEQ_TOPK(float, f32)
+FASTSEQ_TOPK(double, f64)
+#undef FASTSEQ_TOPK
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -112,8 +112,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's best epoch again, on the data and split of its configuration."""
-    import dataclasses
-
     from . import experiment
     from .training import RunFolder, load
 
@@ -125,22 +123,13 @@ def evaluate(
     data = experiment.read(config)
     parts = experiment.split(config, data)
     _check_catalogue(run, model, data)
-    chosen = config.evaluation
-    from .training import evaluate as measure
-
-    evaluation = measure(
-        model,
-        parts,
-        part,  # type: ignore[arg-type]
-        ks=k or chosen.top_k,
-        protocol="sampled" if sampled or chosen.strategy == "sampled" else "full",
-        n_negatives=sampled or chosen.num_negatives,
-        seed=chosen.seed,
-        filter_seen=chosen.mask_seen != "none",
-        batch_size=chosen.batch_size,
-    )
+    if k:
+        config.evaluation.top_k = sorted(set(k))
+    if sampled:
+        config.evaluation.strategy, config.evaluation.num_negatives = "sampled", sampled
+    evaluation = experiment.score(config, config.models[0], model, parts, part)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps(dataclasses.asdict(evaluation)))
+        print(json.dumps(asdict(evaluation)))
         return
     table = Table("metric", part, title=f"{type(model).__name__} · {config.dataset_name}")
     for name, value in evaluation.metrics.items():
@@ -334,7 +323,7 @@ def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], bas
     columns = ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
     table = Table("model", *columns, "targets/s", "peak memory", title="Test set, full ranking")
     if baseline is not None:
-        if baseline.protocol.get("protocol") == "sampled":
+        if baseline.protocol["ranking"] == "sampled":
             table.title = "Test set, sampled ranking"
         table.add_row("popularity", *(f"{baseline.metrics[c]:.4f}" for c in columns), "", "")
     for outcome in outcomes:

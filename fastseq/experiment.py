@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -167,7 +167,7 @@ def train(
         result = trainer.fit()
         evaluation = None
         if result.stopped != "interrupted" and len(parts.part("test")):
-            evaluation = test(config, model, parts)
+            evaluation = score(config, entry, model, parts)
             if trainer.ranks.is_first:
                 run.write_evaluation(evaluation)
         yield Outcome(entry.name, run, result, evaluation, peak_rss_mb())
@@ -179,13 +179,15 @@ def _named(on_progress: Callable[[str, Progress], None], name: str) -> Callable[
     return lambda progress: on_progress(name, progress)
 
 
-def test(config: Config, model: Any, parts: Split) -> Evaluation:
-    """Test metrics of a model, or of a baseline, by the configuration's protocol."""
+def score(
+    config: Config, entry: ModelConfig | None, model: Any, parts: Split, part: Literal["validation", "test"] = "test"
+) -> Evaluation:
+    """Metrics of a model, or of a baseline (no entry), by the configuration's protocol, which is attached in full."""
     chosen = config.evaluation
-    return evaluate(
+    evaluation = evaluate(
         model,
         parts,
-        "test",
+        part,
         ks=chosen.top_k,
         protocol=chosen.strategy,
         n_negatives=chosen.num_negatives,
@@ -193,11 +195,14 @@ def test(config: Config, model: Any, parts: Split) -> Evaluation:
         filter_seen=chosen.mask_seen != "none",
         batch_size=chosen.batch_size,
     )
+    evaluation.protocol["filters"] = config.filtering.model_dump(exclude_none=True)
+    evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
+    return evaluation
 
 
 def popularity(config: Config, parts: Split) -> Evaluation:
     """What recommending the most popular items would score by the same protocol."""
-    return test(config, Popularity(parts), parts)
+    return score(config, None, Popularity(parts), parts)
 
 
 def config_of_run(run: RunFolder) -> Config:

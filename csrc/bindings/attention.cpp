@@ -15,18 +15,21 @@ struct AlignedDelete {
     void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
 };
 
-// Scratch memory for all threads, each part on a cache line of its own.
+// Scratch memory for all threads, each part on cache lines of its own.
 template <typename T>
-struct Scratch {
-    Scratch(int64_t size_, int threads)
-        : size((size_ + 15) / 16 * 16),
-          memory(::operator new(static_cast<size_t>(size * threads) * sizeof(T), std::align_val_t(64))) {}
-    T* data() { return static_cast<T*>(memory.get()); }
-
-    int64_t size;  // elements of one thread
+class Scratch {
+   public:
+    Scratch(int64_t size, int threads)
+        : size_((size + 15) / 16 * 16),
+          memory_(::operator new(static_cast<size_t>(size_ * threads) * sizeof(T), std::align_val_t(64))) {}
+    void lend(AttentionTensors<T>& x) const {
+        x.scratch = static_cast<T*>(memory_.get());
+        x.scratch_size = size_;
+    }
 
    private:
-    std::unique_ptr<void, AlignedDelete> memory;
+    int64_t size_;  // elements of one thread
+    std::unique_ptr<void, AlignedDelete> memory_;
 };
 
 // [rows, heads, width] with rows any distance apart, as a slice of a joint projection has them.
@@ -76,100 +79,93 @@ struct Batch : AttentionBatch {
     std::vector<int32_t> by_length;
 };
 
-// queries: rows of q and out; rows of k and v are the batch's.
-template <bool kLast, typename T, typename Kernel>
-void forward(Kernel kernel, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out,
-             Array<T>& lse, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
-             uint32_t site, double scale, int threads) {
-    check_shape(q, "q", {-1, -1, -1});
-    check_shape(k, "k", {-1, -1, -1});
+// q, k and v checked against the batch; `queries` is the number of rows of q.
+template <typename T>
+AttentionTensors<T> inputs(const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, int64_t queries) {
     const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-    Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-    const int64_t queries = kLast ? batch.sequences : rows;
-    const HeadRows<T> q_rows = head_rows(q, "q", queries, heads, width);
-    const HeadRows<T> k_rows = head_rows(k, "k", rows, heads, width);
-    const HeadRows<T> v_rows = head_rows(v, "v", rows, heads, width);
-    check_shape(out, "out", {queries, heads, width});
-    check_shape(lse, "lse", {queries, heads});
-    T *out_data = out.mutable_data(), *lse_data = lse.mutable_data();
-    py::gil_scoped_release release;
-    Scratch<T> scratch(kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
-    kernel(batch, q_rows, k_rows, v_rows, out_data, lse_data, scratch.data(), scratch.size);
-}
-
-template <bool kLast, typename T, typename Kernel>
-void backward(Kernel kernel, const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
-              const Array<T>& out, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
-              const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
-              double scale, int threads) {
-    check_shape(q, "q", {-1, -1, -1});
-    check_shape(k, "k", {-1, -1, -1});
-    const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-    Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-    const int64_t queries = kLast ? batch.sequences : rows;
-    const HeadRows<T> q_rows = head_rows(q, "q", queries, heads, width);
-    const HeadRows<T> k_rows = head_rows(k, "k", rows, heads, width);
-    const HeadRows<T> v_rows = head_rows(v, "v", rows, heads, width);
-    check_shape(grad, "grad", {queries, heads, width});
-    check_shape(out, "out", {queries, heads, width});
-    check_shape(lse, "lse", {queries, heads});
-    check_shape(grad_q, "grad_q", {queries, heads, width});
-    check_shape(grad_k, "grad_k", {rows, heads, width});
-    check_shape(grad_v, "grad_v", {rows, heads, width});
-    const T *grad_data = grad.data(), *out_data = out.data(), *lse_data = lse.data();
-    T *q_data = grad_q.mutable_data(), *k_data = grad_k.mutable_data(), *v_data = grad_v.mutable_data();
-    py::gil_scoped_release release;
-    if constexpr (kLast) {
-        kernel(batch, grad_data, q_rows, k_rows, v_rows, out_data, lse_data, q_data, k_data, v_data);
-    } else {
-        Scratch<T> scratch(attention_backward_scratch(batch.longest, width), batch.threads);
-        kernel(batch, grad_data, q_rows, k_rows, v_rows, out_data, lse_data, q_data, k_data, v_data, scratch.data(),
-               scratch.size);
-    }
+    AttentionTensors<T> x{};
+    x.q = head_rows(q, "q", queries, heads, width);
+    x.k = head_rows(k, "k", rows, heads, width);
+    x.v = head_rows(v, "v", rows, heads, width);
+    return x;
 }
 
 template <bool kLast, typename T, typename Forward, typename Backward>
-void bind(py::module_& m, const char* name, Forward forward_kernel, Backward backward_kernel) {
+void define(py::module_& m, const char* name, Forward forward, Backward backward) {
     m.def(
         name,
-        [=](const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out, Array<T>& lse,
-            const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
-            double scale, int threads) {
-            forward<kLast, T>(forward_kernel, q, k, v, out, lse, offsets, max_len, p, seed, step, site, scale,
-                              threads);
+        [forward](const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out, Array<T>& lse,
+                  const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
+                  uint32_t site, double scale, int threads) {
+            check_shape(q, "q", {-1, -1, -1});
+            check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+            const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+            const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+            const int64_t queries = kLast ? batch.sequences : rows;
+            AttentionTensors<T> x = inputs(q, k, v, queries);
+            check_shape(out, "out", {queries, heads, width});
+            check_shape(lse, "lse", {queries, heads});
+            x.out = out.mutable_data();
+            x.lse = lse.mutable_data();
+            py::gil_scoped_release release;
+            const Scratch<T> scratch(
+                kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
+            scratch.lend(x);
+            forward(batch, x);
         },
         py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("out").noconvert(),
         py::arg("lse").noconvert(), py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("p"),
-        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"));
+        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"),
+        "Writes out, like q, and lse [rows of q, heads]");
     m.def(
         (std::string(name) + "_backward").c_str(),
-        [=](const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
-            const Array<T>& out, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
-            const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
-            double scale, int threads) {
-            backward<kLast, T>(backward_kernel, grad, q, k, v, out, lse, grad_q, grad_k, grad_v, offsets, max_len, p,
-                               seed, step, site, scale, threads);
+        [backward](const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
+                   const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
+                   const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
+                   uint32_t site, double scale, int threads) {
+            check_shape(q, "q", {-1, -1, -1});
+            check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+            const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+            const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+            const int64_t queries = kLast ? batch.sequences : rows;
+            AttentionTensors<T> x = inputs(q, k, v, queries);
+            check_shape(grad, "grad", {queries, heads, width});
+            check_shape(lse, "lse", {queries, heads});
+            check_shape(grad_q, "grad_q", {queries, heads, width});
+            check_shape(grad_k, "grad_k", {rows, heads, width});
+            check_shape(grad_v, "grad_v", {rows, heads, width});
+            x.grad = grad.data();
+            x.saved_lse = lse.data();
+            x.grad_q = grad_q.mutable_data();
+            x.grad_k = grad_k.mutable_data();
+            x.grad_v = grad_v.mutable_data();
+            py::gil_scoped_release release;
+            const Scratch<T> scratch(
+                kLast ? last_query_scratch(batch.longest) : attention_backward_scratch(batch.longest, width),
+                batch.threads);
+            scratch.lend(x);
+            backward(batch, x);
         },
         py::arg("grad").noconvert(), py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-        py::arg("out").noconvert(), py::arg("lse").noconvert(), py::arg("grad_q").noconvert(),
-        py::arg("grad_k").noconvert(), py::arg("grad_v").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("max_len"), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"),
-        py::arg("threads"));
+        py::arg("lse").noconvert(), py::arg("grad_q").noconvert(), py::arg("grad_k").noconvert(),
+        py::arg("grad_v").noconvert(), py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("p"),
+        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"),
+        "Writes grad_q, grad_k and grad_v, like q, k and v");
 }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
-    bind<false, float>(
+    define<false, float>(
         m, "causal_attention", [](auto&&... a) { causal_attention_f32(a...); },
         [](auto&&... a) { causal_attention_backward_f32(a...); });
-    bind<false, double>(
+    define<false, double>(
         m, "causal_attention", [](auto&&... a) { causal_attention_f64(a...); },
         [](auto&&... a) { causal_attention_backward_f64(a...); });
-    bind<true, float>(
+    define<true, float>(
         m, "last_query_attention", [](auto&&... a) { last_query_attention_f32(a...); },
         [](auto&&... a) { last_query_attention_backward_f32(a...); });
-    bind<true, double>(
+    define<true, double>(
         m, "last_query_attention", [](auto&&... a) { last_query_attention_f64(a...); },
         [](auto&&... a) { last_query_attention_backward_f64(a...); });
 }

@@ -166,7 +166,7 @@ class IdMap:
         """
         if "values" in arrays:
             values = arrays["values"]
-            if values.dtype != np.int64 or values.ndim != 1 or (np.diff(values) <= 0).any():
+            if values.dtype != np.int64 or values.ndim != 1 or (values[1:] <= values[:-1]).any():
                 raise DataError("saved ids: 'values' must be int64, one-dimensional and strictly increasing")
             return cls.from_sorted(np.array(values))
         if not {"bytes", "offsets"} <= set(arrays):

@@ -157,13 +157,20 @@ class NegativeSampler:
 
     def _log_q(self, users: Tensor, positives: Tensor, items: Tensor) -> Tensor:
         """As ``log_q``, of items that are neither seen nor the positive."""
+        own = self._log_masses[items.numpy()]
+        if self.mode == "shared":
+            left = np.log(self._masses.sum())
+        else:
+            new = ~self._has_seen(users, positives)
+            excluded = self._seen_masses[users.numpy()] + new * self._masses[positives.numpy()]
+            left = np.log(self._masses.sum() - excluded)[:, None]
+        return torch.from_numpy((own - left).astype(np.float32))
+
+    @cached_property
+    def _log_masses(self) -> NDArray[np.float64]:
+        """-inf for an item without weight."""
         with np.errstate(divide="ignore"):
-            own = np.log(self._masses[items.numpy()])
-            if self.mode == "shared":
-                return torch.from_numpy((own - np.log(self._masses.sum())).astype(np.float32))
-            left = self._masses.sum() - self._seen_masses[users.numpy()]
-            left -= np.where(self._has_seen(users, positives), 0, self._masses[positives.numpy()])
-            return torch.from_numpy((own - np.log(left)[:, None]).astype(np.float32))
+            return np.log(self._masses)
 
     @cached_property
     def _seen_masses(self) -> Int64Array:

@@ -238,10 +238,11 @@ def _guess(path: Path, names: dict[str, str]) -> str:
     if {names["user"], names["item"]} <= set(_split(lines[0], _separator(lines[0], names))):
         return "csv"
     counts = {len(line.split()) for line in lines}
-    if counts == {2} and not any(mark in lines[0] for mark in ",;|"):
-        return "pairs"
-    if len(counts) > 1 and not any(mark in lines[0] for mark in ",;|\t\0"):
-        return "sequences"
+    if not any(mark in line for line in lines for mark in ",;|\0\ufffd"):
+        if counts == {2}:
+            return "pairs"
+        if len(counts) > 1 and not any("\t" in line for line in lines):
+            return "sequences"
     raise DataError(f"the format is not clear from the extension {path.suffix!r} or the first lines; {_choices()}")
 
 

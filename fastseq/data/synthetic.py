@@ -11,23 +11,22 @@ from .ids import Int64Array
 from .interactions import Interactions, build_interactions
 
 CLUSTERS = 20
-STYLES = 5  # of the items of a cluster
-GROUPS = 5  # of clusters: which of its successors a cluster leads to depends on the group of the one before
-FOLLOW = 0.85  # share of events whose cluster follows from the last two
-KEEP_STYLE = 0.85  # share of those whose style follows from the last item's
-TASTE = 0.3  # concentration of a user's taste: smaller, fewer favourites
-ZIPF_SHIFT = 20.0  # of ranks: larger, a flatter head
+STYLES = 6  # that each cluster's items come in
+FOLLOW = 0.9  # share of events whose cluster follows from the last item's
+KEEP_STYLE = 0.9  # share of events whose style follows from the style of the item before the last
 REPEAT = 0.05  # share of events that repeat an earlier item of the user
-MIN_LENGTH, MAX_LENGTH = 6, 150
+TASTE = 0.3  # concentration of a user's taste: smaller, fewer favourites
+ZIPF_SHIFT = 50.0  # of ranks: larger, a flatter head
+MIN_LENGTH, MAX_LENGTH = 6, 100
 
 
 def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 30.0, seed: int = 0) -> Interactions:
     """Generates events of users who walk through a catalogue with habits.
 
-    - Every item has a cluster and a style; within a cluster and overall, popularity follows Zipf's law.
-    - Order 2: the next cluster is a function of the last cluster and the group of the one before it; so a first-order
-      model sees ``GROUPS`` successors of each item where there is one.
-    - Style: the next item's style is most often the successor of the last one's.
+    - Every item has a cluster and a style; popularity follows Zipf's law.
+    - Order 1: the next item's cluster is most often the successor of the last item's, on a ring of all clusters.
+    - Order 2: its style is most often the successor of the style of the item before the last, on a ring of all styles.
+      So who knows the last two items knows cluster and style, and who knows one knows the cluster alone.
     - Taste: other events draw their cluster from the user's own few favourites. Some events repeat an earlier item.
 
     Args:
@@ -77,22 +76,20 @@ def shuffled(interactions: Interactions, seed: int = 0) -> Interactions:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The hidden structure: what each item is, and which cluster and style follow which.
+    """The hidden structure: what each item is, and which clusters and styles follow which.
 
     Attributes:
         names: int64 [n_items], the number in each item's raw id; items are in order of popularity.
         cluster, style: int64 [n_items].
-        group: int64 [CLUSTERS].
-        successors: int64 [GROUPS, CLUSTERS]: the cluster after ``last`` is ``successors[group[before], last]``.
-        next_style: int64 [STYLES].
+        next_cluster: int64 [CLUSTERS], one cycle.
+        next_style: int64 [STYLES], one cycle.
         popularity: float64 [n_items], Zipf's law.
     """
 
     names: Int64Array
     cluster: Int64Array
     style: Int64Array
-    group: Int64Array
-    successors: Int64Array
+    next_cluster: Int64Array
     next_style: Int64Array
     popularity: NDArray[np.float64]
 
@@ -103,9 +100,8 @@ class Catalogue:
             names=rng.permutation(n_items),  # ids say nothing about popularity
             cluster=np.concatenate([np.arange(CLUSTERS), rng.integers(CLUSTERS, size=n_items - CLUSTERS)]),
             style=rng.integers(STYLES, size=n_items),
-            group=rng.permutation(CLUSTERS) % GROUPS,
-            successors=np.stack([rng.permutation(CLUSTERS) for _ in range(GROUPS)]),
-            next_style=rng.permutation(STYLES),
+            next_cluster=_ring(rng, CLUSTERS),
+            next_style=_ring(rng, STYLES),
             popularity=1.0 / (np.arange(n_items) + ZIPF_SHIFT),
         )
 
@@ -121,18 +117,26 @@ def _walk(rng: np.random.Generator, lengths: Int64Array, catalogue: Catalogue) -
     taste = Rows(rng.dirichlet(np.full(CLUSTERS, TASTE), n_users))
 
     users = np.arange(n_users)
-    grid = np.zeros((n_users, longest), np.int64)
-    last, before = taste.draw(users, rng), taste.draw(users, rng)
+    grid = np.empty((n_users, longest), np.int64)
+    last, before = by_cluster.draw(taste.draw(users, rng), rng), by_cluster.draw(taste.draw(users, rng), rng)
     for t in range(longest):
         follow = rng.random(n_users) < FOLLOW
-        chosen = np.where(follow, catalogue.successors[catalogue.group[before], last], taste.draw(users, rng))
-        styled = follow & (rng.random(n_users) < KEEP_STYLE) & (t > 0)
-        wanted = catalogue.next_style[style[grid[:, t - 1]]]
+        chosen = np.where(follow, catalogue.next_cluster[cluster[last]], taste.draw(users, rng))
+        styled = rng.random(n_users) < KEEP_STYLE
+        wanted = catalogue.next_style[style[before]]
         drawn = np.where(styled, by_style.draw(chosen * STYLES + wanted, rng), by_cluster.draw(chosen, rng))
         repeat = (rng.random(n_users) < REPEAT) & (t > 0)
         grid[:, t] = np.where(repeat, grid[users, (rng.random(n_users) * t).astype(np.int64)], drawn)
-        before, last = last, cluster[grid[:, t]]
+        before, last = last, grid[:, t]
     return grid
+
+
+def _ring(rng: np.random.Generator, n: int) -> Int64Array:
+    """The successor of each of 0 … n − 1 on a ring in random order, int64 [n]."""
+    order = rng.permutation(n)
+    successor = np.empty(n, np.int64)
+    successor[order] = np.roll(order, -1)
+    return successor
 
 
 class Rows:

@@ -86,9 +86,7 @@ class Caser(SequentialRecommender):
         return self.encode(self._unpad(item_seq, None, user))
 
     def encode(self, batch: JaggedBatch) -> Tensor:
-        x = ops.embed_sequence(
-            batch.items, batch.offsets, self.item_embedding.weight, padding_idx=self.n_items
-        )
+        x = ops.embed_sequence(batch.items, batch.offsets, self.item_embedding.weight, padding_idx=self.n_items)
         rows = torch.arange(x.shape[0], device=x.device) if batch.rows is None else batch.rows
         # The padding row learns from cross-entropy's logits alone, as in WarpRec.
         padding_row = self.item_embedding.weight[self.n_items].detach()

@@ -11,6 +11,7 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from .base import SequentialRecommender
 from .initialisation import init_weights
+from .jagged import select_rows
 
 SITE_EMBEDDING = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
 
@@ -49,7 +50,7 @@ class GRU4Rec(SequentialRecommender):
         gates, weight_hh = self._last_gates(batch)
         h = ops.gru(gates, weight_hh, batch.offsets, max_len=batch.max_len)
         if batch.rows is not None:
-            h = h.index_select(0, batch.rows)
+            h = select_rows(h, batch.rows)
         return self.dense(h)
 
     def _last_gates(self, batch: JaggedBatch) -> tuple[Tensor, Tensor]:

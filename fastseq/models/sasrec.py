@@ -14,6 +14,7 @@ from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from .base import SequentialRecommender
 from .initialisation import init_weights
+from .jagged import select_rows
 
 # Dropout sites of the random stream (fastseq/ops/philox.py): the embedding's, then these in every layer.
 SITE_EMBEDDING = 0
@@ -126,8 +127,8 @@ class SASRec(SequentialRecommender):
         attention = layer.self_attn
         mixed = self._attention(attention, x, batch, last and batch.last_only, p, rng, site + SITE_ATTENTION)
         if last and batch.rows is not None:
-            x = x.index_select(0, batch.rows)
-            mixed = mixed if batch.last_only else mixed.index_select(0, batch.rows)
+            x = select_rows(x, batch.rows)
+            mixed = mixed if batch.last_only else select_rows(mixed, batch.rows)
         x = ops.dropout_add_norm(
             F.linear(mixed, attention.out_proj.weight),
             x,
@@ -174,7 +175,7 @@ class SASRec(SequentialRecommender):
         options: dict[str, Any] = {"max_len": batch.max_len, "dropout_p": p, "rng": rng, "site": site}
         if last_only:
             assert batch.rows is not None
-            q = F.linear(x.index_select(0, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
+            q = F.linear(select_rows(x, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
             k, v = F.linear(x, weight[d:], bias[d:]).view(-1, 2, heads, d // heads).unbind(1)
             return ops.last_query_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
         q, k, v = F.linear(x, weight, bias).view(-1, 3, heads, d // heads).unbind(1)

@@ -78,7 +78,7 @@ def strict() -> bool:
     return os.environ.get("FASTSEQ_STRICT", "") not in ("", "0")
 
 
-class set_backend:  # noqa: N801 - used as a function and as a context manager, like torch.set_grad_enabled
+class set_backend:  # a class in lower case: used as a function and as a context, like torch.set_grad_enabled
     """Chooses the implementation of every op: "reference", "cpu", "triton", or None for the device's own.
 
     Takes effect at once; as a context manager it is undone at the end of the block. Process-wide.
@@ -113,7 +113,7 @@ def record_served() -> Iterator[list[tuple[str, Backend]]]:
     try:
         yield calls
     finally:
-        _recorders.remove(calls)
+        _recorders[:] = [other for other in _recorders if other is not calls]  # equal lists are not the same
 
 
 def _find(op: str, backend: Backend) -> Callable[..., Any] | str:
@@ -174,9 +174,7 @@ def _promote(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     widest = kinds[0]
     for kind in kinds[1:]:
         widest = torch.promote_types(widest, kind)
-    return tuple(
-        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
-    )
+    return tuple(a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
 
 
 def _autocast(op: str, key: str) -> Callable[..., Any]:
@@ -214,9 +212,7 @@ def register(
         LIBRARY.impl(op, _autocast(op, key), key)
     torch.library.register_fake(f"fastseq::{op}", fake, lib=LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(
-            f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY
-        )
+        torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastseq, op).default
 
 

@@ -103,7 +103,7 @@ def _checked(
     if not 0 <= site <= 0x7FFF:
         raise ValueError(f"site is {site}, expected 0 <= site <= 0x7fff")
     if q.dim() != 3 or k.dim() != 3:
-        raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected three dimensions: rows, heads, width")
+        raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected [rows, heads, head dim]")
     if k.shape != v.shape or q.shape[1:] != k.shape[1:]:
         shapes = f"q is {list(q.shape)}, k is {list(k.shape)}, v is {list(v.shape)}"
         raise ValueError(f"{shapes}: k and v must agree, and all three in heads and head dim")
@@ -179,9 +179,7 @@ _last_query_attention = register(
     setup_context=_setup_context,
     backward=_last_backward,
 )
-_causal_attention_backward = register(
-    f"causal_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward
-)
+_causal_attention_backward = register(f"causal_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward)
 _last_query_attention_backward = register(
     f"last_query_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward
 )

@@ -43,7 +43,7 @@ _DTYPES = {
 }
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Replaces the file ``path`` by what ``write`` writes, wholly or not at all, even if the machine stops meanwhile.
 
     Args:

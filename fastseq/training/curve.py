@@ -44,5 +44,5 @@ def draw_curve(records: Sequence[Mapping[str, Any]], metric: str | None, path: P
             right.set_ylabel(f"validation {metric}", color="tab:orange")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    atomic_write(path, lambda file: file.write(picture.getvalue()) and None)
+    atomic_write(path, lambda file: file.write(picture.getvalue()))
     return True

@@ -38,7 +38,7 @@ class Ranks:
                 return cls()
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
             if missing:
-                raise ConfigError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start the processes with torchrun")
+                raise ConfigError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun")
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 

@@ -242,7 +242,7 @@ def _batches(
 
 
 def _gather(tape: Int64Array, start: Int64Array, stop: Int64Array) -> tuple[Int64Array, Int64Array, NDArray[np.int32]]:
-    """The stretches ``tape[start:stop]`` one after another: values [T], the stretch of each [T], offsets int32 [B + 1]."""
+    """The stretches ``tape[start:stop]`` in a row: values [T], the stretch of each [T], offsets int32 [B + 1]."""
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.repeat(np.arange(len(start)), lengths)
@@ -312,9 +312,7 @@ class _ModelSource:
     def read(self, users: _Users) -> None:
         device = self._model.item_embedding.weight.device
         chosen = users.users.to(device)
-        self._h = self._model.encode_last(
-            users.items.to(device), users.offsets.to(device), chosen, users.max_len
-        )
+        self._h = self._model.encode_last(users.items.to(device), users.offsets.to(device), chosen, users.max_len)
         if not torch.isfinite(self._h).all():
             raise CheckpointError(
                 f"{type(self._model).__name__} gives outputs that are not finite: its training has diverged; "

@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
-from fastseq.data.negatives import NegativeSampler
+from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
@@ -23,7 +23,7 @@ from fastseq.models.base import SequentialRecommender
 from . import state as states
 from .curve import draw_curve
 from .distributed import Ranks
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .metrics import parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .run import RunFolder
@@ -174,9 +174,12 @@ class Trainer:
         self.model.eval()
         self._restore_best()
         reason = state.stopped or "finished"
-        how = "all epochs done" if reason == "finished" else f"no improvement in {state.bad_validations} validations"
-        best = "" if state.best_value is None else f"; best {self.metric} {state.best_value:.4f}, epoch {state.best_epoch}"
-        return self._result(reason, f"stopped after epoch {state.epoch}: {how}{best}")
+        message = f"stopped after epoch {state.epoch}: all epochs done"
+        if reason == "patience":
+            message = f"stopped after epoch {state.epoch}: no improvement in {state.bad_validations} validations"
+        if state.best_value is not None:
+            message += f"; best {self.metric} {state.best_value:.4f}, epoch {state.best_epoch}"
+        return self._result(reason, message)
 
     # Steps.
 
@@ -243,12 +246,17 @@ class Trainer:
         self._pending.clear()
 
     def _raise_diverged(self, what: str, step: int) -> None:
-        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups[:1])
-        kept = f" The checkpoints in {self.run.path} are from before." if self.run and self.run.last_path.exists() else ""
+        kept = ""
+        if self.run is not None and self.run.last_path.exists():
+            kept = f" The checkpoints in {self.run.path} are from before."
         raise TrainingError(
-            f"{what} at step {step} (epoch {self._state.epoch + 1}), learning rate {rates}: training has diverged. "
-            f"Lower learning_rate or set clip_norm.{kept}"
+            f"{what} at step {step} (epoch {self._state.epoch + 1}), learning rate {self._rate():g}: training has "
+            f"diverged. Lower learning_rate or set clip_norm.{kept}"
         )
+
+    def _rate(self) -> float:
+        """The learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
 
     def _stop_reason(self, request: StopRequest) -> StopReason | None:
         limit = self.options.max_seconds
@@ -272,7 +280,7 @@ class Trainer:
             "step": state.step,
             "targets": state.targets,
             "loss": total[0] / max(1.0, total[1]),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._rate(),
             "seconds": state.seconds,
             "targets_per_second": self._speed(),
         }
@@ -295,7 +303,7 @@ class Trainer:
         state.epoch, state.batch, state.epoch_loss, state.epoch_targets = epoch, 0, 0.0, 0
         self._save_last()
 
-    def _validate(self) -> Any:
+    def _validate(self) -> Evaluation:
         assert self.metric is not None
         _, k = parse_metric(self.metric)
         return evaluate(
@@ -345,9 +353,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 self._raise_diverged(f"{name} is not finite", self._state.step)
-        states.save_last(
-            self._writes.last_path, self.model, self.optimizer, self.split, self.options, self._state
-        )
+        states.save_last(self._writes.last_path, self.model, self.optimizer, self.split, self.options, self._state)
 
     def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
         if self._writes is not None:
@@ -375,7 +381,8 @@ class Trainer:
             if self.run is None
             else f"saved in {self.run.path}; the same command with --resume (Trainer: resume=True) goes on from here"
         )
-        return self._result(reason, f"{why} at step {state.step} of {self.total_steps} (epoch {state.epoch + 1}): {how}")
+        where = f"at step {state.step} of {self.total_steps}, epoch {state.epoch + 1}"
+        return self._result(reason, f"{why} {where}: {how}")
 
     # What is said.
 
@@ -431,8 +438,8 @@ class Trainer:
             sampler = NegativeSampler(
                 self.split,
                 model.neg_samples,
-                mode=model.negatives,
-                distribution=model.negative_distribution,
+                mode=cast(Mode, model.negatives),
+                distribution=cast(Distribution, model.negative_distribution),
                 alpha=model.negative_alpha,
                 with_log_q=model.loss_name == "sampled_softmax",
             )

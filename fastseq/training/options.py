@@ -31,7 +31,7 @@ class TrainingOptions:
         evaluation_batch_size: users ranked at a time.
         filter_seen: whether validation leaves a user's history out of the ranking.
         per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
-        checkpoint_every_seconds: time between checkpoints inside an epoch; 0: after every step; None: only after epochs.
+        checkpoint_every_seconds: time between checkpoints inside an epoch; 0: every step; None: only after epochs.
         max_seconds: stop after so many seconds of training steps; None: never.
         progress_every_seconds: time between calls of ``on_progress``.
 

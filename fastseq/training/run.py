@@ -152,11 +152,7 @@ class RunFolder:
         try:
             users, items = (
                 IdMap.from_arrays(
-                    {
-                        name.split(".", 1)[1]: tensor.numpy()
-                        for name, tensor in tensors.items()
-                        if name.startswith(kind)
-                    }
+                    {name.split(".", 1)[1]: tensor.numpy() for name, tensor in tensors.items() if name.startswith(kind)}
                 )
                 for kind in ("users.", "items.")
             )
@@ -196,7 +192,7 @@ class RunFolder:
         return records
 
     def _write(self, path: Path, text: str) -> None:
-        checkpoint.atomic_write(path, lambda file: file.write(text.encode()) and None)
+        checkpoint.atomic_write(path, lambda file: file.write(text.encode()))
 
     def _clear(self) -> None:
         for path in (

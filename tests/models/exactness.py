@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.jagged import offsets_of
 from tests.ops.compare import assert_as_accurate, relative_error
 
 from .restatement import Plain
@@ -82,7 +84,12 @@ def assert_equal_in_float64(model: SequentialRecommender, plain: Plain, params: 
             total.backward()
             step.step()
     for name, parameter in plain.state_dict().items():
-        error = relative_error(model.state_dict()[name], parameter)
+        value = model.state_dict()[name]
+        if name.endswith("in_proj_bias"):
+            # A bias on every key moves no softmax: its gradient is zero but for rounding, which Adam scales up by 1e8.
+            assert (value.chunk(3)[1] - parameter.chunk(3)[1]).abs().max() < 1e-8
+            value, parameter = (torch.cat((x.chunk(3)[0], x.chunk(3)[2])) for x in (value, parameter))
+        error = relative_error(value, parameter)
         assert error < 1e-10, f"{name} after 20 steps: {error:.2g}"
 
 
@@ -106,15 +113,12 @@ def assert_accurate_in_float32(model: SequentialRecommender, plain: Plain, param
         assert_as_accurate(results["model"][name], results["pytorch"][name], reference, factor, name)
 
 
-def shared_batch(history: Tensor, max_len: int, stride: int, negatives: int) -> tuple[Any, tuple[Tensor, ...]]:
+def shared_batch(history: Tensor, max_len: int, stride: int, negatives: int) -> tuple[JaggedBatch, tuple[Tensor, ...]]:
     """One history's windows at ``stride``, and WarpRec's per-target batch with the same targets in the same order.
 
     Windows end where a multiple of ``stride`` (from max_len) targets is reached; each counts the targets that none
     before it did, and starts max_len events before its end.
     """
-    from fastseq.data.batch import JaggedBatch
-    from fastseq.models.jagged import offsets_of
-
     events = len(history)
     stops, stop = [], min(max_len, events - 1)
     while True:
@@ -122,7 +126,12 @@ def shared_batch(history: Tensor, max_len: int, stride: int, negatives: int) -> 
         if stop == events - 1:
             break
         stop = min(stop + stride, events - 1)
-    items, rows, lengths, counted, first, sequences_of = [], [], [], [], 1, []
+    items: list[Tensor] = []
+    rows: list[int] = []
+    lengths: list[int] = []
+    counted: list[int] = []
+    sequences_of: list[int] = []
+    first = 1
     for number, stop in enumerate(stops):  # inputs start … stop − 1, the target of input j is event j + 1
         start = max(0, stop - max_len)
         base = sum(lengths)

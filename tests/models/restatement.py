@@ -79,6 +79,8 @@ class Plain(nn.Module):
 
 
 class PlainSASRec(Plain):
+    causal_mask: Tensor
+
     def build(self, params: dict[str, Any], n_items: int) -> None:
         d, length = params["embedding_size"], params["max_seq_len"]
         self.item_embedding = nn.Embedding(n_items + 1, d, padding_idx=n_items)

@@ -321,6 +321,36 @@ def test_losses_are_their_formulas(loss: str, shared: bool, layers: int) -> None
     torch.testing.assert_close(model.loss(batch), expected / 4, rtol=1e-6, atol=0)
 
 
+def test_a_shared_set_of_negatives_counts_once_in_the_l2_term() -> None:
+    model = gru(negatives="shared", neg_samples=3, reg_weight=0.5).double()
+    batch = jagged(model, torch.tensor([9, 10, 11]))
+    batch.l2_items, batch.l2_weights, batch.l2_padding = batch.items, torch.full((8,), 2.0), 4
+    table = model.item_embedding.weight
+    squares = 2 * table[batch.items].square().sum() + table[4:9].square().sum() + table[9:12].square().sum()
+    with_l2 = model.loss(batch)
+    model.reg_weight = 0.0
+    torch.testing.assert_close(with_l2 - model.loss(batch), 0.5 * 0.5 * squares / 5)
+
+
+@pytest.mark.parametrize("loss", ["bpr", "cross_entropy"])
+@pytest.mark.parametrize(("model_class", "params"), [(GRU4Rec, GRU), (SASRec, SAS)], ids=["GRU4Rec", "SASRec"])
+def test_autocast_and_half_precision(
+    model_class: type[SequentialRecommender], params: dict[str, Any], loss: str
+) -> None:
+    model = model_class({**params, "neg_samples": 2 * (loss == "bpr"), "reg_weight": 0.1, "max_seq_len": 9}, INFO)
+    batch = padded_batch(9, model.neg_samples)
+    expected = model.training_step(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = model.training_step(batch, 0)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=0.01, atol=0)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    model.eval().bfloat16()
+    sequences, lengths = batch[:2]
+    assert model.predict(user_seq=sequences, seq_len=lengths).dtype == torch.float32
+
+
 def test_training_step_gives_uniform_probabilities_to_sampled_softmax() -> None:
     model = gru(loss="sampled_softmax")
     sequences, lengths, positives, negatives = padded_batch(9, 2)

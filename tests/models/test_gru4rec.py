@@ -37,6 +37,7 @@ def test_equals_the_restatement_in_float64(negatives: int, padding_row: str, lay
     with record_served() as calls:
         exactness.assert_equal_in_float64(*exactness.pair(GRU4Rec, PlainGRU4Rec, params, padding_row), params)
     assert {backend for _, backend in calls} == {"cpu"}
+    assert ("gru_sampled_loss" in {op for op, _ in calls}) == (negatives > 0)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -86,7 +86,7 @@ def test_without_a_catalogue_indices_are_the_ids(model: SequentialRecommender) -
     named = model.recommend([ITEMS[2:5]], k=3)[0]
     model.catalogue = None
     plain = model.recommend([[2, 3, 4]], k=3)[0]
-    assert [ITEMS[i] for i in plain.items] == named.items
+    assert [ITEMS[int(i)] for i in plain.items] == named.items
     assert model.recommend(torch.tensor([2, 3, 4]), k=3) == plain
     with pytest.raises(ValueError, match="history 0, event 1: item 30 is not in the catalogue of 30 items"):
         model.recommend([[2, 30]])
@@ -114,4 +114,4 @@ def test_bad_arguments_are_named(model: SequentialRecommender, arguments: dict[s
 
 def test_a_history_must_be_a_list(model: SequentialRecommender) -> None:
     with pytest.raises(ValueError, match="history 1 is 'item-01', expected a list"):
-        model.recommend([ITEMS[:2], "item-01"])
+        model.recommend([ITEMS[:2], "item-01"])  # type: ignore[list-item]

@@ -182,10 +182,18 @@ def test_threads_and_chunks_change_no_bit() -> None:
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("length", "d", "n_h", "n_v"), [(20, 64, 8, 4), (13, 24, 3, 2), (50, 60, 2, 1)])
+@pytest.mark.parametrize(
+    ("length", "d", "n_h", "n_v", "dtype"),
+    [
+        (20, 64, 8, 4, torch.float32),
+        (30, 60, 2, 1, torch.float32),
+        (13, 24, 3, 2, torch.float32),
+        (13, 24, 3, 2, torch.bfloat16),
+        (13, 24, 3, 2, torch.float16),
+    ],
+)
 def test_is_as_accurate_as_pytorch(length: int, d: int, n_h: int, n_v: int, dtype: torch.dtype) -> None:
-    sizes = [0, 1, length - 1, length, length + 1, 2 * length + 7, 63]
+    sizes = [0, 1, length - 1, length + 1, 2 * length + 7]
     arguments, upstream = make(length, d, n_h, n_v, sizes, dtype=dtype)
     exact = [a.double() if a.is_floating_point() else a for a in arguments]
     expected = plain(exact)
@@ -246,9 +254,7 @@ def test_compiles_without_a_graph_break() -> None:
         return ops.caser_windows(*leaves) * 2
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for x, y in zip(
-        gradients(compiled, arguments, upstream), gradients(function, arguments, upstream), strict=True
-    ):
+    for x, y in zip(gradients(compiled, arguments, upstream), gradients(function, arguments, upstream), strict=True):
         torch.testing.assert_close(x, y)
 
 
@@ -271,6 +277,7 @@ def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:
 
 
 ON_ANOTHER_INSTRUCTION_SET = """
+import fastseq._C
 import torch
 from tests.ops import test_caser_windows as t
 torch.manual_seed(0)
@@ -280,7 +287,7 @@ for shape in t.SHAPES:
     assert torch.equal(output, t.plain(arguments))
     for x, y in zip(t.backward(upstream, *arguments, position), t.gradients(t.plain, arguments, upstream)):
         assert torch.equal(x, y)
-print(__import__("fastseq")._C.isa() if hasattr(__import__("fastseq"), "_C") else "")
+print(fastseq._C.isa())
 """
 
 

@@ -39,14 +39,14 @@ def problem(targets: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor
     return users, positives, offsets, items
 
 
-def table(skew: float, zeros: int = 0) -> dict[str, Tensor]:
+def table(skew: float, zeros: int = 0) -> dict[str, Any]:
     weights = np.exp(-skew * np.arange(N_ITEMS))
     weights[N_ITEMS - zeros :] = 0
     probability, alias = alias_table(integer_masses(weights))
     return {"probability": probability, "alias": alias}
 
 
-TABLES = {"uniform": {}, "even": table(0.05), "skewed": table(0.5)}
+TABLES: dict[str, dict[str, Any]] = {"uniform": {}, "even": table(0.05), "skewed": table(0.5)}
 
 
 def draw(backend: str, *arguments: Any, **options: Any) -> Tensor:
@@ -58,9 +58,7 @@ def draw(backend: str, *arguments: Any, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize("distribution", TABLES)
 @pytest.mark.parametrize(("targets", "k"), [(0, 3), (1, 1), (33, 0), (50, 1), (47, 6), (16, 67)])
-def test_cpp_equals_reference_for_any_threads(
-    distribution: str, targets: int, k: int, poisoned_empty: None
-) -> None:
+def test_cpp_equals_reference_for_any_threads(distribution: str, targets: int, k: int, poisoned_empty: None) -> None:
     users, positives, offsets, items = problem(targets)
     rng = ops.make_rng(-(2**40) - 3, 2**35 + 9)
     arguments = (users, positives, offsets, items, k, N_ITEMS, rng)
@@ -157,7 +155,7 @@ def test_shared(distribution: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("options", [{}, table(0.05), table(0.05, zeros=1)], ids=["uniform", "alias", "no weight"])
-def test_nothing_left_names_the_user(backend: str, options: dict[str, Tensor]) -> None:
+def test_nothing_left_names_the_user(backend: str, options: dict[str, Any]) -> None:
     # User 2 has seen all but item 36: it is the positive of target 3, and without weight in the last case.
     offsets, items = lists([], [1], list(range(36)))
     users, positives = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([36, 1, 2, 36, 36])

@@ -84,9 +84,7 @@ def test_check_same_names_what_differs() -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_an_error_while_saving_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_an_error_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(3)}, {"n": 1})
 
@@ -95,7 +93,7 @@ def test_an_error_while_saving_leaves_the_old_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(CheckpointError, match="No space left on device.*the file saved before is intact"):
+        with pytest.raises(CheckpointError, match=r"No space left on device.*the file saved before is intact"):
             checkpoint.save(path, {"a": torch.ones(3)}, {"n": 2})
     tensors, metadata = checkpoint.load(path)
     assert metadata["n"] == 1 and torch.equal(tensors["a"], torch.zeros(3))
@@ -117,9 +115,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
             assert "File too large" in str(error) and "intact" in str(error), error
             print("refused")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert done.stdout == "refused\n", done.stderr
     assert checkpoint.load(path)[1]["n"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]

@@ -106,9 +106,11 @@ def test_a_models_ranking_equals_that_of_its_scores(how: str, tied: bool) -> Non
     """``topk`` on hidden states gives what ranking the full rows of scores gives, dropout off."""
     split = SPLITS[how](make_interactions())
     model = make_model(split, dropout_prob=0.5).double()
-    if tied:
+    if tied:  # coarse numbers, whose products are exact and often equal
+        encode = model.encode
+        model.encode = lambda batch: (encode(batch) * 2).round()  # type: ignore[method-assign]
         with torch.no_grad():
-            model.item_embedding.weight[1::2] = model.item_embedding.weight[0]
+            model.item_embedding.weight.mul_(2).round_()
     model.train()
 
     class Rows:

@@ -140,7 +140,7 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hyperparameters make no GRU4Rec"):
         load(other)
     run.write_ids(split.interactions.item_ids, split.interactions.user_ids)
-    with pytest.raises(CheckpointError, match="another catalogue: .*item_ids"):
+    with pytest.raises(CheckpointError, match=r"another catalogue: .*item_ids"):
         load(run.path)
 
 

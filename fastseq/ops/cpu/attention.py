@@ -16,9 +16,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
     return _forward(_C.causal_attention, q, k, v, offsets, *settings)
 
 
-def last_query_attention(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
+def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return _forward(_C.last_query_attention, q, k, v, offsets, *settings)
 
 
@@ -88,7 +86,6 @@ def _backward(
     kernel(
         array(prepared(grad)),
         *(array(_head_rows(x)) for x in (q, k, v)),
-        array(prepared(out)),
         array(lse.contiguous()),
         *(array(x) for x in grads),
         array(offsets.contiguous()),

@@ -50,14 +50,14 @@ def embed_sequence_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     kind, threads = compute_type(item_weight.dtype), torch.get_num_threads()
     items, offsets, upstream = items.contiguous(), offsets.contiguous(), matrix(grad, kind)
+    positions = _positions(items, offsets, item_weight, position_weight)
     drawn = (p, *seed_and_step(rng), site, threads)
-    absent = torch.empty(0, dtype=item_weight.dtype)
-    dnorm_weight = dnorm_bias = absent
+    dnorm_weight, dnorm_bias, dposition = (torch.empty(0, dtype=item_weight.dtype) for _ in range(3))
     if norm_weight is not None:
         w = vector(norm_weight, kind)
         rows, dweight, dbias = torch.empty_like(upstream), torch.empty_like(w), torch.empty_like(w)
         _C.embed_sequence_norm_backward(
-            array(upstream), array(items), _positions(items, offsets, item_weight, position_weight),
+            array(upstream), array(items), positions,
             array(matrix(item_weight, kind)), _maybe(position_weight, kind), array(w), _maybe(mean, kind),
             _maybe(rstd, kind), array(rows), array(dweight), array(dbias), *drawn,
         )  # fmt: skip
@@ -68,7 +68,8 @@ def embed_sequence_backward(
     else:
         rows = upstream
     ditem = torch.zeros(item_weight.shape, dtype=kind)
-    dposition = absent if position_weight is None else torch.empty(position_weight.shape, dtype=kind)
+    if position_weight is not None:
+        dposition = torch.empty(position_weight.shape, dtype=kind)
     _C.embed_sequence_scatter(
         array(rows), array(items), array(offsets), array(ditem),
         None if position_weight is None else array(dposition), padding_idx, threads,

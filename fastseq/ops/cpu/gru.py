@@ -1,4 +1,4 @@
-"""GRU on the CPU: csrc/gru.cpp for the recurrence, one matrix product for the weight's gradient."""
+"""GRU on the CPU: csrc/gru.cpp for the recurrence, and one matrix product for the weight's gradient."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def gru_backward(
         array(carry),
         torch.get_num_threads(),
     )
-    grad_weight = torch.mm(grad_hidden.t(), previous)
+    grad_weight = torch.empty(weight_hh.shape, dtype=state.dtype)
+    _C.transposed_product(array(grad_hidden), array(previous), array(grad_weight), torch.get_num_threads())
     grad_bias = grad_hidden.new_empty(0) if bias_hh is None else grad_hidden.sum(0)
     return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,9 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]:
     bounds = offsets.tolist()
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-    outs = [q.new_empty((0, *q.shape[1:]))]
+    outs = [q[:0]]  # so that an empty batch has a gradient too
     lses = [q.new_empty((0, q.shape[1]), dtype=kind)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         rows = torch.arange(start, stop, device=q.device)
         out, lse = _attend(q[start:stop], k[start:stop], v[start:stop], rows, dropout_p, rng, site, scale)
         outs.append(out)
@@ -45,9 +47,9 @@ def last_query_attention(
 ) -> tuple[Tensor, Tensor]:
     bounds = offsets.tolist()
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-    outs = [q.new_empty((0, *q.shape[1:]))]
+    outs = [q[:0]]
     lses = [q.new_empty((0, q.shape[1]), dtype=kind)]
-    for b, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for b, (start, stop) in enumerate(pairwise(bounds)):
         query = q[b : b + 1]
         if start == stop:
             out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:2], dtype=kind)

@@ -17,7 +17,8 @@ def gru(
     starts = offsets[:-1].long()
     lengths = (offsets[1:] - offsets[:-1]).long()
     state = x_gates.new_zeros(starts.shape[0], weight.shape[1], dtype=wide)
-    rows, states, gates = [starts[:0]], [state[:0]], [state.repeat(1, 4)[:0]]
+    nothing = x_gates[:0, : weight.shape[1]].to(wide)  # keeps a batch without events differentiable
+    rows, states, gates = [starts[:0]], [nothing], [nothing.repeat(1, 4)]
     for t in range(max_len):
         active = (lengths > t).nonzero().squeeze(1)
         row = starts[active] + t

@@ -9,32 +9,43 @@ from torch.nn import functional as F
 from ._autograd import vjp
 
 
-def _scores(h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, padding_idx: int | None) -> Tensor:
-    """[N, 1 + K], the target's first."""
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) at any x; torch's own is cut off above 20, an error of 2e-9."""
+    return -F.logsigmoid(-x)
+
+
+def _table_rows(
+    h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, padding_idx: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h [N, d] and the rows of the table for the targets [N, d] and the negatives [N, K, d], at least float32."""
     wide = torch.promote_types(h.dtype, torch.float32)
-    h, item_weight = h.to(wide), item_weight.to(wide)
-    positive = (h * F.embedding(targets, item_weight, padding_idx)).sum(1, keepdim=True)
-    rows = F.embedding(negatives, item_weight, padding_idx)
-    negative = h @ rows.t() if negatives.dim() == 1 else torch.einsum("nd,nkd->nk", h, rows)
-    return torch.cat((positive, negative), dim=1)
+    item_weight = item_weight.to(wide)
+    negative = F.embedding(negatives, item_weight, padding_idx)
+    if negatives.dim() == 1:
+        negative = negative.expand(h.shape[0], -1, -1)
+    return h.to(wide), F.embedding(targets, item_weight, padding_idx), negative
 
 
-def _rows(scores: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float) -> Tensor:
-    """The loss of every row from its scores."""
-    positive, negative = scores[:, 0], scores[:, 1:]
-    kept = negatives != targets[:, None]
-    count = kept.sum(1)
+def _losses(
+    positive: Tensor, negative: Tensor, kept: Tensor, loss: str, log_q: Tensor | None, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of every row from its scores [N], [N, K], and its derivatives with respect to both."""
+    count = kept.sum(1).to(positive.dtype)
     if loss == "bpr":
-        terms = torch.where(kept, F.softplus(negative - positive[:, None]), 0.0)
-        return terms.sum(1) / count.clamp(min=1)
+        difference = negative - positive[:, None]
+        weight = kept / count.clamp(min=1)[:, None]
+        d_negative = weight * torch.sigmoid(difference)
+        return (weight * _softplus(difference)).sum(1), -d_negative.sum(1), d_negative
     if loss == "sampled_softmax":
         assert log_q is not None
-        logits = negative - log_q.to(scores.dtype) - count.clamp(min=1).to(scores.dtype).log()[:, None]
-        logits = torch.where(kept, logits, -torch.inf)
-        return torch.cat((positive[:, None], logits), dim=1).logsumexp(1) - positive
-    weight = beta if loss == "gbce" else 1.0
-    terms = torch.where(kept, F.softplus(negative), 0.0)
-    return (weight * F.softplus(-positive) + terms.sum(1)) / (count + 1)
+        logits = negative - log_q.to(negative.dtype) - count.clamp(min=1).log()[:, None]
+        logits = torch.cat((positive[:, None], torch.where(kept, logits, -torch.inf)), dim=1)
+        probability = logits.softmax(1)
+        return logits.logsumexp(1) - positive, probability[:, 0] - 1, probability[:, 1:]
+    share = 1 / (count + 1)
+    weight = share * (beta if loss == "gbce" else 1.0)
+    terms = weight * _softplus(-positive) + share * (kept * _softplus(negative)).sum(1)
+    return terms, -weight * torch.sigmoid(-positive), share[:, None] * kept * torch.sigmoid(negative)
 
 
 def loss_rows(
@@ -48,8 +59,9 @@ def loss_rows(
     padding_idx: int | None,
 ) -> Tensor:
     """The loss of every row, [N]; differentiable."""
-    scores = _scores(h, item_weight, targets, negatives, padding_idx)
-    return _rows(scores, targets, negatives, loss, log_q, beta)
+    h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
+    scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
+    return _losses(*scores, negatives != targets[:, None], loss, log_q, beta)[0]
 
 
 def sampled_loss(
@@ -62,14 +74,11 @@ def sampled_loss(
     beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = (h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
-    rows = loss_rows(*arguments)
-    ones = torch.ones_like(rows)
-    (d_h,) = vjp(loss_rows, (h.to(rows.dtype), *arguments[1:]), ones, (0,))
-    scores = _scores(h, item_weight, targets, negatives, padding_idx)
-    (d_scores,) = vjp(_rows, (scores, targets, negatives, loss, log_q, beta), ones, (0,))
-    assert d_h is not None and d_scores is not None
-    return rows, d_h, d_scores
+    h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
+    scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
+    rows, d_positive, d_negative = _losses(*scores, negatives != targets[:, None], loss, log_q, beta)
+    d_h = d_positive[:, None] * target + torch.einsum("nk,nkd->nd", d_negative, negative)
+    return rows, d_h, torch.cat((d_positive[:, None], d_negative), dim=1)
 
 
 def sampled_loss_backward(

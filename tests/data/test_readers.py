@@ -1,0 +1,395 @@
+"""Readers: every format gives the same tape; bad input is a DataError that says where."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fastseq import _C
+from fastseq.data.interactions import Interactions, build_interactions
+from fastseq.data.readers import FORMATS, from_sequences, read_interactions
+from fastseq.errors import DataError
+
+ROWS = [(7, 30, 5), (-2, 10, 1), (7, 20, 5), (7, 10, 2), (-2, 30, 0), (10, 10, 9)]
+WANT = build_interactions(*zip(*ROWS, strict=True))
+DAY = 86_400_000_000
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def table(separator: str, header: str = "user_id,item_id,timestamp", end: str = "\n") -> str:
+    lines = [header, *(",".join(map(str, row)) for row in ROWS)]
+    return end.join(lines).replace(",", separator) + end
+
+
+def same(data: Interactions, want: Interactions) -> bool:
+    times = [None if d.timestamps is None else (d.timestamps.dtype, d.timestamps.tolist()) for d in (data, want)]
+    return data.data_hash == want.data_hash and times[0] == times[1]
+
+
+# ── every format ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("a.csv", table(","), {}),
+        ("a.csv", table(";"), {}),
+        ("a.CSV", table("\t"), {}),
+        ("a.csv", table("::"), {"separator": "::"}),
+        ("a.csv", table(" "), {"separator": " "}),
+        ("a.csv", "\ufeff" + table(",", end="\r\n"), {}),
+        ("a.csv", table(",", header="\n\nuser_id, item_id ,timestamp").rstrip("\n"), {}),
+        ("a.csv", table('","').replace("\n", '"\n"').join('""')[:-2] + "\n", {}),
+        ("a.tsv", table("\t"), {}),
+        ("a.inter", table("\t", header="user_id:token,item_id:token,timestamp:float"), {}),
+        ("a.txt", table("\t", header="user_id:token,item_id:token,timestamp:float"), {}),
+        ("a.txt", table("|"), {}),
+        ("a.csv", table(",", header="u,i,t"), {"user": "u", "item": "i", "timestamp": "t"}),
+        (
+            "ratings.dat",
+            table("::").split("\n", 1)[1],
+            {"format": "csv", "separator": "::", "columns": ["user_id", "item_id", "timestamp"]},
+        ),
+        (
+            "a.csv",
+            "rating,timestamp,note,item_id,user_id\n" + "".join(f'1.5,{t},"x, ""y""\nz",{i},{u}\n' for u, i, t in ROWS),
+            {},
+        ),
+    ],
+)
+def test_tables(tmp_path: Path, name: str, text: str, arguments: dict[str, Any]) -> None:
+    assert same(read_interactions(write(tmp_path, name, text), **arguments), WANT)
+
+
+def test_parquet_and_frames(tmp_path: Path) -> None:
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
+    frame = pl.DataFrame({"rating": [1.0] * len(ROWS), **columns})
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.write_parquet(tmp_path / "b")
+    for source in (tmp_path / "a.parquet", str(tmp_path / "b"), frame, pd.DataFrame(columns)):
+        assert same(read_interactions(source), WANT)
+    nullable = pd.DataFrame(columns).convert_dtypes()
+    assert nullable.dtypes["user_id"] == "Int64" and same(read_interactions(nullable), WANT)
+    small = frame.with_columns(pl.col("item_id").cast(pl.UInt8), pl.col("timestamp").cast(pl.Int32))
+    assert same(read_interactions(small), WANT)
+
+
+def test_string_ids_in_every_source(tmp_path: Path) -> None:
+    users, items = ["b", "a", "b", "é", "a b"], ["10", "9", "9", "10", "😀"]
+    want = build_interactions(users, items)
+    frame = pl.DataFrame({"user_id": users, "item_id": items})
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_parquet(tmp_path / "a.parquet")
+    sources = [
+        tmp_path / "a.csv",
+        tmp_path / "a.parquet",
+        frame,
+        frame.with_columns(pl.col("user_id").cast(pl.Categorical)),
+        pd.DataFrame({"user_id": users, "item_id": items}),
+        pd.DataFrame({"user_id": pd.Categorical(users), "item_id": np.array(items, object)}),
+    ]
+    for source in sources:
+        assert same(read_interactions(source, timestamp=None), want), source
+
+
+def test_text_without_header(tmp_path: Path) -> None:
+    pairs = write(tmp_path, "pairs.txt", "5 1\n5 2\n\n  9\t1  \r\n5 3")
+    want = build_interactions([5, 5, 9, 5], [1, 2, 1, 3])
+    assert same(read_interactions(pairs), want)
+    assert same(read_interactions(pairs, format="pairs"), want)
+    sequences = write(tmp_path, "sequences.txt", "3 1 2\n\n4\nb")
+    want = build_interactions([1, 1, 1, 3, 4], ["3", "1", "2", "4", "b"])
+    assert same(read_interactions(sequences), want)
+    assert same(read_interactions(sequences, format="sequences"), want)
+
+
+def test_in_memory() -> None:
+    assert same(from_sequences([[3, 1], [], [2]]), build_interactions([0, 0, 2], [3, 1, 2]))
+    by_user = {"x": ["b", "a", "b"], "w": ("c",)}
+    assert same(from_sequences(by_user), build_interactions(["x", "x", "x", "w"], ["b", "a", "b", "c"]))
+    assert same(read_interactions(by_user), from_sequences(by_user))
+
+
+def test_times(tmp_path: Path) -> None:
+    def times(*texts: str) -> np.ndarray:
+        lines = "".join(f"1,{i},{text}\n" for i, text in enumerate(texts))
+        result = read_interactions(write(tmp_path, "a.csv", "user_id,item_id,timestamp\n" + lines))
+        assert result.timestamps is not None
+        return result.timestamps
+
+    assert times("3", "9007199254740993").tolist() == [3, 2**53 + 1]
+    assert times("3", "4.5", "1e3").tolist() == [3.0, 4.5, 1000.0]
+    assert times("1970-01-01", "1970-01-02 00:00:01.5").tolist() == [0, DAY + 1_500_000]
+    stamps = ["1899-03-01T00:00:00", "2000-02-29T23:59:59.123456", "2024-12-31 12:30+05:30", "2100-03-01T01:02:03Z"]
+    want = pd.to_datetime(pd.Series(stamps), utc=True, format="ISO8601").astype("datetime64[us, UTC]").astype("int64")
+    assert times(*stamps).tolist() == want.tolist()
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": ["1970-01-02", "1970-01-03"]})
+    for cast in (pl.String, pl.Date, pl.Datetime("ms")):
+        column = pl.col("timestamp") if cast is pl.String else pl.col("timestamp").str.to_date().cast(cast)
+        dated = frame.with_columns(column)
+        for source in (dated, dated.to_pandas()):
+            result = read_interactions(source)
+            assert result.timestamps is not None and result.timestamps.tolist() == [DAY, 2 * DAY]
+    zoned = frame.to_pandas()
+    zoned["timestamp"] = pd.to_datetime(zoned["timestamp"]).dt.tz_localize("Asia/Tokyo")
+    result = read_interactions(zoned)
+    assert result.timestamps is not None and result.timestamps.tolist() == [
+        DAY - 9 * DAY // 24,
+        2 * DAY - 9 * DAY // 24,
+    ]
+
+
+def test_ids_keep_their_spelling(tmp_path: Path) -> None:
+    def ids(*texts: str) -> list[Any]:
+        lines = "".join(f"u,{text}\n" for text in texts)
+        path = write(tmp_path, "a.csv", "user_id,item_id\n" + lines)
+        return read_interactions(path, timestamp=None).history("u")
+
+    assert ids("9007199254740993", "-9223372036854775808", '"0"') == [2**53 + 1, -(2**63), 0]
+    assert ids("7", "007", "-0", "1.0") == ["7", "007", "-0", "1.0"]
+    assert ids("1", "9223372036854775808", "1") == ["1", "9223372036854775808", "1"]
+    assert ids(' a "b" ', '"c, ""d"" "', "e") == ['a "b"', 'c, "d"', "e"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+def test_pieces_of_any_size(size: int) -> None:
+    text = 'a,"1,\n""x""",5\r\n\r\nb,2,6\n"a","é",-7'.encode()
+    reader = _C.DelimitedReader(",", ["u", "i", "t"], 0, 1, 2, 1)
+    for start in range(0, len(text), size):
+        reader.feed(text[start : start + size])
+    (users, user_codes), (items, item_codes), times = reader.finish()
+    assert users == ["a", "b"] and user_codes.tolist() == [0, 1, 0]
+    assert items == ['1,\n"x"', "2", "é"] and item_codes.tolist() == [0, 1, 2]
+    assert times.tolist() == [5, 6, -7]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)] * 3), min_size=12, max_size=60))
+def test_agrees_with_polars(rows: list[tuple[int, int, int]]) -> None:
+    rows = [*rows, rows[0]]  # some user has two events
+    buffer = io.BytesIO()
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(("user_id", "item_id", "timestamp"), pl.Int64), orient="row")
+    frame.write_csv(buffer)
+    reader = _C.DelimitedReader(",", frame.columns, 0, 1, 2, 2)
+    reader.feed(buffer.getvalue().split(b"\n", 1)[1])
+    (users, user_codes), (items, item_codes), times = reader.finish()
+    assert list(zip(users[user_codes], items[item_codes], times, strict=True)) == rows
+    assert users.tolist() == list(dict.fromkeys(row[0] for row in rows))
+
+
+# ── bad input ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEADER = "user_id,item_id,timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "no events: the file is empty"),
+        ("a.txt", "", "no events: the file is empty"),
+        ("a.csv", "\n\n", "no events: the file is empty"),
+        ("a.csv", HEADER, "no events: nothing but a header"),
+        ("a.csv", "user,item_id,timestamp\n1,2,3\n", "no column 'user_id'; the nearest is 'user'.*user=…"),
+        ("a.csv", "user_id,item_id,time\n1,2,3\n", "no column 'timestamp'; the nearest is 'time'.*timestamp=None"),
+        ("a.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column 'item_id' occurs 2 times"),
+        ("a.csv", HEADER + "1,2,3\n\n1,2,x\n", "line 4, column 'timestamp': 'x' is not a timestamp"),
+        ("a.csv", HEADER + "1,2,3\n1,2,\n", "line 3, column 'timestamp': the timestamp is missing"),
+        ("a.csv", HEADER + "1,2,NaN\n", "line 2, column 'timestamp': the timestamp is missing"),
+        ("a.csv", HEADER + "1,2,inf\n", "line 2, column 'timestamp': 'inf' is not a timestamp"),
+        ("a.csv", HEADER + "1,2,2020-02-30\n", "line 2, column 'timestamp'"),
+        ("a.csv", HEADER + "1,2,2020-02-01\n1,2,5\n", "line 3, column 'timestamp': '5' is not a datetime"),
+        ("a.csv", HEADER + "1,2,5\n1,2,2020-02-01\n", "line 3, column 'timestamp': '2020-02-01' is a datetime"),
+        ("a.csv", HEADER + "1,2,3\n,2,3\n", "line 3, column 'user_id': the id is missing"),
+        ("a.csv", HEADER + "1,nan,3\n", "line 2, column 'item_id': the id is missing"),
+        ("a.csv", HEADER + '1,"2\n3",4\n1,2\n', "line 4: 2 fields, expected 3"),
+        ("a.csv", HEADER + "1,2,3,4\n", "line 2: 4 fields, expected 3"),
+        ("a.csv", HEADER + '1,2,3\n1,"2,3\n', "line 3: a quote that is opened here is never closed"),
+        ("a.csv", HEADER.encode() + b"1,\xff\xfe,3\n", r"line 2, column 'item_id': '\\xff\\xfe' is not UTF-8"),
+        ("a.csv", HEADER.encode() + b"1,a\0b,3\n", "line 2, column 'item_id'"),
+        ("a.csv", HEADER.encode("utf-16"), "line 1: the header is not UTF-8"),
+        ("a.csv", HEADER + "1,2,3\n2,2,3\n", "no user has 2 or more events"),
+        ("a.txt", "1 2\n1 2 3\n1,2\n", "format is not clear"),
+        ("a.txt", "1 2 3\n1 2 3\n", "format is not clear.*'sequences'"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\r", "format is not clear"),
+        ("a.parquet", b"PAR1 no more", "not a Parquet file"),
+        ("a.parquet", b"", "not a Parquet file"),
+        ("a.log", "x\n", "format is not clear from the extension '.log'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_interactions(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", table(","))
+    for arguments, message in (
+        ({"format": "cvs"}, "unknown format 'cvs'; pass format= one of 'csv'"),
+        ({"separator": ",\n"}, "separator"),
+        ({"user": "item_id"}, "must be different columns"),
+        ({"format": "pairs", "separator": ","}, "separator and columns are for"),
+        ({"columns": ["user_id"]}, "no column 'item_id'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_interactions(path, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        read_interactions(tmp_path / "none.csv")
+    with pytest.raises(FileNotFoundError):
+        read_interactions(tmp_path / "none.parquet")
+    for source in (5, [1, 2], ["ab", "cd"], {"a": "bc"}):
+        with pytest.raises(DataError, match="expected"):
+            read_interactions(source)
+    with pytest.raises(DataError, match="is for files"):
+        read_interactions([[1, 2]], format="csv")
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("user_id", [1, None], "row 2, column 'user_id': the id is missing"),
+        ("item_id", ["a", None], "row 2, column 'item_id': the id is missing"),
+        ("item_id", [1.5, 2.5], "column 'item_id' is .*float64.*: ids are integers or strings"),
+        ("item_id", ["a", 1], "row 2, column 'item_id': 1 is an integer, the ids before it are strings"),
+        ("item_id", [True, False], "column 'item_id'"),
+        ("timestamp", [1.5, float("nan")], "row 2, column 'timestamp': the timestamp is missing"),
+        ("timestamp", ["2020-01-01", "soon"], "row 2, column 'timestamp': 'soon' is not a datetime"),
+        ("timestamp", [1, None], "row 2, column 'timestamp': the timestamp is missing"),
+    ],
+)
+def test_bad_frames(library: str, column: str, values: list[Any], message: str) -> None:
+    columns: dict[str, Any] = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}
+    mixed = len({type(value) for value in values} - {type(None)}) > 1
+    columns[column] = pl.Series(values, dtype=pl.Object) if mixed and library == "polars" else values
+    frame = pl.DataFrame(columns) if library == "polars" else pd.DataFrame(columns)
+    with pytest.raises(DataError, match=f"(?i){message}"):
+        read_interactions(frame)
+
+
+def test_empty_frame() -> None:
+    with pytest.raises(DataError, match="no column 'user_id'"):
+        read_interactions(pl.DataFrame())
+    with pytest.raises(DataError, match="no rows"):
+        read_interactions(pd.DataFrame({"user_id": [], "item_id": [], "timestamp": []}))
+
+
+def test_parquet_missing_column(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [1], "item_id": [1], "timestamp": [1]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: no column 'user_id'; the nearest is 'user'"):
+        read_interactions(tmp_path / "a.parquet")
+
+
+# ── fuzzing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ALPHABET = [
+    b",",
+    b"\t",
+    b" ",
+    b"\n",
+    b"\r\n",
+    b'"',
+    b"\0",
+    b"\xff",
+    "é".encode(),
+    b"-",
+    b".",
+    b":",
+    b"::",
+    b"\xef\xbb\xbf",
+]
+WORDS = [b"user_id", b"item_id", b"timestamp", b"user_id:token", b"1", b"2", b"07", b"a", b"nan", b"2020-01-01", b"1e5"]
+WORDS += [b"9" * 19, b"2020-13-01T99:00", b"PAR1", b"user_id,item_id,timestamp\n1,2,3\n1,2,"]
+fuzz = st.binary(max_size=200) | st.lists(st.sampled_from(ALPHABET + WORDS), max_size=40).map(b"".join)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    fuzz, st.sampled_from([*FORMATS, None]), st.sampled_from(["timestamp", None]), st.sampled_from([None, ",", "::"])
+)
+@example(b'user_id,item_id\n"1\n', "csv", None, None)
+@example(b"PAR1" + b"\xff" * 40 + b"PAR1", "parquet", None, None)
+def test_any_bytes(
+    tmp_path_factory: pytest.TempPathFactory,
+    text: bytes,
+    format: str | None,
+    timestamp: str | None,
+    separator: str | None,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.txt"
+    path.write_bytes(text)
+    try:
+        data = read_interactions(path, format=format, timestamp=timestamp, separator=separator)
+    except DataError as error:
+        assert str(error).startswith(str(path))
+        return
+    assert data.n_events == data.offsets[-1] and data.lengths.min() >= 1 and data.lengths.max() >= 2
+    assert set(data.items.tolist()) == set(range(data.n_items))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
+def test_damaged_parquet(tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes) -> None:
+    buffer = io.BytesIO()
+    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
+    good = buffer.getvalue()
+    path = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    path.write_bytes(good[: place % len(good)] + junk + good[place % len(good) + len(junk) :])
+    try:
+        assert read_interactions(path, timestamp=None).n_events >= 2
+    except DataError as error:
+        assert str(error).startswith(str(path))
+
+
+# ── real data, and without polars ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("ml-1m.txt", (6_040, 3_416, 987_019)),
+        ("ml-100k.inter", (943, 1_682, 100_000)),
+        ("beauty.txt", (40_226, 54_542, 353_962)),
+    ],
+)
+def test_real_data(shared_data: Path, name: str, counts: tuple[int, int, int]) -> None:
+    data = read_interactions(shared_data / name)
+    assert (data.n_users, data.n_items, data.n_events) == counts
+    if data.timestamps is not None:
+        rises = np.diff(data.timestamps) >= 0
+        rises[data.offsets[1:-1] - 1] = True  # from one user to the next
+        assert rises.all()
+
+
+def test_without_polars(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["polars"] = sys.modules["pandas"] = None
+from fastseq.data.readers import read_interactions
+from fastseq.errors import DataError
+assert read_interactions({str(write(tmp_path, "a.csv", table(",")))!r}).n_events == 6
+assert read_interactions([[1, 2], [3]]).n_events == 3
+try:
+    read_interactions({str(write(tmp_path, "a.parquet", b"PAR1"))!r})
+except DataError as error:
+    assert "pip install 'fastseq-rec[cli]'" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

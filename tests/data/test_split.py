@@ -1,0 +1,140 @@
+"""Splits: where the boundaries lie, what each part sees."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastseq.data.interactions import Interactions, build_interactions
+from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
+from fastseq.errors import DataError
+
+LENGTHS = [1, 2, 3, 4, 10, 25]
+
+
+def of_lengths(lengths: list[int]) -> Interactions:
+    users = [u for u, n in enumerate(lengths) for _ in range(n)]
+    return build_interactions(users, list(range(len(users))), list(range(len(users))))
+
+
+def sizes(split: Split) -> list[tuple[int, int, int]]:
+    """(training, validation, test) events of each user."""
+    edges = [split.interactions.offsets[:-1], split.train_stop, split.validation_stop, split.interactions.offsets[1:]]
+    return [tuple(row) for row in np.diff(np.stack(edges), axis=0).T.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("make", "want"),
+    [
+        (lambda d: leave_one_out(d), [(1, 0, 0), (2, 0, 0), (1, 1, 1), (2, 1, 1), (8, 1, 1), (23, 1, 1)]),
+        (
+            lambda d: leave_one_out(d, validation=False),
+            [(1, 0, 0), (1, 0, 1), (2, 0, 1), (3, 0, 1), (9, 0, 1), (24, 0, 1)],
+        ),
+        (lambda d: leave_k_out(d, 2), [(1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (6, 2, 2), (21, 2, 2)]),
+        (lambda d: ratio(d, 0.1, 0.2), [(1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (7, 2, 1), (18, 5, 2)]),
+        (lambda d: ratio(d, 0.3, 0.0), [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 0, 1), (7, 0, 3), (18, 0, 7)]),
+    ],
+)
+def test_boundaries(make: Any, want: list[tuple[int, int, int]]) -> None:
+    split = make(of_lengths(LENGTHS))
+    assert sizes(split) == want
+    test = split.part("test")
+    assert test.users.tolist() == [u for u, w in enumerate(want) if w[2]]
+    assert (test.target_stop - test.target_start).tolist() == [w[2] for w in want if w[2]]
+    assert (test.history_stop - test.history_start).tolist() == [w[0] + w[1] for w in want if w[2]]
+    assert (test.target_start == test.history_stop).all()
+    validation = split.part("validation")
+    assert (validation.history_stop - validation.history_start).tolist() == [w[0] for w in want if w[1]]
+    assert validation.n_targets == sum(w[1] for w in want)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=8, max_size=60),
+    st.integers(-1, 31),
+    st.none() | st.integers(-1, 31),
+)
+def test_temporal(rows: list[tuple[int, int]], moment: int, earlier: int | None) -> None:
+    users, times = zip(*rows, strict=True)
+    data = build_interactions(users, [u % 2 for u in users], times)
+    assert data.timestamps is not None
+    first = moment if earlier is None else earlier
+    if first > moment:
+        with pytest.raises(ValueError, match="after the test part"):
+            temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+        return
+    if min(times) >= first or max(times) < moment:
+        with pytest.raises(DataError, match="leaves no test or no training events"):
+            temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+        return
+    split = temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+    own = [data.timestamps[a:b] for a, b in zip(data.offsets, data.offsets[1:], strict=False)]
+    assert sizes(split) == [
+        (int((t < first).sum()), int(((t >= first) & (t < moment)).sum()), int((t >= moment).sum())) for t in own
+    ]
+    assert split.part("test").users.tolist() == [
+        u for u, t in enumerate(own) if (t >= moment).any() and (t < moment).any()
+    ]
+
+
+def test_temporal_quantiles_and_datetimes() -> None:
+    data = build_interactions([0] * 10 + [1] * 10, list(range(20)), list(range(20)))
+    split = temporal_holdout(data, quantile=0.8, validation_quantile=0.4)
+    assert sizes(split) == [(8, 2, 0), (0, 6, 4)]
+    assert split.part("validation").users.tolist() == [0]  # user 1 has no event before its validation targets
+    assert split.part("test").users.tolist() == [1]
+    days = build_interactions([0, 0, 0], [1, 2, 3], ["2020-01-01", "2020-01-02", "2020-01-03"])
+    for moment in (datetime(2020, 1, 3), datetime(2020, 1, 3, tzinfo=UTC)):
+        assert sizes(temporal_holdout(days, timestamp=moment)) == [(2, 0, 1)]
+
+
+def test_seen_holds_training_items_only() -> None:
+    data = build_interactions([0] * 6 + [1] * 2, [3, 1, 3, 5, 7, 9, 5, 1])
+    split = leave_one_out(data)
+    offsets, items = split.seen()
+    assert offsets.tolist() == [0, 3, 5]
+    assert data.item_ids.decode(items) == [1, 3, 5, 1, 5]
+    assert offsets.dtype == items.dtype == np.int64
+    assert split.item_counts().tolist() == [2, 2, 2, 0, 0]
+    assert split.n_train == 6
+
+
+def test_describe_is_json() -> None:
+    data = of_lengths(LENGTHS)
+    described = json.loads(json.dumps(leave_k_out(data, 2).describe()))
+    assert described["strategy"] == "leave_k_out" and described["parameters"] == {"k": 2, "validation": True}
+    assert described["data_hash"] == data.data_hash
+    assert (described["train_events"], described["validation_targets"], described["test_targets"]) == (37, 4, 4)
+    assert json.loads(json.dumps(temporal_holdout(data, quantile=0.5).describe()))["parameters"]["quantile"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: leave_k_out(d, 0), "k is 0"),
+        (lambda d: ratio(d, 1.0, 0.0), "test is 1.0"),
+        (lambda d: ratio(d, 0.5, 0.5), "test [+] validation is 1.0"),
+        (lambda d: ratio(d, 0.0, 0.0), "test [+] validation is 0.0"),
+        (lambda d: temporal_holdout(d), "needs timestamp"),
+        (lambda d: temporal_holdout(d, timestamp=1, quantile=0.5), "choose one"),
+        (lambda d: temporal_holdout(d, quantile=1.0), "quantile is 1.0"),
+        (lambda d: leave_one_out(d).part("train"), "part is 'train'"),
+        (lambda d: Split(d, d.offsets[1:], d.offsets[:-1]), "user 0: expected start <= train_stop"),
+        (lambda d: Split(d, d.offsets, d.offsets), "train_stop is int64"),
+    ],
+)
+def test_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(of_lengths(LENGTHS))
+
+
+def test_temporal_needs_timestamps() -> None:
+    with pytest.raises(DataError, match="needs timestamps"):
+        temporal_holdout(build_interactions([0, 0], [1, 2]), quantile=0.5)

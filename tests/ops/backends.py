@@ -1,0 +1,88 @@
+"""Runs an op with its gradients on one backend, and judges the CPU path against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseq.ops import record_served, set_backend
+
+from .compare import assert_as_accurate, relative_error
+
+Function = Callable[..., Tensor]
+Inputs = Mapping[str, Any]
+
+
+def run(function: Function, inputs: Inputs, upstream: Tensor, backend: str, ops: set[str]) -> dict[str, Tensor]:
+    """The output and the gradient of every floating input; asserts that ``backend`` served exactly ``ops``.
+
+    Args:
+        function: called with ``inputs`` as keywords.
+        upstream: gradient of the output, cast to the output's type.
+        ops: names of the ops that must have run; empty asserts nothing.
+    """
+    leaves = {
+        name: x.detach().clone().requires_grad_() if x is not None and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+    with set_backend(backend), record_served() as served:
+        output = function(**leaves)
+        output.backward(upstream.to(output.dtype))
+    if ops:
+        assert set(served) == {(op, backend) for op in ops}
+    results = {"output": output.detach()}
+    for name, x in leaves.items():
+        if x is not None and x.requires_grad:
+            assert x.grad is not None, f"{name} got no gradient"
+            assert x.grad.dtype == x.dtype and x.grad.shape == x.shape
+            results[f"gradient of {name}"] = x.grad
+    return results
+
+
+def cast(inputs: Inputs, dtype: torch.dtype) -> dict[str, Any]:
+    """Floating tensors in ``dtype``; the others as they are."""
+    return {name: x.to(dtype) if x is not None and x.is_floating_point() else x for name, x in inputs.items()}
+
+
+def check_cpu(function: Function, inputs: Inputs, upstream: Tensor, dtype: torch.dtype, ops: set[str]) -> None:
+    """The CPU path in ``dtype`` errs little more than the plain one in that type (tests/ops/compare.py).
+
+    Against the reference in float64 a float64 result differs only by the order of its sums: within 1e-14.
+    """
+    rounded, upstream = cast(inputs, dtype), upstream.to(dtype)
+    exact = run(function, cast(rounded, torch.float64), upstream, "reference", ops)
+    plain = run(function, rounded, upstream, "reference", ops)
+    fast = run(function, rounded, upstream, "cpu", ops)
+    assert fast.keys() == exact.keys()
+    for name, x in fast.items():
+        if dtype == torch.float64:
+            assert x.shape == exact[name].shape and relative_error(x, exact[name]) <= 1e-14, name
+        else:
+            assert_as_accurate(x, plain[name], exact[name], 2.0 if name == "output" else 3.0, name)
+
+
+def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:
+    """The CPU path gives the same bits with 1, 2 and 8 threads."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            results.append(run(function, inputs, upstream, "cpu", set()))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, x in other.items():
+            assert torch.equal(x, results[0][name]), f"{name} depends on the number of threads"
+
+
+def check_compiled(function: Function, inputs: Inputs, upstream: Tensor) -> None:
+    """One full graph under torch.compile, with the same results."""
+    torch._dynamo.reset()
+    eager = run(function, inputs, upstream, "cpu", set())
+    compiled = run(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs, upstream, "cpu", set())
+    for name, x in compiled.items():
+        torch.testing.assert_close(x, eager[name], rtol=1e-6, atol=1e-7, msg=name)

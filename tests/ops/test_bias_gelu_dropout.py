@@ -1,0 +1,127 @@
+"""bias_gelu_dropout: every implementation against the float64 reference."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq import _C
+from fastseq.ops import bias_gelu_dropout, dropout, make_rng
+
+from .backends import Function, check_compiled, check_cpu, check_threads, run
+from .compare import relative_error
+
+OPS = {"bias_gelu_dropout", "bias_gelu_dropout_backward"}
+RNG = make_rng(2**40 + 7, 3)
+
+
+def op(p: float, site: int = 5) -> Function:
+    def function(x: Tensor, bias: Tensor) -> Tensor:
+        return bias_gelu_dropout(x, bias, dropout_p=p, rng=RNG, site=site)
+
+    return function
+
+
+def inputs(rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], Tensor]:
+    return (
+        {"x": 2 * torch.randn(rows, width, dtype=dtype), "bias": torch.randn(width, dtype=dtype)},
+        torch.randn(rows, width, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 63), (33, 130), (2500, 24)])
+def test_accuracy(rows: int, width: int, p: float, dtype: torch.dtype, poisoned_empty: None) -> None:
+    check_cpu(op(p), *inputs(rows, width), dtype, OPS)
+
+
+def test_pointwise_over_the_whole_range() -> None:
+    """Every value and derivative, not just their norm: also far out, where Φ is 0 or 1."""
+    z = torch.cat([torch.linspace(-12, 12, 20011), torch.tensor([-1e4, -88.0, 88.0, 1e4, 0.0])])
+    x = z.requires_grad_()
+    y = bias_gelu_dropout(x.unsqueeze(0), torch.zeros(len(z)))
+    y.sum().backward()
+    exact = z.detach().double()
+    cdf = 0.5 * torch.erfc(-exact / math.sqrt(2))
+    slope = cdf + exact * torch.exp(-0.5 * exact**2) / math.sqrt(2 * math.pi)
+    assert ((y[0].double() - exact * cdf).abs() <= 3e-7 * exact.abs().clamp(min=1)).all()
+    assert (x.grad is not None) and ((x.grad.double() - slope).abs() <= 6e-7).all()
+
+
+def test_mask_is_that_of_dropout() -> None:
+    x = torch.randn(37, 200)
+    y = bias_gelu_dropout(x, torch.zeros(200), dropout_p=0.4, rng=RNG, site=9)
+    kept = dropout(torch.ones(37, 200), 0.4, RNG, 9) != 0
+    assert torch.equal(y != 0, kept)
+    full = bias_gelu_dropout(x, torch.zeros(200))
+    assert relative_error(y[kept], full[kept] / 0.6) < 1e-6
+
+
+def test_threads() -> None:
+    check_threads(op(0.3), *inputs(701, 130))
+
+
+def test_leading_dimensions_and_strides() -> None:
+    x = torch.randn(6, 4, 10).transpose(0, 1)
+    flat = run(op(0.3), {"x": x.reshape(24, 10), "bias": torch.ones(10)}, torch.ones(24, 10), "cpu", OPS)
+    deep = run(op(0.3), {"x": x, "bias": torch.ones(10)}, torch.ones(4, 6, 10), "cpu", OPS)
+    for name, value in deep.items():
+        assert torch.equal(value.reshape(flat[name].shape), flat[name])
+
+
+def test_empty_batch() -> None:
+    results = run(op(0.3), *inputs(0, 8), "cpu", OPS)
+    assert results["output"].shape == (0, 8)
+    assert torch.equal(results["gradient of bias"], torch.zeros(8))
+
+
+def test_opcheck_and_compile() -> None:
+    values, upstream = inputs(9, 20)
+    x, bias = (v.requires_grad_() for v in values.values())
+    torch.library.opcheck(torch.ops.fastseq.bias_gelu_dropout.default, (x, bias, 0.3, RNG, 1))
+    torch.library.opcheck(
+        torch.ops.fastseq.bias_gelu_dropout_backward.default,
+        (upstream, x.detach(), bias.detach(), 0.3, RNG, 1),
+    )
+    check_compiled(op(0.3), values, upstream)
+
+
+def test_autocast() -> None:
+    """Under autocast parameters stay float32 beside bfloat16 activations: the op computes in the wider type."""
+    x, bias = torch.randn(5, 8).bfloat16(), torch.randn(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = bias_gelu_dropout(x, bias)
+    assert torch.equal(y, bias_gelu_dropout(x.float(), bias))
+
+
+def test_errors() -> None:
+    x, bias = torch.zeros(2, 3), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"bias is \[2\], expected \[3\]"):
+        bias_gelu_dropout(x, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"dropout_p is 1\.0"):
+        bias_gelu_dropout(x, bias, dropout_p=1.0, rng=RNG)
+    with pytest.raises(ValueError, match="rng is None"):
+        bias_gelu_dropout(x, bias, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lower_instruction_sets(isa: str) -> None:
+    """The accuracy tests of the element-wise ops once more, in a process held to ``isa``."""
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(_C.isa()) <= order.index(isa):
+        pytest.skip(f"this process already runs on {_C.isa()}")
+    folder = Path(__file__).parent
+    files = [f"test_{name}.py" for name in ("bias_gelu_dropout", "dropout_add_norm", "embed_sequence", "cross_entropy")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "accuracy", *(str(folder / f) for f in files)]
+    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parents[1])
+    assert result.returncode == 0, result.stdout + result.stderr

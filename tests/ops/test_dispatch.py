@@ -1,0 +1,153 @@
+"""Which implementation serves: the choice, its overrides, the fallback and its report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+
+from fastseq.ops import BackendError, _dispatch, dropout, explain, make_rng, record_served, set_backend
+
+RNG = make_rng(0)
+
+
+def call() -> torch.Tensor:
+    return dropout(torch.ones(2, 8), 0.5, RNG)
+
+
+def served_by() -> list[tuple[str, str]]:
+    with record_served() as calls:
+        call()
+    return list(calls)
+
+
+@pytest.fixture
+def without_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of an installation whose C++ extension is missing."""
+
+    def missing(name: str) -> types.ModuleType:
+        if name == "fastseq.ops.cpu.dropout":
+            raise ImportError("No module named 'fastseq._C'")
+        return importlib_import(name)
+
+    importlib_import = _dispatch.importlib.import_module
+    monkeypatch.setattr(_dispatch.importlib, "import_module", missing)
+    monkeypatch.setattr(_dispatch, "_served", {})
+    monkeypatch.setattr(_dispatch, "_warned", set())
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    names = os.environ | environment
+    return subprocess.run([sys.executable, "-c", code], env=names, capture_output=True, text=True)
+
+
+def test_device_decides() -> None:
+    assert served_by() == [("dropout", "cpu")]
+
+
+def test_set_backend_at_once_and_as_a_context() -> None:
+    with set_backend("reference"):
+        assert served_by() == [("dropout", "reference")]
+        with set_backend("cpu"):
+            assert served_by() == [("dropout", "cpu")]
+        assert served_by() == [("dropout", "reference")]
+    set_backend("reference")
+    try:
+        assert served_by() == [("dropout", "reference")]
+    finally:
+        set_backend(None)
+    assert served_by() == [("dropout", "cpu")]
+
+
+def test_context_is_undone_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), set_backend("reference"):
+        raise ZeroDivisionError
+    assert served_by() == [("dropout", "cpu")]
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="backend is 'cuda', expected one of reference, cpu, triton"):
+        set_backend("cuda")
+    assert served_by() == [("dropout", "cpu")]
+
+
+def test_environment() -> None:
+    code = (
+        "import torch; from fastseq.ops import dropout, make_rng, record_served, set_backend\n"
+        "def served():\n"
+        "    with record_served() as calls: dropout(torch.ones(2, 8), 0.5, make_rng(0))\n"
+        "    return calls\n"
+        "print(served(), end=' ')\n"
+        "with set_backend('cpu'): print(served())"
+    )
+    result = run_python(code, FASTSEQ_BACKEND="reference")
+    assert result.stdout.strip() == "[('dropout', 'reference')] [('dropout', 'cpu')]", result.stderr
+    result = run_python("import fastseq.ops", FASTSEQ_BACKEND="cppu")
+    assert result.returncode != 0
+    assert "FASTSEQ_BACKEND is 'cppu', expected one of reference, cpu, triton" in result.stderr
+
+
+def test_fallback_is_an_error_when_strict(without_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSEQ_STRICT", "1")
+    with pytest.raises(BackendError, match=r"dropout on cpu: cpu is not available .*FASTSEQ_STRICT=1.*reinstall"):
+        call()
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_fallback_warns_once(without_cpu: None, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FASTSEQ_STRICT", value)
+    with pytest.warns(RuntimeWarning, match="dropout falls back to plain PyTorch.*No module named.*reinstall") as all_:
+        assert served_by() == [("dropout", "reference")]
+    assert len(all_) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+        _dispatch._served.clear()
+        call()
+
+
+def test_results_are_the_same_after_a_fallback(without_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSEQ_STRICT", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fallen = call()
+    monkeypatch.undo()
+    _dispatch._served.clear()
+    assert torch.equal(fallen, call())
+
+
+def test_explain_has_a_line_per_op() -> None:
+    lines = explain().splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names == sorted(names) and set(names) == set(_dispatch._files)
+    assert "dropout" in names and "linear_cross_entropy_backward" in names
+    line = next(line for line in lines if line.split()[0] == "dropout")
+    assert line.split()[1:3] == ["cpu", "cpu"] and "fast path" in line
+    with set_backend("reference"):
+        assert "reference  set_backend or FASTSEQ_BACKEND" in explain()
+
+
+def test_explain_reports_what_is_missing(without_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSEQ_STRICT", "1")
+    line = next(line for line in explain().splitlines() if line.split()[0] == "dropout")
+    assert line.split()[1:3] == ["cpu", "none"] and "No module named 'fastseq._C'" in line
+
+
+def test_every_op_has_a_reference_and_a_cpu_path() -> None:
+    for op in _dispatch._files:
+        for backend in ("reference", "cpu"):
+            assert callable(_dispatch._find(op, backend)), f"{op} has no {backend} implementation"
+
+
+def test_recorders_nest_and_stop() -> None:
+    with record_served() as outer:
+        with record_served() as inner:
+            call()
+        call()
+    call()
+    assert len(outer) == 2 and len(inner) == 1

@@ -1,0 +1,86 @@
+"""dropout: every implementation against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq.ops import dropout, make_rng
+
+from .backends import check_compiled, check_cpu, check_threads, run
+
+OPS = {"dropout"}
+RNG = make_rng(17, 4)
+
+
+def op(x: Tensor) -> Tensor:
+    return dropout(x, 0.3, RNG, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (63,), (3, 111), (5, 2, 65), (700, 24)])
+def test_accuracy(shape: tuple[int, ...], dtype: torch.dtype, poisoned_empty: None) -> None:
+    check_cpu(op, {"x": torch.randn(shape)}, torch.randn(shape), dtype, OPS)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_share_and_scale(p: float) -> None:
+    y = dropout(torch.ones(400, 256), p, RNG)
+    kept = y != 0
+    deviation = (p * (1 - p) / y.numel()) ** 0.5
+    assert abs(kept.double().mean().item() - (1 - p)) < 5 * deviation
+    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+
+
+def test_gradient_uses_the_same_mask() -> None:
+    x = torch.randn(9, 70)
+    results = run(op, {"x": x}, torch.ones(9, 70), "cpu", OPS)
+    assert torch.equal(results["gradient of x"] != 0, results["output"] != 0)
+
+
+def test_zero_probability_is_the_identity() -> None:
+    x = torch.randn(3, 4)
+    assert dropout(x, 0.0) is x
+
+
+def test_dropped_infinities_are_zero() -> None:
+    y = dropout(torch.full((4, 64), torch.inf), 0.5, RNG)
+    assert set(y.unique().tolist()) == {0.0, torch.inf}
+
+
+def test_empty() -> None:
+    assert run(op, {"x": torch.zeros(0, 8)}, torch.zeros(0, 8), "cpu", OPS)["output"].shape == (0, 8)
+
+
+def test_threads() -> None:
+    check_threads(op, {"x": torch.randn(301, 130)}, torch.randn(301, 130))
+
+
+def test_opcheck_and_compile() -> None:
+    x = torch.randn(5, 20)
+    torch.library.opcheck(torch.ops.fastseq.dropout.default, (x.clone().requires_grad_(), 0.3, RNG, 6))
+    check_compiled(op, {"x": x}, torch.randn(5, 20))
+
+
+def test_step_does_not_recompile() -> None:
+    """seed and step travel in a tensor: a new step gives a new mask from the same graph."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x, rng: dropout(x, 0.3, rng, 6), fullgraph=True, backend=counter)
+    x = torch.ones(4, 64)
+    for step in range(3):
+        rng = make_rng(1, step)
+        assert torch.equal(compiled(x, rng), dropout(x, 0.3, rng, 6))
+    assert counter.frame_count == 1
+
+
+def test_errors() -> None:
+    x = torch.zeros(2, 3)
+    for p in (-0.5, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="dropout_p is"):
+            dropout(x, p, RNG)
+    with pytest.raises(ValueError, match="rng is None"):
+        dropout(x, 0.5)
+    with pytest.raises(ValueError, match=r"rng is torch.int64 \[3\]"):
+        dropout(x, 0.5, torch.zeros(3, dtype=torch.int64))

@@ -1,0 +1,198 @@
+"""ops/gru.py: every implementation against torch.nn.GRU on packed sequences, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastseq import ops
+from tests.ops.compare import assert_as_accurate, relative_error
+
+LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
+NAMES = ("h", "grad x_gates", "grad weight_hh", "grad bias_hh")
+
+
+def inputs(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype) -> list[Tensor | None]:
+    """x_gates, weight_hh, bias_hh, upstream gradient."""
+    generator = torch.Generator().manual_seed(sum(lengths) + hidden)
+    rows = sum(lengths)
+    shapes = [(rows, 3 * hidden), (3 * hidden, hidden), (3 * hidden,), (rows, hidden)]
+    x, weight, b, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return [t.to(dtype) for t in (x, weight * hidden**-0.5)] + [b.to(dtype) if bias else None, grad.to(dtype)]
+
+
+def offsets_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def fastseq_gru(lengths: list[int], arguments: list[Tensor | None]) -> list[Tensor]:
+    x, weight, bias = (None if a is None else a.clone().requires_grad_() for a in arguments[:3])
+    h = ops.gru(x, weight, offsets_of(lengths), bias_hh=bias, max_len=max([*lengths, 0]))
+    leaves = [a for a in (x, weight, bias) if a is not None]
+    return [h.detach(), *torch.autograd.grad(h, leaves, arguments[3])]
+
+
+def pytorch_gru(lengths: list[int], arguments: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    """torch.nn.GRU with an identity for weight_ih, so that its input is x_gates."""
+    x, weight, bias, grad = (None if a is None else a.to(dtype) for a in arguments)
+    module = torch.nn.GRU(weight.shape[0], weight.shape[1], bias=bias is not None).to(dtype)
+    with torch.no_grad():
+        module.weight_ih_l0.copy_(torch.eye(weight.shape[0]))
+        module.weight_hh_l0.copy_(weight)
+        if bias is not None:
+            module.bias_ih_l0.zero_()
+            module.bias_hh_l0.copy_(bias)
+    x = x.clone().requires_grad_()
+    full = [part for part in x.split(lengths) if len(part)]
+    packed = torch.nn.utils.rnn.pack_sequence(full, enforce_sorted=False)
+    out, kept = torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], batch_first=True)
+    h = torch.cat([row[:n] for row, n in zip(out, kept.tolist(), strict=True)])
+    leaves = [x, module.weight_hh_l0] + ([module.bias_hh_l0] if bias is not None else [])
+    return [h.detach(), *torch.autograd.grad(h, leaves, grad)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("hidden", "bias"), [(1, True), (7, False), (16, True), (33, True), (128, False)])
+def test_equals_nn_gru(backend: str, dtype: torch.dtype, hidden: int, bias: bool, poisoned_empty: None) -> None:
+    arguments = inputs(LENGTHS, hidden, bias, dtype)
+    with ops.set_backend(backend), ops.record_served() as calls:
+        results = fastseq_gru(LENGTHS, arguments)
+    assert calls == [("gru", backend), ("gru_backward", backend)]
+    same = pytorch_gru(LENGTHS, arguments, dtype)
+    exact = pytorch_gru(LENGTHS, arguments, torch.float64)
+    for name, result, pytorch, reference in zip(NAMES, results, same, exact, strict=False):
+        assert result.dtype == dtype
+        if dtype == torch.float64:  # the reference's own precision
+            assert relative_error(result, reference) < 1e-14, name
+        else:
+            assert_as_accurate(result, pytorch, reference, 2 if name == "h" else 3, name)
+    assert len(results) == len(exact) == (4 if bias else 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
+    arguments = inputs(LENGTHS, 24, True, dtype)
+    results = fastseq_gru(LENGTHS, arguments)
+    exact = pytorch_gru(LENGTHS, arguments, torch.float64)
+    for name, result, reference in zip(NAMES, results, exact, strict=True):
+        assert result.dtype == dtype
+        error = (result.double() - reference).norm() / reference.norm()
+        assert error < 1.5 * torch.finfo(dtype).eps, f"{name}: {error}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30), hidden=st.integers(1, 20), bias=st.booleans())
+def test_any_jagged_shape(lengths: list[int], hidden: int, bias: bool) -> None:
+    arguments = inputs(lengths, hidden, bias, torch.float64)
+    results = fastseq_gru(lengths, arguments)
+    with ops.set_backend("reference"):
+        expected = fastseq_gru(lengths, arguments)
+    for name, result, reference in zip(NAMES, results, expected, strict=False):
+        torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-12, msg=name)
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    arguments = inputs(LENGTHS * 4, 40, True, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            results.append(fastseq_gru(LENGTHS * 4, arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_are_exact_to_a_few_ulp_and_never_nan(dtype: torch.dtype) -> None:
+    """A zero weight leaves the bare functions: saved is (sigmoid, sigmoid, tanh, 0) of x_gates."""
+    magnitude = torch.logspace(-8, 4, 4001, dtype=torch.float64)
+    x = torch.cat((-magnitude, torch.zeros(3), magnitude)).to(dtype)
+    _, saved = torch.ops.fastseq.gru(
+        x.repeat_interleave(3).view(-1, 3), torch.zeros(3, 1, dtype=dtype), offsets_of([1] * len(x)), None, 1
+    )
+    r, z, n, s = saved.double().unbind(1)
+    assert torch.isfinite(saved).all()
+    ulp = torch.finfo(dtype).eps
+    if dtype == torch.float32:
+        close = x.abs() < 87  # below, sigmoid leaves float32's normal range
+        sigmoid, tanh = torch.sigmoid(x.double()), torch.tanh(x.double())
+        assert ((r - sigmoid).abs() / sigmoid)[close].max() < 4 * ulp
+        nonzero = x != 0
+        assert ((n - tanh).abs() / tanh.abs())[nonzero].max() < 4 * ulp
+    else:
+        torch.testing.assert_close(r, torch.sigmoid(x), rtol=8 * ulp, atol=1e-300)
+        torch.testing.assert_close(n, torch.tanh(x), rtol=8 * ulp, atol=0)
+    assert torch.equal(r, z) and not s.any() and not n[x == 0].any()
+
+
+def test_nan_and_infinity_are_not_hidden() -> None:
+    x = torch.tensor([[0.0, 0.0, float("nan")], [0.0, float("inf"), 1.0]])
+    h = ops.gru(x, torch.zeros(3, 1), offsets_of([1, 1]), max_len=1)
+    assert h[0].isnan().all() and h[1].item() == 0.0
+
+
+def test_empty_batch() -> None:
+    for lengths in ([], [0, 0]):
+        results = fastseq_gru(lengths, inputs(lengths, 5, True, torch.float32))
+        assert [list(r.shape) for r in results] == [[0, 5], [0, 15], [15, 5], [15]]
+        assert not results[2].any() and not results[3].any()
+
+
+def test_opcheck() -> None:
+    x, weight, bias, _ = inputs([3, 0, 5], 4, True, torch.float32)
+    for b in (bias, None):
+        leaves = [None if a is None else a.clone().requires_grad_() for a in (x, weight, b)]
+        torch.library.opcheck(torch.ops.fastseq.gru.default, (*leaves[:2], offsets_of([3, 0, 5]), leaves[2], 5))
+
+
+def test_compiles_once_for_many_lengths() -> None:
+    def step(x: Tensor, weight: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+        return ops.gru(x, weight, offsets, max_len=max_len).square().sum()
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
+    for lengths in ([3, 5], [7, 4], [6, 8]):
+        x, weight, _, _ = inputs(lengths, 4, False, torch.float32)
+        x.requires_grad_()
+        arguments = (x, weight, offsets_of(lengths), max(lengths))
+        (grad,) = torch.autograd.grad(compiled(*arguments), [x])
+        (expected,) = torch.autograd.grad(step(*arguments), [x])
+        torch.testing.assert_close(grad, expected)
+    assert counter.frame_count == 1
+
+
+def test_autocast_keeps_float32_weights() -> None:
+    x, weight, _, _ = inputs([4], 8, False, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = ops.gru(x.bfloat16(), weight, offsets_of([4]), max_len=4)
+    torch.testing.assert_close(h, ops.gru(x.bfloat16().float(), weight, offsets_of([4]), max_len=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_gates": torch.zeros(5, 7)}, r"x_gates has shape \[5, 7\], expected \[T, 6\]"),
+        ({"weight_hh": torch.zeros(6, 3)}, r"weight_hh has shape \[6, 3\], expected \[3H, H\]"),
+        ({"bias_hh": torch.zeros(2)}, r"bias_hh has shape \[2\], expected \[6\]"),
+        ({"offsets": torch.tensor([0, 5])}, r"offsets is torch.int64 \[2\], expected torch.int32"),
+        ({"offsets": torch.tensor([0, 3, 2, 5], dtype=torch.int32)}, "offsets decreases at index 2: 3 then 2"),
+        ({"offsets": torch.tensor([0, 4], dtype=torch.int32)}, "offsets ends at 4, expected the number of rows, 5"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Tensor], message: str) -> None:
+    arguments = {
+        "x_gates": torch.zeros(5, 6),
+        "weight_hh": torch.zeros(6, 2),
+        "offsets": torch.tensor([0, 5], dtype=torch.int32),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.gru(**arguments, max_len=5)

@@ -1,0 +1,118 @@
+"""The random stream: known answers, and the same bits from every implementation, width, thread and instruction set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq import _C
+from fastseq.ops import dropout, make_rng, set_backend
+from fastseq.ops.philox import threshold
+from fastseq.ops.reference.philox import keep_mask, philox
+
+SHAPES = [(1, 1), (5, 3), (7, 64), (3, 65), (4, 130), (2, 513), (300, 24)]
+P, SEED, STEP, SITE = 0.37, 2**63 - 12345, 2**32 + 77, 0x7FFF
+
+
+def signed(x: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return x - 2**64 if x >= 2**63 else x
+
+
+# Counter, key, output: the known answers for philox4x32-10 published with Random123.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
+def test_known_answers(counter: str, key: str, output: str) -> None:
+    c0, c1, c2, c3 = (int(word, 16) for word in counter.split())
+    k0, k1 = (int(word, 16) for word in key.split())
+    expected = [int(word, 16) for word in output.split()]
+    seed = signed(k0 | k1 << 32)
+    words = philox(make_rng(seed, c2), torch.tensor(c0), torch.tensor(c1), torch.tensor(c3))
+    assert words.tolist() == expected
+    assert list(_C.philox(seed=seed, step=c2, c0=c0, c1=c1, c3=c3)) == expected
+
+
+def test_counter_layout() -> None:
+    """Column c of row r is output c % 4 of counter (c // 4, r, step, site): written out with the C++ block function."""
+    rows, columns, p = 3, 70, 0.5
+    expected = [
+        [_C.philox(SEED, STEP, column // 4, row, SITE)[column % 4] >= threshold(p) for column in range(columns)]
+        for row in range(rows)
+    ]
+    rng = make_rng(SEED, STEP)
+    assert keep_mask(torch.arange(rows), columns, p, rng, SITE).tolist() == expected
+    assert (dropout(torch.ones(rows, columns), p, rng, SITE) != 0).tolist() == expected
+
+
+def masks() -> list[Tensor]:
+    rng = make_rng(SEED, STEP)
+    return [dropout(torch.ones(shape), P, rng, SITE) != 0 for shape in SHAPES]
+
+
+def digest(values: list[Tensor]) -> str:
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_masks_for_any_width_and_thread_count(threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with set_backend("cpu"):
+            fast = masks()
+    finally:
+        torch.set_num_threads(before)
+    with set_backend("reference"):
+        plain = masks()
+    for shape, a, b in zip(SHAPES, fast, plain, strict=True):
+        assert torch.equal(a, b), shape
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_masks_for_every_instruction_set(isa: str) -> None:
+    code = (
+        "import json; from fastseq import _C; from tests.ops.test_philox import digest, masks;"
+        "print(json.dumps([_C.isa(), digest(masks())]))"
+    )
+    environment = os.environ | {"FASTSEQ_CPU_ISA": isa, "FASTSEQ_BACKEND": "cpu"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    served, mask = json.loads(result.stdout)
+    order = ["baseline", "avx2", "avx512"]
+    assert served == min(isa, _C.isa(), key=order.index)
+    with set_backend("reference"):
+        assert mask == digest(masks())
+
+
+def test_streams_differ() -> None:
+    """Seed, step, site and row each change the mask; the same four give it again."""
+    x = torch.ones(2, 256)
+
+    def mask(seed: int, step: int, site: int) -> Tensor:
+        return dropout(x, 0.5, make_rng(seed, step), site)
+
+    base = mask(1, 2, 3)
+    assert torch.equal(base, mask(1, 2, 3))
+    assert not torch.equal(base[0], base[1])
+    for other in (mask(0, 2, 3), mask(1 + 2**32, 2, 3), mask(1, 3, 3), mask(1, 2, 4)):
+        assert 180 < (base != other).sum() < 332  # 512 fair coins: within 6 standard deviations of 256
+
+
+def test_threshold() -> None:
+    assert threshold(0.0) == 0 and threshold(0.5) == 2**31 and threshold(1 - 1e-12) == 2**32 - 1
+    for p in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="expected 0 <= p < 1"):
+            threshold(p)

@@ -1,0 +1,249 @@
+"""ops/sampled_loss.py: every implementation against autograd through the plain formulas, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastseq import ops
+from fastseq.ops.sampled_loss import LOSSES
+from tests.ops.compare import assert_as_accurate, relative_error
+
+
+def inputs(
+    rows: int,
+    count: int,
+    width: int,
+    items: int,
+    *,
+    shared: bool,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 1,
+) -> dict[str, Tensor]:
+    """Few items, so that ids repeat and hits are common; ``spread`` scales the scores."""
+    generator = torch.Generator().manual_seed(rows + count + width)
+    shape = (count,) if shared else (rows, count)
+    probability = torch.rand(items + 1, generator=generator, dtype=torch.float64) + 0.1
+    negatives = torch.randint(0, items + 1, shape, generator=generator)
+    return {
+        "h": (spread * torch.randn(rows, width, generator=generator, dtype=torch.float64)).to(dtype),
+        "item_weight": torch.randn(items + 1, width, generator=generator, dtype=torch.float64).to(dtype),
+        "targets": torch.randint(0, items + 1, (rows,), generator=generator),
+        "negatives": negatives,
+        "log_q": (probability / probability.sum()).log()[negatives].to(dtype),
+        "grad": torch.randn(rows, generator=generator, dtype=torch.float64).to(dtype),
+    }
+
+
+def options(case: dict[str, Tensor], loss: str) -> dict[str, Any]:
+    return {"loss": loss, "log_q": case["log_q"] if loss == "sampled_softmax" else None, "beta": 0.3}
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(exp(x) + 1) without torch's cut at 20, which is wrong in the ninth digit."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def fastseq_loss(case: dict[str, Tensor], loss: str, padding_idx: int | None = None) -> list[Tensor]:
+    """Losses of all rows, and the gradients of h and item_weight for ``case['grad']``."""
+    h, table = (case[name].clone().requires_grad_() for name in ("h", "item_weight"))
+    rows = ops.sampled_loss(
+        h, table, case["targets"], case["negatives"], reduction="none", padding_idx=padding_idx, **options(case, loss)
+    )
+    return [rows.detach(), *torch.autograd.grad(rows, [h, table], case["grad"].to(rows.dtype))]
+
+
+def plain_loss(case: dict[str, Tensor], loss: str, dtype: torch.dtype, padding_idx: int | None = None) -> list[Tensor]:
+    """Row by row, as docs/architecture.md words it: masked negatives are left out, not weighted by zero."""
+    h, table = (case[name].to(dtype).clone().requires_grad_() for name in ("h", "item_weight"))
+    losses = []
+    for i, target in enumerate(case["targets"].tolist()):
+        negatives = case["negatives"] if case["negatives"].dim() == 1 else case["negatives"][i]
+        log_q = case["log_q"] if case["log_q"].dim() == 1 else case["log_q"][i]
+        kept = negatives != target
+        positive, scores, count = h[i] @ table[target], table[negatives[kept]] @ h[i], int(kept.sum())
+        if loss == "bpr":
+            losses.append(softplus(scores - positive).mean() if count else positive * 0)
+        elif loss == "sampled_softmax":
+            logits = scores - log_q[kept].to(dtype) - math.log(max(count, 1))
+            losses.append(F.cross_entropy(torch.cat((positive[None], logits)), torch.tensor(0)))
+        else:
+            weight = 0.3 if loss == "gbce" else 1.0
+            losses.append((weight * softplus(-positive) + softplus(scores).sum()) / (count + 1))
+    rows = torch.stack(losses) if losses else (h * 0).sum(1)
+    grads = list(torch.autograd.grad(rows, [h, table], case["grad"].to(dtype), materialize_grads=True))
+    if padding_idx is not None:
+        grads[1][padding_idx] = 0
+    return [rows.detach(), *grads]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rows", "count", "width", "items"), [(1, 1, 1, 2), (37, 1, 24, 9), (33, 5, 7, 12), (65, 67, 60, 50)]
+)
+def test_equals_the_plain_formula(
+    backend: str, shared: bool, loss: str, dtype: torch.dtype, rows: int, count: int, width: int, items: int,
+    poisoned_empty: None,
+) -> None:  # fmt: skip
+    case = inputs(rows, count, width, items, shared=shared, dtype=dtype)
+    with ops.set_backend(backend), ops.record_served() as calls:
+        results = fastseq_loss(case, loss, padding_idx=items)
+    assert calls == [("sampled_loss", backend), ("sampled_loss_backward", backend)]
+    same = plain_loss(case, loss, dtype, padding_idx=items)
+    exact = plain_loss(case, loss, torch.float64, padding_idx=items)
+    for name, result, pytorch, reference in zip(("loss", "grad h", "grad items"), results, same, exact, strict=True):
+        assert result.dtype == dtype
+        if dtype == torch.float64:  # the reference's own precision
+            assert relative_error(result, reference) < 1e-14, name
+        else:
+            assert_as_accurate(result, pytorch, reference, 2 if name == "loss" else 3, name)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(0, 12), count=st.integers(0, 9), width=st.integers(1, 20), items=st.integers(1, 6),
+    loss=st.sampled_from(LOSSES), shared=st.booleans(),
+)  # fmt: skip
+def test_any_shape(rows: int, count: int, width: int, items: int, loss: str, shared: bool) -> None:
+    """One item and no negatives included, where every negative may be a hit."""
+    case = inputs(rows, count, width, items, shared=shared, dtype=torch.float64)
+    for result, reference in zip(fastseq_loss(case, loss), plain_loss(case, loss, torch.float64), strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_all_negatives_hit(backend: str, loss: str) -> None:
+    case = inputs(1, 3, 4, 5, shared=False)
+    case["negatives"][:] = case["targets"]
+    with ops.set_backend(backend):
+        rows, grad_h, _ = fastseq_loss(case, loss)
+    positive = (case["h"] * case["item_weight"][case["targets"]]).sum(1)
+    weight = {"bce": 1.0, "gbce": 0.3}.get(loss, 0.0)
+    torch.testing.assert_close(rows, weight * softplus(-positive))
+    assert grad_h.any() == (weight > 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_huge_scores(loss: str, shared: bool) -> None:
+    """Scores of ±1e4, whose own rounding in float32 is 1e-3."""
+    case = inputs(50, 4, 16, 20, shared=shared, spread=3000)
+    results = fastseq_loss(case, loss)
+    exact = plain_loss(case, loss, torch.float64)
+    assert exact[0].max() > 5000
+    assert relative_error(results[0], exact[0]) < 1e-6
+    for result, reference in zip(results[1:], exact[1:], strict=True):
+        assert relative_error(result, reference) < 1e-3
+
+
+def test_reductions_and_dtypes() -> None:
+    case = inputs(9, 2, 8, 30, shared=False)
+    arguments = (case["h"], case["item_weight"], case["targets"], case["negatives"])
+    rows = ops.sampled_loss(*arguments, reduction="none")
+    assert rows.shape == (9,)
+    torch.testing.assert_close(ops.sampled_loss(*arguments), rows.mean())
+    torch.testing.assert_close(ops.sampled_loss(*arguments, reduction="sum"), rows.sum())
+    empty = inputs(0, 2, 8, 30, shared=False)
+    none = ops.sampled_loss(empty["h"], empty["item_weight"], empty["targets"], empty["negatives"])
+    assert none.item() == 0.0
+    for dtype in (torch.bfloat16, torch.float16):
+        half = {name: case[name].to(dtype) if case[name].is_floating_point() else case[name] for name in case}
+        results = fastseq_loss(half, "bpr")
+        exact = plain_loss(half, "bpr", torch.float64)
+        assert [r.dtype for r in results] == [torch.float32, dtype, dtype]
+        assert all(relative_error(r, e) < torch.finfo(r.dtype).eps * 2 for r, e in zip(results, exact, strict=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_same_bits_for_any_number_of_threads(loss: str, shared: bool) -> None:
+    """Shared negatives go through BLAS, whose bits may depend on the threads for odd sizes: even ones here."""
+    case = inputs(256, 64, 32, 40, shared=shared)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            results.append(fastseq_loss(case, loss))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_opcheck(shared: bool) -> None:
+    case = inputs(4, 3, 5, 6, shared=shared)
+    for loss, padding_idx in (("sampled_softmax", 6), ("bpr", None)):
+        log_q = options(case, loss)["log_q"]
+        arguments = (case["h"].requires_grad_(), case["item_weight"].requires_grad_(), case["targets"])
+        rest = (case["negatives"], loss, log_q, 1.0, padding_idx)
+        torch.library.opcheck(torch.ops.fastseq.sampled_loss.default, (*arguments, *rest))
+
+
+def test_compiles() -> None:
+    case = inputs(11, 3, 8, 20, shared=False)
+    h = case["h"].requires_grad_()
+
+    def step(h: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+        return ops.sampled_loss(h * 2, table, targets, negatives, loss="bce")
+
+    arguments = (h, case["item_weight"], case["targets"], case["negatives"])
+    (grad,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments), [h])
+    (expected,) = torch.autograd.grad(step(*arguments), [h])
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("name", ["targets", "negatives"])
+@pytest.mark.parametrize("bad", [-1, 31])
+@pytest.mark.parametrize("shared", [False, True])
+def test_ids_out_of_range_are_named(name: str, bad: int, shared: bool) -> None:
+    case = inputs(9, 4, 8, 30, shared=shared)
+    place = "2" if name == "targets" or shared else "2, 1"
+    case[name][2 if len(place) == 1 else (2, 1)] = bad
+    with pytest.raises(IndexError, match=rf"{name}\[{place}\] is {bad}, expected an id from 0 to 30"):
+        fastseq_loss(case, "bpr")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "hinge"}, "loss is 'hinge', expected one of bpr, bce, gbce, sampled_softmax"),
+        ({"reduction": "avg"}, "reduction is 'avg', expected one of none, mean, sum"),
+        ({"loss": "sampled_softmax"}, "log_q is None"),
+        ({"log_q": torch.zeros(3, 2)}, "log_q is given, but loss 'bpr' has no use for it"),
+        ({"targets": torch.zeros(4, dtype=torch.int64)}, r"targets is torch.int64 \[4\], expected torch.int64 \[3\]"),
+        ({"negatives": torch.zeros(3, 2)}, r"negatives is torch.float32 \[3, 2\], expected torch.int64 \[3, K\]"),
+        ({"item_weight": torch.zeros(5, 7)}, r"h has shape \[3, 8\] and item_weight \[5, 7\]"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+    arguments = {
+        "h": torch.zeros(3, 8),
+        "item_weight": torch.zeros(5, 8),
+        "targets": torch.zeros(3, dtype=torch.int64),
+        "negatives": torch.zeros(3, 2, dtype=torch.int64),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.sampled_loss(**arguments)
+
+
+def test_gbce_beta() -> None:
+    """beta is 1 (plain BCE) at t = 0 and the sampling rate at t = 1."""
+    assert ops.gbce_beta(10, 101, 0.0) == pytest.approx(1.0)
+    assert ops.gbce_beta(10, 101, 1.0) == pytest.approx(0.1)
+    assert ops.gbce_beta(10, 101, 0.75) == pytest.approx(0.1 * (0.75 * (1 - 10) + 10))
+    with pytest.raises(ValueError, match="t is 2"):
+        ops.gbce_beta(10, 101, 2)

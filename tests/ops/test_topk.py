@@ -1,0 +1,191 @@
+"""topk: the CPU path against the reference, exactly: scores are small integers, so ties abound and sums are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastseq.ops import record_served, set_backend, topk
+from fastseq.ops.cpu import topk as cpu
+from tests.ops.compare import assert_as_accurate
+
+
+def integers(rows: int, items: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randint(-2, 3, (rows, 6), generator=generator).to(dtype)
+    return h, torch.randint(-2, 3, (items, 6), generator=generator).to(dtype)
+
+
+def seen_lists(rows: int, items: int, longest: int, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, longest + 1, (rows,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return dict(seen_offsets=offsets, seen_items=torch.randint(0, items, (int(offsets[-1]),), generator=generator))
+
+
+def assert_same(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """The CPU path gives what the reference gives, bit for bit."""
+    with record_served() as calls:
+        scores, ids = topk(*arguments, **more)
+    assert calls == [("topk", "cpu")]
+    with set_backend("reference"):
+        expected = topk(*arguments, **more)
+    assert torch.equal(ids, expected[1])
+    assert torch.equal(scores, expected[0])
+    return scores, ids
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 4 users × 100 items, so that every boundary is crossed."""
+    monkeypatch.setattr(cpu, "TILE_USERS", 4)
+    monkeypatch.setattr(cpu, "TILE_BYTES", 4 * 100 * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 7, 64, 1000])
+@pytest.mark.parametrize("items", [1, 63, 64, 65, 333])
+def test_matches_reference(items: int, k: int, dtype: torch.dtype, small_tiles: None, poisoned_empty: None) -> None:
+    h, weight = integers(11, items, dtype)
+    bias = torch.randint(-3, 4, (items,)).to(dtype)
+    scores, ids = assert_same(h, weight, k, bias=bias, **seen_lists(11, items, 40))
+    assert scores.dtype == dtype and ids.dtype == torch.int64
+    assert_same(h, weight, k)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 90), st.integers(1, 30), st.integers(0, 120), st.integers(0, 2**30))
+def test_any_seen_lists(rows: int, items: int, k: int, longest: int, seed: int) -> None:
+    h, weight = integers(rows, items, seed=seed)
+    seen = seen_lists(rows, items, longest, seed)
+    _, ids = assert_same(h, weight, k, **seen)
+    for row in range(rows):
+        listed = seen["seen_items"][seen["seen_offsets"][row] : seen["seen_offsets"][row + 1]]
+        assert not torch.isin(ids[row], listed).any()
+
+
+def test_real_scores() -> None:
+    h, weight, bias = torch.randn(50, 32), torch.randn(700, 32), torch.randn(700)
+    scores, ids = topk(h, weight, 20, bias=bias)
+    exact = (h.double() @ weight.double().T + bias).topk(20)
+    assert_as_accurate(scores, (h @ weight.T + bias).topk(20).values, exact.values, 2, "scores")
+    assert torch.equal(ids, exact.indices)
+
+
+def test_equal_scores_keep_the_smaller_ids(small_tiles: None) -> None:
+    """At the boundary of the k-th too, and across tiles."""
+    weight = torch.zeros(300, 2)
+    weight[[250, 120]] = 1.0
+    seen = dict(seen_offsets=torch.tensor([0, 0, 3], dtype=torch.int32), seen_items=torch.tensor([2, 0, 250]))
+    _, ids = assert_same(torch.ones(2, 2), weight, 5, **seen)
+    assert ids.tolist() == [[120, 250, 0, 1, 2], [120, 1, 3, 4, 5]]
+
+
+def test_fewer_than_k_unseen() -> None:
+    seen = dict(seen_offsets=torch.tensor([0, 3, 5]), seen_items=torch.tensor([0, 1, 2, 2, 0]))
+    scores, ids = assert_same(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, **seen)
+    assert ids.tolist() == [[-1, -1], [1, -1]]
+    assert scores.tolist() == [[float("-inf")] * 2, [2.0, float("-inf")]]
+
+
+def test_infinite_bias_bars_and_forces_items() -> None:
+    bias = torch.tensor([0.0, float("-inf"), float("inf"), 0.0])
+    _, ids = assert_same(torch.ones(1, 1), torch.ones(4, 1), 4, bias=bias)
+    assert ids.tolist() == [[2, 0, 3, -1]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_nan_is_an_error_that_names_the_score(backend: str, small_tiles: None) -> None:
+    h, weight = integers(7, 250)
+    weight[230, 1] = float("nan")
+    with set_backend(backend), pytest.raises(ValueError, match="row 0 and item 230 is NaN"):
+        topk(h, weight, 3)
+    h[0:6] = float("nan")
+    seen = dict(seen_offsets=torch.tensor([0, 250, *[500] * 6]), seen_items=torch.arange(250).repeat(2))
+    with set_backend(backend), pytest.raises(ValueError, match="row 2 and item 0 is NaN"):
+        topk(h, weight, 3, **seen)  # users 0 and 1 have seen everything: nothing of theirs is ranked
+
+
+@pytest.mark.parametrize("rows, items", [(0, 5), (3, 0), (0, 0)])
+def test_nobody_or_nothing(rows: int, items: int) -> None:
+    scores, ids = assert_same(torch.ones(rows, 6), torch.ones(items, 6), 2)
+    assert scores.shape == ids.shape == (rows, 2)
+
+
+def test_scores_are_held_for_a_bounded_number_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "TILE_BYTES", 1 << 16)
+    sizes: list[int] = []
+    product = torch.mm
+
+    def recorded(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        sizes.append(out.numel() * out.element_size())
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", recorded)
+    h, weight = integers(600, 1000)
+    topk(h, weight, 3)
+    assert max(sizes) <= 1 << 16 and sum(sizes) == 600 * 1000 * 4
+
+
+@pytest.fixture
+def thread_counts() -> Iterator[list[int]]:
+    before = torch.get_num_threads()
+    yield [1, 2, 8]
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_threads(thread_counts: list[int]) -> None:
+    h, weight = integers(40, 500)
+    results = []
+    for count in thread_counts:
+        torch.set_num_threads(count)
+        results.append(topk(h, weight, 9, **seen_lists(40, 500, 30)))
+    for scores, ids in results[1:]:
+        assert torch.equal(scores, results[0][0]) and torch.equal(ids, results[0][1])
+
+
+SEEN = dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0, 2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(k=0), "k is 0, expected at least 1"),
+        (dict(weight=torch.ones(5, 4)), r"h is \[2, 3\] and weight is \[5, 4\]"),
+        (dict(weight=torch.ones(5, 3).double()), "types .*float32.*float64"),
+        (dict(bias=torch.ones(4)), r"bias is \[4\], expected \[5\]"),
+        (dict(seen_items=None), "go together"),
+        (dict(seen_offsets=torch.tensor([0, 3])), r"expected int32 or int64 \[3\]"),
+        (dict(seen_offsets=torch.tensor([1, 1, 3])), "seen_offsets starts at 1 and ends at 3, expected 0 and 3"),
+        (dict(seen_offsets=torch.tensor([0, 1, 2])), "seen_offsets starts at 0 and ends at 2, expected 0 and 3"),
+        (dict(seen_offsets=torch.tensor([0, 4, 3])), "seen_offsets gives row 0 the range 0 to 4 of 3 seen items"),
+        (dict(seen_items=torch.tensor([4, 0, 5])), r"seen_items\[2\] \(row 1\) is 5, expected 0 <= id < 5"),
+        (dict(seen_items=torch.tensor([4, -1, 0])), r"seen_items\[1\] \(row 1\) is -1, expected 0 <= id < 5"),
+        (dict(seen_items=torch.tensor([4, 0, 2]).int()), "seen_items is torch.int32"),
+    ],
+)
+def test_errors_name_the_argument(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = dict(h=torch.ones(2, 3), weight=torch.ones(5, 3), k=2, **SEEN)
+    with pytest.raises(ValueError, match=message):
+        topk(**(arguments | change))
+
+
+def test_opcheck_and_compile() -> None:
+    h, weight = integers(3, 20)
+    arguments = (h, weight, 4, torch.zeros(20), *seen_lists(3, 20, 5).values())
+    torch.library.opcheck(torch.ops.fastseq.topk.default, arguments)
+    compiled = torch.compile(topk, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(h, weight, 4), topk(h, weight, 4), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_gradient() -> None:
+    h, weight = integers(3, 20)
+    scores, _ = topk(h.requires_grad_(), weight.requires_grad_(), 4)
+    assert not scores.requires_grad

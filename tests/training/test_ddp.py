@@ -1,0 +1,69 @@
+"""Two processes over gloo train and evaluate as one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastseq.errors import ConfigError
+from fastseq.training.distributed import Ranks
+
+from .worker import train_recorded, train_with_others
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.worker"])
+    port = free_port()
+    processes = [context.Process(target=train_with_others, args=(rank, 2, port, str(two))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    seen, metrics = train_recorded(one)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    ranks = [load_file(two / f"rank{rank}.safetensors") for rank in range(2)]
+    parts = [rank["seen"] for rank in ranks]
+    assert min(len(part) for part in parts) > 0.3 * len(seen)
+
+    def in_order(x: torch.Tensor) -> list[list[int]]:
+        return sorted(x.tolist())
+
+    assert in_order(torch.cat(parts)) == in_order(seen), "each target once, in the same step"
+    for name, tensor in load_file(one / "weights.safetensors").items():
+        torch.testing.assert_close(load_file(two / "weights.safetensors")[name], tensor, rtol=1e-9, atol=1e-12)
+    for rank in ranks:
+        assert rank["metrics"].tolist() == pytest.approx(list(metrics.values()), abs=1e-12)
+    lines = [
+        [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
+    assert len(lines[0]) == len(lines[1]) == 3
+    for a, b in zip(*lines, strict=True):
+        assert (a["step"], a["targets"]) == (b["step"], b["targets"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
+        assert a["validation"] == pytest.approx(b["validation"], abs=1e-12)
+
+
+def test_an_incomplete_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.join() == Ranks(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="RANK, MASTER_ADDR, MASTER_PORT is not; start with torchrun"):
+        Ranks.join()

@@ -1,0 +1,74 @@
+"""What the tests run in processes of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # torch.optim imports it when it is first used: once here instead of in every process
+from safetensors.torch import save_file
+
+from fastseq.training.evaluation import evaluate
+from fastseq.training.loop import Trainer
+from fastseq.training.options import TrainingOptions
+
+from .tiny import make_model, make_split
+
+PARAMS: dict[str, Any] = {"dropout_prob": 0.2, "reg_weight": 0.01, "weight_decay": 0.01}
+
+
+def train_to_the_end(run_dir: str | None, out: str, epochs: int, checkpoint_every: float | None) -> None:
+    """Trains, resuming from whatever ``run_dir`` holds, and writes the weights."""
+    torch.set_num_threads(1)
+    split = make_split()
+    model = make_model(split, **PARAMS)
+    options = TrainingOptions(
+        epochs=epochs, schedule="cosine", validate_every=2, checkpoint_every_seconds=checkpoint_every
+    )
+    result = Trainer(model, split, options, run_dir, resume=run_dir is not None).fit()
+    assert result.stopped == "finished", result.message
+    save_file(model.state_dict(), f"{out}.tmp")
+    Path(f"{out}.tmp").rename(out)
+
+
+def train_with_others(rank: int, world_size: int, port: int, folder: str) -> None:
+    """One rank of a training in float64 without dropout; rank 0 writes the weights, each the targets it saw."""
+    import os
+
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    seen, metrics = train_recorded(Path(folder))
+    tensors = {"seen": seen, "metrics": torch.tensor(list(metrics.values()), dtype=torch.float64)}
+    save_file(tensors, f"{folder}/rank{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
+    """Trains in this process (as one of several, if the environment says so).
+
+    Returns:
+        (step, user, target) of every target of this rank, int64 [n, 3], and the metrics on the test part.
+    """
+    split = make_split(n_users=37)
+    model = make_model(split, reg_weight=0.01, weight_decay=0.01, batch_size=50).double()
+    trainer = Trainer(model, split, TrainingOptions(epochs=3, clip_norm=0.5), folder / "run")
+    seen = []
+    step = trainer._step
+
+    def record(batch: Any) -> None:
+        users = batch.users[batch.target_sequences]
+        seen.append(torch.stack([torch.full_like(users, trainer._state.step), users, batch.targets], dim=1))
+        step(batch)
+
+    trainer._step = record  # type: ignore[method-assign]
+    trainer.fit()
+    found = evaluate(model, split, ks=(5, 10), ranks=trainer.ranks)
+    if trainer.ranks.is_first:
+        save_file(model.state_dict(), folder / "weights.safetensors")
+    return torch.cat(seen), found.metrics
