@@ -15,6 +15,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 VERSION = (ROOT / "fastseq" / "_version.py").read_text().split('"')[1]
@@ -53,7 +54,7 @@ class NinjaBuild(build_ext):
             "-Wall",
             "-Wextra",
             "-Wno-unknown-pragmas",
-            f"-I{ROOT / 'csrc'}",
+            f'"-I{ROOT / "csrc"}"',
         ]
         link = ["-shared", "-fopenmp"]
         if sanitize:
@@ -88,7 +89,11 @@ class NinjaBuild(build_ext):
         lines.append(f"build {escape(output)}: link {' '.join(map(escape, objects))}")
         lines.append(f"default {escape(output)}")
         (work / "build.ninja").write_text("\n".join(lines) + "\n")
-        subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(work)])
+        try:
+            subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(work)])
+        except (OSError, subprocess.CalledProcessError) as error:
+            # optional=True below: the installation goes on without C++, and fastseq says so when it is used.
+            raise CompileError(f"the C++ extension could not be built with {compiler!r}: {error}") from error
 
 
 setup(
@@ -105,6 +110,6 @@ setup(
     ],
     package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
     package_data={"fastseq": ["py.typed"]},
-    ext_modules=[Extension("fastseq._C", sources=[])],
+    ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -44,12 +44,17 @@ void pack_rows(HeadRows<T> from, int64_t rows, int64_t rows_padded, int64_t widt
     std::memset(to, 0, static_cast<size_t>((rows_padded - rows) * padded) * sizeof(T));
 }
 
-// to [width, 16] = the transpose of from [rows, width] * factor, zero in the lanes that have no row.
+// to [width, 16] = the transpose of from [rows, width] * factor, zero in the lanes that have no row. Four rows at a time
+// make short contiguous stores, where a loop along one row would scatter.
 template <typename T>
 void pack_lanes(HeadRows<T> from, int64_t rows, int64_t width, T factor, T* to) {
-    if (rows < kQueries) std::memset(to, 0, static_cast<size_t>(width * kQueries) * sizeof(T));
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < width; ++d) to[d * kQueries + r] = from.data[r * from.stride + d] * factor;
+    static const T zeros[kLargestWidth] = {};
+    for (int64_t r = 0; r < kQueries; r += 4) {
+        const T* row[4];
+        for (int i = 0; i < 4; ++i) row[i] = r + i < rows ? from.at(r + i, 0).data : zeros;
+        for (int64_t d = 0; d < width; ++d)
+            for (int i = 0; i < 4; ++i) to[d * kQueries + r + i] = row[i][d] * factor;
+    }
 }
 
 // to [rows, width], rows `stride` apart, = from [rows, padded] * factor.

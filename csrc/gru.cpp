@@ -15,8 +15,9 @@
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
+// Rows × 3 vectors of sums, 3 of weights and one of the row have to fit in the 32 or 16 vector registers.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8;  // 8 rows × 3 vectors of sums in 32 registers
+constexpr int kVectorBytes = 64, kRows = 8;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRows = 4;
 #else
@@ -52,11 +53,16 @@ FASTSEQ_INLINE void product(const T* const* rows, int64_t stride, const T* packe
     Vector sum[R][C] = {};
     for (int64_t k = 0; k < depth; ++k) {
         Vector b[C];
+#pragma GCC unroll 8  // all the inner loops: only then do the arrays become registers
         for (int c = 0; c < C; ++c) __builtin_memcpy(&b[c], packed + (k * C + c) * lanes, sizeof(Vector));
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k * stride] * b[c];
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
 }
 

@@ -22,8 +22,9 @@ inline int64_t scaled(uint32_t word, int64_t n) {
 }
 
 inline int64_t pick(const AliasTable& table, int64_t n_items, uint32_t column, uint32_t fraction) {
-    const int64_t item = scaled(column, n_items);
-    return static_cast<int64_t>(fraction) < table.probability[item] ? item : table.alias[item];
+    const int64_t item = scaled(column, n_items), other = table.alias[item];
+    const int64_t keep = -static_cast<int64_t>(static_cast<int64_t>(fraction) < table.probability[item]);
+    return other ^ ((item ^ other) & keep);  // no branch: it would be guessed wrong half of the time
 }
 
 // Sixteen consecutive targets, with what their users have seen. Lanes past the end repeat the last target.
@@ -78,7 +79,13 @@ struct Targets {
 
     bool excludes(int l, int64_t item) const {
         const int64_t* list = seen + start[l];
-        return item == positive[l] || std::binary_search(list, list + size[l], item);
+        int64_t left = size[l];
+        while (left > 1) {
+            const int64_t half = left / 2;
+            list += half & -static_cast<int64_t>(list[half] <= item);
+            left -= half;
+        }
+        return item == positive[l] || (left == 1 && *list == item);
     }
 };
 

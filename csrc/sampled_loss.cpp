@@ -30,6 +30,15 @@ FASTSEQ_INLINE void add_scaled(T* y, T scale, const T* x, int64_t width) {
     for (int64_t c = 0; c < width; ++c) y[c] += scale * x[c];
 }
 
+// Table rows that will be read kAhead negatives from now: in a large table each is a cache miss, and they are known.
+constexpr int64_t kAhead = 8;
+
+template <typename T>
+FASTSEQ_INLINE void prefetch(const T* row, int64_t width) {
+    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+    for (int64_t c = 0; c < width; c += line) __builtin_prefetch(row + c);
+}
+
 // How a row's loss uses its negatives. Those equal to the target are masked out; `kept` is how many are left.
 //
 // scores holds the negatives' scores on entry and d loss / d score on return.
@@ -110,9 +119,13 @@ void sampled_loss(const LossInputs<T>& in, T* loss, T* grad_h, T* grad_scores, i
         const T* h = in.h + i * width;
         const T* positive_row = in.table + target * width;
         T* scores = grad_scores + i * (count + 1) + 1;
+        const int64_t next_target = i + 1 + kAhead / (count + 1);
+        if (next_target < in.rows) prefetch(in.table + in.targets[next_target] * width, width);
         const T positive = dot(h, positive_row, width);
-        if (!in.shared)
-            for (int64_t j = 0; j < count; ++j) scores[j] = dot(h, in.table + negatives[j] * width, width);
+        for (int64_t j = 0; !in.shared && j < count; ++j) {
+            if (i * count + j + kAhead < in.rows * count) prefetch(in.table + negatives[j + kAhead] * width, width);
+            scores[j] = dot(h, in.table + negatives[j] * width, width);
+        }
         int64_t hits = 0;
 #pragma omp simd reduction(+ : hits)
         for (int64_t j = 0; j < count; ++j) hits += negatives[j] == target;

@@ -54,8 +54,9 @@ struct Batch : AttentionBatch {
                          dropout_threshold(p_), Rng(seed, step), site_, std::max(threads_, 1)} {
         check_shape(offsets_, "offsets", {-1});
         check_offsets(offsets, offsets_.size(), rows, "offsets");
-        if (width < 1 || width > 128)
-            throw py::value_error("head dim is " + std::to_string(width) + ", expected 1 to 128");
+        if (width < 1 || width > kLargestWidth)
+            throw py::value_error("head dim is " + std::to_string(width) + ", expected 1 to " +
+                                  std::to_string(kLargestWidth));
         for (int64_t b = 0; b < sequences; ++b) {
             const int64_t length = offsets[b + 1] - offsets[b];
             longest = std::max(longest, length);

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastseq import _C
 from fastseq.errors import DataError
+from fastseq.native import _C
 
 from .ids import IdMap, Int64Array, RawId, factorise
 from .times import as_times

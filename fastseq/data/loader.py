@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastseq import _C
+from fastseq.native import _C
 from fastseq.ops import make_rng
 
 from .batch import JaggedBatch

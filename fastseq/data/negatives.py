@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastseq import _C
+from fastseq.native import _C
 from fastseq.ops import sample_negatives, sample_shared_negatives
 
 from .ids import Int64Array

@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastseq import _C
 from fastseq.errors import DataError
+from fastseq.native import _C
 
 from . import frames
 from .ids import IdMap, RawId

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from .ids import Int64Array
 from .interactions import Interactions, build_interactions
 
-CLUSTERS = 20
-STYLES = 6  # that each cluster's items come in
+CLUSTERS = 10
+STYLES = 10  # that each cluster's items come in
 FOLLOW = 0.9  # share of events whose cluster follows from the last item's
 KEEP_STYLE = 0.9  # share of events whose style follows from the style of the item before the last
 REPEAT = 0.05  # share of events that repeat an earlier item of the user
@@ -102,7 +102,7 @@ class Catalogue:
             style=rng.integers(STYLES, size=n_items),
             next_cluster=_ring(rng, CLUSTERS),
             next_style=_ring(rng, STYLES),
-            popularity=1.0 / (np.arange(n_items) + ZIPF_SHIFT),
+            popularity=1.0 / (np.arange(n_items, dtype=np.float64) + ZIPF_SHIFT),
         )
 
 

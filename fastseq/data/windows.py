@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastseq import _C
+from fastseq.native import _C
 
 from .ids import Int64Array
 

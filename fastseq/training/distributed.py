@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastseq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastseq.data.batch import JaggedBatch
+    from fastseq.models.base import SequentialRecommender
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,23 @@ class Ranks:
         """Returns when every process has come here."""
         if self.world_size > 1:
             dist.barrier()
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, model: SequentialRecommender) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        return self.model.loss(batch)
+
+
+def distributed_loss(model: SequentialRecommender) -> Callable[[JaggedBatch], Tensor]:
+    """``model.loss`` with gradients averaged over all processes in its backward pass."""
+    # The one buffer that changes, the dropout's rng, differs from rank to rank on purpose.
+    accepted = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # until torch 2.12
+    options: dict[str, Any] = {name: False}
+    return nn.parallel.DistributedDataParallel(_Objective(model), **options)

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,69 +21,14 @@ from fastseq.models.base import SequentialRecommender
 
 from . import state as states
 from .curve import draw_curve
-from .distributed import Ranks
+from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import parse_metric
 from .options import TrainingOptions, learning_rate_factor
+from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is.
-
-    Attributes:
-        epoch: from 1.
-        step: optimizer steps taken, over all epochs.
-        total_steps: of the whole run, early stopping apart.
-        loss: mean over the targets of this epoch so far.
-        targets_per_second: of training steps since this process began, all ranks together.
-        eta_seconds: until the last epoch's last step at that speed, validations apart.
-        validation: metrics, in the call after a validation; else None.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    total_steps: int
-    loss: float
-    targets_per_second: float
-    eta_seconds: float
-    validation: dict[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How training went.
-
-    Attributes:
-        stopped: "finished" (all epochs), "patience", "interrupted" (Ctrl-C, SIGTERM) or "max_seconds".
-        message: the same in a sentence, with how to resume where that applies.
-        epochs, steps, targets: done, those before a resume included; a broken-off epoch is not counted in ``epochs``.
-        seconds: in training steps, waiting for batches included, validations and checkpoints not.
-        targets_per_second: ``targets / seconds``.
-        first_loss, last_loss: of the first and the last step, mean over this rank's targets; None if there was none.
-        metric: name of the validation metric, such as ``"NDCG@10"``, or None.
-        best_epoch, best_value: where that metric was highest. The model has this epoch's weights if training ended
-            by itself ("finished", "patience"), else those of the last step.
-        history: the lines of ``metrics.jsonl``, one dictionary an epoch.
-    """
-
-    stopped: StopReason
-    message: str
-    epochs: int
-    steps: int
-    targets: int
-    seconds: float
-    targets_per_second: float
-    first_loss: float | None
-    last_loss: float | None
-    metric: str | None
-    best_epoch: int | None
-    best_value: float | None
-    history: list[dict[str, Any]]
 
 
 class Trainer:
@@ -162,7 +106,7 @@ class Trainer:
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
         state = self._state
-        self._objective = _distributed(self.model) if self.ranks.world_size > 1 else self.model.loss
+        self._objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -470,18 +414,3 @@ class Trainer:
             f"patience is {options.patience}, but the split has no validation targets; split some off, or set "
             "patience to None"
         )
-
-
-class _Objective(nn.Module):
-    """The loss as a module's forward, which is what DistributedDataParallel can wrap."""
-
-    def __init__(self, model: SequentialRecommender) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: JaggedBatch) -> Tensor:
-        return self.model.loss(batch)
-
-
-def _distributed(model: SequentialRecommender) -> Callable[[JaggedBatch], Tensor]:
-    return nn.parallel.DistributedDataParallel(_Objective(model), broadcast_buffers=False)

@@ -13,6 +13,7 @@ from fastseq import ops
 from tests.ops.compare import assert_as_accurate, relative_error
 
 ROWS, WIDTH, STEPS = 23, 13, 10
+State = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, exp_avg, exp_avg_sq, last_step
 
 
 def gradients(dtype: torch.dtype, steps: int = STEPS) -> Iterator[tuple[Tensor, Tensor]]:
@@ -23,9 +24,9 @@ def gradients(dtype: torch.dtype, steps: int = STEPS) -> Iterator[tuple[Tensor, 
         yield rows, torch.randn(len(rows), WIDTH, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def state(dtype: torch.dtype) -> list[Tensor]:
+def state(dtype: torch.dtype) -> State:
     weight = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(dtype)
-    return [weight, torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(ROWS, dtype=torch.int64)]
+    return weight, torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(ROWS, dtype=torch.int64)
 
 
 def dense_adam(dtype: torch.dtype) -> list[Tensor]:
@@ -132,12 +133,15 @@ def test_opcheck_and_compile(lazy: bool) -> None:
 def test_bfloat16_and_strided_state() -> None:
     """What C++ cannot take as it is, is still updated in place."""
     rows, grad = next(gradients(torch.float32))
-    half = [t.bfloat16() if t.is_floating_point() else t for t in state(torch.float32)]
+    weight, first, second, last_step = state(torch.float32)
+    half = (weight.bfloat16(), first.bfloat16(), second.bfloat16(), last_step)
     ops.adam_rows(*half, rows, grad, 1, lr=0.1)
-    wide = [t.float() if t.is_floating_point() else t for t in state(torch.bfloat16)]
+    weight, first, second, last_step = state(torch.bfloat16)
+    wide = (weight.float(), first.float(), second.float(), last_step)
     ops.adam_rows(*wide, rows, grad.bfloat16().float(), 1, lr=0.1)
     assert torch.equal(half[0], wide[0].bfloat16()) and torch.equal(half[1], wide[1].bfloat16())
-    strided = [t.t().contiguous().t() if t.dim() == 2 else t for t in state(torch.float32)]
+    weight, first, second, last_step = state(torch.float32)
+    strided = (weight.t().contiguous().t(), first.t().contiguous().t(), second.t().contiguous().t(), last_step)
     ops.adam_rows(*strided, rows, grad, 1, lr=0.1)
     plain = state(torch.float32)
     ops.adam_rows(*plain, rows, grad, 1, lr=0.1)

@@ -18,7 +18,7 @@ V, L = 50, 40
 
 
 def op(p: float, padding_idx: int | None = V) -> Function:
-    def function(**tensors: Tensor) -> Tensor:
+    def function(**tensors: Any) -> Tensor:
         return embed_sequence(**tensors, dropout_p=p, rng=RNG, site=2, padding_idx=padding_idx)
 
     return function
@@ -27,7 +27,7 @@ def op(p: float, padding_idx: int | None = V) -> Function:
 def inputs(lengths: list[int], width: int, parts: str = "item position norm") -> tuple[dict[str, Any], Tensor]:
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     rows = int(offsets[-1])
-    values = {
+    values: dict[str, Any] = {
         "items": torch.randint(0, V + 1, (rows,)) // 3 * 3 % (V + 1),  # repeats, ids without events, some padding
         "offsets": offsets,
         "item_weight": torch.randn(V + 1, width),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
 NAMES = ("h", "grad x_gates", "grad weight_hh", "grad bias_hh")
 
 
-def inputs(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype) -> list[Tensor | None]:
+def inputs(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype) -> list[Any]:
     """x_gates, weight_hh, bias_hh, upstream gradient."""
     generator = torch.Generator().manual_seed(sum(lengths) + hidden)
     rows = sum(lengths)
@@ -28,17 +30,19 @@ def offsets_of(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
 
-def fastseq_gru(lengths: list[int], arguments: list[Tensor | None]) -> list[Tensor]:
-    x, weight, bias = (None if a is None else a.clone().requires_grad_() for a in arguments[:3])
+def fastseq_gru(lengths: list[int], arguments: list[Any]) -> list[Tensor]:
+    copies: list[Any] = [None if a is None else a.clone().requires_grad_() for a in arguments[:3]]
+    x, weight, bias = copies
     h = ops.gru(x, weight, offsets_of(lengths), bias_hh=bias, max_len=max([*lengths, 0]))
     leaves = [a for a in (x, weight, bias) if a is not None]
     return [h.detach(), *torch.autograd.grad(h, leaves, arguments[3])]
 
 
-def pytorch_gru(lengths: list[int], arguments: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+def pytorch_gru(lengths: list[int], arguments: list[Any], dtype: torch.dtype) -> list[Tensor]:
     """torch.nn.GRU with an identity for weight_ih, so that its input is x_gates."""
-    x, weight, bias, grad = (None if a is None else a.to(dtype) for a in arguments)
-    module = torch.nn.GRU(weight.shape[0], weight.shape[1], bias=bias is not None).to(dtype)
+    cast: list[Any] = [None if a is None else a.to(dtype) for a in arguments]
+    x, weight, bias, grad = cast
+    module: Any = torch.nn.GRU(weight.shape[0], weight.shape[1], bias=bias is not None).to(dtype)
     with torch.no_grad():
         module.weight_ih_l0.copy_(torch.eye(weight.shape[0]))
         module.weight_hh_l0.copy_(weight)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastseq.models import MODELS
 from fastseq.training import checkpoint
+from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
-from fastseq.training.run import RunFolder
+from fastseq.training.run import RunFolder, load
 
 from .tiny import make_model, make_split
 from .worker import PARAMS, train_to_the_end
@@ -134,3 +136,43 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert (second.stopped, second.steps, second.history) == ("finished", first.steps, first.history)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "SASRec": {"n_layers": 2, "n_heads": 2, "inner_size": 16, "attn_dropout_prob": 0.3, "max_seq_len": 10},
+    "GRU4Rec": {"hidden_size": 8, "num_layers": 1, "max_seq_len": 10},
+    "Caser": {"n_h": 2, "n_v": 2, "max_seq_len": 5},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("per_target", [False, True])
+def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str, per_target: bool) -> None:
+    split = make_split()
+    data = split.interactions
+    shared = {"embedding_size": 8, "dropout_prob": 0.3, "weight_decay": 0.01, "epochs": 2, "learning_rate": 0.01}
+
+    def build(seed: int) -> Any:
+        params = shared | SMALL[name] | {"neg_samples": 2, "batch_size": 60, "reg_weight": 0.01}
+        return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items}, seed=seed)
+
+    options = TrainingOptions(per_target=per_target)
+    whole, model = build(1), build(1)
+    Trainer(whole, split, options).fit()
+    trainer = Trainer(model, split, TrainingOptions(per_target=per_target, checkpoint_every_seconds=0), tmp_path / "x")
+    step = trainer._step
+
+    def dying(batch: Any) -> None:
+        if trainer._state.step == trainer.total_steps - 3:
+            raise Killed
+        step(batch)
+
+    trainer._step = dying  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.fit()
+    again = build(2)
+    Trainer(again, split, options, tmp_path / "x", resume=True).fit()
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+    loaded = load(tmp_path / "x")
+    assert evaluate(loaded, split).metrics == evaluate(whole, split).metrics

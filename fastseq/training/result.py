@@ -1,0 +1,64 @@
+"""What training reports: while it runs, and when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .state import StopReason
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is.
+
+    Attributes:
+        epoch: from 1.
+        step: optimizer steps taken, over all epochs.
+        total_steps: of the whole run, early stopping apart.
+        loss: mean over the targets of this epoch so far (of rank 0).
+        targets_per_second: of training steps since this process began, all ranks together.
+        eta_seconds: until the last epoch's last step at that speed, validations apart.
+        validation: metrics, in the call after a validation; else None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    loss: float
+    targets_per_second: float
+    eta_seconds: float
+    validation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training went.
+
+    Attributes:
+        stopped: "finished" (all epochs), "patience", "interrupted" (Ctrl-C, SIGTERM) or "max_seconds".
+        message: the same in a sentence, with how to resume where that applies.
+        epochs, steps, targets: done, those before a resume included; a broken-off epoch is not counted in ``epochs``.
+        seconds: in training steps, waiting for batches included, validations and checkpoints not.
+        targets_per_second: ``targets / seconds``.
+        first_loss, last_loss: of the first and the last step, mean over this rank's targets; None if there was none.
+        metric: name of the validation metric, such as ``"NDCG@10"``, or None.
+        best_epoch, best_value: where that metric was highest. The model has this epoch's weights if training ended
+            by itself ("finished", "patience"), else those of the last step.
+        history: the lines of ``metrics.jsonl``, one dictionary an epoch.
+    """
+
+    stopped: StopReason
+    message: str
+    epochs: int
+    steps: int
+    targets: int
+    seconds: float
+    targets_per_second: float
+    first_loss: float | None
+    last_loss: float | None
+    metric: str | None
+    best_epoch: int | None
+    best_value: float | None
+    history: list[dict[str, Any]]
