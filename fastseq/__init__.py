@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .models.recommend import Recommendation
     from .models.sasrec import SASRec
     from .ops import explain, set_backend
+    from .training.run import load
 
 # Loaded on first use: importing fastseq alone costs next to nothing.
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "Catalogue": "models.catalogue",
     "Recommendation": "models.recommend",
     "explain": "ops",
+    "load": "training.run",
     "set_backend": "ops",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "SequentialRecommender",
     "__version__",
     "explain",
+    "load",
     "ops",
     "set_backend",
 ]

@@ -13,7 +13,7 @@ from .interactions import Interactions, build_interactions
 CLUSTERS = 10
 STYLES = 10  # that each cluster's items come in
 FOLLOW = 0.9  # share of events whose cluster follows from the last item's
-KEEP_STYLE = 0.9  # share of events whose style follows from the style of the item before the last
+KEEP_STYLE = 0.9  # share of events whose style is that of the item before the last
 REPEAT = 0.05  # share of events that repeat an earlier item of the user
 TASTE = 0.3  # concentration of a user's taste: smaller, fewer favourites
 ZIPF_SHIFT = 50.0  # of ranks: larger, a flatter head
@@ -25,8 +25,8 @@ def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 3
 
     - Every item has a cluster and a style; popularity follows Zipf's law.
     - Order 1: the next item's cluster is most often the successor of the last item's, on a ring of all clusters.
-    - Order 2: its style is most often the successor of the style of the item before the last, on a ring of all styles.
-      So who knows the last two items knows cluster and style, and who knows one knows the cluster alone.
+    - Order 2: its style is most often that of the item before the last, so styles alternate. Who knows the last two
+      items knows cluster and style; who knows one knows the cluster alone.
     - Taste: other events draw their cluster from the user's own few favourites. Some events repeat an earlier item.
 
     Args:
@@ -76,13 +76,12 @@ def shuffled(interactions: Interactions, seed: int = 0) -> Interactions:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The hidden structure: what each item is, and which clusters and styles follow which.
+    """The hidden structure: what each item is, and which cluster follows which.
 
     Attributes:
         names: int64 [n_items], the number in each item's raw id; items are in order of popularity.
         cluster, style: int64 [n_items].
         next_cluster: int64 [CLUSTERS], one cycle.
-        next_style: int64 [STYLES], one cycle.
         popularity: float64 [n_items], Zipf's law.
     """
 
@@ -90,7 +89,6 @@ class Catalogue:
     cluster: Int64Array
     style: Int64Array
     next_cluster: Int64Array
-    next_style: Int64Array
     popularity: NDArray[np.float64]
 
     @classmethod
@@ -100,8 +98,7 @@ class Catalogue:
             names=rng.permutation(n_items),  # ids say nothing about popularity
             cluster=np.concatenate([np.arange(CLUSTERS), rng.integers(CLUSTERS, size=n_items - CLUSTERS)]),
             style=rng.integers(STYLES, size=n_items),
-            next_cluster=_ring(rng, CLUSTERS),
-            next_style=_ring(rng, STYLES),
+            next_cluster=_ring(rng),
             popularity=1.0 / (np.arange(n_items, dtype=np.float64) + ZIPF_SHIFT),
         )
 
@@ -123,18 +120,17 @@ def _walk(rng: np.random.Generator, lengths: Int64Array, catalogue: Catalogue) -
         follow = rng.random(n_users) < FOLLOW
         chosen = np.where(follow, catalogue.next_cluster[cluster[last]], taste.draw(users, rng))
         styled = rng.random(n_users) < KEEP_STYLE
-        wanted = catalogue.next_style[style[before]]
-        drawn = np.where(styled, by_style.draw(chosen * STYLES + wanted, rng), by_cluster.draw(chosen, rng))
+        drawn = np.where(styled, by_style.draw(chosen * STYLES + style[before], rng), by_cluster.draw(chosen, rng))
         repeat = (rng.random(n_users) < REPEAT) & (t > 0)
         grid[:, t] = np.where(repeat, grid[users, (rng.random(n_users) * t).astype(np.int64)], drawn)
         before, last = last, grid[:, t]
     return grid
 
 
-def _ring(rng: np.random.Generator, n: int) -> Int64Array:
-    """The successor of each of 0 … n − 1 on a ring in random order, int64 [n]."""
-    order = rng.permutation(n)
-    successor = np.empty(n, np.int64)
+def _ring(rng: np.random.Generator) -> Int64Array:
+    """The successor of each cluster on a ring in random order, int64 [CLUSTERS]."""
+    order = rng.permutation(CLUSTERS)
+    successor = np.empty(CLUSTERS, np.int64)
     successor[order] = np.roll(order, -1)
     return successor
 

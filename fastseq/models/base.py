@@ -46,6 +46,7 @@ class SequentialRecommender(nn.Module, ABC):
     """
 
     needs_user: ClassVar[bool] = False  # whether scoring reads the user's id
+    needs_context: ClassVar[bool] = False  # every target of a window needs all its max_seq_len events in the pass
     reads_length: ClassVar[bool] = True  # False: a padded row ends where its trailing padding begins
 
     item_embedding: nn.Embedding

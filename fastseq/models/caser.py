@@ -34,6 +34,7 @@ class Caser(SequentialRecommender):
     """
 
     needs_user: ClassVar[bool] = True
+    needs_context: ClassVar[bool] = True
     reads_length: ClassVar[bool] = False
 
     embedding_size: int

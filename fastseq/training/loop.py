@@ -395,7 +395,8 @@ class Trainer:
             seed=options.seed,
             sampler=sampler,
             per_target=options.per_target,
-            context=getattr(model, "needs_context", model.needs_user),
+            # Caser reads the whole history of every target.
+            context=model.needs_context,
             l2=model.reg_weight > 0,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,

@@ -25,4 +25,4 @@ def array(x: Tensor) -> Any:
 
 def seed_and_step(rng: Tensor | None) -> tuple[int, int]:
     """The two integers of ``rng``; (0, 0) where nothing is drawn."""
-    return (0, 0) if rng is None else tuple(rng.tolist())  # type: ignore[return-value]
+    return (0, 0) if rng is None else tuple(rng.tolist())
