@@ -78,9 +78,9 @@ def test_order_carries_the_signal(seed: int) -> None:
     split = leave_one_out(data)
     popularity, markov, order2 = (ndcg(s, split) for s in (Popularity(split), Markov(split), Order2(split, seed)))
     assert markov > 3 * popularity
-    assert order2 > 1.8 * markov
+    assert order2 > 2.5 * markov
     control = leave_one_out(shuffled(data, seed))
-    assert ndcg(Markov(control), control) < 0.3 * markov
+    assert ndcg(Markov(control), control) < 0.5 * markov
     assert ndcg(Order2(control, seed), control) < 0.3 * order2
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastseq import _C
 
 from ._arrays import array, prepared
+from ._products import transposed_product
 
 
 def gru(
@@ -56,7 +57,6 @@ def gru_backward(
         array(carry),
         torch.get_num_threads(),
     )
-    grad_weight = torch.empty(weight_hh.shape, dtype=state.dtype)
-    _C.transposed_product(array(grad_hidden), array(previous), array(grad_weight), torch.get_num_threads())
+    grad_weight = transposed_product(grad_hidden, previous)
     grad_bias = grad_hidden.new_empty(0) if bias_hh is None else grad_hidden.sum(0)
     return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import prepared
+from ._products import transposed_product
 from .gru import gru, gru_backward
 from .sampled_loss import sampled_loss, sampled_loss_backward
 
@@ -62,7 +63,7 @@ def gru_sampled_loss_backward(
     )
     grad_y = prepared(grad_y)
     counted = prepared(h if rows is None else h.index_select(0, rows))
-    grad_dense_weight = torch.mm(grad_y.t(), counted).to(dense_weight.dtype)
+    grad_dense_weight = transposed_product(grad_y, counted).to(dense_weight.dtype)
     grad_dense_bias = grad_y.sum(0).to(dense_bias.dtype)
     grad_h = torch.mm(grad_y, prepared(dense_weight))
     if rows is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastseq import _C
 
 from ._arrays import array, prepared
+from ._products import transposed_product
 
 
 def sampled_loss(
@@ -65,7 +66,7 @@ def sampled_loss_backward(
     scale = grad.to(x.dtype).unsqueeze(1)
     coefficients = scale * d_scores
     if negatives.dim() == 1:  # the negatives' part is one dense row each, added like a target's
-        dense = torch.mm(coefficients[:, 1:].t(), x)
+        dense = transposed_product(coefficients, x)[1:]
         source = torch.cat((x, dense))
         ids = torch.cat((targets, negatives)).unsqueeze(1)
         coefficients = torch.cat((coefficients[:, :1], torch.ones_like(dense[:, :1])))
