@@ -78,7 +78,7 @@ inline bool valid_text(std::string_view text) {
         const unsigned lead = *p++;
         if (lead == 0) return false;
         if (lead < 0x80) continue;
-        const int more = lead >= 0xc2 && lead < 0xe0 ? 1 : lead >= 0xe0 && lead < 0xf0 ? 2 : lead >= 0xf0 && lead < 0xf5 ? 3 : 0;
+        const int more = lead < 0xc2 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : lead < 0xf5 ? 3 : 0;
         if (more == 0 || end - p < more) return false;
         unsigned code = lead & (0x3fu >> more);
         for (int i = 0; i < more; ++i) {
@@ -429,7 +429,8 @@ class DelimitedReader {
     // From an opening quote to the separator or newline after the closing one. "" is a quote; what follows the closing
     // quote belongs to the field.
     bool quoted_field(const char*& p, const char* end, int column, int64_t& newlines) {
-        std::string& value = column == user_ ? unquoted_[0] : column == item_ ? unquoted_[1] : column == time_ ? unquoted_[2] : unquoted_[3];
+        const int slot = column == user_ ? 0 : column == item_ ? 1 : column == time_ ? 2 : 3;
+        std::string& value = unquoted_[slot];
         value.clear();
         bool inside = true;
         for (++p;; ++p) {

@@ -1,0 +1,219 @@
+"""fastseq beside a peer, in turn, in one run: throughput of both sides and their ratio.
+
+    python benchmarks/peers.py --peer warprec --peer-python VENV/bin/python --model SASRec --data ml-1m.txt --max-len 200
+    python benchmarks/peers.py --peer rectools --peer-python VENV/bin/python --model SASRec --data ml-1m.txt --max-len 200
+
+--peer-python is an interpreter of an environment that has the peer (WarpRec 2.2.8; RecTools 0.19) and the same torch. Each
+round measures the peer, then fastseq, both in a fresh process. WarpRec: its own loader and its own training step on a few
+batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between the first batch and the last, so its setup
+does not count. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def sequences(path: Path) -> list[list[int]]:
+    """One list of item numbers per user, from `user item` lines or one user a line."""
+    rows = [[int(word) for word in line.split()] for line in path.read_text().splitlines() if line.strip()]
+    if all(len(row) == 2 for row in rows):
+        users: dict[int, list[int]] = {}
+        for user, item in rows:
+            users.setdefault(user, []).append(item)
+        return list(users.values())
+    return rows
+
+
+def measure_warprec(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Runs in the peer's environment: WarpRec's loader and training step."""
+    import numpy as np
+    import scipy.sparse as sp
+    import torch
+    from torch.utils.data import DataLoader
+    from warprec.data.entities.train_structures.session_structures import SequentialDataset
+    from warprec.recommenders.sequential_recommender.caser import Caser
+    from warprec.recommenders.sequential_recommender.gru4rec import GRU4Rec
+    from warprec.recommenders.sequential_recommender.sasrec import SASRec
+
+    torch.manual_seed(0)
+    histories = sequences(chosen.data)
+    lengths = np.array([len(h) for h in histories])
+    users = np.repeat(np.arange(len(histories)), lengths)
+    names, items = np.unique(np.concatenate([np.array(h) for h in histories]), return_inverse=True)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    seen = sp.csr_matrix((np.ones(len(items)), (users, items)), shape=(len(histories), len(names)))
+    seen.sum_duplicates()
+    seen.sort_indices()
+    targets = np.setdiff1d(np.arange(len(items)), offsets[:-1])
+    params = json.loads(chosen.params) | {"batch_size": chosen.peer_batch_size, "max_seq_len": chosen.max_len}
+    data = SequentialDataset(
+        items, users, offsets, targets, seen, chosen.max_len, params["neg_samples"], len(names),
+        include_user_id=chosen.model == "Caser",
+    )  # fmt: skip
+    loader = iter(DataLoader(data, batch_size=chosen.peer_batch_size, shuffle=True))
+    batches, loading = [], []
+    for _ in range(chosen.peer_batches):
+        start = time.perf_counter()
+        batches.append(next(loader))
+        loading.append(time.perf_counter() - start)
+    kinds = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}
+    model = kinds[chosen.model](params, {"n_users": len(histories), "n_items": len(names)})
+    model.log = lambda *a, **k: None
+    optimizer = model.configure_optimizers()
+    model.train()
+    steps = []
+    for place, batch in enumerate(batches):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        model.training_step(batch, place).backward()
+        optimizer.step()
+        steps.append(time.perf_counter() - start)
+    seconds = statistics.median(loading[1:] or loading) + statistics.median(steps[1:] or steps)
+    return {"targets_per_s": chosen.peer_batch_size / seconds, "batch_size": chosen.peer_batch_size}
+
+
+def measure_rectools(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Runs in the peer's environment: optimizer steps of RecTools' SASRecModel.fit."""
+    import logging
+    import warnings
+
+    import pandas as pd
+    from pytorch_lightning import Callback, Trainer
+    from rectools import Columns
+    from rectools.dataset import Dataset
+    from rectools.models import SASRecModel
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    histories = sequences(chosen.data)[:: chosen.peer_every]
+    rows = [(user, item, place) for user, h in enumerate(histories) for place, item in enumerate(h)]
+    frame = pd.DataFrame(rows, columns=[Columns.User, Columns.Item, Columns.Datetime])
+    frame[Columns.Weight] = 1.0
+    frame[Columns.Datetime] = pd.to_datetime(frame[Columns.Datetime], unit="s")
+
+    class Clock(Callback):
+        """Targets and time from the end of the first batch to the end of the last."""
+
+        targets, start, stop, skipped = 0, 0.0, 0.0, False
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            self.stop = time.perf_counter()
+            if not self.skipped:
+                self.skipped, self.start = True, self.stop
+            else:
+                self.targets += int((batch["y"] != 0).sum())
+
+    clock = Clock()
+
+    def trainer() -> Any:
+        return Trainer(
+            max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+
+    batch_size = chosen.peer_batch_size
+    model = SASRecModel(
+        n_factors=128, n_blocks=2, n_heads=4, session_max_len=chosen.max_len, loss=chosen.peer_loss, n_negatives=1,
+        epochs=1, batch_size=batch_size, dropout_rate=0.3, lr=1e-3, verbose=0, get_trainer_func=trainer,
+    )  # fmt: skip
+    model.fit(Dataset.construct(frame))
+    return {"targets_per_s": clock.targets / (clock.stop - clock.start), "batch_size": f"{batch_size} sequences"}
+
+
+def measure_fastseq(chosen: argparse.Namespace) -> dict[str, Any]:
+    """fastseq's own throughput, in a fresh process."""
+    command = [sys.executable, str(Path(__file__).with_name("train_throughput.py")), "--json"]
+    command += ["--model", chosen.model, "--data", str(chosen.data), "--max-len", str(chosen.max_len)]
+    command += [
+        "--batch-size",
+        str(chosen.batch_size),
+        "--seconds",
+        str(chosen.seconds),
+        "--precision",
+        chosen.precision,
+    ]
+    command += ["--stride", str(chosen.stride)] if chosen.stride else []
+    command += ["--loss", chosen.loss] if chosen.loss else []
+    command += ["--per-target"] if chosen.per_target else []
+    return _last_json(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _last_json(text: str) -> dict[str, Any]:
+    return json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+
+
+def compare(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
+    from fastseq.bench import seed_params, versions
+
+    params = {k: v for k, v in seed_params(chosen.model, chosen.max_len).items()}
+    peer, own = [], []
+    command = [chosen.peer_python, __file__, *sys.argv[1:], "--worker", "--params", json.dumps(params)]
+    for _ in range(chosen.rounds):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the peer failed:\n{done.stderr[-2000:]}")
+        peer.append(_last_json(done.stdout))
+        own.append(measure_fastseq(chosen))
+    ratios = [mine["targets_per_s"] / theirs["targets_per_s"] for mine, theirs in zip(own, peer, strict=True)]
+
+    def spread(values: list[float]) -> dict[str, float]:
+        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+    return {
+        "model": chosen.model,
+        "data": chosen.data.name,
+        "max_len": chosen.max_len,
+        "rounds": chosen.rounds,
+        "ratio": spread(ratios),
+        "fastseq": spread([x["targets_per_s"] for x in own])
+        | {key: own[0][key] for key in ("batch_size", "stride", "precision", "per_target")}
+        | {"peak_rss_mb": max(x["peak_rss_mb"] for x in own)},
+        "peer": {"name": chosen.peer}
+        | spread([x["targets_per_s"] for x in peer])
+        | {"batch_size": peer[0]["batch_size"]},
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, choices=("warprec", "rectools"))
+    parser.add_argument("--peer-python", required=True, help="interpreter of the peer's environment")
+    parser.add_argument("--model", default="SASRec", choices=("SASRec", "GRU4Rec", "Caser"))
+    parser.add_argument("--data", type=Path, required=True, help="`user item` lines, or one user a line")
+    parser.add_argument("--max-len", type=int, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each fastseq measurement")
+    parser.add_argument("--batch-size", type=int, default=2048, help="fastseq's, in targets")
+    parser.add_argument("--stride", type=int)
+    parser.add_argument("--loss", choices=("bpr", "bce", "gbce", "sampled_softmax", "cross_entropy"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--per-target", action="store_true")
+    parser.add_argument("--peer-batch-size", type=int, default=256, help="targets (WarpRec) or sequences (RecTools)")
+    parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec: batches measured")
+    parser.add_argument("--peer-loss", default="BCE", help="RecTools: BCE, gBCE or softmax")
+    parser.add_argument("--peer-every", type=int, default=1, help="RecTools: trains on every n-th user")
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--params", default="{}", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        measure = {"warprec": measure_warprec, "rectools": measure_rectools}[chosen.peer]
+        print(json.dumps(measure(chosen)))
+        return
+    if chosen.peer == "rectools" and chosen.model != "SASRec":
+        parser.error("RecTools has SASRec alone")
+    print(json.dumps(compare(chosen), indent=None if chosen.json else 2))
+
+
+if __name__ == "__main__":
+    main()
