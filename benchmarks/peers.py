@@ -1,12 +1,12 @@
 """fastseq beside a peer, in turn, in one run: throughput of both sides and their ratio.
 
-    python benchmarks/peers.py --peer warprec --peer-python VENV/bin/python --model SASRec --data ml-1m.txt --max-len 200
-    python benchmarks/peers.py --peer rectools --peer-python VENV/bin/python --model SASRec --data ml-1m.txt --max-len 200
+    python benchmarks/peers.py --peer warprec --peer-python VENV/bin/python --model SASRec --data FILE --max-len 200
+    python benchmarks/peers.py --peer rectools --peer-python VENV/bin/python --model SASRec --data FILE --max-len 200
 
---peer-python is an interpreter of an environment that has the peer (WarpRec 2.2.8; RecTools 0.19) and the same torch. Each
-round measures the peer, then fastseq, both in a fresh process. WarpRec: its own loader and its own training step on a few
-batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between the first batch and the last, so its setup
-does not count. Nothing else should run on the machine.
+--peer-python is an interpreter of an environment that has the peer (WarpRec 2.2.8; RecTools 0.19) and the same torch.
+Each round measures the peer, then fastseq, both in a fresh process. WarpRec: its own loader and its own training step
+on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between the first batch and the last,
+so its setup does not count. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -99,23 +99,17 @@ def measure_rectools(chosen: argparse.Namespace) -> dict[str, Any]:
     frame[Columns.Weight] = 1.0
     frame[Columns.Datetime] = pd.to_datetime(frame[Columns.Datetime], unit="s")
 
-    class Clock(Callback):
-        """Targets and time from the end of the first batch to the end of the last."""
+    ends: list[tuple[float, int]] = []  # of each batch: when it ended, how many targets it had
 
-        targets, start, stop, skipped = 0, 0.0, 0.0, False
+    class Clock(Callback):
+        """Notes every batch. fit() copies the trainer, so the notes are kept outside."""
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-            self.stop = time.perf_counter()
-            if not self.skipped:
-                self.skipped, self.start = True, self.stop
-            else:
-                self.targets += int((batch["y"] != 0).sum())
-
-    clock = Clock()
+            ends.append((time.perf_counter(), int((batch["y"] != 0).sum())))
 
     def trainer() -> Any:
         return Trainer(
-            max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=1, callbacks=[Clock()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
 
@@ -125,7 +119,8 @@ def measure_rectools(chosen: argparse.Namespace) -> dict[str, Any]:
         epochs=1, batch_size=batch_size, dropout_rate=0.3, lr=1e-3, verbose=0, get_trainer_func=trainer,
     )  # fmt: skip
     model.fit(Dataset.construct(frame))
-    return {"targets_per_s": clock.targets / (clock.stop - clock.start), "batch_size": f"{batch_size} sequences"}
+    seconds = ends[-1][0] - ends[0][0]
+    return {"targets_per_s": sum(n for _, n in ends[1:]) / seconds, "batch_size": f"{batch_size} sequences"}
 
 
 def measure_fastseq(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fastseq.bench import predict_throughput
+from fastseq._threads import yield_waiting_cores
 
 
 def main() -> None:
@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
+    yield_waiting_cores()
+    from fastseq.bench import predict_throughput
+
     figures = predict_throughput(
         chosen.model, chosen.data, chosen.max_len, k=chosen.k, batch_size=chosen.batch_size, seconds=chosen.seconds
     )

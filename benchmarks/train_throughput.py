@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fastseq.bench import train_throughput
+from fastseq._threads import yield_waiting_cores
 
 
 def main() -> None:
@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
+    yield_waiting_cores()
+    from fastseq.bench import train_throughput
+
     figures = train_throughput(
         chosen.model,
         chosen.data,
