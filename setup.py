@@ -21,10 +21,10 @@ ROOT = Path(__file__).parent.resolve()
 VERSION = (ROOT / "fastseq" / "_version.py").read_text().split('"')[1]
 
 INSTRUCTION_SETS = {"baseline": ""}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma -mbmi2 -mf16c"
+if platform.machine().lower() in ("x86_64", "amd64"):  # flags that detect() in bindings/module.cpp looks for, no more
+    INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma -mbmi2"
     INSTRUCTION_SETS["avx512"] = (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mf16c -mprefer-vector-width=512"
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mprefer-vector-width=512"
     )
 
 

@@ -25,10 +25,14 @@ def main() -> None:
     chosen = parser.parse_args()
     yield_waiting_cores()
     from fastseq.bench import predict_throughput
+    from fastseq.errors import ConfigError, DataError
 
-    figures = predict_throughput(
-        chosen.model, chosen.data, chosen.max_len, k=chosen.k, batch_size=chosen.batch_size, seconds=chosen.seconds
-    )
+    try:
+        figures = predict_throughput(
+            chosen.model, chosen.data, chosen.max_len, k=chosen.k, batch_size=chosen.batch_size, seconds=chosen.seconds
+        )
+    except (ConfigError, DataError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(json.dumps(figures, indent=None if chosen.json else 2))
 
 

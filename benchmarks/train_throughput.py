@@ -30,18 +30,22 @@ def main() -> None:
     chosen = parser.parse_args()
     yield_waiting_cores()
     from fastseq.bench import train_throughput
+    from fastseq.errors import ConfigError, DataError
 
-    figures = train_throughput(
-        chosen.model,
-        chosen.data,
-        chosen.max_len,
-        chosen.stride,
-        batch_size=chosen.batch_size,
-        loss=chosen.loss,
-        precision=chosen.precision,
-        per_target=chosen.per_target,
-        seconds=chosen.seconds,
-    )
+    try:
+        figures = train_throughput(
+            chosen.model,
+            chosen.data,
+            chosen.max_len,
+            chosen.stride,
+            batch_size=chosen.batch_size,
+            loss=chosen.loss,
+            precision=chosen.precision,
+            per_target=chosen.per_target,
+            seconds=chosen.seconds,
+        )
+    except (ConfigError, DataError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(json.dumps(figures, indent=None if chosen.json else 2))
 
 

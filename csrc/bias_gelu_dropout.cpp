@@ -1,6 +1,7 @@
 // dropout(gelu(x + bias)) in one read and one write; the backward draws the mask and computes the argument anew.
 #include "bias_gelu_dropout.h"
 
+#include "draw.h"
 #include "erf.h"
 #include "norm.h"
 

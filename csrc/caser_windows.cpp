@@ -11,35 +11,25 @@
 // rounding error of long filters small.
 #include "caser_windows.h"
 
+#include <omp.h>
+
 #include <cmath>
-#include <cstdlib>
 #include <type_traits>
+
+#include "simd.h"
 
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
 constexpr int kRows = 8;  // independent sums that hide the latency of a multiply-add
 
 template <typename T>
 struct Simd {
     using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-    typedef T Value __attribute__((vector_size(kBytes)));
-    typedef Index Mask __attribute__((vector_size(kBytes)));
-    static constexpr int lanes = kBytes / static_cast<int>(sizeof(T));
+    typedef T Value __attribute__((vector_size(kVectorBytes)));
+    typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+    static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
-
-template <typename T>
-T* allocate(int64_t count) {
-    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(bytes < 64 ? 64 : bytes)));
-}
 
 // One register's worth of filters.
 template <typename T>
@@ -197,7 +187,8 @@ void horizontal(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t
     using S = Simd<T>;
     const int n_lanes = in.max_len * in.n_h, n_blocks = (n_lanes + S::lanes - 1) / S::lanes;
     const int64_t width = static_cast<int64_t>(in.n_v) * in.d + n_lanes;
-    Block<T>* blocks = allocate<Block<T>>(n_blocks);
+    const Buffer<Block<T>> block_memory(n_blocks);
+    Block<T>* blocks = block_memory.get();
     int64_t size = 0;
     for (int b = 0; b < n_blocks; ++b) {
         Block<T>& block = blocks[b];
@@ -207,8 +198,8 @@ void horizontal(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t
         block.high = (block.first + block.count - 1) / in.n_h + 1;
         size += (static_cast<int64_t>(block.high) * in.d + block.high + 1) * S::lanes;
     }
-    T* packed = allocate<T>(size);
-    T* next = packed;
+    const Buffer<T> packed(size);
+    T* next = packed.get();
     for (int b = 0; b < n_blocks; ++b) {
         blocks[b].weight = next;
         next += static_cast<int64_t>(blocks[b].high) * in.d * S::lanes;
@@ -220,12 +211,18 @@ void horizontal(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t
         const int64_t here = plan.chunks[c + 1] - plan.chunks[c];
         if (here > most_sequences) most_sequences = here;
     }
+    const int64_t most_bests = plan.max_rows + most_sequences;
+    const Buffer<Row> all_rows(plan.max_rows * threads);
+    const Buffer<typename S::Value> all_values(plan.max_rows * threads);
+    const Buffer<Best<T>> all_bests(most_bests * threads);
+    const Buffer<int64_t> all_places(2 * most_sequences * threads);
 #pragma omp parallel num_threads(threads)
     {
-        Row* rows = allocate<Row>(plan.max_rows);
-        auto* values = allocate<typename S::Value>(plan.max_rows);
-        Best<T>* bests = allocate<Best<T>>(plan.max_rows + most_sequences);
-        int64_t* where = allocate<int64_t>(2 * most_sequences);
+        const int64_t thread = omp_get_thread_num();
+        Row* rows = all_rows.get() + thread * plan.max_rows;
+        auto* values = all_values.get() + thread * plan.max_rows;
+        Best<T>* bests = all_bests.get() + thread * most_bests;
+        int64_t* where = all_places.get() + thread * 2 * most_sequences;
         int64_t* slots = where + most_sequences;
 #pragma omp for schedule(dynamic)
         for (int b = 0; b < n_blocks; ++b) pack(in, blocks[b]);
@@ -266,13 +263,7 @@ void horizontal(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t
                 }
             }
         }
-        std::free(rows);
-        std::free(values);
-        std::free(bests);
-        std::free(where);
     }
-    std::free(packed);
-    std::free(blocks);
 }
 
 template <typename T>

@@ -7,19 +7,18 @@
 //
 // Two passes over the pairs: one where a thread owns sequences (gradient of x), one where it owns filters (gradients
 // of weights, biases and padding row). Nothing is shared and every sum has one order, whatever the threads.
-#include <cstdlib>
-
 #include "caser_windows.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "simd.h"
 
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
 constexpr int kFilters = 8;  // taken together: their gradients of one target lie in one cache line
-
-template <typename T>
-T* allocate(int64_t count) {
-    return static_cast<T*>(std::calloc(static_cast<size_t>(count < 1 ? 1 : count), sizeof(T)));
-}
 
 struct History {
     int64_t target, first;  // first row
@@ -105,22 +104,31 @@ void drain(Workspace<T>& work, int lane, int64_t base, const Use& use) {
     }
 }
 
+// The memory of every thread's workspace.
 template <typename T>
-Workspace<T> make_workspace(const CaserPlan& plan) {
-    int64_t most_targets = 0;
-    for (int64_t s = 0; s < plan.n_sequences; ++s) {
-        const int64_t here = plan.begin[s + 1] - plan.begin[s];
-        if (here > most_targets) most_targets = here;
+class Workspaces {
+  public:
+    Workspaces(const CaserPlan& plan, int threads)
+        : capacity_(most_targets(plan) + 1),  // an entry that does not count is written all the same
+          size_((plan.max_rows + 1) * kFilters),
+          sums_(size_ * threads),
+          rows_(capacity_ * kFilters * threads) {
+        std::fill_n(sums_.get(), size_ * threads, T(0));
     }
-    const int64_t capacity = most_targets + 1;  // an entry that does not count is written all the same
-    return {allocate<T>((plan.max_rows + 1) * kFilters), allocate<int32_t>(capacity * kFilters), capacity, {}};
-}
+    Workspace<T> of(int64_t thread) const {
+        return {sums_.get() + thread * size_, rows_.get() + thread * capacity_ * kFilters, capacity_, {}};
+    }
 
-template <typename T>
-void free_workspace(Workspace<T>& work) {
-    std::free(work.sums);
-    std::free(work.rows);
-}
+  private:
+    static int64_t most_targets(const CaserPlan& plan) {
+        int64_t most = 0;
+        for (int64_t s = 0; s < plan.n_sequences; ++s) most = std::max(most, plan.begin[s + 1] - plan.begin[s]);
+        return most;
+    }
+    const int64_t capacity_, size_;
+    const Buffer<T> sums_;
+    const Buffer<int32_t> rows_;
+};
 
 // Adds the partial sums of one chunk, [rows of its histories, d], to the gradient of x, and clears them.
 template <typename T>
@@ -140,10 +148,13 @@ void backward_x(const CaserPlan& plan, const CaserInputs<T>& in, const T* filter
     constexpr int kFlush = 8 * kFilters;
     const int n_lanes = in.max_len * in.n_h;
     const int64_t width = static_cast<int64_t>(in.n_v) * in.d + n_lanes;
+    const Workspaces<T> workspaces(plan, threads);
+    const Buffer<T> partials(plan.max_rows * in.d * threads);
+    std::fill_n(partials.get(), plan.max_rows * in.d * threads, T(0));
 #pragma omp parallel num_threads(threads)
     {
-        Workspace<T> work = make_workspace<T>(plan);
-        T* partial = allocate<T>(plan.max_rows * in.d);
+        Workspace<T> work = workspaces.of(omp_get_thread_num());
+        T* partial = partials.get() + omp_get_thread_num() * plan.max_rows * in.d;
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
             for (int64_t s = plan.chunks[chunk]; s < plan.chunks[chunk + 1]; ++s)
@@ -181,8 +192,6 @@ void backward_x(const CaserPlan& plan, const CaserInputs<T>& in, const T* filter
                     flush(plan, in, chunk, partial, dx);
             }
         }
-        std::free(partial);
-        free_workspace(work);
     }
 }
 
@@ -279,43 +288,44 @@ void backward(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, co
               const CaserGradients<T>& result, int threads) {
     const int n_lanes = in.max_len * in.n_h, n_groups = (n_lanes + kFilters - 1) / kFilters;
     const int64_t n_taps = static_cast<int64_t>(in.max_len) * (in.max_len + 1) / 2;
-    T* filters = allocate<T>(n_taps * in.n_h * in.d);
-    T* padding_grads = allocate<T>(static_cast<int64_t>(n_groups + in.n_v) * in.d);
+    const Buffer<T> filters(n_taps * in.n_h * in.d);
+    const Buffer<T> padding_grads(static_cast<int64_t>(n_groups + in.n_v) * in.d);
+    std::fill_n(padding_grads.get(), static_cast<int64_t>(n_groups + in.n_v) * in.d, T(0));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int height = in.max_len; height >= 1; --height)
         for (int filter = 0; filter < in.n_h; ++filter)
             for (int tap = 0; tap < height; ++tap) {
                 const int64_t index = static_cast<int64_t>(height) * (height - 1) / 2 + tap;
                 const T* from = in.weight_h + (index * in.n_h + filter) * in.d;
-                T* to = filters + (filter_row(in.n_h, height, filter) + tap) * in.d;
+                T* to = filters.get() + (filter_row(in.n_h, height, filter) + tap) * in.d;
                 for (int k = 0; k < in.d; ++k) to[k] = from[k];
             }
-    backward_x(plan, in, filters, grad, position, result.x, threads);
+    backward_x(plan, in, filters.get(), grad, position, result.x, threads);
+    const Workspaces<T> workspaces(plan, threads);
+    const int64_t sums_size = static_cast<int64_t>(kFilters) * in.max_len * in.d;
+    const int64_t taps_size = static_cast<int64_t>(kFilters) * in.max_len + 1;
+    const Buffer<T> all_sums(sums_size * threads);
+    const Buffer<double> all_taps(taps_size * threads);
 #pragma omp parallel num_threads(threads)
     {
-        Workspace<T> work = make_workspace<T>(plan);
-        T* sums = allocate<T>(static_cast<int64_t>(kFilters) * in.max_len * in.d);
-        double* taps = allocate<double>(static_cast<int64_t>(kFilters) * in.max_len + 1);
+        Workspace<T> work = workspaces.of(omp_get_thread_num());
+        T* sums = all_sums.get() + omp_get_thread_num() * sums_size;
+        double* taps = all_taps.get() + omp_get_thread_num() * taps_size;
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < n_groups + in.n_v; ++item) {
-            T* padding_grad = padding_grads + static_cast<int64_t>(item) * in.d;
+            T* padding_grad = padding_grads.get() + static_cast<int64_t>(item) * in.d;
             if (item < n_groups) {
                 const int first = (n_groups - 1 - item) * kFilters;  // the tallest first
                 const int count = n_lanes - first < kFilters ? n_lanes - first : kFilters;
-                backward_filters(plan, in, filters, grad, position, first, count, work, sums, taps, result,
+                backward_filters(plan, in, filters.get(), grad, position, first, count, work, sums, taps, result,
                                  padding_grad);
             } else {
                 backward_vertical(plan, in, grad, item - n_groups, sums, taps, result, padding_grad);
             }
         }
-        std::free(sums);
-        std::free(taps);
-        free_workspace(work);
     }
     for (int item = 0; item < n_groups + in.n_v; ++item)
-        add_scaled<T>(in.d, T(1), padding_grads + static_cast<int64_t>(item) * in.d, result.padding_row);
-    std::free(filters);
-    std::free(padding_grads);
+        add_scaled<T>(in.d, T(1), padding_grads.get() + static_cast<int64_t>(item) * in.d, result.padding_row);
 }
 
 }  // namespace

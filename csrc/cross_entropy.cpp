@@ -4,6 +4,8 @@
 // softmax", 2018.
 #include "cross_entropy.h"
 
+#include <cmath>
+
 #include "elementary.h"
 
 namespace fastseq::FASTSEQ_ISA {
@@ -17,10 +19,11 @@ void tile(const CrossEntropyTile<T>& a, T* maximum, T* sum, T* target_logit) {
         T top = maximum[row];
 #pragma omp simd reduction(max : top)
         for (int64_t c = 0; c < a.columns; ++c) top = logits[c] > top ? logits[c] : top;
+        const T shift = top > T(-HUGE_VAL) ? top : T(0);  // -inf - -inf would be NaN
         T total = T(0);
 #pragma omp simd reduction(+ : total)
-        for (int64_t c = 0; c < a.columns; ++c) total += bounded_exp(logits[c] - top);
-        sum[row] = sum[row] > T(0) ? sum[row] * bounded_exp(maximum[row] - top) + total : total;
+        for (int64_t c = 0; c < a.columns; ++c) total += bounded_exp(logits[c] - shift);
+        sum[row] = sum[row] * bounded_exp(maximum[row] - shift) + total;  // a NaN of an earlier tile stays
         maximum[row] = top;
         const int64_t target = a.targets[row] - a.first;
         if (target >= 0 && target < a.columns) target_logit[row] = logits[target];

@@ -1,6 +1,8 @@
 // Dropout from the shared random stream: one read, one write, the mask never in memory.
 #include "dropout.h"
 
+#include "draw.h"
+
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 

@@ -1,6 +1,7 @@
 // LayerNorm(residual + dropout(x + x_bias)): each matrix is read once and written once, the mask is drawn anew.
 #include "dropout_add_norm.h"
 
+#include "draw.h"
 #include "norm.h"
 
 namespace fastseq::FASTSEQ_ISA {

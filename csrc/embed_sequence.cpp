@@ -1,6 +1,7 @@
 // dropout(LayerNorm(item + position)) for every event, and its gradients: per row first, then summed into the tables.
 #include "embed_sequence.h"
 
+#include "draw.h"
 #include "norm.h"
 #include "segments.h"
 

@@ -1,48 +1,22 @@
 // GRU over jagged sequences, parallel over blocks of sequences.
 //
-// A block of up to kRows sequences goes through time together, so that each weight loaded from cache serves all of
+// A block of up to kTileRows sequences goes through time together, so that each weight loaded from cache serves all of
 // them; it shrinks where a sequence ends, so nothing is padded. The recurrent product is a register tile (rows of
 // the block × three or two vectors of columns) over packed weights. In the forward pass the three vectors are the
 // r, z and n gates of the same units, so the cell follows while they are in registers or the first cache.
 // A row's sums do not depend on which rows share its block: results are the same for any number of threads.
 #include "gru.h"
 
-#include <cstddef>
-#include <new>
-
 #include "elementary.h"
+#include "simd.h"
 
 namespace fastseq::FASTSEQ_ISA {
 namespace {
-
-// Rows × 3 vectors of sums, 3 of weights and one of the row have to fit in the 32 or 16 vector registers.
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4;
-#else
-constexpr int kVectorBytes = 16, kRows = 4;
-#endif
 
 template <typename T>
 struct Simd {
     typedef T Vector __attribute__((vector_size(kVectorBytes)));
     static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-};
-
-// A block of memory on a cache line's boundary.
-template <typename T>
-class Buffer {
-  public:
-    explicit Buffer(int64_t count)
-        : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t(64)))) {}
-    ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    T* get() { return data_; }
-
-  private:
-    T* data_;
 };
 
 // sums[r][c * lanes + l] = Σ_k rows[r][k * stride] * packed[k][c * lanes + l]
@@ -78,7 +52,7 @@ struct Blocks {
     int64_t sequences, blocks;
 
     Blocks(int64_t sequences_, int threads) : sequences(sequences_) {
-        const int64_t full = (sequences + kRows - 1) / kRows;
+        const int64_t full = (sequences + kTileRows - 1) / kTileRows;
         const int64_t wanted = sequences < threads ? sequences : threads;
         blocks = full > wanted ? full : wanted;
     }
@@ -128,15 +102,15 @@ void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts
     for (int64_t b = 0; b < blocks.blocks; ++b) {
         const int64_t first = blocks.first(b);
         int active = blocks.count(b);
-        alignas(64) T hidden[kRows * 3 * lanes];
-        const T* before[kRows];
+        alignas(64) T hidden[kTileRows * 3 * lanes];
+        const T* before[kTileRows];
         for (int64_t t = 0; active > 0; ++t) {
             while (active > 0 && lengths[first + active - 1] <= t) --active;
             for (int r = 0; r < active; ++r) before[r] = t > 0 ? h + (starts[first + r] + t - 1) * H : nullptr;
             for (int64_t g = 0; active > 0 && g < groups; ++g) {
                 const T* weights = packed.get() + g * (H + 1) * 3 * lanes;
                 if (t > 0) {
-                    product_of<3, kRows>(active, before, 1, weights, H, hidden);
+                    product_of<3, kTileRows>(active, before, 1, weights, H, hidden);
                 } else {
                     for (int i = 0; i < active * 3 * lanes; ++i) hidden[i] = T(0);
                 }
@@ -202,8 +176,8 @@ void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, co
         const int count = blocks.count(b);
         T* carried = carry + first * H;
         for (int64_t i = 0; i < count * H; ++i) carried[i] = T(0);
-        alignas(64) T sums[kRows * lanes];
-        const T* hidden[kRows];
+        alignas(64) T sums[kTileRows * lanes];
+        const T* hidden[kTileRows];
         int active = 0;
         for (int64_t t = lengths[first] - 1; t >= 0; --t) {
             while (active < count && lengths[first + active] > t) ++active;
@@ -219,7 +193,7 @@ void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, co
                                      grad_hidden + row * 3 * H, previous + row * H, carried + r * H);
             }
             for (int64_t g = 0; t > 0 && g < groups; ++g) {
-                product_of<2, kRows>(active, hidden, 1, packed.get() + g * 3 * H * lanes, 3 * H, sums);
+                product_of<2, kTileRows>(active, hidden, 1, packed.get() + g * 3 * H * lanes, 3 * H, sums);
                 const int64_t unit = g * lanes, width = H - unit < lanes ? H - unit : lanes;
                 for (int r = 0; r < active; ++r)
                     for (int64_t l = 0; l < width; ++l) carried[r * H + unit + l] += sums[r * lanes + l];
@@ -233,7 +207,7 @@ template <typename T>
 void transposed_product(const T* a, const T* b, int64_t depth, int64_t M, int64_t N, T* out, int threads) {
     constexpr int lanes = 3 * Simd<T>::lanes;
     constexpr int64_t chunk = 256;
-    const int64_t panels = (N + lanes - 1) / lanes, tiles = (M + kRows - 1) / kRows;
+    const int64_t panels = (N + lanes - 1) / lanes, tiles = (M + kTileRows - 1) / kTileRows;
     Buffer<T> packed(panels * depth * lanes);  // [panel of columns][k][column]
 #pragma omp parallel num_threads(threads)
     {
@@ -242,20 +216,20 @@ void transposed_product(const T* a, const T* b, int64_t depth, int64_t M, int64_
             for (int64_t p = 0; p < panels; ++p)
                 for (int64_t l = 0; l < lanes; ++l)
                     packed.get()[(p * depth + k) * lanes + l] = p * lanes + l < N ? b[k * N + p * lanes + l] : T(0);
-        alignas(64) T sums[kRows * lanes];
-        const T* columns[kRows];
+        alignas(64) T sums[kTileRows * lanes];
+        const T* columns[kTileRows];
         for (int64_t k = 0; k < depth; k += chunk) {
             const int64_t size = depth - k < chunk ? depth - k : chunk;
             // Static over the same count: a thread has the same tiles in every chunk, so nobody need wait.
 #pragma omp for schedule(static) nowait
             for (int64_t i = 0; i < tiles; ++i) {
-                const int count = static_cast<int>(M - i * kRows < kRows ? M - i * kRows : kRows);
-                for (int r = 0; r < count; ++r) columns[r] = a + k * M + i * kRows + r;
+                const int count = static_cast<int>(M - i * kTileRows < kTileRows ? M - i * kTileRows : kTileRows);
+                for (int r = 0; r < count; ++r) columns[r] = a + k * M + i * kTileRows + r;
                 for (int64_t p = 0; p < panels; ++p) {
-                    product_of<3, kRows>(count, columns, M, packed.get() + (p * depth + k) * lanes, size, sums);
+                    product_of<3, kTileRows>(count, columns, M, packed.get() + (p * depth + k) * lanes, size, sums);
                     const int64_t width = N - p * lanes < lanes ? N - p * lanes : lanes;
                     for (int r = 0; r < count; ++r) {
-                        T* row = out + (i * kRows + r) * N + p * lanes;
+                        T* row = out + (i * kTileRows + r) * N + p * lanes;
                         for (int64_t l = 0; l < width; ++l) row[l] = (k == 0 ? T(0) : row[l]) + sums[r * lanes + l];
                     }
                 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 
 #include "philox_lanes.h"
 
@@ -91,12 +92,15 @@ struct Targets {
 
 // The exact draw from what a user has not seen, for when rejection has failed: weights summed in the order of ids.
 class Complement {
-public:
+  public:
+    bool out_of_memory = false;  // an exception must not leave an OpenMP region
+
     Complement(const NegativesProblem& problem, const AliasTable& table) : problem_(problem), table_(table) {}
 
     // Item by a 64-bit number, or -1 where nothing is left.
     int64_t draw(int64_t user, int64_t excluded, uint64_t number) {
         if (user != user_ || excluded != excluded_) prepare(user, excluded);
+        if (out_of_memory) return 0;
         const int64_t n = problem_.n_items;
         const uint64_t total = cumulative_[n - 1];
         if (total == 0) return -1;
@@ -104,12 +108,14 @@ public:
         return std::upper_bound(cumulative_.get(), cumulative_.get() + n, rank) - cumulative_.get();
     }
 
-private:
+  private:
     void prepare(int64_t user, int64_t excluded) {
         const int64_t n = problem_.n_items;
         if (!mass_) {
-            mass_.reset(new uint64_t[n]());
-            cumulative_.reset(new uint64_t[n]);
+            mass_.reset(new (std::nothrow) uint64_t[n]());
+            cumulative_.reset(new (std::nothrow) uint64_t[n]);
+            out_of_memory = !mass_ || !cumulative_;
+            if (out_of_memory) return;
             for (int64_t i = 0; i < n; ++i) {
                 mass_[i] += static_cast<uint64_t>(table_.probability[i]);
                 mass_[table_.alias[i]] += (uint64_t(1) << 32) - static_cast<uint64_t>(table_.probability[i]);
@@ -191,7 +197,8 @@ int64_t negatives_weighted(const NegativesProblem& problem, const AliasTable& ta
                            int threads) {
     const int64_t k = problem.k, chunks = (problem.targets + kLanes - 1) / kLanes;
     int64_t failed = problem.targets;
-#pragma omp parallel num_threads(threads) reduction(min : failed)
+    bool out_of_memory = false;
+#pragma omp parallel num_threads(threads) reduction(min : failed) reduction(|| : out_of_memory)
     {
         Complement complement(problem, table);
 #pragma omp for schedule(static)
@@ -219,7 +226,9 @@ int64_t negatives_weighted(const NegativesProblem& problem, const AliasTable& ta
                 }
             }
         }
+        out_of_memory = complement.out_of_memory;
     }
+    if (out_of_memory) throw std::bad_alloc();
     return failed == problem.targets ? -1 : failed;
 }
 

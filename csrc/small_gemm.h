@@ -6,15 +6,9 @@
 
 #include <cstdint>
 
-namespace fastseq::FASTSEQ_ISA {
+#include "simd.h"
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileRows = 8;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 4;
-#else
-constexpr int kVectorBytes = 16, kTileRows = 4;
-#endif
+namespace fastseq::FASTSEQ_ISA {
 
 template <typename T>
 struct VectorOf;

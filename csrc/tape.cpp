@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "simd.h"
+
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
@@ -41,6 +43,7 @@ int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, i
     }
     std::unique_ptr<int64_t[]> next(new int64_t[n_users]);
     std::copy_n(offsets, n_users, next.get());
+    const Buffer<Event<T>> scratch(times ? longest * threads : 0);
     // Each part owns a range of users, read from all rows: no two threads write to one user, and a user's rows stay in
     // order. Ranges of equal event counts, not of equal user counts.
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -56,11 +59,8 @@ int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, i
             tape[place] = items[i];
             if (times) tape_times[place] = times[i];
         }
-        if (times) {
-            std::unique_ptr<Event<T>[]> scratch(new Event<T>[longest]);
-            for (int64_t u = low; u < high; ++u)
-                sort_by_time(tape, tape_times, offsets[u], offsets[u + 1], scratch.get());
-        }
+        for (int64_t u = low; times && u < high; ++u)
+            sort_by_time(tape, tape_times, offsets[u], offsets[u + 1], scratch.get() + part * longest);
     }
     return -1;
 }

@@ -33,7 +33,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="SASRec, GRU4Rec and Caser, fast: train on your interactions, evaluate, recommend.",
+    help="SASRec, GRU4Rec and Caser, fast: train on your interactions, evaluate, recommend.\n\n"
+    "Answers go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 training failed; 2 a mistake in the "
+    "command, configuration, data or checkpoint; 130 interrupted.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 app.add_typer(bench, name="bench")
@@ -69,17 +71,29 @@ def train(
     """Train and test every model of a configuration.
 
     Each gets a run folder: config.yaml (resolved), metrics.jsonl, curve.png, evaluation.json, checkpoints. Ctrl-C saves
-    and says how to resume.
+    and says how to resume. Under torchrun all processes train together, and the first one answers.
     """
+    try:
+        _train(config, out, resume, overwrite, as_json)
+    except KeyboardInterrupt:  # outside training, or the second one
+        _fail("interrupted; what was saved is intact, and the same command with --resume goes on from it", 130)
+
+
+def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_json: bool) -> None:
     from . import experiment
     from .config import load_config
+    from .training.distributed import Ranks
+    from .training.metrics import parse_metric
 
     chosen = load_config(config)
     if out is not None:
         chosen.writer.local_experiment_path = out
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
-    with _bars(quiet=as_json) as report:
+    ranks = Ranks.join()
+    stderr.quiet = not ranks.is_first
+    shown = "@".join(map(str, parse_metric(chosen.evaluation.validation_metric)))
+    with _bars(shown, quiet=as_json or not ranks.is_first) as report:
 
         def announce(name: str, data: Any, parts: Any) -> None:
             nonlocal baseline
@@ -94,9 +108,10 @@ def train(
         ):
             outcomes.append(outcome)
             stderr.print(f"{outcome.name}: {outcome.result.message}; {outcome.run.path}", highlight=False)
-    if as_json:
+    ranks.leave()
+    if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
-    else:
+    elif ranks.is_first:
         _print_table(chosen.evaluation.metrics, chosen.evaluation.top_k, outcomes, baseline)
     if outcomes and outcomes[-1].result.stopped == "interrupted":
         raise typer.Exit(130)
@@ -106,7 +121,7 @@ def train(
 def evaluate(
     run: Run,
     part: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    k: Annotated[list[int] | None, typer.Option("-k", help="Cut-off; may be repeated.")] = None,
+    k: Annotated[list[int] | None, typer.Option("-k", help="Cut-off; may be repeated.", min=1)] = None,
     sampled: Annotated[
         int | None, typer.Option(help="Rank among so many sampled negatives, not the whole catalogue.", min=1)
     ] = None,
@@ -267,7 +282,7 @@ def main() -> None:
 
     try:
         app()
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, ImportError, OSError) as error:
         _fail(str(error), 2)
     except TrainingError as error:
         _fail(str(error), 1)
@@ -281,7 +296,7 @@ def _fail(message: str, code: int) -> None:
 
 
 @contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
+def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
     """Progress bars on stderr: one a model, with epoch, loss, speed and time left."""
     if quiet:
         yield None
@@ -304,9 +319,8 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
                 tasks[name] = bars.add_task(
                     name, total=progress.total_steps, epoch="", loss=0.0, speed=0.0, metric="", start=True
                 )
-            if progress.validation:
-                shown, value = next(iter(progress.validation.items()))
-                metric[name] = f"{shown} {value:.4f}"
+            if progress.validation and metric_shown in progress.validation:
+                metric[name] = f"{metric_shown} {progress.validation[metric_shown]:.4f}"
             bars.update(
                 tasks[name],
                 completed=progress.step,
@@ -327,14 +341,17 @@ def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], bas
     if baseline is not None:
         if baseline.protocol["ranking"] == "sampled":
             table.title = "Test set, sampled ranking"
-        table.add_row("popularity", *(f"{baseline.metrics[c]:.4f}" for c in columns), "", "")
+        table.add_row("popularity", *_cells(baseline, columns), "", "")
     for outcome in outcomes:
-        scores = outcome.evaluation.metrics if outcome.evaluation else {}
-        cells = [f"{scores[c]:.4f}" if c in scores else "–" for c in columns]
-        table.add_row(
-            outcome.name, *cells, f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
-        )
+        speed, memory = f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
+        table.add_row(outcome.name, *_cells(outcome.evaluation, columns), speed, memory)
     stdout.print(table)
+
+
+def _cells(evaluation: Evaluation | None, columns: list[str]) -> list[str]:
+    """Metrics as text; a dash for what was not measured, such as coverage among sampled candidates."""
+    scores = evaluation.metrics if evaluation else {}
+    return [f"{scores[c]:.4f}" if c in scores else "–" for c in columns]
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -301,6 +301,10 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     if not isinstance(models, dict) or not models:
         raise ConfigError(f"{origin}: 'models' must name at least one of {', '.join(MODELS)}")
     tree["models"] = [_model(name, entry, origin) for name, entry in models.items()]
+    names = [entry.name for entry in tree["models"]]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{origin}: 'models' names {name} {names.count(name)} times; both would be the same run")
     sections = {key: value for key, value in tree.items() if value is not None}
     return _validated(Config, sections, origin, "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,12 +17,13 @@ from .data.interactions import Interactions, filter_interactions
 from .data.readers import read_interactions
 from .data.split import Split, leave_k_out, ratio, temporal_holdout
 from .data.synthetic import make_demo
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .memory import peak_rss_mb, reset_peak_rss
 from .models import MODELS
 from .models.base import SequentialRecommender
 from .models.catalogue import Catalogue
 from .training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
+from .training.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,27 @@ def read(config: Config) -> Interactions:
 
 
 def split(config: Config, data: Interactions) -> Split:
-    """The data split as the configuration says."""
+    """The data split as the configuration says.
+
+    Raises:
+        ConfigError: if the two parts contradict each other.
+        DataError: if the data cannot be split so.
+    """
     test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
-    if test.strategy == "temporal_leave_k_out":
-        return leave_k_out(data, test.k or 1, validation=validation is not None)
-    if test.strategy == "temporal_holdout":
-        return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
-    return temporal_holdout(
-        data,
-        timestamp=test.timestamp,
-        validation_timestamp=validation.timestamp if validation is not None else None,
-    )
+    try:
+        if test.strategy == "temporal_leave_k_out":
+            return leave_k_out(data, test.k or 1, validation=validation is not None)
+        if test.strategy == "temporal_holdout":
+            return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
+        return temporal_holdout(
+            data,
+            timestamp=test.timestamp,
+            validation_timestamp=validation.timestamp if validation is not None else None,
+        )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"splitter: {error}") from error
 
 
 def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
@@ -148,13 +160,15 @@ def train(
     """
     data = read(config)
     parts = split(config, data)
-    device = _device(config)
     # All models are built once before any is trained, so that a mistake in the last shows at once.
     for entry in config.models:
         build_model(entry, data)
+        _device(config, entry)
+        if not (resume or overwrite):
+            RunFolder.refuse_used(config.run_path(entry.name))
     for entry in config.models:
         reset_peak_rss()
-        model = build_model(entry, data).to(device)
+        model = build_model(entry, data).to(_device(config, entry))
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)
@@ -167,7 +181,7 @@ def train(
         result = trainer.fit()
         evaluation = None
         if result.stopped != "interrupted" and len(parts.part("test")):
-            evaluation = score(config, entry, model, parts)
+            evaluation = score(config, entry, model, parts, ranks=trainer.ranks)
             if trainer.ranks.is_first:
                 run.write_evaluation(evaluation)
         yield Outcome(entry.name, run, result, evaluation, peak_rss_mb())
@@ -180,7 +194,12 @@ def _named(on_progress: Callable[[str, Progress], None], name: str) -> Callable[
 
 
 def score(
-    config: Config, entry: ModelConfig | None, model: Any, parts: Split, part: Literal["validation", "test"] = "test"
+    config: Config,
+    entry: ModelConfig | None,
+    model: Any,
+    parts: Split,
+    part: Literal["validation", "test"] = "test",
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Metrics of a model, or of a baseline (no entry), by the configuration's protocol, which is attached in full."""
     chosen = config.evaluation
@@ -194,8 +213,8 @@ def score(
         seed=chosen.seed,
         filter_seen=chosen.mask_seen != "none",
         batch_size=chosen.batch_size,
+        ranks=ranks,
     )
-    evaluation.protocol["filters"] = config.filtering.model_dump(exclude_none=True)
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
     return evaluation
 
@@ -220,14 +239,20 @@ def config_of_run(run: RunFolder) -> Config:
     return parse_config(tree, str(run.config_path))
 
 
-def _device(config: Config) -> torch.device:
-    name = config.general.device
+def _device(config: Config, entry: ModelConfig) -> torch.device:
+    """The model's own device, or that of all; with several processes on a machine, each has its own GPU."""
+    own = entry.optimization.device
+    key, name = ("general.device", config.general.device)
+    if own is not None:
+        key, name = f"models.{entry.name}.optimization.device", own
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"general.device is {name!r}, expected auto, cpu or cuda") from error
+        raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"general.device is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
+        raise ConfigError(f"{key} is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return device

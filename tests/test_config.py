@@ -13,15 +13,74 @@ from hypothesis import strategies as st
 from fastseq.config import Config, load_config, parse_config
 from fastseq.errors import ConfigError
 
+# The three YAML blocks of the original request, verbatim.
+SEED_BLOCKS = (
+    """\
+models:
+    Caser:
+        embedding_size: 64
+        n_h: 8
+        n_v: 4
+        dropout_prob: 0.5
+        weight_decay: 0.0
+        epochs: 3
+        learning_rate: 0.001
+        neg_samples: 1
+...
+""",
+    """\
+models:
+    GRU4Rec:
+        embedding_size: 128
+        hidden_size: 128
+        num_layers: 1
+        dropout_prob: 0.2
+        weight_decay: 0.0001
+        epochs: 20
+        learning_rate: 0.001
+        neg_samples: 2
+...
+""",
+    """\
+models:
+    SASRec:
+        embedding_size: 128
+        n_layers: 2
+        n_heads: 4
+        inner_size: 512
+        dropout_prob: 0.3
+        attn_dropout_prob: 0.3
+        learning_rate: 0.001
+        weight_decay: 0.0
+        epochs: 1
+        neg_samples: 1
+...
+""",
+)
 SEED = Path(__file__).resolve().parents[2] / "shared" / "seed.md"
+DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"
 SASREC = {"embedding_size": 8, "n_layers": 1}
 
 
 def seed_blocks() -> list[str]:
     """The three YAML blocks of the original request, verbatim."""
+    return list(SEED_BLOCKS)
+
+
+def test_seed_blocks_are_the_requests() -> None:
     if not SEED.exists():
         pytest.skip(f"the original request is not found: {SEED} does not exist")
-    return re.findall(r"```yaml\n(.*?)```", SEED.read_text(), flags=re.S)
+    assert re.findall(r"```yaml\n(.*?)```", SEED.read_text(), flags=re.S) == seed_blocks()
+
+
+def test_the_demo_is_the_seeds_blocks_and_what_they_leave_out() -> None:
+    demo = {entry.name: entry.params for entry in load_config(DEMO).models}
+    for block in seed_blocks():
+        ((name, params),) = yaml.safe_load(block)["models"].items()
+        kept = {key: value for key, value in params.items() if key != "epochs"}
+        assert kept.items() <= demo[name].items(), name
+        assert demo[name].keys() - params.keys() == {"reg_weight", "batch_size", "max_seq_len"}
+        assert demo[name]["epochs"] >= params["epochs"], name
 
 
 def test_seed_blocks_load_verbatim() -> None:
@@ -54,6 +113,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
     [
         ({"model": {}}, "unknown section 'model'.*'models'"),
         ({}, "'models' must name at least one"),
+        ({"models": {"SASRec": SASREC, "sasrec": SASREC}}, "names SASRec 2 times"),
         ({"models": {"SASRek": {}}}, "unknown model 'SASRek'.*'SASRec'"),
         ({"models": {"SASRec": [1]}}, "models.SASRec is"),
         ({"models": {"SASRec": {"learning_rate": [0.1, 0.2]}}}, "learning_rate is a list"),

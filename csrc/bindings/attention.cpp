@@ -57,13 +57,8 @@ struct Batch : AttentionBatch {
         if (width < 1 || width > kLargestWidth)
             throw py::value_error("head dim is " + std::to_string(width) + ", expected 1 to " +
                                   std::to_string(kLargestWidth));
-        for (int64_t b = 0; b < sequences; ++b) {
-            const int64_t length = offsets[b + 1] - offsets[b];
-            longest = std::max(longest, length);
-            if (length > max_len)
-                throw py::value_error("sequence " + std::to_string(b) + " has " + std::to_string(length) +
-                                      " rows, more than max_len, " + std::to_string(max_len));
-        }
+        check_lengths(offsets, offsets_.size(), max_len);
+        for (int64_t b = 0; b < sequences; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
         by_length.resize(static_cast<size_t>(sequences));
         std::iota(by_length.begin(), by_length.end(), 0);
         std::stable_sort(by_length.begin(), by_length.end(), [this](int32_t a, int32_t b) {

@@ -46,6 +46,15 @@ inline void check_offsets(const int32_t* offsets, int64_t count, int64_t total, 
                               ", expected the number of rows, " + std::to_string(total));
 }
 
+// Raises ValueError unless every sequence has at most max_len rows; offsets [count] checked before.
+inline void check_lengths(const int32_t* offsets, int64_t count, int64_t max_len) {
+    for (int64_t i = 1; i < count; ++i)
+        if (offsets[i] - offsets[i - 1] > max_len)
+            throw py::value_error("sequence " + std::to_string(i - 1) + " has " +
+                                  std::to_string(offsets[i] - offsets[i - 1]) + " rows, more than max_len, " +
+                                  std::to_string(max_len));
+}
+
 // The uint32 below which an element is dropped: round(p * 2^32).
 inline uint32_t dropout_threshold(double p) {
     if (!(p >= 0.0 && p < 1.0)) throw py::value_error("p is " + std::to_string(p) + ", expected 0 <= p < 1");

@@ -5,12 +5,13 @@
 #include "bindings.h"
 
 namespace fastseq {
+namespace {
 
-// The buffer's memory as a numpy array, without a copy.
+// The memory as a numpy array, without a copy.
 template <typename T>
-py::array_t<T> as_array(Buffer<T>& buffer) {
-    const int64_t size = buffer.size();
-    T* data = buffer.release();
+py::array_t<T> as_array(GrowingArray<T>& array) {
+    const int64_t size = array.size();
+    T* data = array.release();
     return py::array_t<T>(size, data, py::capsule(data, [](void* memory) { std::free(memory); }));
 }
 
@@ -29,10 +30,12 @@ py::tuple as_ids(IdColumn& column) {
     return py::make_tuple(ids, as_array(column.codes));
 }
 
+}  // namespace
+
 void bind_delimited(py::module_& m) {
     py::class_<DelimitedReader>(m, "DelimitedReader", "Delimited text, fed in pieces, to factorised columns.")
-        .def(py::init([](const std::string& separator, const std::vector<std::string>& names, int user, int item, int time,
-                         int64_t line) {
+        .def(py::init([](const std::string& separator, const std::vector<std::string>& names, int user, int item,
+                         int time, int64_t line) {
                  const int width = static_cast<int>(names.size());
                  if (width > 0 && (user < 0 || user >= width || item < 0 || item >= width || time >= width))
                      throw py::value_error("user, item and time must be places in names");

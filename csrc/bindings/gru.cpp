@@ -33,8 +33,8 @@ struct ByLength {
 
 template <typename T, typename Kernel>
 void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
-             const std::optional<Array<T>>& bias_hh, const Array<int32_t>& offsets, Array<T>& h, Array<T>& saved,
-             int threads) {
+             const std::optional<Array<T>>& bias_hh, const Array<int32_t>& offsets, int64_t max_len, Array<T>& h,
+             Array<T>& saved, int threads) {
     check_shape(h, "h", {-1, -1});
     const int64_t rows = h.shape(0), hidden = h.shape(1);
     check_shape(x_gates, "x_gates", {rows, 3 * hidden});
@@ -42,6 +42,7 @@ void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
     if (bias_hh) check_shape(*bias_hh, "bias_hh", {3 * hidden});
     check_shape(offsets, "offsets", {-1});
     check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
+    check_lengths(offsets.data(), offsets.shape(0), max_len);
     check_shape(saved, "saved", {rows, 4 * hidden});
     const ByLength order(offsets);
     const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = bias_hh ? bias_hh->data() : nullptr;
@@ -79,11 +80,12 @@ void define(py::module_& m, Forward forward_kernel, Backward backward_kernel, Pr
     m.def(
         "gru",
         [forward_kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const std::optional<Array<T>>& bias_hh,
-                         const Array<int32_t>& offsets, Array<T>& h, Array<T>& saved, int threads) {
-            forward<T>(forward_kernel, x_gates, weight_hh, bias_hh, offsets, h, saved, threads);
+                         const Array<int32_t>& offsets, int64_t max_len, Array<T>& h, Array<T>& saved, int threads) {
+            forward<T>(forward_kernel, x_gates, weight_hh, bias_hh, offsets, max_len, h, saved, threads);
         },
         py::arg("x_gates").noconvert(), py::arg("weight_hh").noconvert(), py::arg("bias_hh").noconvert(),
-        py::arg("offsets").noconvert(), py::arg("h").noconvert(), py::arg("saved").noconvert(), py::arg("threads"),
+        py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("h").noconvert(), py::arg("saved").noconvert(),
+        py::arg("threads"),
         "GRU over jagged sequences: writes h [T, H] and saved [T, 4H] = (r, z, n, W_hn h + b_hn)");
     m.def(
         "gru_backward",

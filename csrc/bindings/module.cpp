@@ -1,4 +1,5 @@
 // The module fastseq._C: the list of doors, and the choice of the instruction set.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -8,6 +9,8 @@
 namespace fastseq {
 
 namespace {
+
+constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 Isa detect() {
     Isa best = Isa::baseline;
@@ -20,11 +23,10 @@ Isa detect() {
         best = Isa::avx512;
 #endif
     const char* asked = std::getenv("FASTSEQ_CPU_ISA");
-    if (asked == nullptr) return best;
-    Isa want = best;
-    if (std::strcmp(asked, "baseline") == 0) want = Isa::baseline;
-    if (std::strcmp(asked, "avx2") == 0) want = Isa::avx2;
-    return want < best ? want : best;
+    if (asked == nullptr || *asked == '\0') return best;
+    for (int i = 0; i < 3; ++i)
+        if (std::strcmp(asked, kIsaNames[i]) == 0) return std::min(static_cast<Isa>(i), best);
+    throw py::value_error(std::string("FASTSEQ_CPU_ISA is '") + asked + "', expected baseline, avx2 or avx512");
 }
 
 }  // namespace
@@ -38,10 +40,7 @@ Isa isa() {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "C++ kernels of fastseq. Call them through fastseq.ops and fastseq.data.";
-    m.def("isa", [] {
-        const char* names[] = {"baseline", "avx2", "avx512"};
-        return names[static_cast<int>(fastseq::isa())];
-    });
+    m.def("isa", [] { return fastseq::kIsaNames[static_cast<int>(fastseq::isa())]; });
     fastseq::bind_dropout(m);
     fastseq::bind_attention(m);
     fastseq::bind_topk(m);

@@ -7,10 +7,12 @@
 #include "bindings.h"
 
 namespace fastseq {
+namespace {
 
 template <typename T, typename Kernel>
-void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& items, const std::optional<Array<T>>& times,
-           Array<int64_t>& offsets, Array<int64_t>& tape, std::optional<Array<T>>& tape_times, int threads) {
+void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& items,
+           const std::optional<Array<T>>& times, Array<int64_t>& offsets, Array<int64_t>& tape,
+           std::optional<Array<T>>& tape_times, int threads) {
     check_shape(users, "users", {-1});
     const int64_t n = users.shape(0);
     check_shape(items, "items", {n});
@@ -38,6 +40,8 @@ void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& ite
         throw py::value_error("users[" + std::to_string(bad) + "] is " + std::to_string(user[bad]) +
                               ", expected 0 <= user < " + std::to_string(n_users));
 }
+
+}  // namespace
 
 void bind_tape(py::module_& m) {
     m.def(

@@ -16,8 +16,8 @@ static void check_window_shape(const WindowShape& shape) {
                               std::to_string(shape.max_len));
 }
 
-// Window `w` must lie on the tape, and its first target must follow one of its inputs.
-static void check_window(const WindowArrays& windows, int64_t w, int64_t events, int64_t users) {
+// Window `w` must lie on the tape, in its user's part of it, and its first target must follow one of its inputs.
+static void check_window(const WindowArrays& windows, int64_t w, int64_t events, const int64_t* begins, int64_t users) {
     const int64_t start = windows.start[w], stop = windows.stop[w], first = windows.first_target[w];
     if (start < 0 || first <= start || stop < first || stop >= events)
         throw py::value_error("window " + std::to_string(w) + " has start " + std::to_string(start) + ", stop " +
@@ -26,6 +26,11 @@ static void check_window(const WindowArrays& windows, int64_t w, int64_t events,
     if (windows.user[w] < 0 || windows.user[w] >= users)
         throw py::value_error("window " + std::to_string(w) + " has user " + std::to_string(windows.user[w]) +
                               ", expected 0 <= user < " + std::to_string(users));
+    const int64_t begin = begins[windows.user[w]];
+    if (begin < 0 || begin > start)
+        throw py::value_error("window " + std::to_string(w) + " starts at " + std::to_string(start) +
+                              ", expected a row of user " + std::to_string(windows.user[w]) + ", who begins at " +
+                              std::to_string(begin));
 }
 
 void bind_windows(py::module_& m) {
@@ -83,6 +88,8 @@ void bind_windows(py::module_& m) {
             check_shape(user_offsets, "user_offsets", {-1});
             check_shape(user, "user", {-1});
             check_shape(order, "order", {-1});
+            if (max_len < 1)
+                throw py::value_error("max_len is " + std::to_string(max_len) + ", expected at least 1");
             const int64_t n_windows = user.shape(0), count = order.shape(0);
             check_shape(start, "start", {n_windows});
             check_shape(stop, "stop", {n_windows});
@@ -97,7 +104,7 @@ void bind_windows(py::module_& m) {
                 if (w < 0 || w >= n_windows)
                     throw py::value_error("order[" + std::to_string(b) + "] is " + std::to_string(w) +
                                           ", expected 0 <= window < " + std::to_string(n_windows));
-                check_window(windows, w, tape.shape(0), user_offsets.shape(0) - 1);
+                check_window(windows, w, tape.shape(0), begins, user_offsets.shape(0) - 1);
                 n_events += windows.stop[w] - windows.start[w];
                 n_targets += windows.stop[w] - windows.first_target[w] + 1;
                 const int64_t begin = begins[windows.user[w]], reach = windows.first_target[w] - max_len;

@@ -30,6 +30,7 @@ class Interactions:
         item_ids: raw item ids; every item occurs on the tape.
         timestamps: int64 or float64 [n_events] beside ``items``, or None where the given order is the order in time.
             Datetimes are microseconds since 1970-01-01 UTC; numbers are as given.
+        filters: arguments of each ``filter_interactions`` that made this, in order; every score names them.
     """
 
     items: Int64Array
@@ -37,6 +38,7 @@ class Interactions:
     user_ids: IdMap
     item_ids: IdMap
     timestamps: NDArray[Any] | None = None
+    filters: tuple[dict[str, Any], ...] = ()
 
     @property
     def n_users(self) -> int:
@@ -168,9 +170,9 @@ def filter_interactions(
     limits = f"min_user={min_user}, min_item={min_item}, duplicates={duplicates!r}"
     if not len(kept):
         raise DataError(f"no event is left of {interactions.n_events} after filtering with {limits}; lower the limits")
-    if len(kept) == interactions.n_events:
-        return replace(interactions)
-    return _take(interactions, kept, limits)
+    filters = (*interactions.filters, {"min_user": min_user, "min_item": min_item, "duplicates": duplicates})
+    whole = len(kept) == interactions.n_events
+    return replace(interactions if whole else _take(interactions, kept, limits), filters=filters)
 
 
 def _take(interactions: Interactions, kept: Int64Array, limits: str) -> Interactions:

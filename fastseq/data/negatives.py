@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastseq.errors import DataError
 from fastseq.native import _C
 from fastseq.ops import sample_negatives, sample_shared_negatives
 
@@ -88,7 +89,7 @@ class NegativeSampler:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
         if not (np.isfinite(alpha) and alpha >= 0.0):
             raise ValueError(f"alpha is {alpha}, expected a number, at least 0")
-        split = as_split(data)
+        split = self._split = as_split(data)
         self.size, self.mode, self.with_log_q = size, mode, with_log_q
         self.n_items = split.interactions.n_items
         self._probability: Tensor | None = None
@@ -137,6 +138,26 @@ class NegativeSampler:
                 threads=threads,
             )
         return negatives, self._log_q(users, targets, negatives) if self.with_log_q else None
+
+    def check_drawable(self) -> None:
+        """Finds out before training what ``sample`` would find out in its midst.
+
+        Raises:
+            DataError: if a user with training targets has seen everything that could be drawn, naming the user.
+        """
+        if self.mode == "shared":
+            return
+        drawable = int((self._masses > 0).sum())
+        seen = self._seen_offsets.diff().numpy()
+        trained = self._split.train_stop - self._split.interactions.offsets[:-1] >= 2
+        exhausted = np.flatnonzero(trained & (seen >= drawable))
+        if len(exhausted):
+            (name,) = self._split.interactions.user_ids.decode(exhausted[:1])
+            more = f" (and {len(exhausted) - 1} more users)" if len(exhausted) > 1 else ""
+            raise DataError(
+                f"user {name!r}{more} has seen every one of the {drawable} items that could be drawn as a negative: "
+                "leave such users out, draw shared negatives (negatives: shared), or train without any (neg_samples: 0)"
+            )
 
     def log_q(self, users: Tensor, positives: Tensor, items: Tensor) -> Tensor:
         """Log-probability that one draw gives an item, given what cannot be drawn for that target.

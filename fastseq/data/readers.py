@@ -216,8 +216,9 @@ def _place(present: list[str], name: str, role: str) -> int:
         raise DataError(f"column {name!r} occurs {present.count(name)} times in the header")
     nearest = difflib.get_close_matches(name, present, 1, 0.0)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    remedy = f"name the column with {role}=…" + (
-        ", or pass timestamp=None to keep the order given" if role == "timestamp" else ""
+    label = {"user": "user_id_label", "item": "item_id_label", "timestamp": "timestamp_label"}[role]
+    remedy = f"name the column with {role}=… (in a configuration: reader.labels.{label})" + (
+        ", or pass timestamp=None (null) to keep the order given" if role == "timestamp" else ""
     )
     raise DataError(f"no column {name!r}{hint} (columns: {', '.join(map(repr, present[:20]))}): {remedy}")
 

@@ -130,6 +130,7 @@ class Split:
             "users": data.n_users,
             "items": data.n_items,
             "events": data.n_events,
+            "filters": list(data.filters),
             "train_events": self.n_train,
             "validation_users": len(validation),
             "validation_targets": validation.n_targets,

@@ -71,6 +71,7 @@ def shuffled(interactions: Interactions, seed: int = 0) -> Interactions:
         interactions.user_ids,
         interactions.item_ids,
         interactions.timestamps,
+        interactions.filters,
     )
 
 

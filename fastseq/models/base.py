@@ -302,7 +302,7 @@ class SequentialRecommender(nn.Module, ABC):
         """Σ‖e‖² over every embedding the batch uses."""
         items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, None)]
         if batch.negatives is not None:
-            items.append((batch.negatives, None))
+            items.append((batch.negatives, self._negatives_weight(batch)))
         counts = row_counts(self.item_embedding.weight, items)
         counts[self.n_items] += batch.l2_padding
         total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
@@ -312,6 +312,16 @@ class SequentialRecommender(nn.Module, ABC):
                 self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, None)])
             )
         return total
+
+    @staticmethod
+    def _negatives_weight(batch: JaggedBatch) -> Tensor | None:
+        """How often each negative counts in the L2 term: once. Of a set that ranks share, each counts its part."""
+        negatives = batch.negatives
+        assert negatives is not None
+        if negatives.dim() == 2 or batch.n_targets_global in (0, batch.n_targets):
+            return None
+        share = batch.n_targets / batch.n_targets_global
+        return torch.full(negatives.shape, share, dtype=torch.float64, device=negatives.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """WarpRec's optimizer groups: weight decay on Linear, Conv, recurrent and positional weights only."""

@@ -170,7 +170,7 @@ def _item_indices(model: SequentialRecommender, history: Any, number: int, unkno
         place = int(np.argmax(missing))
         raise DataError(
             f"history {number}, event {place}: item {history[place]!r} is not in the catalogue of {model.n_items} "
-            "items; pass unknown_items='skip' to leave such events out"
+            "items; pass unknown_items='skip' (--skip-unknown) to leave such events out"
         )
     return indices[~missing]
 
@@ -182,7 +182,9 @@ def _user_indices(
     name = type(model).__name__
     if users is None:
         if unknown == "error":
-            raise DataError(f"{name} needs users: pass users=[...], or unknown_users='mean' for the mean user vector")
+            raise DataError(
+                f"{name} needs users: pass users=[...], or unknown_users='mean' (--mean-user) for the mean user vector"
+            )
         return torch.full((count,), -1, dtype=torch.int64)
     if len(users) != count:
         raise ValueError(f"users has {len(users)} entries for {count} histories")
@@ -190,7 +192,7 @@ def _user_indices(
     if unknown == "error" and (indices < 0).any():
         place = int(np.argmax(indices < 0))
         raise DataError(
-            f"user {users[place]!r} (history {place}) is unknown to this {name}; pass unknown_users='mean' to score "
-            "with the mean user vector"
+            f"user {users[place]!r} (history {place}) is unknown to this {name}; pass unknown_users='mean' "
+            "(--mean-user) to score with the mean user vector"
         )
     return torch.from_numpy(indices)

@@ -187,6 +187,18 @@ def _autocast(op: str, key: str) -> Callable[..., Any]:
     return cast
 
 
+def _no_second_derivative(op: str) -> Callable[..., Any]:
+    """Without a formula of its own torch would warn and go on with a gradient that lacks this op's part."""
+
+    def backward(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"fastseq::{op} has no derivative: second derivatives are those of plain PyTorch only (leave out "
+            "create_graph=True, or write the model with torch.nn.functional)"
+        )
+
+    return backward
+
+
 def register(
     schema: str,
     *,
@@ -211,6 +223,8 @@ def register(
     for key in ("AutocastCPU", "AutocastCUDA"):
         LIBRARY.impl(op, _autocast(op, key), key)
     torch.library.register_fake(f"fastseq::{op}", fake, lib=LIBRARY)
+    if backward is None and op.endswith("_backward"):
+        backward = _no_second_derivative(op)
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastseq, op).default

@@ -43,7 +43,7 @@ def causal_attention(
         [T, H, D] in the type of ``q``. No [B, H, L, L] tensor is made, forward or backward.
 
     Raises:
-        ValueError: if a shape, type or probability is not as above.
+        ValueError: if a shape, type, probability or site is not as above.
 
     Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, eq. 1; backward from the saved log-sum-exp as in
     Dao et al., "FlashAttention", NeurIPS 2022.
@@ -77,7 +77,7 @@ def last_query_attention(
         [B, H, D] in the type of ``q``; zeros, with zero gradients, for an empty sequence.
 
     Raises:
-        ValueError: if a shape, type or probability is not as above.
+        ValueError: if a shape, type, probability or site is not as above.
 
     Source: as :func:`causal_attention`.
     """
@@ -99,9 +99,7 @@ def _checked(
     scale: float | None,
 ) -> float:
     """Raises ValueError for what can be seen without reading data; returns the scale."""
-    check_dropout(dropout_p, rng)
-    if not 0 <= site <= 0x7FFF:
-        raise ValueError(f"site is {site}, expected 0 <= site <= 0x7fff")
+    check_dropout(dropout_p, rng, site)
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected [rows, heads, head dim]")
     if k.shape != v.shape or q.shape[1:] != k.shape[1:]:

@@ -33,13 +33,13 @@ def bias_gelu_dropout(
         number of threads.
 
     Raises:
-        ValueError: if ``bias`` is not [C], ``dropout_p`` is out of range, or ``rng`` is missing or malformed.
+        ValueError: if ``bias`` is not [C], ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
     """
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(x.shape[-1:])}: one value per column of x")
-    check_dropout(dropout_p, rng)
+    check_dropout(dropout_p, rng, site)
     return _bias_gelu_dropout(x, bias, dropout_p, rng, site)
 
 

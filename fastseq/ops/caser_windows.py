@@ -28,8 +28,8 @@ def caser_windows(
     of one sequence share their convolutions: any set of stops gives what each history alone would.
 
     Args:
-        x: [T, d], the embedded events of a jagged batch, any floating type.
-        offsets: int32 [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
+        x: [T, d], the embedded events of a jagged batch, any floating type; the weights and padding_row have the same.
+        offsets: integers [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
         sequences: integers [N], the sequence of each history.
         stops: integers [N], the row after each history's last one: offsets[s] (an empty history) … offsets[s + 1].
         weight_h: [L(L + 1)/2, n_h, d]; row h(h − 1)/2 + j is tap j (from the oldest) of the filters of height h.
@@ -44,7 +44,8 @@ def caser_windows(
         pooled value that ReLU made zero passes none.
 
     Raises:
-        ValueError: if shapes disagree or, on the CPU, if a stop lies outside its sequence.
+        ValueError: if shapes or types disagree or, on the CPU, if offsets is malformed or a stop lies outside its
+            sequence.
 
     Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding",
     WSDM 2018, equations 3 to 7.
@@ -78,6 +79,7 @@ def _check(
         "sequences": (sequences, [stops.shape[0]]),
         "stops": (stops, [stops.shape[0]]),
         "weight_h": (weight_h, [length * (length + 1) // 2, n_h, d]),
+        "bias_h": (bias_h, [length, n_h]),
         "weight_v": (weight_v, [n_v, length]),
         "bias_v": (bias_v, [n_v]),
         "padding_row": (padding_row, [d]),
@@ -85,6 +87,11 @@ def _check(
     for name, (tensor, shape) in wanted.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {shape}")
+        index = name in ("offsets", "sequences", "stops")
+        if index and (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(f"{name} is {tensor.dtype}, expected integers")
+        if not index and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {tensor.dtype} and x is {x.dtype}, expected one type")
 
 
 def _fake(

@@ -40,7 +40,7 @@ def dropout_add_norm(
         the vectors do not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes disagree, ``dropout_p`` is out of range, or ``rng`` is missing or malformed.
+        ValueError: if shapes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed.
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016; post-norm layer of Vaswani et al., NeurIPS 2017.
     """
@@ -49,7 +49,7 @@ def dropout_add_norm(
     for name, vector in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
         if vector is not None and vector.shape != x.shape[-1:]:
             raise ValueError(f"{name} is {list(vector.shape)}, expected {list(x.shape[-1:])}, the width of x")
-    check_dropout(dropout_p, rng)
+    check_dropout(dropout_p, rng, site)
     return _dropout_add_norm(x, residual, weight, bias, x_bias, eps, dropout_p, rng, site)[0]
 
 

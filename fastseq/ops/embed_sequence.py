@@ -43,7 +43,7 @@ def embed_sequence(
         [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes or dtypes disagree, ``dropout_p`` is out of range, or ``rng`` is missing or malformed;
+        ValueError: if shapes or dtypes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed;
             on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
 
     Source: the embedding of SASRec (Kang and McAuley, ICDM 2018) with the normalisation of WarpRec and RecBole.
@@ -66,7 +66,7 @@ def embed_sequence(
         raise ValueError(
             f"padding_idx is {padding_idx}, expected a row of item_weight, 0 ... {item_weight.shape[0] - 1}"
         )
-    check_dropout(dropout_p, rng)
+    check_dropout(dropout_p, rng, site)
     padding = -1 if padding_idx is None else padding_idx
     output, _, _ = _embed_sequence(
         items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, dropout_p, rng, site, padding

@@ -26,18 +26,20 @@ def gru(
         h[t] = (1 - z) * n + z * h[t-1]
 
     Args:
-        x_gates: [T, 3H], the inputs times weight_ih, plus bias_ih, in the order r, z, n.
+        x_gates: [T, 3H], the inputs times weight_ih, plus bias_ih, in the order r, z, n; float32, bfloat16 or float16
+            (computed in float32), or float64 on the CPU. Decides the type of the computation.
         weight_hh: [3H, H].
         offsets: int32 [B + 1], where each sequence starts; from 0 to T.
         bias_hh: [3H] or None.
-        max_len: length of the longest sequence.
+        max_len: at least the length of the longest sequence, known without looking at ``offsets``.
 
     Returns:
         h, [T, H] in the dtype of ``x_gates``: the state after every event. Differentiable in x_gates, weight_hh and
         bias_hh.
 
     Raises:
-        ValueError: if a shape or the dtype of ``offsets`` is not as above.
+        ValueError: if a shape or the dtype of ``offsets`` is not as above; on the CPU also if ``offsets`` is malformed or
+            a sequence is longer than ``max_len``.
 
     Source: Cho et al., EMNLP 2014, with the reset gate after the product as in cuDNN and torch.nn.GRU.
     """

@@ -57,11 +57,13 @@ def threshold(p: float) -> int:
     return min(round(p * 4294967296.0), 4294967295)
 
 
-def check_dropout(p: float, rng: Tensor | None) -> None:
-    """Raises ValueError unless ``p`` is a probability below 1 that has an ``rng`` to draw from."""
+def check_dropout(p: float, rng: Tensor | None, site: int, name: str = "dropout_p") -> None:
+    """Raises ValueError unless ``p`` (argument ``name``) is a probability below 1 with an ``rng`` and site to draw from."""
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"dropout_p is {p}, expected 0 <= dropout_p < 1")
+        raise ValueError(f"{name} is {p}, expected 0 <= {name} < 1")
+    if not 0 <= site < SITE_NEGATIVES:
+        raise ValueError(f"site is {site}, expected 0 <= site <= 0x7fff: sites above belong to the samplers")
     if p > 0.0 and rng is None:
-        raise ValueError(f"dropout_p is {p} but rng is None: pass rng=fastseq.ops.make_rng(seed, step)")
+        raise ValueError(f"{name} is {p} but rng is None: pass rng=fastseq.ops.make_rng(seed, step)")
     if rng is not None and (rng.dtype != torch.int64 or rng.shape != (2,)):
         raise ValueError(f"rng is {rng.dtype} {list(rng.shape)}, expected torch.int64 [2]: (seed, step)")

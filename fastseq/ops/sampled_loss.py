@@ -38,7 +38,7 @@ def sampled_loss(
     loss is that of the positive term: 0 for bpr and sampled_softmax.
 
     Args:
-        h: [N, d].
+        h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
         item_weight: [V + 1, d].
         targets: int64 [N], ids from 0 to V.
         negatives: int64 [N, K], or [S] shared by all rows.
@@ -54,13 +54,14 @@ def sampled_loss(
         Differentiable in h and item_weight; the gradient of item_weight is dense.
 
     Raises:
-        ValueError: for an unknown name, a shape that does not fit, or log_q missing or superfluous.
+        ValueError: for an unknown name, a shape that does not fit, a padding_idx that is no row, or log_q missing or
+            superfluous.
         IndexError: on the CPU, for an id outside 0 … V; names the argument, the row and the id.
 
     Source: BPR: Rendle et al., UAI 2009. gBCE: Petrov & Macdonald, RecSys 2023. Sampled softmax with logQ: Bengio &
     Senécal, IEEE TNN 2008.
     """
-    check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, reduction)
+    check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, reduction, padding_idx)
     rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)[0]
     return reduce(rows, reduction)
 
@@ -103,6 +104,7 @@ def check_sampled_loss(
     loss: str,
     log_q: Tensor | None,
     reduction: str,
+    padding_idx: int | None,
 ) -> None:
     """Raises ValueError unless the arguments of ``sampled_loss`` fit together."""
     if loss not in LOSSES:
@@ -119,6 +121,9 @@ def check_sampled_loss(
     if not fits or negatives.dtype != torch.int64:
         expected = f"torch.int64 [{h.shape[0]}, K] or [S]"
         raise ValueError(f"negatives is {negatives.dtype} {list(negatives.shape)}, expected {expected}")
+    if padding_idx is not None and not 0 <= padding_idx < item_weight.shape[0]:
+        last = item_weight.shape[0] - 1
+        raise ValueError(f"padding_idx is {padding_idx}, expected a row of item_weight, 0 ... {last}, or None")
     if loss != "sampled_softmax":
         if log_q is not None:
             raise ValueError(f"log_q is given, but loss {loss!r} has no use for it: leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .checkpoint import save_warprec
 from .evaluation import Evaluation, evaluate
 from .loop import Progress, Trainer, TrainingError, TrainResult
 from .options import TrainingOptions
@@ -17,4 +18,5 @@ __all__ = [
     "TrainingOptions",
     "evaluate",
     "load",
+    "save_warprec",
 ]

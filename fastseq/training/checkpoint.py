@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,11 +62,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush_folder(target.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -73,6 +70,17 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         raise CheckpointError(
             f"{target}: cannot be saved ({error.strerror or error}){kept}. Free disk space or choose another folder"
         ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in ``folder`` last. Windows opens no folders and has no such call."""
+    if sys.platform == "win32":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -200,7 +208,14 @@ def save_warprec(path: str | os.PathLike[str], model: SequentialRecommender) -> 
         "format_version": WARPREC_FORMAT,
         "warprec_version": WARPREC_VERSION,
     }
-    atomic_write(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(str(error.__context__ or error).splitlines()[0]) from error
+
+    atomic_write(path, write)
 
 
 def load_warprec(path: str | os.PathLike[str]) -> dict[str, Any]:

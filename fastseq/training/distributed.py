@@ -69,6 +69,11 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    def leave(self) -> None:
+        """Takes this process out of the group, if there is one: the last thing a program does with it."""
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
 
 class _Objective(nn.Module):
     """The loss as a module's forward, which is what DistributedDataParallel can wrap."""

@@ -18,6 +18,7 @@ from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.catalogue import Catalogue
 
 from . import state as states
 from .curve import draw_curve
@@ -35,7 +36,8 @@ class Trainer:
     """Trains ``model`` on the training part of ``split``.
 
     Args:
-        model: on the device to train on. Its hyperparameters say batch size, learning rate and the like.
+        model: on the device to train on. Its hyperparameters say batch size, learning rate and the like. One without
+            a catalogue gets the data's, so that it recommends in raw ids.
         split: data of the model's catalogue.
         options: everything else.
         run_dir: where checkpoints, metrics and the curve go, a path or a ``RunFolder``; None: nowhere, and nothing
@@ -51,6 +53,7 @@ class Trainer:
 
     Raises:
         ConfigError: if the options do not fit the split.
+        DataError: if there is no negative to draw for some user, naming the user.
         CheckpointError: if ``run_dir`` is in use, or what is there was trained from another model, data or options.
         ValueError: if the model's and the data's catalogue differ in size.
     """
@@ -74,6 +77,8 @@ class Trainer:
                 f"the model was built for {model.n_users} users and {model.n_items} items, "
                 f"the data has {data.n_users} and {data.n_items}"
             )
+        if model.catalogue is None:
+            model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
         self.ranks = Ranks.join()
         self.device = next(model.parameters()).device
@@ -115,6 +120,9 @@ class Trainer:
                 if reason is not None:
                     return self._broken_off(reason)
                 self._finish_epoch()
+                reason = self._stop_reason(request)
+                if reason == "interrupted":  # during the validation: the last epoch's has no step after it
+                    return self._broken_off(reason)
         self.model.eval()
         self._restore_best()
         reason = state.stopped or "finished"
@@ -282,8 +290,11 @@ class Trainer:
     def _open_run(self, run: RunFolder, resume: bool) -> None:
         if resume and run.last_path.exists():
             self._state = states.load_last(run.last_path, self.model, self.optimizer, self.split, self.options)
-            if self._state.stopped == "patience" and self.options.patience is None:
-                self._state.stopped = None
+            state, patience = self._state, self.options.patience
+            if state.stopped == "patience" and (patience is None or state.bad_validations < patience):
+                state.stopped = None
+            if not self.ranks.is_first:  # what is saved is rank 0's share of this epoch's losses
+                state.epoch_loss, state.epoch_targets = 0.0, 0
         if self.ranks.is_first:
             run.truncate_metrics(self._state.metrics_bytes)
             run.write_ids(self.split.interactions.user_ids, self.split.interactions.item_ids)
@@ -325,7 +336,8 @@ class Trainer:
             if self.run is None
             else f"saved in {self.run.path}; the same command with --resume (Trainer: resume=True) goes on from here"
         )
-        where = f"at step {state.step} of {self.total_steps}, epoch {state.epoch + 1}"
+        epoch = min(state.epoch + 1, self.epochs)
+        where = f"at step {state.step} of {self.total_steps}, epoch {epoch}"
         return self._result(reason, f"{why} {where}: {how}")
 
     # What is said.
@@ -387,6 +399,7 @@ class Trainer:
                 alpha=model.negative_alpha,
                 with_log_q=model.loss_name == "sampled_softmax",
             )
+            sampler.check_drawable()
         return Loader(
             self.split,
             batch_size=model.batch_size,

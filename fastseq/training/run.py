@@ -43,17 +43,22 @@ class RunFolder:
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
         try:
-            filled = self.path.is_dir() and any(file.is_file() for file in self.path.rglob("*"))
-            if filled and not (resume or overwrite):
-                raise CheckpointError(
-                    f"{self.path}: the run folder exists and is not empty. Use resume (--resume) to continue that run, "
-                    "overwrite (--overwrite) to delete it, or another folder"
-                )
-            if filled and overwrite:
+            if not (resume or overwrite):
+                self.refuse_used(self.path)
+            if overwrite:
                 self._clear()
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
+
+    @staticmethod
+    def refuse_used(path: Path) -> None:
+        """Raises CheckpointError if a folder at ``path`` holds anything."""
+        if path.is_dir() and any(file.is_file() for file in path.rglob("*")):
+            raise CheckpointError(
+                f"{path}: the run folder exists and is not empty. Use resume (--resume) to continue that run, "
+                "overwrite (--overwrite) to delete it, or another folder"
+            )
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -71,12 +76,17 @@ class RunFolder:
         cls, path: str | os.PathLike[str], ranks: Ranks, *, resume: bool = False, overwrite: bool = False
     ) -> RunFolder:
         """The same for processes that train together: the first makes the folder, the others then find it."""
-        if ranks.is_first:
+        if not ranks.is_first:
+            if ranks.any(False):
+                raise CheckpointError(f"{path}: refused as run folder; the first process says why")
+            return cls.existing(path)
+        try:
             folder = cls(path, resume=resume, overwrite=overwrite)
-            ranks.wait()
-            return folder
-        ranks.wait()
-        return cls.existing(path)
+        except CheckpointError:
+            ranks.any(True)  # or the others would wait for ever
+            raise
+        ranks.any(False)
+        return folder
 
     @property
     def config_path(self) -> Path:
@@ -182,27 +192,38 @@ class RunFolder:
             os.truncate(self.metrics_path, size)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out.
+
+        Raises:
+            CheckpointError: naming a line that is damaged.
+        """
         if not self.metrics_path.exists():
             return []
         records = []
         for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
+            if not line.endswith(b"\n"):
+                break
+            try:
                 records.append(json.loads(line))
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.metrics_path}: line {len(records) + 1} is not JSON ({error}); mend or delete that line"
+                ) from error
         return records
 
     def _write(self, path: Path, text: str) -> None:
         checkpoint.atomic_write(path, lambda file: file.write(text.encode()))
 
     def _clear(self) -> None:
+        # What could be resumed or loaded goes first: a folder half cleared must not pass for the old run.
         for path in (
-            self.config_path,
-            self.metrics_path,
-            self.curve_path,
-            self.evaluation_path,
-            self.ids_path,
             self.last_path,
             self.best_path,
+            self.metrics_path,
+            self.evaluation_path,
+            self.curve_path,
+            self.ids_path,
+            self.config_path,
         ):
             path.unlink(missing_ok=True)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq.data.negatives import NegativeSampler, alias_table, integer_masses
-from fastseq.data.split import Split
+from fastseq.data.readers import from_sequences
+from fastseq.data.split import Split, leave_one_out
+from fastseq.errors import DataError
 from fastseq.ops import make_rng
 
 from .tapes import random_tape, tape
@@ -106,6 +108,21 @@ def test_chi_square_against_reported_q(mode: Any, options: dict[str, Any]) -> No
     for negatives, log_q in draws[:3]:
         assert log_q is not None
         np.testing.assert_allclose(log_q.exp(), q[negatives], rtol=1e-5)
+
+
+def test_who_has_nothing_left_to_draw_is_named_beforehand() -> None:
+    data = from_sequences({"a": [1, 2, 3, 1], "b": [1, 2], "c": [3, 2, 1], "d": [1, 3, 2]})
+    split = leave_one_out(data, validation=False)  # a still sees all three in training, c and d only two
+    with pytest.raises(DataError, match=r"user 'a' has seen every one of the 3 items that could be drawn"):
+        NegativeSampler(split, 1).check_drawable()
+    with pytest.raises(DataError, match=r"user 'a' \(and 2 more users\) has seen"):
+        NegativeSampler(data, 1, distribution="popularity").check_drawable()
+    NegativeSampler(data, 1, mode="shared").check_drawable()
+    one = from_sequences({"a": [1], "b": [2, 3, 2, 2]})  # a user without a target needs no negative
+    NegativeSampler(one, 1).check_drawable()
+    only = split_of([[0], [0, 0, 0]], 3, 0)
+    with pytest.raises(DataError, match="user 1 has seen every one of the 1 items"):
+        NegativeSampler(only, 1, distribution="popularity").check_drawable()
 
 
 def test_what_is_held_out_is_neither_seen_nor_popular() -> None:

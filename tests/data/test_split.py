@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseq.data.interactions import Interactions, build_interactions
+from fastseq.data.interactions import Interactions, build_interactions, filter_interactions
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
 from fastseq.errors import DataError
 
@@ -112,6 +112,12 @@ def test_describe_is_json() -> None:
     assert described["strategy"] == "leave_k_out" and described["parameters"] == {"k": 2, "validation": True}
     assert described["data_hash"] == data.data_hash
     assert (described["train_events"], described["validation_targets"], described["test_targets"]) == (37, 4, 4)
+    assert described["filters"] == []
+    core = filter_interactions(filter_interactions(data, min_user=3), min_user=2, min_item=1, duplicates="last")
+    assert json.loads(json.dumps(leave_k_out(core, 2).describe()))["filters"] == [
+        {"min_user": 3, "min_item": 1, "duplicates": "keep"},
+        {"min_user": 2, "min_item": 1, "duplicates": "last"},
+    ]
     assert json.loads(json.dumps(temporal_holdout(data, quantile=0.5).describe()))["parameters"]["quantile"] == 0.5
 
 

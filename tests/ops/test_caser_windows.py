@@ -267,6 +267,8 @@ def test_compiles_without_a_graph_break() -> None:
         (1, torch.tensor([0, 7, 8], dtype=torch.int32), "offsets ends at 8, expected the number of rows, 9"),
         (4, torch.zeros(9, 2, 5, dtype=torch.float64), r"weight_h has shape \[9, 2, 5\], expected \[10, 2, 5\]"),
         (8, torch.zeros(4, dtype=torch.float64), r"padding_row has shape \[4\], expected \[5\]"),
+        (8, torch.zeros(5), "padding_row is torch.float32 and x is torch.float64, expected one type"),
+        (3, torch.tensor([7.0]), "stops is torch.float32, expected integers"),
     ],
 )
 def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:

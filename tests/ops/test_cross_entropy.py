@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastseq.ops import linear_cross_entropy
+from fastseq.ops import linear_cross_entropy, set_backend
 from fastseq.ops.cpu import cross_entropy as cpu
 
 from .backends import Function, check_compiled, check_cpu, run
@@ -100,20 +101,49 @@ def test_no_rows() -> None:
     assert not results["gradient of weight"].any() and not results["gradient of bias"].any()
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor of the CPU path is larger than a tile, the table or the hidden states."""
+def test_memory_is_bounded() -> None:
+    """No tensor that any PyTorch call of the CPU path makes is larger than a tile, the table or the hidden states."""
     sizes: list[int] = []
-    empty = torch.empty
 
-    def recorded(*arguments: Any, **options: Any) -> Tensor:
-        result = empty(*arguments, **options)
-        sizes.append(result.numel())
-        return result
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            result = function(*arguments, **(options or {}))
+            if isinstance(result, Tensor):
+                sizes.append(result.numel())
+            return result
 
-    monkeypatch.setattr(torch, "empty", recorded)
-    h, weight = torch.randn(700, 4, requires_grad=True), torch.randn(9001, 4, requires_grad=True)
-    linear_cross_entropy(h, weight, torch.randint(0, 9001, (700,))).backward()
-    assert 0 < max(sizes) <= cpu.TILE_ROWS * cpu.TILE_COLUMNS < 700 * 9001
+    h, weight, targets = torch.randn(700, 4), torch.randn(9001, 4), torch.randint(0, 9001, (700,))
+    with Recorded():
+        losses, lse = cpu.linear_cross_entropy(h, weight, targets, None, -100, 3.0)
+        cpu.linear_cross_entropy_backward(torch.ones_like(losses), h, weight, targets, lse, None, -100, 3.0)
+    assert cpu.TILE_ROWS * cpu.TILE_COLUMNS // 2 < max(sizes) <= cpu.TILE_ROWS * cpu.TILE_COLUMNS < 700 * 9001
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_nan_is_not_hidden_by_a_later_tile(backend: str, tiles: None) -> None:
+    """A diverged item makes every loss NaN, whichever tile it is in."""
+    for item in (0, 9, 19):
+        weight = torch.randn(20, 3)
+        weight[item] = float("nan")
+        with set_backend(backend):
+            losses = linear_cross_entropy(torch.randn(6, 3), weight, torch.arange(6) + 10, reduction="none")
+        assert losses.isnan().all(), item
+
+
+def test_items_barred_by_their_bias(tiles: None) -> None:
+    """A bias of -inf takes items out, a whole tile of them too, first or last."""
+    h, weight, targets = torch.randn(6, 3), torch.randn(40, 3), torch.arange(6) + 16
+    for barred in (slice(0, 16), slice(24, 40)):
+        bias = torch.randn(40)
+        bias[barred] = float("-inf")
+        leaves = [x.clone().requires_grad_() for x in (h, weight, bias)]
+        losses = op(targets, reduction="none")(*leaves)
+        expected = F.cross_entropy(F.linear(*leaves), targets, reduction="none")
+        torch.testing.assert_close(losses, expected)
+        for x, y in zip(
+            torch.autograd.grad(losses.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+        ):
+            torch.testing.assert_close(x, y)
 
 
 def test_opcheck_and_compile() -> None:

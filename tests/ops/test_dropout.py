@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastseq import ops
 from fastseq.ops import dropout, make_rng
 
 from .backends import check_compiled, check_cpu, check_threads, run
@@ -78,9 +79,45 @@ def test_step_does_not_recompile() -> None:
 def test_errors() -> None:
     x = torch.zeros(2, 3)
     for p in (-0.5, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="dropout_p is"):
+        with pytest.raises(ValueError, match="^p is .*expected 0 <= p < 1"):
             dropout(x, p, RNG)
+    with pytest.raises(ValueError, match="x has no dimensions"):
+        dropout(torch.tensor(1.0), 0.5, RNG)
     with pytest.raises(ValueError, match="rng is None"):
         dropout(x, 0.5)
     with pytest.raises(ValueError, match=r"rng is torch.int64 \[3\]"):
         dropout(x, 0.5, torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("site", [-1, 0x8000])
+def test_sites_of_the_samplers_are_refused(site: int) -> None:
+    """By every op with a mask, which would otherwise share its words with the negatives."""
+    x, v, offsets = torch.ones(2, 4), torch.ones(4), torch.tensor([0, 2], dtype=torch.int32)
+    heads, options = x.view(2, 1, 4), {"dropout_p": 0.5, "rng": RNG, "site": site}
+    calls = [
+        lambda: dropout(x, 0.5, RNG, site),
+        lambda: ops.bias_gelu_dropout(x, v, **options),
+        lambda: ops.dropout_add_norm(x, x, v, v, **options),
+        lambda: ops.embed_sequence(torch.tensor([0, 1]), offsets, x, **options, padding_idx=None),
+        lambda: ops.causal_attention(heads, heads, heads, offsets, max_len=2, **options),
+        lambda: ops.last_query_attention(heads[1:], heads, heads, offsets, max_len=2, **options),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"site is {site}, expected 0 <= site <= 0x7fff"):
+            call()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_columns(backend: str) -> None:
+    assert run(op, {"x": torch.zeros(5, 0)}, torch.zeros(5, 0), backend, OPS)["output"].shape == (5, 0)
+
+
+def test_second_derivatives() -> None:
+    """dropout is linear: its second derivative exists. Elsewhere there is an error, never a part left out."""
+    x = torch.ones(3, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(op(x).square().sum(), [x], create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), [x])
+    assert torch.equal(second, 2 * (op(torch.ones(3, 8))) ** 2)
+    (slope,) = torch.autograd.grad(ops.bias_gelu_dropout(x, torch.ones(8)).sum(), [x], create_graph=True)
+    with pytest.raises(NotImplementedError, match="bias_gelu_dropout_backward has no derivative.*create_graph"):
+        slope.sum().backward()

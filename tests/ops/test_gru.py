@@ -150,10 +150,13 @@ def test_empty_batch() -> None:
 
 
 def test_opcheck() -> None:
-    x, weight, bias, _ = inputs([3, 0, 5], 4, True, torch.float32)
+    x, weight, bias, grad = inputs([3, 0, 5], 4, True, torch.float32)
     for b in (bias, None):
         leaves = [None if a is None else a.clone().requires_grad_() for a in (x, weight, b)]
         torch.library.opcheck(torch.ops.fastseq.gru.default, (*leaves[:2], offsets_of([3, 0, 5]), leaves[2], 5))
+        h, saved = torch.ops.fastseq.gru(x, weight, offsets_of([3, 0, 5]), b, 5)
+        backward = (grad, x, weight, offsets_of([3, 0, 5]), b, h, saved, 5)
+        torch.library.opcheck(torch.ops.fastseq.gru_backward.default, backward)
 
 
 def test_compiles_once_for_many_lengths() -> None:
@@ -200,3 +203,22 @@ def test_bad_arguments(change: dict[str, Tensor], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         ops.gru(**arguments, max_len=5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_sequence_beyond_max_len_is_an_error(backend: str) -> None:
+    with ops.set_backend(backend), pytest.raises(ValueError, match="has 4 rows, more than max_len, 3"):
+        ops.gru(torch.zeros(6, 6), torch.zeros(6, 2), offsets_of([2, 4]), max_len=3)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_x_gates_decides_the_type(kind: torch.dtype) -> None:
+    """Parameters of another type are converted, as the reference does, and get gradients of their own type."""
+    arguments = inputs([4, 9], 5, True, torch.float32)
+    arguments[0], arguments[3] = arguments[0].to(kind), arguments[3].to(kind)
+    results = fastseq_gru([4, 9], arguments)
+    with ops.set_backend("reference"):
+        expected = fastseq_gru([4, 9], arguments)
+    assert [r.dtype for r in results] == [kind, kind, torch.float32, torch.float32]
+    for result, other in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, other, rtol=0.02 if kind == torch.bfloat16 else 1e-6, atol=1e-2)

@@ -116,3 +116,10 @@ def test_threshold() -> None:
     for p in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="expected 0 <= p < 1"):
             threshold(p)
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    code = "from fastseq import _C; _C.isa()"
+    environment = os.environ | {"FASTSEQ_CPU_ISA": "avx1024"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "ValueError: FASTSEQ_CPU_ISA is 'avx1024', expected baseline, avx2 or avx512" in result.stderr

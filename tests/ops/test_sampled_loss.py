@@ -190,6 +190,10 @@ def test_opcheck(shared: bool) -> None:
         arguments = (case["h"].requires_grad_(), case["item_weight"].requires_grad_(), case["targets"])
         rest = (case["negatives"], loss, log_q, 1.0, padding_idx)
         torch.library.opcheck(torch.ops.fastseq.sampled_loss.default, (*arguments, *rest))
+        detached = (arguments[0].detach(), arguments[1].detach(), arguments[2])
+        rows, *saved = torch.ops.fastseq.sampled_loss(*detached, *rest)
+        backward = (torch.rand_like(rows), *detached, *rest, *saved)
+        torch.library.opcheck(torch.ops.fastseq.sampled_loss_backward.default, backward)
 
 
 def test_compiles() -> None:
@@ -226,6 +230,8 @@ def test_ids_out_of_range_are_named(name: str, bad: int, shared: bool) -> None:
         ({"targets": torch.zeros(4, dtype=torch.int64)}, r"targets is torch.int64 \[4\], expected torch.int64 \[3\]"),
         ({"negatives": torch.zeros(3, 2)}, r"negatives is torch.float32 \[3, 2\], expected torch.int64 \[3, K\]"),
         ({"item_weight": torch.zeros(5, 7)}, r"h has shape \[3, 8\] and item_weight \[5, 7\]"),
+        ({"padding_idx": -1}, r"padding_idx is -1, expected a row of item_weight, 0 \.\.\. 4, or None"),
+        ({"padding_idx": 5}, "padding_idx is 5"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
@@ -247,3 +253,17 @@ def test_gbce_beta() -> None:
     assert ops.gbce_beta(10, 101, 0.75) == pytest.approx(0.1 * (0.75 * (1 - 10) + 10))
     with pytest.raises(ValueError, match="t is 2"):
         ops.gbce_beta(10, 101, 2)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shared", [False, True])
+def test_h_decides_the_type(kind: torch.dtype, shared: bool) -> None:
+    """A table of another type is converted, as the reference does, and gets a gradient of its own type."""
+    case = inputs(9, 3, 8, 12, shared=shared)
+    case["h"] = case["h"].to(kind)
+    results = fastseq_loss(case, "sampled_softmax")
+    with ops.set_backend("reference"):
+        expected = fastseq_loss(case, "sampled_softmax")
+    assert [r.dtype for r in results] == [torch.promote_types(kind, torch.float32), kind, torch.float32]
+    for result, other in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, other, rtol=0.01 if result.dtype == torch.bfloat16 else 1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from fastseq.errors import CheckpointError
@@ -122,6 +125,38 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
 
 
+def test_where_folders_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where opening a folder is an error."""
+
+    def refused(*arguments: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", refused)
+    checkpoint.save(tmp_path / "x.safetensors", {"a": torch.ones(3)}, {"n": 1})
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "x.safetensors")[1]["n"] == 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=12), st.sampled_from(["x.safetensors", "m.pth"]))
+def test_damaged_files_are_errors_that_name_the_file(
+    tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes, name: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    if name == "m.pth":
+        torch.save(warprec_content(), path)
+    else:
+        checkpoint.save(path, TENSORS, METADATA)
+    whole = path.read_bytes()
+    place %= len(whole)
+    path.write_bytes(whole[:place] + junk + whole[place + len(junk) :])
+    try:
+        checkpoint.load_warprec(path) if name == "m.pth" else checkpoint.load(path)
+    except CheckpointError as error:
+        assert str(error).startswith(str(path))
+
+
 # WarpRec's .pth
 
 
@@ -184,6 +219,37 @@ def test_other_pth_files_are_refused(tmp_path: Path, content: Any, message: str)
     torch.save(content, tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load_warprec(tmp_path / "m.pth")
+
+
+def test_a_pth_file_that_the_system_cuts_short(tmp_path: Path) -> None:
+    from fastseq import GRU4Rec
+
+    params = {"embedding_size": 64, "hidden_size": 64, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
+    model = GRU4Rec(params | {"epochs": 1, "learning_rate": 0.1, "neg_samples": 1}, {"n_users": 1, "n_items": 1000})
+    path = tmp_path / "m.pth"
+    checkpoint.save_warprec(path, model)
+    whole = path.read_bytes()
+
+    class Full(io.RawIOBase):
+        """Takes 10 000 bytes and no more."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self.taken = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.taken += len(data)
+            if self.taken > 10_000:
+                raise OSError(28, "No space left on device")
+            return len(data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "open", Full, raising=False)
+        with pytest.raises(CheckpointError, match=r"m\.pth: cannot be saved .*the file saved before is intact"):
+            checkpoint.save_warprec(path, model)
+    assert path.read_bytes() == whole
 
 
 def test_truncated_pth_files_are_refused(tmp_path: Path) -> None:

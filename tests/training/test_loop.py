@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fastseq.data.batch import JaggedBatch
-from fastseq.errors import CheckpointError, ConfigError, TrainingError
+from fastseq.data.readers import from_sequences
+from fastseq.data.split import leave_one_out
+from fastseq.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions, learning_rate_factor
@@ -235,6 +237,58 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Si
     assert "nothing was saved" in handlers_free.message
 
 
+def test_a_signal_during_the_last_validation_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step follows that would see it: whoever trains several models must still learn of it."""
+    split = make_split()
+    whole = make_model(split)
+    expected = Trainer(whole, split, TrainingOptions(epochs=2)).fit()
+    trainer = Trainer(make_model(split), split, TrainingOptions(epochs=2), tmp_path / "x")
+    validate = trainer._validate
+
+    def interrupted() -> Any:
+        if trainer._state.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return validate()
+
+    monkeypatch.setattr(trainer, "_validate", interrupted)
+    result = trainer.fit()
+    assert (result.stopped, result.epochs, result.steps) == ("interrupted", 2, expected.steps)
+    assert "epoch 2" in result.message and "--resume" in result.message
+    again = make_model(split, seed=9)
+    result = Trainer(again, split, TrainingOptions(epochs=2), tmp_path / "x", resume=True).fit()
+    assert (result.stopped, result.best_value) == ("finished", expected.best_value) and same(
+        weights(again), weights(whole)
+    )
+
+
+def test_more_patience_goes_on_where_less_gave_up(tmp_path: Path) -> None:
+    split = make_split()
+
+    def epochs(patience: int | None, resume: bool) -> int:
+        options = TrainingOptions(epochs=6, min_delta=1.0, patience=patience)
+        return Trainer(make_model(split), split, options, tmp_path / "x", resume=resume).fit().epochs
+
+    assert [epochs(1, False), epochs(1, True), epochs(3, True), epochs(None, True)] == [2, 2, 4, 6]
+
+
+def test_a_trained_model_recommends_in_raw_ids() -> None:
+    histories = {f"u{user}": [f"i{(user + step) % 12}" for step in range(6)] for user in range(20)}
+    data = from_sequences(histories)
+    model = make_model(leave_one_out(data))
+    Trainer(model, leave_one_out(data), TrainingOptions(epochs=1, validation_metric=None)).fit()
+    answer = model.recommend([data.history("u3")], k=4)[0]
+    assert len(answer.items) == 4 and not set(answer.items) & set(data.history("u3"))
+    assert all(item in data.item_ids.values for item in answer.items)
+
+
+def test_a_user_who_has_seen_everything_is_named_before_training() -> None:
+    split = leave_one_out(from_sequences({"all": ["a", "b", "c", "a", "a"], "one": ["a", "b"]}))
+    with pytest.raises(DataError, match=r"user 'all' has seen every one of the 3 items.*neg_samples: 0"):
+        Trainer(make_model(split), split, TrainingOptions(validation_metric=None))
+    for params in ({"negatives": "shared"}, {"neg_samples": 0}):
+        Trainer(make_model(split, **params), split, TrainingOptions(epochs=1, validation_metric=None)).fit()
+
+
 def test_max_seconds_stops_and_can_be_resumed(tmp_path: Path) -> None:
     split = make_split()
     whole, model = make_model(split), make_model(split)
@@ -307,8 +361,6 @@ def test_options_are_checked() -> None:
         TrainingOptions(validation_metric="auc@3")
     with pytest.raises(ConfigError, match="nothing to wait for"):
         TrainingOptions(validation_metric=None, patience=2)
-    from fastseq.data.split import leave_one_out
-
     bare = leave_one_out(make_split().interactions, validation=False)
     with pytest.raises(ConfigError, match="no validation targets"):
         Trainer(make_model(bare), bare, TrainingOptions(patience=2))

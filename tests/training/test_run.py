@@ -16,7 +16,8 @@ from fastseq.data.interactions import build_interactions
 from fastseq.data.split import Split, leave_one_out
 from fastseq.errors import CheckpointError
 from fastseq.models import GRU4Rec
-from fastseq.training import checkpoint
+from fastseq.training import checkpoint, save_warprec
+from fastseq.training.distributed import Ranks
 from fastseq.training.run import RunFolder, load
 from fastseq.training.state import save_best
 
@@ -85,6 +86,55 @@ def test_metrics_lines_are_appended_truncated_and_read(tmp_path: Path) -> None:
     assert run.metrics_path.stat().st_size == size
 
 
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "x")
+    run.append_metrics({"step": 1})
+    with open(run.metrics_path, "ab") as file:
+        file.write(b"{'step': 2}\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        run.read_metrics()
+
+
+def test_overwriting_begins_with_what_could_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed half-way, the folder must not pass for the old run with its metrics gone."""
+    run = RunFolder(tmp_path / "x")
+    for path in (run.last_path, run.best_path, run.metrics_path, run.config_path):
+        path.write_text("old")
+    unlink, calls = Path.unlink, 0
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        RunFolder(run.path, overwrite=True)
+    assert not run.last_path.exists() and run.metrics_path.exists()
+
+
+def test_all_processes_learn_that_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").write_text("mine")
+    said: list[bool] = []
+
+    class Pair(Ranks):
+        """Two processes, one after the other: what the first says is what the second hears."""
+
+        def any(self, flag: bool) -> bool:
+            said.append(flag)
+            return any(said)
+
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        RunFolder.open(tmp_path / "x", Pair(0, 2))
+    with pytest.raises(CheckpointError, match="the first process says why"):
+        RunFolder.open(tmp_path / "x", Pair(1, 2))
+    said.clear()
+    assert RunFolder.open(tmp_path / "y", Pair(0, 2)).path == RunFolder.open(tmp_path / "y", Pair(1, 2)).path
+
+
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_ids_come_back(tmp_path: Path, kind: str) -> None:
     users, items = ([7, 7, -3], [10**15, 5, 5]) if kind == "int" else (["ü", "ü", ""], ["a", "b", "b"])
@@ -110,7 +160,7 @@ def test_load_gives_the_model_back(tmp_path: Path) -> None:
         assert torch.equal(found.state_dict()[name], tensor), name
     assert found.catalogue is not None and found.catalogue.items == split.interactions.item_ids
     assert load(run.best_path).catalogue is not None
-    checkpoint.save_warprec(tmp_path / "m.pth", model)
+    save_warprec(tmp_path / "m.pth", model)
     content = torch.load(tmp_path / "m.pth", weights_only=True)
     assert content.keys() == {"name", "params", "info", "state_dict", "artifacts", "format_version", "warprec_version"}
     assert content["format_version"] == 2 and content["artifacts"]["n_items"] == model.n_items

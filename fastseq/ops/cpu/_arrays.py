@@ -13,9 +13,9 @@ def compute_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def prepared(x: Tensor) -> Tensor:
-    """``x`` detached, contiguous and in its compute type; no copy where it already is."""
-    return x.detach().to(compute_type(x.dtype)).contiguous()
+def prepared(x: Tensor, kind: torch.dtype | None = None) -> Tensor:
+    """``x`` detached, contiguous and of type ``kind``, by default its compute type; no copy where it already is."""
+    return x.detach().to(compute_type(x.dtype) if kind is None else kind).contiguous()
 
 
 def array(x: Tensor) -> Any:

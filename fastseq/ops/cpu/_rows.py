@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def matrix(x: Tensor, kind: torch.dtype) -> Tensor:
     """``x [..., C]`` detached, as a contiguous [rows, C] of type ``kind``; no copy where it already is one."""
-    return x.detach().to(kind).reshape(-1, x.shape[-1]).contiguous()
-
-
-def vector(x: Tensor, kind: torch.dtype) -> Tensor:
-    """``x [C]`` detached, contiguous and of type ``kind``."""
-    return x.detach().to(kind).contiguous()
+    return x.detach().to(kind).reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()  # -1 knows no [T, 0]

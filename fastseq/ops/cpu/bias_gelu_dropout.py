@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, seed_and_step
-from ._rows import matrix, vector
+from ._arrays import array, compute_type, prepared, seed_and_step
+from ._rows import matrix
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
@@ -17,7 +17,7 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
     result = torch.empty_like(source)
     _C.bias_gelu_dropout(
         array(source),
-        array(vector(bias, kind)),
+        array(prepared(bias, kind)),
         array(result),
         p,
         *seed_and_step(rng),
@@ -31,7 +31,7 @@ def bias_gelu_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
 ) -> tuple[Tensor, Tensor]:
     kind = compute_type(x.dtype)
-    source, b = matrix(x, kind), vector(bias, kind)
+    source, b = matrix(x, kind), prepared(bias, kind)
     dx, dbias = torch.empty_like(source), torch.empty_like(b)
     _C.bias_gelu_dropout_backward(
         array(matrix(grad, kind)),

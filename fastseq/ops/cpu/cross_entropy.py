@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type
-from ._rows import matrix, vector
+from ._arrays import array, compute_type, prepared
+from ._rows import matrix
 
 TILE_ROWS, TILE_COLUMNS = 256, 4096  # 4 MB of float32, between two levels of cache
 
@@ -61,7 +61,7 @@ def linear_cross_entropy(
     kind, threads = compute_type(h.dtype), torch.get_num_threads()
     targets = targets.contiguous()
     _C.check_targets(array(targets), weight.shape[0], ignore_index)
-    logits = _Logits(matrix(h, kind), matrix(weight, kind), None if bias is None else vector(bias, kind), softcap)
+    logits = _Logits(matrix(h, kind), matrix(weight, kind), None if bias is None else prepared(bias, kind), softcap)
     maximum = torch.full((h.shape[0],), -torch.inf, dtype=kind)
     total, target = torch.zeros_like(maximum), torch.zeros_like(maximum)
     for rows, columns in logits.tiles():
@@ -78,10 +78,10 @@ def linear_cross_entropy_backward(
     ignore_index: int, softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     kind, threads = compute_type(h.dtype), torch.get_num_threads()
-    targets, lse = targets.contiguous(), vector(lse, kind)
-    upstream = torch.where(targets == ignore_index, 0.0, vector(grad, kind))
+    targets, lse = targets.contiguous(), prepared(lse, kind)
+    upstream = torch.where(targets == ignore_index, 0.0, prepared(grad, kind))
     hidden, table = matrix(h, kind), matrix(weight, kind)
-    logits = _Logits(hidden, table, None if bias is None else vector(bias, kind), softcap)
+    logits = _Logits(hidden, table, None if bias is None else prepared(bias, kind), softcap)
     dh, dweight = torch.zeros_like(hidden), torch.zeros_like(table)
     dbias = torch.zeros(0 if bias is None else table.shape[0], dtype=kind)
     for rows, columns in logits.tiles():

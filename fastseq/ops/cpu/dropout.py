@@ -7,11 +7,12 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared, seed_and_step
+from ._arrays import array, compute_type, seed_and_step
+from ._rows import matrix
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
-    source = prepared(x).view(-1, x.shape[-1])
+    source = matrix(x, compute_type(x.dtype))
     result = torch.empty_like(source)
     _C.dropout(array(source), array(result), p, *seed_and_step(rng), site, torch.get_num_threads())
     return result.view(x.shape).to(x.dtype)

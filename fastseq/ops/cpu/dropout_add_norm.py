@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, seed_and_step
-from ._rows import matrix, vector
+from ._arrays import array, compute_type, prepared, seed_and_step
+from ._rows import matrix
 
 
 def dropout_add_norm(
@@ -21,8 +21,8 @@ def dropout_add_norm(
     mean = torch.empty(source.shape[0], dtype=kind)
     rstd = torch.empty_like(mean)
     _C.dropout_add_norm(
-        array(source), array(matrix(residual, kind)), array(vector(weight, kind)), array(vector(bias, kind)),
-        None if x_bias is None else array(vector(x_bias, kind)), array(y), array(mean), array(rstd),
+        array(source), array(matrix(residual, kind)), array(prepared(weight, kind)), array(prepared(bias, kind)),
+        None if x_bias is None else array(prepared(x_bias, kind)), array(y), array(mean), array(rstd),
         eps, p, *seed_and_step(rng), site, torch.get_num_threads(),
     )  # fmt: skip
     return y.view(x.shape).to(x.dtype), mean.view(x.shape[:-1]), rstd.view(x.shape[:-1])
@@ -33,14 +33,14 @@ def dropout_add_norm_backward(
     mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     kind = compute_type(x.dtype)
-    source, w = matrix(x, kind), vector(weight, kind)
+    source, w = matrix(x, kind), prepared(weight, kind)
     dx, dresidual = torch.empty_like(source), torch.empty_like(source)
     dweight, dbias = torch.empty_like(w), torch.empty_like(w)
     dx_bias = torch.empty(0 if x_bias is None else w.shape[0], dtype=kind)
     _C.dropout_add_norm_backward(
         array(matrix(grad, kind)), array(source), array(matrix(residual, kind)), array(w),
-        None if x_bias is None else array(vector(x_bias, kind)), array(vector(mean.flatten(), kind)),
-        array(vector(rstd.flatten(), kind)), array(dx), array(dresidual), array(dweight), array(dbias),
+        None if x_bias is None else array(prepared(x_bias, kind)), array(prepared(mean.flatten(), kind)),
+        array(prepared(rstd.flatten(), kind)), array(dx), array(dresidual), array(dweight), array(dbias),
         None if x_bias is None else array(dx_bias), p, *seed_and_step(rng), site, torch.get_num_threads(),
     )  # fmt: skip
     return (

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, seed_and_step
-from ._rows import matrix, vector
+from ._arrays import array, compute_type, prepared, seed_and_step
+from ._rows import matrix
 
 
 def _maybe(x: Tensor | None, kind: torch.dtype) -> Any:
-    return None if x is None else array(vector(x, kind))
+    return None if x is None else array(prepared(x, kind))
 
 
 def _positions(items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None) -> Any:
@@ -54,7 +54,7 @@ def embed_sequence_backward(
     drawn = (p, *seed_and_step(rng), site, threads)
     dnorm_weight, dnorm_bias, dposition = (torch.empty(0, dtype=item_weight.dtype) for _ in range(3))
     if norm_weight is not None:
-        w = vector(norm_weight, kind)
+        w = prepared(norm_weight, kind)
         rows, dweight, dbias = torch.empty_like(upstream), torch.empty_like(w), torch.empty_like(w)
         _C.embed_sequence_norm_backward(
             array(upstream), array(items), positions,

@@ -14,15 +14,17 @@ from ._products import transposed_product
 def gru(
     x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
 ) -> tuple[Tensor, Tensor]:
-    x, weight = prepared(x_gates), prepared(weight_hh)
+    x = prepared(x_gates)
+    weight = prepared(weight_hh, x.dtype)
     rows, hidden = x.shape[0], weight.shape[1]
     h = torch.empty(rows, hidden, dtype=x.dtype)
     saved = torch.empty(rows, 4 * hidden, dtype=x.dtype)
     _C.gru(
         array(x),
         array(weight),
-        None if bias_hh is None else array(prepared(bias_hh)),
+        None if bias_hh is None else array(prepared(bias_hh, x.dtype)),
         array(offsets.contiguous()),
+        max_len,
         array(h),
         array(saved),
         torch.get_num_threads(),
@@ -46,8 +48,8 @@ def gru_backward(
     previous = torch.empty_like(state)
     carry = torch.empty(offsets.shape[0] - 1, state.shape[1], dtype=state.dtype)
     _C.gru_backward(
-        array(prepared(grad)),
-        array(prepared(weight_hh)),
+        array(prepared(grad, state.dtype)),
+        array(prepared(weight_hh, state.dtype)),
         array(offsets.contiguous()),
         array(state),
         array(prepared(saved)),

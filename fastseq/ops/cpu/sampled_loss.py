@@ -21,7 +21,8 @@ def sampled_loss(
     beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, table = prepared(h), prepared(item_weight)
+    x = prepared(h)
+    table = prepared(item_weight, x.dtype)
     negatives = negatives.contiguous()
     rows = torch.empty(x.shape[0], dtype=x.dtype)
     d_h = torch.empty_like(x)
@@ -37,7 +38,7 @@ def sampled_loss(
         array(targets.contiguous()),
         array(negatives),
         loss,
-        None if log_q is None else array(prepared(log_q).to(x.dtype)),
+        None if log_q is None else array(prepared(log_q, x.dtype)),
         beta,
         array(rows),
         array(d_h),

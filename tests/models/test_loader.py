@@ -1,0 +1,138 @@
+"""From the tape to the loss: the loader's batches against WarpRec's samples of the same targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq import Caser, GRU4Rec, SASRec
+from fastseq.data.batch import JaggedBatch
+from fastseq.data.loader import Loader
+from fastseq.data.negatives import NegativeSampler
+from fastseq.data.split import Split, leave_one_out
+from fastseq.models.base import SequentialRecommender
+from tests.data.tapes import random_tape, tape
+from tests.ops.compare import relative_error
+
+from . import test_caser, test_gru4rec, test_sasrec
+from .restatement import Plain, PlainGRU4Rec, PlainSASRec
+from .restatement_caser import PlainCaser
+
+LENGTH = 6
+MODELS: dict[str, tuple[type[SequentialRecommender], type[Plain], dict[str, Any]]] = {
+    "SASRec": (SASRec, PlainSASRec, test_sasrec.PARAMS),
+    "GRU4Rec": (GRU4Rec, PlainGRU4Rec, test_gru4rec.PARAMS),
+    "Caser": (Caser, PlainCaser, test_caser.PARAMS),
+}
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return leave_one_out(random_tape(PlainCaser.n_users, 40, 25, seed=2))
+
+
+def loaders(split: Split, model: SequentialRecommender, **options: Any) -> tuple[Loader, Loader]:
+    """The model's batches, and the same with tape rows in place of items, from which samples can be made."""
+    data = split.interactions
+    rows = np.split(np.arange(data.n_events), data.offsets[1:-1])
+    traced = Split(tape([r.tolist() for r in rows], data.n_events), split.train_stop, split.validation_stop)
+    sampler = None
+    if model.neg_samples:
+        sampler = NegativeSampler(split, model.neg_samples, mode=model.negatives)  # type: ignore[arg-type]
+    common = {"max_len": LENGTH, "batch_size": 40, "seed": 3, "l2": True, "context": model.needs_context, **options}
+    return Loader(split, sampler=sampler, **common), Loader(traced, **common)
+
+
+def sample(split: Split, batch: JaggedBatch, traced: JaggedBatch, needs_user: bool) -> tuple[Tensor, ...]:
+    """WarpRec's tuple for the targets of a batch: each history cut to its last LENGTH events and padded."""
+    data = split.interactions
+    users = batch.users[batch.target_sequences]
+    padded = torch.full((batch.n_targets, LENGTH), data.n_items)
+    lengths = torch.zeros(batch.n_targets, dtype=torch.int64)
+    for row, (user, target) in enumerate(zip(users.tolist(), traced.targets.tolist(), strict=True)):
+        history = data.items[max(data.offsets[user], target - LENGTH) : target]
+        lengths[row] = len(history)
+        padded[row, : len(history)] = torch.from_numpy(history)
+    rest = (batch.targets,) if batch.negatives is None else (batch.targets, batch.negatives)
+    return (*((users,) if needs_user else ()), padded, lengths, *rest)
+
+
+def build(name: str, split: Split, **changes: Any) -> tuple[SequentialRecommender, Plain]:
+    model_class, plain_class, params = MODELS[name]
+    params = {**params, "max_seq_len": LENGTH, **changes}
+    data = split.interactions
+    model = model_class(params, {"n_users": data.n_users, "n_items": data.n_items}).double()
+    with torch.no_grad():
+        model.item_embedding.weight[data.n_items] = torch.randn(model.embedding_size)
+    plain = plain_class(params, data.n_items).double()
+    plain.load_state_dict(model.state_dict())
+    return model, plain
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, {"per_target": True}) for name in MODELS),
+        *((name, {"window_stride": 1}) for name in MODELS),
+        ("Caser", {}),
+        ("Caser", {"window_stride": 4}),
+    ],
+)
+def test_every_batch_of_an_epoch_equals_warprecs(
+    split: Split, name: str, shape: dict[str, Any], negatives: int
+) -> None:
+    """Loss with its L2 term, and gradients, for histories shorter and longer than max_seq_len."""
+    model, plain = build(name, split, neg_samples=negatives)
+    batches, traced = (loader.batches(1) for loader in loaders(split, model, **shape))
+    count = 0
+    for batch, rows in zip(batches, traced, strict=True):
+        model.zero_grad()
+        plain.zero_grad()
+        loss = model.loss(batch)
+        expected = plain.loss(sample(split, batch, rows, model.needs_user))
+        assert relative_error(loss, expected) < 1e-10
+        loss.backward()
+        expected.backward()
+        for (key, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert parameter.grad is not None and reference.grad is not None, key
+            error = (parameter.grad - reference.grad).norm() / max(1e-3, float(reference.grad.norm()))
+            assert error < 1e-10, key
+        count += batch.n_targets
+    assert count == split.n_train - int((split.train_stop > split.interactions.offsets[:-1]).sum())
+
+
+@pytest.mark.parametrize(
+    "objective", [{"neg_samples": 0}, {"neg_samples": 3}, {"neg_samples": 3, "negatives": "shared"}]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_losses_of_ranks_add_up(split: Split, name: str, objective: dict[str, Any]) -> None:
+    """L2 term included; a rank without targets still gives every parameter a gradient, which DDP waits for."""
+    model, _ = build(name, split, **objective)
+    world_size = 5
+    whole = loaders(split, model, batch_size=12)[0].batches(0)
+    shares = [loaders(split, model, batch_size=12, rank=r, world_size=world_size)[0].batches(0) for r in range(5)]
+    empty = 0
+    for batch, *parts in zip(whole, *shares, strict=True):
+        model.zero_grad()
+        expected = model.loss(batch)
+        expected.backward()
+        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        total = torch.zeros_like(expected)
+        for part in parts:
+            loss = model.loss(part)
+            loss.backward()
+            total += loss.detach()
+            empty += part.n_targets == 0
+            assert all(p.grad is not None for p in model.parameters())
+        assert relative_error(total, expected) < 1e-10
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            error = (parameter.grad - gradients[key]).norm() / max(1e-3, float(gradients[key].norm()))
+            assert error < 1e-10, key
+    assert empty > 0, "no rank was without targets: this test shows less than it says"
