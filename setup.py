@@ -7,6 +7,7 @@ Set FASTSEQ_SANITIZE=address,undefined (or thread) for a sanitizer build.
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -23,14 +24,17 @@ VERSION = (ROOT / "fastseq" / "_version.py").read_text().split('"')[1]
 INSTRUCTION_SETS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):  # flags that detect() in bindings/module.cpp looks for, no more
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma -mbmi2"
-    INSTRUCTION_SETS["avx512"] = (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mprefer-vector-width=512"
-    )
+    INSTRUCTION_SETS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mprefer-vector-width=512"
 
 
 def escape(path: object) -> str:
     """A path as ninja reads it."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def quoted(path: object) -> str:
+    """A path as the shell that ninja starts reads it."""
+    return shlex.quote(str(path)).replace("$", "$$")
 
 
 class NinjaBuild(build_ext):
@@ -54,13 +58,13 @@ class NinjaBuild(build_ext):
             "-Wall",
             "-Wextra",
             "-Wno-unknown-pragmas",
-            f'"-I{ROOT / "csrc"}"',
+            f"-I{quoted(ROOT / 'csrc')}",
         ]
         link = ["-shared", "-fopenmp"]
         if sanitize:
             flags += [f"-fsanitize={sanitize}", "-g", "-O1", "-fno-omit-frame-pointer"]
             link += [f"-fsanitize={sanitize}"]
-        headers = [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_paths()['include']}"]
+        headers = [f"-isystem {quoted(pybind11.get_include())}", f"-isystem {quoted(sysconfig.get_paths()['include'])}"]
         names = " ".join(f"-DFASTSEQ_HAS_{name.upper()}" for name in INSTRUCTION_SETS)
         lines = [
             f"cxx = {compiler}",

@@ -1,6 +1,6 @@
 """bias_gelu_dropout on the CPU beside its parts in PyTorch, forward and backward.
 
-    pytest benchmarks/bench_bias_gelu_dropout.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_bias_gelu_dropout.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """linear_cross_entropy on the CPU beside logits and cross_entropy in PyTorch, forward and backward.
 
-    pytest benchmarks/bench_cross_entropy.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_cross_entropy.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """dropout on the CPU beside torch.nn.functional.dropout, forward and backward.
 
-    pytest benchmarks/bench_dropout.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_dropout.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

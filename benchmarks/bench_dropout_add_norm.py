@@ -1,6 +1,6 @@
 """dropout_add_norm on the CPU beside its parts in PyTorch, forward and backward.
 
-    pytest benchmarks/bench_dropout_add_norm.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_dropout_add_norm.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

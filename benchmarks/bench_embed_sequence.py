@@ -1,6 +1,6 @@
 """embed_sequence on the CPU beside its parts in PyTorch, forward and backward (dense gradients on both sides).
 
-    pytest benchmarks/bench_embed_sequence.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_embed_sequence.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

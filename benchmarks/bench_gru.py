@@ -1,6 +1,6 @@
 """gru on the CPU beside torch.nn.GRU on a packed batch, forward and backward, input gates included on both sides.
 
-    pytest benchmarks/bench_gru.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_gru.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

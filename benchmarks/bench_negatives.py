@@ -1,6 +1,6 @@
 """sample_negatives on the CPU beside vectorised rejection in PyTorch: uniform items that a user has not seen.
 
-    pytest benchmarks/bench_negatives.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_negatives.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """sampled_loss on the CPU beside gathered rows in PyTorch, forward and backward (dense gradients on both sides).
 
-    pytest benchmarks/bench_sampled_loss.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_sampled_loss.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations

@@ -7,8 +7,12 @@ from pathlib import Path
 
 os.environ.setdefault("FASTSEQ_STRICT", "1")
 
-import pytest
-import torch
+from fastseq._threads import yield_waiting_cores
+
+yield_waiting_cores()  # before torch: several test runs, or a test's own processes, may share these cores
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

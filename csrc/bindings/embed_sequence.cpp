@@ -38,7 +38,9 @@ void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const
              const OptionalArray<T>& norm_bias, Array<T>& y, OptionalArray<T>& mean, OptionalArray<T>& rstd,
              double eps, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
     check_shape(item_weight, "item_weight", {-1, -1});
+    check_shape(items, "items", {-1});
     const int64_t rows = items.shape(0), width = item_weight.shape(1);
+    check_shape(positions, "positions", {rows});
     check_shape(y, "y", {rows, width});
     const EmbedSequence<T> a{items.data(), positions.data(), item_weight.data(),
                              optional_data(position_weight, "position_weight", {-1, width}),
@@ -61,7 +63,9 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
                    const Array<T>& mean, const Array<T>& rstd, Array<T>& de, Array<T>& dnorm_weight,
                    Array<T>& dnorm_bias, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
     check_shape(item_weight, "item_weight", {-1, -1});
+    check_shape(items, "items", {-1});
     const int64_t rows = items.shape(0), width = item_weight.shape(1);
+    check_shape(positions, "positions", {rows});
     check_shape(grad, "grad", {rows, width});
     check_shape(norm_weight, "norm_weight", {width});
     check_shape(mean, "mean", {rows});
@@ -86,8 +90,11 @@ template <typename T>
 void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_t>& offsets, Array<T>& ditem,
              OptionalArray<T>& dposition, int64_t padding_idx, int threads) {
     check_shape(ditem, "ditem", {-1, -1});
+    check_shape(items, "items", {-1});
+    check_shape(offsets, "offsets", {-1});
     const int64_t rows = items.shape(0), width = ditem.shape(1);
     check_shape(de, "de", {rows, width});
+    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
     Array<int32_t> order(rows), scratch(rows + 1);
     const EmbedSequenceScatter<T> a{
         de.data(), items.data(), offsets.data(), ditem.mutable_data(),

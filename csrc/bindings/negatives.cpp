@@ -48,10 +48,13 @@ void bind_negatives(py::module_& m) {
             check_shape(seen_items, "seen_items", {-1});
             check_shape(out, "out", {users.shape(0), -1});
             check_catalogue(n_items);
-            const auto table = table_of(probability, alias, n_items);
             const NegativesProblem problem{users.data(),   positives.data(), seen_offsets.data(), seen_items.data(),
                                            users.shape(0), out.shape(1),     n_items,             first};
             const int64_t n_users = seen_offsets.shape(0) - 1, n_seen = seen_items.shape(0);
+            int64_t* result = out.mutable_data();
+            // The checks read every target and the whole table, and the caller may be a thread beside the training.
+            py::gil_scoped_release release;
+            const auto table = table_of(probability, alias, n_items);
             for (int64_t n = 0; n < problem.targets; ++n) {
                 const int64_t user = problem.users[n];
                 check_range("users", n, user, n_users);
@@ -64,14 +67,9 @@ void bind_negatives(py::module_& m) {
                                           " with at most n_items = " + std::to_string(n_items) + " between");
             }
             const Rng rng(seed, step);
-            int64_t* result = out.mutable_data();
-            int64_t failed = -1;
-            if (problem.k > 0) {
-                py::gil_scoped_release release;
-                failed = table ? negatives_weighted(problem, *table, rng, result, threads)
-                               : negatives_uniform(problem, rng, result, threads);
-            }
-            return failed;
+            if (problem.k == 0) return int64_t(-1);
+            return table ? negatives_weighted(problem, *table, rng, result, threads)
+                         : negatives_uniform(problem, rng, result, threads);
         },
         py::arg("users").noconvert(), py::arg("positives").noconvert(), py::arg("seen_offsets").noconvert(),
         py::arg("seen_items").noconvert(), py::arg("n_items"), py::arg("seed"), py::arg("step"),

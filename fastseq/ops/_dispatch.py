@@ -159,7 +159,14 @@ def served(op: str, device: str) -> Served:
         return result
 
 
+def _wants_gradient(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
+
+
 def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
+    if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
+        # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
+        raise NotImplementedError(f"fastseq::{op} has no derivative: leave out create_graph=True")
     chosen = served(op, device)
     for calls in _recorders:
         calls.append((op, chosen.backend))
@@ -187,18 +194,6 @@ def _autocast(op: str, key: str) -> Callable[..., Any]:
     return cast
 
 
-def _no_second_derivative(op: str) -> Callable[..., Any]:
-    """Without a formula of its own torch would warn and go on with a gradient that lacks this op's part."""
-
-    def backward(*_: Any) -> Any:
-        raise NotImplementedError(
-            f"fastseq::{op} has no derivative: second derivatives are those of plain PyTorch only (leave out "
-            "create_graph=True, or write the model with torch.nn.functional)"
-        )
-
-    return backward
-
-
 def register(
     schema: str,
     *,
@@ -223,8 +218,6 @@ def register(
     for key in ("AutocastCPU", "AutocastCUDA"):
         LIBRARY.impl(op, _autocast(op, key), key)
     torch.library.register_fake(f"fastseq::{op}", fake, lib=LIBRARY)
-    if backward is None and op.endswith("_backward"):
-        backward = _no_second_derivative(op)
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastseq, op).default

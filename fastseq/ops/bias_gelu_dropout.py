@@ -33,7 +33,8 @@ def bias_gelu_dropout(
         number of threads.
 
     Raises:
-        ValueError: if ``bias`` is not [C], ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed.
+        ValueError: if ``bias`` is not [C], ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or
+            malformed.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
     """

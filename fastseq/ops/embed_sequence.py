@@ -43,8 +43,8 @@ def embed_sequence(
         [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes or dtypes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed;
-            on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
+        ValueError: if shapes or dtypes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or
+            malformed; on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
 
     Source: the embedding of SASRec (Kang and McAuley, ICDM 2018) with the normalisation of WarpRec and RecBole.
     """

@@ -38,8 +38,8 @@ def gru(
         bias_hh.
 
     Raises:
-        ValueError: if a shape or the dtype of ``offsets`` is not as above; on the CPU also if ``offsets`` is malformed or
-            a sequence is longer than ``max_len``.
+        ValueError: if a shape or the dtype of ``offsets`` is not as above; on the CPU also if ``offsets`` is malformed
+            or a sequence is longer than ``max_len``.
 
     Source: Cho et al., EMNLP 2014, with the reset gate after the product as in cuDNN and torch.nn.GRU.
     """

@@ -58,7 +58,7 @@ def threshold(p: float) -> int:
 
 
 def check_dropout(p: float, rng: Tensor | None, site: int, name: str = "dropout_p") -> None:
-    """Raises ValueError unless ``p`` (argument ``name``) is a probability below 1 with an ``rng`` and site to draw from."""
+    """Raises ValueError unless ``p``, the argument ``name``, is a probability below 1 with something to draw from."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{name} is {p}, expected 0 <= {name} < 1")
     if not 0 <= site < SITE_NEGATIVES:

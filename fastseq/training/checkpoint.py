@@ -235,7 +235,7 @@ def load_warprec(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file")
     try:
         content = _load_pickle(path)
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a whole WarpRec checkpoint ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected WarpRec's dictionary")

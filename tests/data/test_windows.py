@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastseq import _C
 from fastseq.data.windows import Windows, pack_windows
 
 Users = list[tuple[int, int]]  # events in training, events after it
@@ -92,3 +93,32 @@ def test_stop_outside_offsets() -> None:
         pack_windows(offsets, stop + 1, 4)
     with pytest.raises(ValueError, match=r"offsets has shape \[2\], expected \[3\]"):
         pack_windows(offsets[:-1], stop, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user_offsets": [5, 9]}, "window 0 starts at 0, expected a row of user 0, who begins at 5"),
+        ({"stop": [9]}, "window 0 has start 0, stop 9"),
+        ({"user": [1]}, "window 0 has user 1, expected 0 <= user < 1"),
+        ({"order": [1]}, r"order\[0\] is 1, expected 0 <= window < 1"),
+        ({"max_len": 0}, "max_len is 0, expected at least 1"),
+        ({"targets": [0] * 4}, r"targets has shape \[4\], expected \[3\]"),
+    ],
+)
+def test_gathering_checks_what_it_copies(change: dict[str, object], message: str) -> None:
+    """The window of rows 0 ... 2 with targets 1 ... 3, of one user with 9 events."""
+    sizes = {"items": 3, "offsets": 2, "users": 1, "rows": 3, "targets": 3, "target_sequences": 3}
+    values: dict[str, object] = {"tape": range(9), "user_offsets": [0, 9], "user": [0], "start": [0], "stop": [3]}
+    values |= {"first_target": [1], "order": [0], "max_len": 4} | {name: [0] * size for name, size in sizes.items()}
+
+    def gather(values: dict[str, object]) -> object:
+        arrays = {
+            name: value if name == "max_len" else np.array(value, np.int32 if name == "offsets" else np.int64)
+            for name, value in values.items()
+        }
+        return _C.gather_windows(**arrays, l2_items=None, l2_weights=None)
+
+    assert gather(values) == 0
+    with pytest.raises(ValueError, match=message):
+        gather(values | change)

@@ -113,6 +113,31 @@ def assert_accurate_in_float32(model: SequentialRecommender, plain: Plain, param
         assert_as_accurate(results["model"][name], results["pytorch"][name], reference, factor, name)
 
 
+def assert_accurate_after_steps(model: SequentialRecommender, plain: Plain, batches: list[tuple[Tensor, ...]]) -> None:
+    """Parameters after one float32 optimizer step a batch, judged as gradients are, against plain PyTorch."""
+    state = {k: v.float().double() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    results = {}
+    for name, module, dtype in (
+        ("reference", plain, torch.float64),
+        ("pytorch", plain, torch.float32),
+        ("model", model, torch.float32),
+    ):
+        module.to(torch.float64).load_state_dict(state)
+        module.to(dtype)
+        own = isinstance(module, SequentialRecommender)
+        optimizer = module.configure_optimizers() if own else module.optimizer()
+        for batch in batches:
+            module.zero_grad()
+            (module.training_step(batch, 0) if own else module.loss(batch)).backward()
+            optimizer.step()
+        results[name] = {key: parameter.detach().clone() for key, parameter in module.named_parameters()}
+    for name, reference in results["reference"].items():
+        values = [results["model"][name], results["pytorch"][name], reference]
+        if name.endswith("in_proj_bias"):  # the keys' part is noise: see assert_equal_in_float64
+            values = [torch.cat((x.chunk(3)[0], x.chunk(3)[2])) for x in values]
+        assert_as_accurate(*values, 3, f"{name} after {len(batches)} steps")
+
+
 def shared_batch(history: Tensor, max_len: int, stride: int, negatives: int) -> tuple[JaggedBatch, tuple[Tensor, ...]]:
     """One history's windows at ``stride``, and WarpRec's per-target batch with the same targets in the same order.
 

@@ -103,6 +103,8 @@ def test_is_as_accurate_as_pytorch_in_float32(negatives: int) -> None:
     for name, reference in results["reference"].items():
         factor = 2 if name in ("forward", "loss") else 3
         assert_as_accurate(results["model"][name], results["pytorch"][name], reference, factor, name)
+    batches = [padded_batch(14, negatives, [0, 1, 5, 14, 20, 2] * 4) for _ in range(20)]
+    exactness.assert_accurate_after_steps(model, plain, batches)
 
 
 @pytest.mark.parametrize("seed", [42, 7])

@@ -44,7 +44,10 @@ def test_equals_the_restatement_in_float64(negatives: int, padding_row: str, lay
 @pytest.mark.parametrize("negatives", [0, 4])
 def test_is_as_accurate_as_pytorch_in_float32(negatives: int, layers: int) -> None:
     params = {**PARAMS, "neg_samples": negatives, "num_layers": layers, "max_seq_len": 14}
-    exactness.assert_accurate_in_float32(*exactness.pair(GRU4Rec, PlainGRU4Rec, params, "non-zero"), params)
+    model, plain = exactness.pair(GRU4Rec, PlainGRU4Rec, params, "non-zero")
+    exactness.assert_accurate_in_float32(model, plain, params)
+    batches = [exactness.padded_batch(14, negatives, [0, 1, 5, 14, 20, 2] * 4) for _ in range(20)]
+    exactness.assert_accurate_after_steps(model, plain, batches)
 
 
 @pytest.mark.parametrize("seed", [42, 7])

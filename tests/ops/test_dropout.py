@@ -79,7 +79,7 @@ def test_step_does_not_recompile() -> None:
 def test_errors() -> None:
     x = torch.zeros(2, 3)
     for p in (-0.5, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="^p is .*expected 0 <= p < 1"):
+        with pytest.raises(ValueError, match=r"^p is .*expected 0 <= p < 1"):
             dropout(x, p, RNG)
     with pytest.raises(ValueError, match="x has no dimensions"):
         dropout(torch.tensor(1.0), 0.5, RNG)
@@ -118,6 +118,5 @@ def test_second_derivatives() -> None:
     (slope,) = torch.autograd.grad(op(x).square().sum(), [x], create_graph=True)
     (second,) = torch.autograd.grad(slope.sum(), [x])
     assert torch.equal(second, 2 * (op(torch.ones(3, 8))) ** 2)
-    (slope,) = torch.autograd.grad(ops.bias_gelu_dropout(x, torch.ones(8)).sum(), [x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="bias_gelu_dropout_backward has no derivative.*create_graph"):
-        slope.sum().backward()
+    with pytest.raises(NotImplementedError, match=r"bias_gelu_dropout_backward has no derivative.*create_graph"):
+        torch.autograd.grad(ops.bias_gelu_dropout(x, torch.ones(8)).sum(), [x], create_graph=True)

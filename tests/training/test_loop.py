@@ -17,6 +17,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.data.readers import from_sequences
 from fastseq.data.split import leave_one_out
 from fastseq.errors import CheckpointError, ConfigError, DataError, TrainingError
+from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions, learning_rate_factor
@@ -269,6 +270,30 @@ def test_more_patience_goes_on_where_less_gave_up(tmp_path: Path) -> None:
         return Trainer(make_model(split), split, options, tmp_path / "x", resume=resume).fit().epochs
 
     assert [epochs(1, False), epochs(1, True), epochs(3, True), epochs(None, True)] == [2, 2, 4, 6]
+
+
+def test_a_resumed_loss_is_counted_by_one_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved in the midst of an epoch is the first process's share; the others must not add it again."""
+    split = make_split()
+    options = TrainingOptions(epochs=1, max_seconds=1e-9)
+    Trainer(make_model(split), split, options, tmp_path / "x").fit()
+
+    class Alone(Ranks):
+        """One of two processes, without the other."""
+
+        def any(self, flag: bool) -> bool:
+            return flag
+
+        def wait(self) -> None:
+            pass
+
+    states = []
+    for rank in (0, 1):
+        monkeypatch.setattr(Ranks, "join", lambda rank=rank: Alone(rank, 2))
+        states.append(Trainer(make_model(split), split, options, tmp_path / "x", resume=True)._state)
+    assert [state.step for state in states] == [1, 1]
+    assert states[0].epoch_targets > 0 and states[0].epoch_loss > 0
+    assert (states[1].epoch_targets, states[1].epoch_loss) == (0, 0.0)
 
 
 def test_a_trained_model_recommends_in_raw_ids() -> None:

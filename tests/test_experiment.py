@@ -1,0 +1,147 @@
+"""From a configuration's words to what is trained: splits, filters, options, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastseq import experiment
+from fastseq.config import Config, parse_config
+from fastseq.data.interactions import filter_interactions
+from fastseq.data.readers import read_interactions
+from fastseq.data.split import leave_k_out, ratio, temporal_holdout
+from fastseq.errors import ConfigError, DataError
+from fastseq.training import TrainingOptions
+
+from .test_cli import MODELS, write_data
+
+COLUMNS = {"user": "user", "item": "item", "timestamp": "time"}
+LABELS = {"user_id_label": "user", "item_id_label": "item", "timestamp_label": "time"}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "data.csv"
+    write_data(path)
+    return path
+
+
+def config(path: Path, model: dict[str, Any] | None = None, **sections: Any) -> Config:
+    reader = {"local_path": str(path), "labels": LABELS}
+    return parse_config({"reader": reader, "models": {"GRU4Rec": {**MODELS["GRU4Rec"], **(model or {})}}, **sections})
+
+
+@pytest.mark.parametrize(
+    ("splitter", "make"),
+    [
+        ({}, lambda d: leave_k_out(d, 1)),
+        ({"validation_splitting": None}, lambda d: leave_k_out(d, 1, validation=False)),
+        (
+            {f"{part}_splitting": {"strategy": "temporal_leave_k_out", "k": 3} for part in ("test", "validation")},
+            lambda d: leave_k_out(d, 3),
+        ),
+        (
+            {
+                "test_splitting": {"strategy": "temporal_holdout", "ratio": 0.2},
+                "validation_splitting": {"strategy": "temporal_holdout", "ratio": 0.3},
+            },
+            lambda d: ratio(d, 0.2, 0.3),
+        ),
+        (
+            {
+                "test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1009},
+                "validation_splitting": {"strategy": "timestamp_slicing", "timestamp": 1005},
+            },
+            lambda d: temporal_holdout(d, timestamp=1009, validation_timestamp=1005),
+        ),
+        (
+            {"test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1009}, "validation_splitting": None},
+            lambda d: temporal_holdout(d, timestamp=1009),
+        ),
+    ],
+)
+def test_splits_are_those_of_the_functions(path: Path, splitter: dict[str, Any], make: Any) -> None:
+    data = read_interactions(path, **COLUMNS)
+    found, want = experiment.split(config(path, splitter=splitter), data), make(data)
+    assert (found.train_stop == want.train_stop).all() and (found.validation_stop == want.validation_stop).all()
+    assert found.n_train < data.n_events
+
+
+def test_a_split_that_contradicts_itself_is_named(path: Path) -> None:
+    data = read_interactions(path, **COLUMNS)
+    slices = {
+        "test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1003},
+        "validation_splitting": {"strategy": "timestamp_slicing", "timestamp": 1005},
+    }
+    with pytest.raises(ConfigError, match=r"splitter: validation starts at 1005\.0, after the test part"):
+        experiment.split(config(path, splitter=slices), data)
+    late = {"test_splitting": {"strategy": "timestamp_slicing", "timestamp": 5000}, "validation_splitting": None}
+    with pytest.raises(DataError, match="timestamps run from 1000 to 1011"):
+        experiment.split(config(path, splitter=late), data)
+
+
+def test_filters_are_applied_in_order(path: Path) -> None:
+    data = read_interactions(path, **COLUMNS)
+    limits = {"ItemMin": {"min_interactions": 25}, "UserMin": {"min_interactions": 5}}
+    found = experiment.read(config(path, filtering=limits | {"IterativeKCore": {"min_interactions": 4}}))
+    want = filter_interactions(data, min_user=5, min_item=1)
+    want = filter_interactions(want, min_user=1, min_item=25)
+    want = filter_interactions(want, min_user=4, min_item=4)
+    assert found.data_hash == want.data_hash and found.filters == want.filters
+    assert 0 < found.n_events <= data.n_events and len(found.filters) == 3
+
+
+def test_every_option_reaches_the_trainer(path: Path) -> None:
+    model = {
+        "optimization": {
+            "properties": {"seed": 7},
+            "lr_scheduler": {"name": "cosine", "params": {"warmup_steps": 9}},
+            "precision": "bf16-mixed",
+            "gradient_clip": 0.5,
+            "eval_every_n": 3,
+        },
+        "early_stopping": {"patience": 4, "min_delta": 0.01, "grace_period": 2},
+    }
+    chosen = config(path, model, evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"})
+    assert experiment.options_of(chosen, chosen.models[0]) == TrainingOptions(
+        seed=7,
+        precision="bf16",
+        clip_norm=0.5,
+        schedule="cosine",
+        warmup_steps=9,
+        validation_metric="HR@5",
+        validate_every=3,
+        patience=4,
+        min_delta=0.01,
+        grace_period=2,
+        evaluation_batch_size=31,
+        filter_seen=False,
+    )
+    assert chosen.models[0].params.keys() == MODELS["GRU4Rec"].keys()
+    plain = config(path, splitter={"validation_splitting": None})
+    assert experiment.options_of(plain, plain.models[0]) == TrainingOptions(validation_metric=None)
+    built = experiment.build_model(chosen.models[0], read_interactions(path, **COLUMNS))
+    assert built.seed == 7 and built.catalogue is not None and not np.isnan(built.learning_rate)
+
+
+def test_devices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = config(path, {"optimization": {"device": "cpu"}}, general={"device": "cuda"})
+    assert experiment._device(own, own.models[0]) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    auto, wrong = config(path), config(path, {"optimization": {"device": "gpu"}})
+    assert experiment._device(auto, auto.models[0]) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"models\.GRU4Rec\.optimization\.device is 'gpu'"):
+        experiment._device(wrong, wrong.models[0])
+    everywhere = config(path, general={"device": "cuda"})
+    with pytest.raises(ConfigError, match=r"general\.device is 'cuda', but PyTorch sees no GPU"):
+        experiment._device(everywhere, everywhere.models[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert experiment._device(auto, auto.models[0]) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert experiment._device(auto, auto.models[0]) == torch.device("cuda", 3)
+    assert experiment._device(own, own.models[0]) == torch.device("cpu")
