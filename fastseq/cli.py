@@ -129,13 +129,12 @@ def evaluate(
 ) -> None:
     """Evaluate a run's best epoch again, on the data and split of its configuration."""
     from . import experiment
-    from .training import RunFolder, load
+    from .training import RunFolder
 
     if part not in ("validation", "test"):
         raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
-    folder = RunFolder.existing(run)
-    config = experiment.config_of_run(folder)
-    model = load(run)
+    model = _load(run)
+    config = experiment.config_of_run(RunFolder.existing(run))
     data = experiment.read(config)
     parts = experiment.split(config, data)
     _check_catalogue(run, model, data)
@@ -177,9 +176,9 @@ def recommend(
 ) -> None:
     """Recommend items for users of the data or for any history, in raw ids."""
     from . import experiment
-    from .training import RunFolder, load
+    from .training import RunFolder
 
-    model = load(run)
+    model = _load(run)
     names: list[Any] = []
     histories: list[list[Any]] = []
     users: list[Any] = []
@@ -286,6 +285,12 @@ def main() -> None:
         _fail(str(error), 2)
     except TrainingError as error:
         _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        from .experiment import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        _fail("out of memory: lower batch_size, neg_samples, max_seq_len or evaluation.batch_size", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
@@ -310,6 +315,24 @@ def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None]
         TextColumn("{task.fields[metric]}"),
         TimeRemainingColumn(),
     )
+    if not stderr.is_terminal:  # a log: one line an epoch
+
+        def line(name: str, progress: Any) -> None:
+            if (
+                progress.validation is not None
+                or progress.step * progress.epochs == progress.epoch * progress.total_steps
+            ):
+                value = (progress.validation or {}).get(metric_shown)
+                shown = "" if value is None else f", {metric_shown} {value:.4f}"
+                stderr.print(
+                    f"{name}: epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{shown}, "
+                    f"{progress.targets_per_second:,.0f} targets/s",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        yield line
+        return
     with Progress(*columns, console=stderr) as bars:
         tasks: dict[str, Any] = {}
         metric = dict[str, str]()
@@ -400,6 +423,23 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot be read: {error}", param_hint="--input") from error
     return text.splitlines()
+
+
+def _load(run: Path) -> Any:
+    """The model of a run folder, which must be the one that its configuration names."""
+    from . import experiment
+    from .training import RunFolder, load
+
+    model = load(run)
+    folder = RunFolder.existing(run)
+    if folder.config_path.exists():
+        named = experiment.config_of_run(folder).models[0].name
+        if named != type(model).__name__:
+            raise CheckpointError(
+                f"{folder.model_path}: holds a {type(model).__name__}, but {folder.config_path} trained a {named}; "
+                "restore the checkpoint, or train again with --overwrite"
+            )
+    return model
 
 
 def _check_catalogue(run: Path, model: Any, data: Any) -> None:

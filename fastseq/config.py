@@ -265,6 +265,17 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f": expected one of {', '.join(sorted(names))}"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, where YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise ConfigError(f"line {node.value[place][0].start_mark.line + 1}: key {key!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_config(source: str | Path) -> Config:
     """Reads and validates a configuration.
 
@@ -283,9 +294,11 @@ def load_config(source: str | Path) -> Config:
     else:
         origin, text = "configuration", source
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_UniqueKeys)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin}: expected sections such as 'models:', found {type(tree).__name__}")
     return parse_config(tree, origin)

@@ -52,8 +52,9 @@ def read(config: Config) -> Interactions:
     else:
         tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
-        if not reader.local_path.exists():
-            raise ConfigError(f"reader.local_path: {reader.local_path} does not exist")
+        if not reader.local_path.is_file():
+            what = "is a folder, expected a file" if reader.local_path.is_dir() else "does not exist"
+            raise ConfigError(f"reader.local_path: {reader.local_path} {what}")
         data = read_interactions(
             reader.local_path,
             format=kind,
@@ -78,24 +79,33 @@ def split(config: Config, data: Interactions) -> Split:
     """The data split as the configuration says.
 
     Raises:
-        ConfigError: if the two parts contradict each other.
+        ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
-    test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
+    test = config.splitter.test_splitting
     try:
-        if test.strategy == "temporal_leave_k_out":
-            return leave_k_out(data, test.k or 1, validation=validation is not None)
-        if test.strategy == "temporal_holdout":
-            return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
-        return temporal_holdout(
-            data,
-            timestamp=test.timestamp,
-            validation_timestamp=validation.timestamp if validation is not None else None,
-        )
+        parts = _split(config, data)
     except DataError:
         raise
     except ValueError as error:
         raise ConfigError(f"splitter: {error}") from error
+    if not len(parts.part("test")):
+        longest = int(data.lengths.max())
+        raise ConfigError(
+            f"splitter.test_splitting ({test.strategy}: {test.k or test.ratio or test.timestamp}) leaves no test "
+            f"events: the longest of {data.n_users} users has {longest}; hold out less"
+        )
+    return parts
+
+
+def _split(config: Config, data: Interactions) -> Split:
+    test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
+    if test.strategy == "temporal_leave_k_out":
+        return leave_k_out(data, test.k or 1, validation=validation is not None)
+    if test.strategy == "temporal_holdout":
+        return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
+    moment = validation.timestamp if validation is not None else None
+    return temporal_holdout(data, timestamp=test.timestamp, validation_timestamp=moment)
 
 
 def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
@@ -108,7 +118,14 @@ def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommende
     try:
         model = MODELS[config.name](config.params, info, seed=config.optimization.properties.seed)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"models.{error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"models.{config.name}: its weights for {data.n_items} items and {data.n_users} users do not fit into "
+            "memory; lower embedding_size, max_seq_len or the other sizes"
+        ) from error
     model.catalogue = Catalogue(data.item_ids, data.user_ids)
     return model
 
@@ -160,10 +177,10 @@ def train(
     """
     data = read(config)
     parts = split(config, data)
-    # All models are built once before any is trained, so that a mistake in the last shows at once.
+    # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     for entry in config.models:
-        build_model(entry, data)
         _device(config, entry)
+        Trainer(build_model(entry, data), parts, options_of(config, entry))
         if not (resume or overwrite):
             RunFolder.refuse_used(config.run_path(entry.name))
     for entry in config.models:
@@ -217,6 +234,13 @@ def score(
     )
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
     return evaluation
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python says that an allocation failed."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "not enough memory", "Storage size")
+    )
 
 
 def popularity(config: Config, parts: Split) -> Evaluation:

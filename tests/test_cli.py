@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,3 +342,33 @@ def test_version_and_help(tmp_path: Path) -> None:
         code, out, _ = here(command, "--help", folder=tmp_path)
         assert code == 0 and "Usage" in out
     assert "Exit codes" in here("--help", folder=tmp_path)[1]
+
+
+def test_a_run_folder_serves_only_its_own_model(trained: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    folder, _ = trained
+    run = tmp_path / "SASRec"
+    shutil.copytree(folder / "runs/data/SASRec", run)
+    shutil.copy(folder / "runs/data/GRU4Rec/checkpoints/best.safetensors", run / "checkpoints/best.safetensors")
+    done = fastseq("recommend", run, "--history", "i1", cwd=folder, check=False)
+    assert done.returncode == 2 and "holds a GRU4Rec" in done.stderr
+    shutil.copy(folder / "runs/data/SASRec/checkpoints/best.safetensors", run / "checkpoints/best.safetensors")
+    (run / "ids.safetensors").unlink()
+    done = fastseq("recommend", run, "--history", "i1", cwd=folder, check=False)
+    assert done.returncode == 2 and "ids.safetensors: missing" in done.stderr
+
+
+def test_mistakes_are_found_before_any_model_trains(tmp_path: Path) -> None:
+    rows = [f"u{user},i{step},{step}" for user in range(4) for step in range(6 if user else 9)]
+    (tmp_path / "data.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
+    no_negatives = {**MODELS["GRU4Rec"], "neg_samples": 0}
+    config = write_config(tmp_path, GRU4Rec=no_negatives, SASRec={**MODELS["SASRec"], "embedding_size": 10**12})
+    done = fastseq("train", config, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "do not fit into memory" in done.stderr and not (tmp_path / "runs").exists()
+    config = write_config(tmp_path, GRU4Rec=no_negatives)
+    tree = yaml.safe_load(config.read_text()) | {"splitter": {part: {"k": 50} for part in SPLITS}}
+    config.write_text(yaml.safe_dump(tree))
+    done = fastseq("train", config, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "leaves no test events" in done.stderr
+
+
+SPLITS = ("test_splitting", "validation_splitting")

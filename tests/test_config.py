@@ -177,3 +177,8 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
         load_config(text + "\n")
     except ConfigError:
         return
+
+
+def test_a_repeated_key_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"line 4: key 'SASRec' stands twice"):
+        load_config("models:\n  SASRec:\n    epochs: 1\n  SASRec:\n    epochs: 2\n")

@@ -191,6 +191,11 @@ def _user_indices(
     indices = _lookup(None if model.catalogue is None else model.catalogue.users, users, model.n_users)
     if unknown == "error" and (indices < 0).any():
         place = int(np.argmax(indices < 0))
+        if users[place] is None:
+            raise DataError(
+                f"history {place} comes without a user, and {name} needs one; name the user, or pass "
+                "unknown_users='mean' (--mean-user) to score with the mean user vector"
+            )
         raise DataError(
             f"user {users[place]!r} (history {place}) is unknown to this {name}; pass unknown_users='mean' "
             "(--mean-user) to score with the mean user vector"

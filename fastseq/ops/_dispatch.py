@@ -166,7 +166,7 @@ def _wants_gradient(argument: Any) -> bool:
 def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
         # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
-        raise NotImplementedError(f"fastseq::{op} has no derivative: leave out create_graph=True")
+        raise RuntimeError(f"fastseq::{op} has no derivative: leave out create_graph=True")
     chosen = served(op, device)
     for calls in _recorders:
         calls.append((op, chosen.backend))

@@ -110,6 +110,13 @@ class Trainer:
             TrainingError: if the loss is not finite, naming step and learning rate.
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
+        try:
+            return self._fit()
+        finally:
+            if self.run is not None:
+                self.run.unlock()
+
+    def _fit(self) -> TrainResult:
         state = self._state
         self._objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         self._before = state.targets, state.seconds

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,18 @@ from fastseq.errors import CheckpointError, DataError
 from . import checkpoint
 from .distributed import Ranks
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: two runs in one folder are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from fastseq.models.base import SequentialRecommender
 
     from .evaluation import Evaluation
+
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -33,28 +41,60 @@ class RunFolder:
         path: the folder; made if absent.
         resume: use what is there. Whether it belongs to the same model and data is checked by ``Trainer``.
         overwrite: delete what an earlier run left there (only the files named above).
+        lock: keep other processes from training in the folder until ``unlock`` or the end of this one.
 
     Raises:
-        CheckpointError: if the folder is not empty and neither option is given, or both are; or it cannot be made.
+        CheckpointError: if the folder is not empty and neither option is given, or both are; if another process has
+            locked it; or if it cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False, lock: bool = False
+    ) -> None:
         self.path = Path(path)
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
         try:
             if not (resume or overwrite):
                 self.refuse_used(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked() if lock else None
             if overwrite:
                 self._clear()
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
+
+    def _locked(self) -> IO[str] | None:
+        """The open lock file; the system drops the lock with the process, however it ends."""
+        if fcntl is None:
+            return None
+        file = open(self.path / LOCK, "a+")  # noqa: SIM115 - stays open as long as the lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            raise CheckpointError(
+                f"{self.path}: process {holder or 'unknown'} is training in this run folder; wait for it, stop it, "
+                "or use another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
+
+    def unlock(self) -> None:
+        """Lets other processes train in the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @staticmethod
     def refuse_used(path: Path) -> None:
         """Raises CheckpointError if a folder at ``path`` holds anything."""
-        if path.is_dir() and any(file.is_file() for file in path.rglob("*")):
+        if path.is_dir() and any(file.is_file() and file.name != LOCK for file in path.rglob("*")):
             raise CheckpointError(
                 f"{path}: the run folder exists and is not empty. Use resume (--resume) to continue that run, "
                 "overwrite (--overwrite) to delete it, or another folder"
@@ -81,7 +121,7 @@ class RunFolder:
                 raise CheckpointError(f"{path}: refused as run folder; the first process says why")
             return cls.existing(path)
         try:
-            folder = cls(path, resume=resume, overwrite=overwrite)
+            folder = cls(path, resume=resume, overwrite=overwrite, lock=True)
         except CheckpointError:
             ranks.any(True)  # or the others would wait for ever
             raise
@@ -253,7 +293,7 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
     from fastseq.models import MODELS
     from fastseq.models.catalogue import Catalogue
 
-    path = Path(path)
+    given = path = Path(path)
     if path.is_dir():
         path = RunFolder.existing(path).model_path
     if path.suffix == ".pth":
@@ -280,6 +320,11 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit {name} with its own parameters: {error}") from error
     folder = path.parent.parent
+    if given.is_dir() and known and not (folder / "ids.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder / 'ids.safetensors'}: missing, so raw ids are unknown; restore it, or load the checkpoint "
+            "file itself and use indices"
+        )
     if known and (folder / "ids.safetensors").is_file():
         users, items = RunFolder.existing(folder).read_ids()
         checkpoint.check_same(path, "catalogue", known, catalogue(users, items))

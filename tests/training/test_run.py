@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,14 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_every_model_can_be_loaded() -> None:
     assert set(fastseq.models.MODELS) == {"SASRec", "GRU4Rec", "Caser"}
+
+
+def test_one_training_process_a_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", lock=True)
+    first.write_config("kept: true")
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(CheckpointError, match=rf"process {os.getpid()} is training in this run folder"):
+            RunFolder(tmp_path / "run", lock=True, **options)
+    assert first.config_path.read_text() == "kept: true"
+    first.unlock()
+    RunFolder(tmp_path / "run", resume=True, lock=True).unlock()
