@@ -18,7 +18,7 @@ from .ids import Int64Array
 from .interactions import Interactions
 from .split import Split
 
-Mode: TypeAlias = Literal["per_target", "shared"]
+Mode: TypeAlias = Literal["per_target", "shared", "shared_unseen"]
 Distribution: TypeAlias = Literal["uniform", "popularity"]
 
 
@@ -62,7 +62,8 @@ class NegativeSampler:
         data: the split (or all of the interactions) whose training events are what users have seen.
         size: negatives per target, or in the set that the targets of a batch share; at least 1.
         mode: ``"per_target"``: never an item that the user has seen, nor the target. ``"shared"``: one set per
-            batch from the whole catalogue.
+            batch from the whole catalogue. ``"shared_unseen"``: the same set, but each target's row has the target
+            itself in place of what its user has seen, which every loss masks out (``fastseq.ops.sampled_loss``).
         distribution: ``"uniform"``, or ``"popularity"``: in proportion to (training events of the item)^alpha, so an
             item without any is never drawn (at alpha 0 it is).
         alpha: at least 0; for ``"popularity"``.
@@ -99,7 +100,7 @@ class NegativeSampler:
             self._probability, self._alias = alias_table(self._masses)
         else:
             self._masses = np.ones(self.n_items, np.int64)
-        if mode == "per_target":
+        if mode != "shared":
             offsets, items = split.seen()
             self._seen_offsets, self._seen_items = torch.from_numpy(offsets), torch.from_numpy(items)
 
@@ -116,14 +117,16 @@ class NegativeSampler:
             threads: threads to use; 0 takes torch's setting. The result does not depend on it.
 
         Returns:
-            int64 [N, size], or [size] where shared; and float32 of that shape, or None.
+            int64 [N, size], or [size] in mode ``"shared"``; and float32 of that shape, or None.
 
         Raises:
             ValueError: if a user has seen everything that could be drawn, naming the user's index.
         """
         table = {"probability": self._probability, "alias": self._alias}
-        if self.mode == "shared":
+        if self.mode != "per_target":
             negatives = sample_shared_negatives(self.size, self.n_items, rng, **table, threads=threads)
+            if self.mode == "shared_unseen":
+                negatives = self._without_seen(users, targets, negatives)
         else:
             negatives = sample_negatives(
                 users,
@@ -139,13 +142,20 @@ class NegativeSampler:
             )
         return negatives, self._log_q(users, targets, negatives) if self.with_log_q else None
 
+    def _without_seen(self, users: Tensor, targets: Tensor, shared: Tensor) -> Tensor:
+        """The shared set [S] as rows [N, S], a row's target in place of what its user has seen."""
+        distinct, row = users.unique(return_inverse=True)
+        pairs = distinct[:, None].expand(-1, len(shared)).reshape(-1), shared.repeat(len(distinct))
+        seen = torch.from_numpy(self._has_seen(*pairs)).view(len(distinct), len(shared))
+        return torch.where(seen[row], targets[:, None], shared)
+
     def check_drawable(self) -> None:
         """Finds out before training what ``sample`` would find out in its midst.
 
         Raises:
             DataError: if a user with training targets has seen everything that could be drawn, naming the user.
         """
-        if self.mode == "shared":
+        if self.mode != "per_target":
             return
         drawable = int((self._masses > 0).sum())
         seen = self._seen_offsets.diff().numpy()
@@ -165,13 +175,13 @@ class NegativeSampler:
         Args:
             users: int64 [N]; not read where the set is shared.
             positives: int64 [N]; likewise.
-            items: int64 [N, K], or [S] where shared.
+            items: int64 [N, K], or [S] in mode ``"shared"``.
 
         Returns:
             float32, shaped as ``items``; -inf for an item that is never drawn: seen, the positive, or without weight.
         """
         result = self._log_q(users, positives, items)
-        if self.mode == "per_target":
+        if self.mode != "shared":
             never = self._has_seen(users[:, None].expand_as(items).reshape(-1), items.reshape(-1))
             result[torch.from_numpy(never).view_as(items) | (items == positives[:, None])] = -torch.inf
         return result
@@ -179,7 +189,7 @@ class NegativeSampler:
     def _log_q(self, users: Tensor, positives: Tensor, items: Tensor) -> Tensor:
         """As ``log_q``, of items that are neither seen nor the positive."""
         own = self._log_masses[items.numpy()]
-        if self.mode == "shared":
+        if self.mode != "per_target":
             left = np.log(self._masses.sum())
         else:
             new = ~self._has_seen(users, positives)

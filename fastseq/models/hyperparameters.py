@@ -84,7 +84,7 @@ RULES: dict[str, Number | Choice] = {
     "weight_decay": Number(),
     "learning_rate": Number(above=True),
     "loss": Choice(LOSSES, optional=True),
-    "negatives": Choice(("per_target", "shared")),
+    "negatives": Choice(("per_target", "shared", "shared_unseen")),
     "negative_distribution": Choice(("uniform", "popularity")),
     "negative_alpha": Number(),
     "gbce_t": Number(high=1.0),

@@ -163,3 +163,20 @@ def test_out_of_range(options: dict[str, Any], message: str) -> None:
         NegativeSampler(tape([[0, 1]], 3), **{"size": 2, **options})
     with pytest.raises(ValueError, match="weights must be finite"):
         integer_masses(np.array([1.0, math.inf]))
+
+
+@pytest.mark.parametrize("options", DISTRIBUTIONS)
+def test_shared_unseen_masks_what_each_user_has_seen(options: dict[str, Any]) -> None:
+    """The shared set, with the row's target (which every loss masks) exactly where the user has seen the item."""
+    split = leave_one_out(from_sequences([[0, 1, 2, 3, 9], [4, 5, 5, 6, 9], [7, 8, 0, 2, 9]]), validation=False)
+    users, targets = torch.tensor([0, 2, 1, 0]), torch.tensor([1, 8, 6, 3])
+    plain = NegativeSampler(split, 64, mode="shared", with_log_q=True, **options)
+    masked = NegativeSampler(split, 64, mode="shared_unseen", with_log_q=True, **options)
+    shared, shared_q = plain.sample(users, targets, make_rng(1, 2))
+    rows, log_q = masked.sample(users, targets, make_rng(1, 2))
+    offsets, items = split.seen()
+    for row, user, target, q in zip(rows, users.tolist(), targets.tolist(), log_q, strict=True):  # type: ignore[arg-type]
+        seen = set(items[offsets[user] : offsets[user + 1]].tolist())
+        assert row.tolist() == [target if item in seen else item for item in shared.tolist()]
+        kept = row == shared
+        assert torch.equal(q[kept], shared_q[kept])  # type: ignore[index]

@@ -90,7 +90,7 @@ def test_an_unknown_hyperparameter_names_the_nearest(key: str, nearest: str) -> 
         ("batch_size", 0, "an integer >= 1"),
         ("max_seq_len", 0, "an integer >= 1"),
         ("loss", "hinge", "one of bpr, bce, gbce, sampled_softmax, cross_entropy or null"),
-        ("negatives", "none", "one of per_target, shared"),
+        ("negatives", "none", "one of per_target, shared, shared_unseen"),
         ("gbce_t", 1.5, "a number >= 0 and <= 1"),
         ("window_stride", 0, "an integer >= 1 or null"),
     ],
