@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import yaml
 
-from .config import Config, ModelConfig, parse_config
+from .config import Config, ModelConfig, load_config
 from .data.baselines import Popularity
 from .data.interactions import Interactions, filter_interactions
 from .data.readers import read_interactions
@@ -254,13 +253,7 @@ def config_of_run(run: RunFolder) -> Config:
     Raises:
         ConfigError: if it is missing or damaged.
     """
-    try:
-        tree = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{run.config_path}: cannot be read: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{run.config_path}: holds no configuration")
-    return parse_config(tree, str(run.config_path))
+    return load_config(run.config_path)
 
 
 def _device(config: Config, entry: ModelConfig) -> torch.device:
