@@ -8,44 +8,10 @@
 #include "gru.h"
 
 #include "elementary.h"
-#include "simd.h"
+#include "register_tile.h"
 
 namespace fastseq::FASTSEQ_ISA {
 namespace {
-
-template <typename T>
-struct Simd {
-    typedef T Vector __attribute__((vector_size(kVectorBytes)));
-    static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-};
-
-// sums[r][c * lanes + l] = Σ_k rows[r][k * stride] * packed[k][c * lanes + l]
-template <int R, int C, typename T>
-FASTSEQ_INLINE void product(const T* const* rows, int64_t stride, const T* packed, int64_t depth, T* sums) {
-    using Vector = typename Simd<T>::Vector;
-    constexpr int lanes = Simd<T>::lanes;
-    Vector sum[R][C] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        Vector b[C];
-#pragma GCC unroll 8  // all the inner loops: only then do the arrays become registers
-        for (int c = 0; c < C; ++c) __builtin_memcpy(&b[c], packed + (k * C + c) * lanes, sizeof(Vector));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k * stride] * b[c];
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
-}
-
-// The same with the number of rows, 1 ... R, known at run time.
-template <int C, int R, typename T>
-void product_of(int count, const T* const* rows, int64_t stride, const T* packed, int64_t depth, T* sums) {
-    if (count == R) return product<R, C>(rows, stride, packed, depth, sums);
-    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, stride, packed, depth, sums);
-}
 
 // Sequences [first, first + count) of block b, of `blocks` of nearly equal size.
 struct Blocks {
@@ -110,7 +76,7 @@ void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts
             for (int64_t g = 0; active > 0 && g < groups; ++g) {
                 const T* weights = packed.get() + g * (H + 1) * 3 * lanes;
                 if (t > 0) {
-                    product_of<3, kTileRows>(active, before, 1, weights, H, hidden);
+                    product_of<3, kTileRows>(active, before, 1, weights, 3 * lanes, H, hidden);
                 } else {
                     for (int i = 0; i < active * 3 * lanes; ++i) hidden[i] = T(0);
                 }
@@ -193,50 +159,13 @@ void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, co
                                      grad_hidden + row * 3 * H, previous + row * H, carried + r * H);
             }
             for (int64_t g = 0; t > 0 && g < groups; ++g) {
-                product_of<2, kTileRows>(active, hidden, 1, packed.get() + g * 3 * H * lanes, 3 * H, sums);
+                product_of<2, kTileRows>(active, hidden, 1, packed.get() + g * 3 * H * lanes, lanes, 3 * H, sums);
                 const int64_t unit = g * lanes, width = H - unit < lanes ? H - unit : lanes;
                 for (int r = 0; r < active; ++r)
                     for (int64_t l = 0; l < width; ++l) carried[r * H + unit + l] += sums[r * lanes + l];
             }
         }
     }
-}
-
-// out [M, N] = aᵀ b for a [depth, M] and b [depth, N], over chunks of the depth that stay in cache.
-template <typename T>
-void transposed_product(const T* a, const T* b, int64_t depth, int64_t M, int64_t N, T* out, int threads) {
-    constexpr int lanes = 3 * Simd<T>::lanes;
-    constexpr int64_t chunk = 256;
-    const int64_t panels = (N + lanes - 1) / lanes, tiles = (M + kTileRows - 1) / kTileRows;
-    Buffer<T> packed(panels * depth * lanes);  // [panel of columns][k][column]
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < depth; ++k)
-            for (int64_t p = 0; p < panels; ++p)
-                for (int64_t l = 0; l < lanes; ++l)
-                    packed.get()[(p * depth + k) * lanes + l] = p * lanes + l < N ? b[k * N + p * lanes + l] : T(0);
-        alignas(64) T sums[kTileRows * lanes];
-        const T* columns[kTileRows];
-        for (int64_t k = 0; k < depth; k += chunk) {
-            const int64_t size = depth - k < chunk ? depth - k : chunk;
-            // Static over the same count: a thread has the same tiles in every chunk, so nobody need wait.
-#pragma omp for schedule(static) nowait
-            for (int64_t i = 0; i < tiles; ++i) {
-                const int count = static_cast<int>(M - i * kTileRows < kTileRows ? M - i * kTileRows : kTileRows);
-                for (int r = 0; r < count; ++r) columns[r] = a + k * M + i * kTileRows + r;
-                for (int64_t p = 0; p < panels; ++p) {
-                    product_of<3, kTileRows>(count, columns, M, packed.get() + (p * depth + k) * lanes, size, sums);
-                    const int64_t width = N - p * lanes < lanes ? N - p * lanes : lanes;
-                    for (int r = 0; r < count; ++r) {
-                        T* row = out + (i * kTileRows + r) * N + p * lanes;
-                        for (int64_t l = 0; l < width; ++l) row[l] = (k == 0 ? T(0) : row[l]) + sums[r * lanes + l];
-                    }
-                }
-            }
-        }
-    }
-    for (int64_t e = 0; depth == 0 && e < M * N; ++e) out[e] = T(0);
 }
 
 }  // namespace
@@ -263,16 +192,6 @@ void gru_backward_f64(const double* grad, const double* weight_hh, const double*
                       double* grad_x, double* grad_hidden, double* previous, double* carry, int threads) {
     gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
                  threads);
-}
-
-void transposed_product_f32(const float* a, const float* b, int64_t depth, int64_t M, int64_t N, float* out,
-                            int threads) {
-    transposed_product(a, b, depth, M, N, out, threads);
-}
-
-void transposed_product_f64(const double* a, const double* b, int64_t depth, int64_t M, int64_t N, double* out,
-                            int threads) {
-    transposed_product(a, b, depth, M, N, out, threads);
 }
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -26,11 +26,4 @@ FASTSEQ_KERNEL(void, gru_backward_f64, (const double* grad, const double* weight
                                         int64_t sequences, int64_t hidden, double* grad_x, double* grad_hidden,
                                         double* previous, double* carry, int threads))
 
-// out [M, N] = aᵀ b for a [depth, M] and b [depth, N]: the gradient of a weight. Unlike BLAS's, the bits do not
-// depend on the number of threads.
-FASTSEQ_KERNEL(void, transposed_product_f32, (const float* a, const float* b, int64_t depth, int64_t M, int64_t N,
-                                              float* out, int threads))
-FASTSEQ_KERNEL(void, transposed_product_f64, (const double* a, const double* b, int64_t depth, int64_t M, int64_t N,
-                                              double* out, int threads))
-
 }  // namespace fastseq

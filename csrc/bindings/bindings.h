@@ -73,6 +73,7 @@ void bind_bias_gelu_dropout(py::module_& m);
 void bind_negatives(py::module_& m);
 void bind_windows(py::module_& m);
 void bind_gru(py::module_& m);
+void bind_linear(py::module_& m);
 void bind_sampled_loss(py::module_& m);
 void bind_adam_rows(py::module_& m);
 void bind_caser_windows(py::module_& m);

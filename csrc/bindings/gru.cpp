@@ -75,8 +75,8 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, co
            scratch, threads);
 }
 
-template <typename T, typename Forward, typename Backward, typename Product>
-void define(py::module_& m, Forward forward_kernel, Backward backward_kernel, Product product_kernel) {
+template <typename T, typename Forward, typename Backward>
+void define(py::module_& m, Forward forward_kernel, Backward backward_kernel) {
     m.def(
         "gru",
         [forward_kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const std::optional<Array<T>>& bias_hh,
@@ -99,29 +99,13 @@ void define(py::module_& m, Forward forward_kernel, Backward backward_kernel, Pr
         py::arg("h").noconvert(), py::arg("saved").noconvert(), py::arg("grad_x").noconvert(),
         py::arg("grad_hidden").noconvert(), py::arg("previous").noconvert(), py::arg("carry").noconvert(),
         py::arg("threads"), "writes grad_x, grad_hidden [T, 3H] and previous [T, H]; carry [B, H] is scratch");
-    m.def(
-        "transposed_product",
-        [product_kernel](const Array<T>& a, const Array<T>& b, Array<T>& out, int threads) {
-            check_shape(a, "a", {-1, -1});
-            check_shape(b, "b", {a.shape(0), -1});
-            check_shape(out, "out", {a.shape(1), b.shape(1)});
-            const T *left = a.data(), *right = b.data();
-            T* result = out.mutable_data();
-            const int64_t depth = a.shape(0), rows = a.shape(1), columns = b.shape(1);
-            py::gil_scoped_release release;
-            product_kernel(left, right, depth, rows, columns, result, threads);
-        },
-        py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(), py::arg("threads"),
-        "out = a^T b");
 }
 
 }  // namespace
 
 void bind_gru(py::module_& m) {
-    define<float>(m, [](auto&&... a) { gru_f32(a...); }, [](auto&&... a) { gru_backward_f32(a...); },
-                  [](auto&&... a) { transposed_product_f32(a...); });
-    define<double>(m, [](auto&&... a) { gru_f64(a...); }, [](auto&&... a) { gru_backward_f64(a...); },
-                   [](auto&&... a) { transposed_product_f64(a...); });
+    define<float>(m, [](auto&&... a) { gru_f32(a...); }, [](auto&&... a) { gru_backward_f32(a...); });
+    define<double>(m, [](auto&&... a) { gru_f64(a...); }, [](auto&&... a) { gru_backward_f64(a...); });
 }
 
 }  // namespace fastseq

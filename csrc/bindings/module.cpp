@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "bfloat16.h"
 #include "bindings.h"
 #include "isa.h"
 
@@ -36,11 +37,21 @@ Isa isa() {
     return chosen;
 }
 
+bool has_bfloat16_products() {
+#ifdef FASTSEQ_HAS_AVX2
+    static const bool found = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+    return found;
+#else
+    return false;
+#endif
+}
+
 }  // namespace fastseq
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "C++ kernels of fastseq. Call them through fastseq.ops and fastseq.data.";
     m.def("isa", [] { return fastseq::kIsaNames[static_cast<int>(fastseq::isa())]; });
+    m.def("has_bfloat16_products", &fastseq::has_bfloat16_products, "whether the processor multiplies bfloat16");
     fastseq::bind_dropout(m);
     fastseq::bind_attention(m);
     fastseq::bind_topk(m);
@@ -51,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
     fastseq::bind_negatives(m);
     fastseq::bind_windows(m);
     fastseq::bind_gru(m);
+    fastseq::bind_linear(m);
     fastseq::bind_sampled_loss(m);
     fastseq::bind_adam_rows(m);
     fastseq::bind_caser_windows(m);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -51,7 +50,7 @@ class GRU4Rec(SequentialRecommender):
         h = ops.gru(gates, weight_hh, batch.offsets, max_len=batch.max_len)
         if batch.rows is not None:
             h = select_rows(h, batch.rows)
-        return self.dense(h)
+        return ops.linear(h, self.dense.weight, self.dense.bias)
 
     def _last_gates(self, batch: JaggedBatch) -> tuple[Tensor, Tensor]:
         """Input gates [T, 3H] of the last GRU layer, the layers below it computed, and its recurrent weight."""
@@ -66,9 +65,9 @@ class GRU4Rec(SequentialRecommender):
         )
         weights = self.gru_layers.all_weights
         for weight_ih, weight_hh in weights[:-1]:
-            x = ops.gru(F.linear(x, weight_ih), weight_hh, batch.offsets, max_len=batch.max_len)
+            x = ops.gru(ops.linear(x, weight_ih), weight_hh, batch.offsets, max_len=batch.max_len)
         weight_ih, weight_hh = weights[-1]
-        return F.linear(x, weight_ih), weight_hh
+        return ops.linear(x, weight_ih), weight_hh
 
     def _main_loss(self, batch: JaggedBatch) -> Tensor:
         if self.loss_name == "cross_entropy" or batch.negatives is None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -130,7 +129,7 @@ class SASRec(SequentialRecommender):
             x = select_rows(x, batch.rows)
             mixed = mixed if batch.last_only else select_rows(mixed, batch.rows)
         x = ops.dropout_add_norm(
-            F.linear(mixed, attention.out_proj.weight),
+            ops.linear(mixed, attention.out_proj.weight),
             x,
             layer.norm1.weight,
             layer.norm1.bias,
@@ -141,14 +140,14 @@ class SASRec(SequentialRecommender):
             site=site + SITE_ATTENTION_OUTPUT,
         )
         inner = ops.bias_gelu_dropout(
-            F.linear(x, layer.linear1.weight),
+            ops.linear(x, layer.linear1.weight),
             layer.linear1.bias,
             dropout_p=p,
             rng=rng,
             site=site + SITE_INNER,
         )
         return ops.dropout_add_norm(
-            F.linear(inner, layer.linear2.weight),
+            ops.linear(inner, layer.linear2.weight),
             x,
             layer.norm2.weight,
             layer.norm2.bias,
@@ -175,8 +174,8 @@ class SASRec(SequentialRecommender):
         options: dict[str, Any] = {"max_len": batch.max_len, "dropout_p": p, "rng": rng, "site": site}
         if last_only:
             assert batch.rows is not None
-            q = F.linear(select_rows(x, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
-            k, v = F.linear(x, weight[d:], bias[d:]).view(-1, 2, heads, d // heads).unbind(1)
+            q = ops.linear(select_rows(x, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
+            k, v = ops.linear(x, weight[d:], bias[d:]).view(-1, 2, heads, d // heads).unbind(1)
             return ops.last_query_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
-        q, k, v = F.linear(x, weight, bias).view(-1, 3, heads, d // heads).unbind(1)
+        q, k, v = ops.linear(x, weight, bias).view(-1, 3, heads, d // heads).unbind(1)
         return ops.causal_attention(q, k, v, batch.offsets, **options).reshape(-1, d)

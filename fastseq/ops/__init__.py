@@ -16,6 +16,7 @@ from .dropout_add_norm import dropout_add_norm
 from .embed_sequence import embed_sequence
 from .gru import gru
 from .gru_sampled_loss import gru_sampled_loss
+from .linear import linear
 from .negatives import sample_negatives, sample_shared_negatives
 from .philox import make_rng
 from .sampled_loss import gbce_beta, sampled_loss
@@ -35,6 +36,7 @@ __all__ = [
     "gru",
     "gru_sampled_loss",
     "last_query_attention",
+    "linear",
     "linear_cross_entropy",
     "make_rng",
     "record_served",

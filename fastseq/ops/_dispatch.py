@@ -194,6 +194,11 @@ def _autocast(op: str, key: str) -> Callable[..., Any]:
     return cast
 
 
+def bfloat16_products(device: str) -> bool:
+    """Whether autocast asks for matrix products in bfloat16. Ops that have one take it as an argument."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
 def register(
     schema: str,
     *,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import prepared
-from ._products import transposed_product
+from ._products import product, transposed_product
 from .gru import gru, gru_backward
 from .sampled_loss import sampled_loss, sampled_loss_backward
 
@@ -31,7 +31,7 @@ def gru_sampled_loss(
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     weight, bias = prepared(dense_weight, counted.dtype), prepared(dense_bias, counted.dtype)
-    y = torch.addmm(bias, counted, weight.t()).to(h.dtype)
+    y = product(counted, weight, bias).to(h.dtype)
     losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
     return losses, h, gates, y, d_y, d_scores
 
@@ -66,7 +66,7 @@ def gru_sampled_loss_backward(
     counted = prepared(h if rows is None else h.index_select(0, rows))
     grad_dense_weight = transposed_product(grad_y, counted).to(dense_weight.dtype)
     grad_dense_bias = grad_y.sum(0).to(dense_bias.dtype)
-    grad_h = torch.mm(grad_y, prepared(dense_weight, grad_y.dtype))
+    grad_h = product(grad_y, prepared(dense_weight, grad_y.dtype).t())
     if rows is not None:
         grad_h = torch.zeros(h.shape, dtype=grad_h.dtype).index_add_(0, rows, grad_h)
     grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, h, gates, max_len)

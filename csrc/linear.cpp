@@ -1,0 +1,210 @@
+// The two matrix products of a linear layer, blocked for registers and cache.
+//
+// The right operand is packed into panels as wide as a register tile; then every thread runs blocks of rows against one
+// panel after the other. All types share the loops: an Operand says what is multiplied, a float, a double, or a pair
+// of bfloat16.
+#include "linear.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "register_tile.h"
+
+namespace fastseq::FASTSEQ_ISA {
+namespace {
+
+// Rows of a block: it stays in the second cache beside a panel.
+constexpr int64_t kBlockRows = 8 * kSumRows;
+// The transposed product reads its left operand along columns: a tile of eight never straddles a cache line.
+#ifdef __AVX512F__
+constexpr int kColumnRows = 8, kColumnVectors = 2;
+#else
+constexpr int kColumnRows = kSumRows, kColumnVectors = kSumVectors;
+#endif
+constexpr int64_t kBlockDepth = 256, kStripRows = 8 * kColumnRows;
+
+// What an operand of type S becomes while it is multiplied: itself, or pairs of bfloat16.
+template <typename S, bool kPairs>
+struct Operand {
+    using T = S;
+    static int64_t depth(int64_t values) { return values; }
+    // to[k] = row[k]
+    static void along(const S* row, int64_t values, T* to) { std::copy(row, row + values, to); }
+    // to[l] = the values at depth k of `count` neighbours
+    static void across(const S* from, int64_t step, int64_t k, int64_t, int64_t count, T* to) {
+        std::copy(from + k * step, from + k * step + count, to);
+    }
+};
+
+template <>
+struct Operand<float, true> {
+    using T = BFloat16Pair;
+    static int64_t depth(int64_t values) { return (values + 1) / 2; }
+    static void along(const float* row, int64_t values, T* to) {
+#pragma omp simd
+        for (int64_t k = 0; k < values / 2; ++k) to[k] = make_pair(row[2 * k], row[2 * k + 1]);
+        if (values % 2 != 0) to[values / 2] = make_pair(row[values - 1], 0.0f);
+    }
+    static void across(const float* from, int64_t step, int64_t k, int64_t values, int64_t count, T* to) {
+        const float* first = from + 2 * k * step;
+        if (2 * k + 1 < values) {
+            const float* second = first + step;
+#pragma omp simd
+            for (int64_t l = 0; l < count; ++l) to[l] = make_pair(first[l], second[l]);
+        } else {
+            for (int64_t l = 0; l < count; ++l) to[l] = make_pair(first[l], 0.0f);
+        }
+    }
+};
+
+// The columns [column, column + lanes) of the right operand as one panel, [k][column]; zero past the last.
+template <typename O, typename S>
+void pack_panel(const Matrix<S>& b, int64_t column, int64_t columns, int64_t lanes, int64_t values,
+                typename O::T* line, typename O::T* panel) {
+    using T = typename O::T;
+    const int64_t width = std::min(lanes, columns - column), depth = O::depth(values);
+    if (b.row == 1) {
+        for (int64_t k = 0; k < depth; ++k) {
+            O::across(b.data + column, b.column, k, values, width, panel + k * lanes);
+            std::fill(panel + k * lanes + width, panel + (k + 1) * lanes, T(0));
+        }
+        return;
+    }
+    for (int64_t l = 0; l < lanes; ++l) {
+        const S* row = b.data + (column + l) * b.row;
+        if (l >= width) {
+            for (int64_t k = 0; k < depth; ++k) panel[k * lanes + l] = T(0);
+        } else if (b.column == 1) {
+            O::along(row, values, line);
+            for (int64_t k = 0; k < depth; ++k) panel[k * lanes + l] = line[k];
+        } else {
+            for (int64_t k = 0; k < depth; ++k) O::across(row, b.column, k, values, 1, panel + k * lanes + l);
+        }
+    }
+}
+
+template <typename O, typename S>
+void product(const Product<S>& a) {
+    using T = typename O::T;
+    constexpr int64_t lanes = kSumVectors * Simd<S>::lanes;
+    constexpr bool converts = !std::is_same_v<S, T>;
+    const int64_t depth = O::depth(a.depth);
+    const int64_t panels = (a.columns + lanes - 1) / lanes, blocks = (a.rows + kBlockRows - 1) / kBlockRows;
+    // Few rows: several threads share a block, each with panels of its own.
+    const int64_t parts = std::max<int64_t>(1, std::min(panels, blocks < 2 * a.threads ? 2 * a.threads / blocks : 1));
+    Buffer<T> packed(panels * depth * lanes);                         // [panel][k][column]
+    Buffer<T> own(a.threads * depth * (converts ? kBlockRows : 1));  // a block of rows, or one, for each thread
+#pragma omp parallel num_threads(a.threads)
+    {
+        T* block_rows = own.get() + omp_get_thread_num() * depth * (converts ? kBlockRows : 1);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; ++p)
+            pack_panel<O>(a.b, p * lanes, a.columns, lanes, a.depth, block_rows, packed.get() + p * depth * lanes);
+        alignas(64) S sums[kSumRows * lanes];
+        const T* rows[kSumRows];
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < blocks * parts; ++task) {
+            const int64_t first = task / parts * kBlockRows, last = std::min(first + kBlockRows, a.rows);
+            const int64_t part = task % parts;
+            if constexpr (converts)
+                for (int64_t i = first; i < last; ++i)
+                    O::along(a.a + i * a.a_row, a.depth, block_rows + (i - first) * depth);
+            for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
+                const int64_t column = p * lanes, width = std::min(lanes, a.columns - column);
+                for (int64_t i = first; i < last; i += kSumRows) {
+                    const int count = static_cast<int>(std::min<int64_t>(kSumRows, last - i));
+                    for (int r = 0; r < count; ++r) {
+                        if constexpr (converts)
+                            rows[r] = block_rows + (i - first + r) * depth;
+                        else
+                            rows[r] = a.a + (i + r) * a.a_row;
+                    }
+                    product_of<kSumVectors, kSumRows>(count, rows, 1, packed.get() + p * depth * lanes, lanes, depth,
+                                                      sums);
+                    for (int r = 0; r < count; ++r) {
+                        S* to = a.out + (i + r) * a.columns + column;
+                        if (a.bias == nullptr)
+                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l];
+                        else
+                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l] + a.bias[column + l];
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Each thread has panels of its own (few panels: rows of its own too) and goes down the depth in chunks that stay in
+// cache, added in order.
+template <typename O, typename S>
+void transposed_product(const TransposedProduct<S>& a) {
+    using T = typename O::T;
+    constexpr int64_t lanes = kColumnVectors * Simd<S>::lanes;
+    constexpr bool converts = !std::is_same_v<S, T>;
+    const int64_t depth = O::depth(a.depth), panels = (a.columns + lanes - 1) / lanes;
+    const int64_t tiles = (a.rows + kColumnRows - 1) / kColumnRows;
+    const int64_t column_parts = std::min<int64_t>(panels, a.threads);
+    const int64_t row_parts = std::min(tiles, (a.threads + column_parts - 1) / column_parts);
+    const int64_t most = (panels + column_parts - 1) / column_parts;
+    Buffer<T> own(a.threads * kBlockDepth * (most * lanes + (converts ? kStripRows : 0)));
+#pragma omp parallel for num_threads(a.threads) schedule(static)
+    for (int64_t task = 0; task < column_parts * row_parts; ++task) {
+        T* packed = own.get() + omp_get_thread_num() * kBlockDepth * (most * lanes + (converts ? kStripRows : 0));
+        T* converted = packed + kBlockDepth * most * lanes;
+        const int64_t part = task / row_parts, first_panel = panels * part / column_parts,
+                      last_panel = panels * (part + 1) / column_parts;
+        const int64_t first_tile = tiles * (task % row_parts) / row_parts,
+                      last_tile = tiles * (task % row_parts + 1) / row_parts;
+        alignas(64) S sums[kColumnRows * lanes];
+        const T* columns[kColumnRows];
+        for (int64_t k = 0; k < depth; k += kBlockDepth) {
+            const int64_t size = std::min(kBlockDepth, depth - k);
+            for (int64_t p = first_panel; p < last_panel; ++p) {
+                const int64_t column = p * lanes, width = std::min(lanes, a.columns - column);
+                T* panel = packed + (p - first_panel) * kBlockDepth * lanes;
+                for (int64_t j = 0; j < size; ++j) {
+                    O::across(a.b + column, a.columns, k + j, a.depth, width, panel + j * lanes);
+                    std::fill(panel + j * lanes + width, panel + (j + 1) * lanes, T(0));
+                }
+            }
+            for (int64_t i = first_tile; i < last_tile; ++i) {
+                const int64_t row = i * kColumnRows, in_strip = (i - first_tile) * kColumnRows % kStripRows;
+                const int count = static_cast<int>(std::min<int64_t>(kColumnRows, a.rows - row));
+                if (converts && in_strip == 0)
+                    for (int64_t j = 0; j < size; ++j)
+                        O::across(a.a + row, a.rows, k + j, a.depth, std::min(kStripRows, a.rows - row),
+                                  converted + j * kStripRows);
+                for (int r = 0; r < count; ++r) {
+                    if constexpr (converts)
+                        columns[r] = converted + in_strip + r;
+                    else
+                        columns[r] = a.a + k * a.rows + row + r;
+                }
+                for (int64_t p = first_panel; p < last_panel; ++p) {
+                    product_of<kColumnVectors, kColumnRows>(count, columns, converts ? kStripRows : a.rows,
+                                                            packed + (p - first_panel) * kBlockDepth * lanes, lanes,
+                                                            size, sums);
+                    const int64_t width = std::min(lanes, a.columns - p * lanes);
+                    for (int r = 0; r < count; ++r) {
+                        S* to = a.out + (row + r) * a.columns + p * lanes;
+                        for (int64_t l = 0; l < width; ++l) to[l] = (k == 0 ? S(0) : to[l]) + sums[r * lanes + l];
+                    }
+                }
+            }
+        }
+    }
+    if (depth == 0) std::fill(a.out, a.out + a.rows * a.columns, S(0));
+}
+
+}  // namespace
+
+void product_f32(const Product<float>& a) { product<Operand<float, false>>(a); }
+void product_bf16(const Product<float>& a) { product<Operand<float, true>>(a); }
+void product_f64(const Product<double>& a) { product<Operand<double, false>>(a); }
+void transposed_product_f32(const TransposedProduct<float>& a) { transposed_product<Operand<float, false>>(a); }
+void transposed_product_bf16(const TransposedProduct<float>& a) { transposed_product<Operand<float, true>>(a); }
+void transposed_product_f64(const TransposedProduct<double>& a) { transposed_product<Operand<double, false>>(a); }
+
+}  // namespace fastseq::FASTSEQ_ISA

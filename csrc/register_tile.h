@@ -1,0 +1,118 @@
+// The innermost loop of every large matrix product: a tile of sums that stays in registers.
+//
+// Written with the vector types that GCC and Clang share, because an accumulator tile in a plain array does not
+// reliably stay in registers. With bfloat16 operands two values lie side by side in 32 bits, a pair along the depth,
+// as the instruction takes them.
+#pragma once
+
+#include <cstdint>
+
+#include "bfloat16.h"
+#include "elementary.h"
+#include "simd.h"
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace fastseq::FASTSEQ_ISA {
+
+template <typename T>
+struct Simd {
+    typedef T Vector __attribute__((vector_size(kVectorBytes)));
+    static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+// Rows and vectors of columns of the tile: 24 of 32 registers hold sums with AVX-512, 12 of 16 without.
+#if defined(__AVX512F__)
+constexpr int kSumRows = 6, kSumVectors = 4;
+#else
+constexpr int kSumRows = 6, kSumVectors = 2;
+#endif
+
+// sums[r][c * lanes + l] = Σ_k rows[r][k * stride] * b[k * ldb + c * lanes + l]
+template <int R, int C, typename T>
+FASTSEQ_INLINE void product(const T* const* rows, int64_t stride, const T* b, int64_t ldb, int64_t depth, T* sums) {
+    using Vector = typename Simd<T>::Vector;
+    constexpr int lanes = Simd<T>::lanes;
+    Vector sum[R][C] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        Vector column[C];
+#pragma GCC unroll 8  // all the inner loops: only then do the arrays become registers
+        for (int c = 0; c < C; ++c) __builtin_memcpy(&column[c], b + k * ldb + c * lanes, sizeof(Vector));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[r][c] += rows[r][k * stride] * column[c];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
+}
+
+// The same with the number of rows, 1 ... R, known at run time.
+template <int C, int R, typename T>
+void product_of(int count, const T* const* rows, int64_t stride, const T* b, int64_t ldb, int64_t depth, T* sums) {
+    if (count == R) return product<R, C>(rows, stride, b, ldb, depth, sums);
+    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, stride, b, ldb, depth, sums);
+}
+
+// The same for pairs of bfloat16, with float sums. Without the instruction: the two products of a pair in float, which
+// are exact there.
+#ifdef __AVX512F__
+template <int R, int C>
+__attribute__((target("avx512bf16"))) void pair_product(const BFloat16Pair* const* rows, int64_t stride,
+                                                        const BFloat16Pair* b, int64_t ldb, int64_t depth,
+                                                        float* sums) {
+    __m512 sum[R][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[r][c] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; ++k) {
+        __m512i column[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) column[c] = _mm512_loadu_si512(b + k * ldb + c * 16);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m512i pair = _mm512_set1_epi32(static_cast<int>(rows[r][k * stride]));
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], (__m512bh)pair, (__m512bh)column[c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) _mm512_storeu_ps(sums + (r * C + c) * 16, sum[r][c]);
+}
+#endif
+
+template <int R, int C>
+void pair_product_in_float(const BFloat16Pair* const* rows, int64_t stride, const BFloat16Pair* b, int64_t ldb,
+                           int64_t depth, float* sums) {
+    constexpr int width = C * Simd<float>::lanes;
+    for (int i = 0; i < R * width; ++i) sums[i] = 0.0f;
+    for (int64_t k = 0; k < depth; ++k)
+        for (int r = 0; r < R; ++r) {
+            const BFloat16Pair pair = rows[r][k * stride];
+            const float low = low_of(pair), high = high_of(pair);
+#pragma omp simd
+            for (int l = 0; l < width; ++l)
+                sums[r * width + l] += low * low_of(b[k * ldb + l]) + high * high_of(b[k * ldb + l]);
+        }
+}
+
+template <int C, int R>
+void product_of(int count, const BFloat16Pair* const* rows, int64_t stride, const BFloat16Pair* b, int64_t ldb,
+                int64_t depth, float* sums) {
+    if (count == R) {
+#ifdef __AVX512F__
+        if (has_bfloat16_products()) return pair_product<R, C>(rows, stride, b, ldb, depth, sums);
+#endif
+        return pair_product_in_float<R, C>(rows, stride, b, ldb, depth, sums);
+    }
+    if constexpr (R > 1) return product_of<C, R - 1>(count, rows, stride, b, ldb, depth, sums);
+}
+
+}  // namespace fastseq::FASTSEQ_ISA
