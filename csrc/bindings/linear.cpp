@@ -47,6 +47,7 @@ void transposed_product(const Array<T>& a, const Array<T>& b, Array<T>& out, boo
     check_shape(b, "b", {a.shape(0), -1});
     check_shape(out, "out", {a.shape(1), b.shape(1)});
     const TransposedProduct<T> p{a.data(), b.data(), out.mutable_data(), a.shape(1), b.shape(1), a.shape(0), threads};
+    if (p.rows == 0 || p.columns == 0) return;
     py::gil_scoped_release release;
     if constexpr (std::is_same_v<T, double>)
         transposed_product_f64(p);

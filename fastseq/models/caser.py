@@ -95,9 +95,9 @@ class Caser(SequentialRecommender):
             x, batch.offsets, batch.target_sequences, rows + 1, *self._horizontal(), *self._vertical(), padding_row
         )
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
-        z = self.fc1(windows).relu()
+        z = ops.linear(windows, self.fc1.weight, self.fc1.bias).relu()
         users = self._user_vectors(batch.users.index_select(0, batch.target_sequences))
-        return self.fc2(torch.cat([z, users], dim=1)).relu()
+        return ops.linear(torch.cat([z, users], dim=1), self.fc2.weight, self.fc2.bias).relu()
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
         """Weights [L(L + 1)/2, n_h, d], tap by tap, and biases [L, n_h] of all heights."""

@@ -1,0 +1,124 @@
+"""linear: the C++ products against the float64 reference, in every type and over every tile's edge."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastseq import _C
+from fastseq.ops import linear, set_backend
+
+from .backends import check_compiled, check_cpu, check_threads, run
+from .compare import assert_as_accurate
+
+OPS = {"linear", "linear_backward"}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def inputs(rows: int, depth: int, columns: int, bias: bool = True) -> tuple[dict[str, Any], Tensor]:
+    values = {"x": torch.randn(rows, depth), "weight": torch.randn(columns, depth)}
+    return values | ({"bias": torch.randn(columns)} if bias else {}), torch.randn(rows, columns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"),
+    [(1, 1, 1), (5, 3, 2), (6, 64, 64), (47, 63, 65), (49, 129, 130), (300, 24, 33), (513, 100, 7), (1100, 8, 48)],
+)
+def test_accuracy(rows: int, depth: int, columns: int, dtype: torch.dtype, poisoned_empty: None) -> None:
+    """1100 rows are two chunks of depth for the weight's gradient, in bfloat16 too."""
+    check_cpu(linear, *inputs(rows, depth, columns), dtype, OPS)
+
+
+def bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return linear(x, weight, bias)
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(13, 9, 11), (49, 129, 130), (1100, 31, 48)])
+def test_autocast(rows: int, depth: int, columns: int, poisoned_empty: None) -> None:
+    """Operands are rounded to bfloat16, sums and results are not: closer to the truth than PyTorch's own autocast."""
+    values, upstream = inputs(rows, depth, columns)
+    with set_backend("reference"):
+        exact = run(linear, {k: v.double() for k, v in values.items()}, upstream, "reference", OPS)
+    leaves = {k: v.clone().requires_grad_() for k, v in values.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        plain_output = F.linear(**leaves)
+    plain_output.backward(upstream.bfloat16())
+    plain = {"output": plain_output.detach()} | {f"gradient of {k}": v.grad for k, v in leaves.items()}
+    rounded = run(bf16, values, upstream, "reference", OPS)
+    for name, x in run(bf16, values, upstream, "cpu", OPS).items():
+        assert x.dtype == torch.float32
+        assert_as_accurate(x, plain[name], exact[name], 1.0, name)
+        assert_as_accurate(x, rounded[name], rounded[name].double(), 1.0, f"{name} beside rounded operands")
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    """Every bit pattern class: ties, the largest finite value, infinities, NaN, numbers below the normal range."""
+    x = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.3895e38, 3.4028e38, torch.inf, -torch.inf, 1e-30])
+    y = bf16(x[:, None], torch.ones(1, 1))[:, 0]
+    assert torch.equal(y, x.bfloat16().float())
+    assert bf16(torch.tensor([[torch.nan]]), torch.ones(1, 1)).isnan().all()
+
+
+def test_strides_and_leading_dimensions() -> None:
+    x, weight = torch.randn(6, 4, 10).transpose(0, 1), torch.randn(30, 10)
+    expected = F.linear(x, weight)
+    for w in (weight, weight.t().contiguous().t(), torch.randn(30, 40)[:, ::4].copy_(weight)):
+        torch.testing.assert_close(linear(x, w), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(bf16(x, w), expected, rtol=0.05, atol=0.1)
+    assert linear(x[0, 0], weight).shape == (30,)
+
+
+def test_threads() -> None:
+    for shape in ((701, 130, 90), (3, 64, 700)):
+        for function in (linear, bf16):
+            check_threads(function, *inputs(*shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 4), (2, 3, 0)])
+def test_empty(shape: tuple[int, int, int], poisoned_empty: None) -> None:
+    values, upstream = inputs(*shape)
+    expected = run(linear, values, upstream, "reference", OPS)
+    for name, x in run(linear, values, upstream, "cpu", OPS).items():
+        assert torch.equal(x, expected[name]), name
+
+
+def test_opcheck_and_compile() -> None:
+    values, upstream = inputs(9, 20, 7)
+    x, weight, bias = (v.requires_grad_() for v in values.values())
+    for bfloat16 in (False, True):
+        torch.library.opcheck(torch.ops.fastseq.linear.default, (x, weight, bias, bfloat16))
+        torch.library.opcheck(
+            torch.ops.fastseq.linear_backward.default, (upstream, x.detach(), weight.detach(), True, bfloat16)
+        )
+    check_compiled(linear, values, upstream)
+    check_compiled(bf16, values, upstream)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"x is \[2, 3\] and weight \[4, 5\]"):
+        linear(torch.zeros(2, 3), torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"bias is \[2\], expected \[4\]"):
+        linear(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"x is torch.float64 and weight torch.float32"):
+        linear(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lower_instruction_sets(isa: str) -> None:
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(_C.isa()) <= order.index(isa):
+        pytest.skip(f"this process already runs on {_C.isa()}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "accuracy or autocast", __file__]
+    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stdout + result.stderr
