@@ -17,12 +17,6 @@ namespace {
 
 // Rows of a block: it stays in the second cache beside a panel.
 constexpr int64_t kBlockRows = 8 * kSumRows;
-// The transposed product reads its left operand along columns: a tile of eight never straddles a cache line.
-#ifdef __AVX512F__
-constexpr int kColumnRows = 8, kColumnVectors = 2;
-#else
-constexpr int kColumnRows = kSumRows, kColumnVectors = kSumVectors;
-#endif
 constexpr int64_t kBlockDepth = 256, kStripRows = 8 * kColumnRows;
 
 template <typename O, typename S>
