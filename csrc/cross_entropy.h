@@ -4,26 +4,23 @@
 
 namespace fastseq {
 
-// One tile of logits [rows, columns]: all rows of some, columns [first, first + columns) of the catalogue.
+// loss[i] = lse[i] - logit[i, target[i]] for logits = softcap(h weightᵀ + bias), and gradients of Σ upstream · loss.
 template <typename T>
-struct CrossEntropyTile {
-    T* logits;
-    const int64_t* targets;  // [rows]; none of the tile's columns where the target lies elsewhere
-    int64_t rows, columns, first;
+struct CrossEntropy {
+    const T *h, *weight, *bias;  // [rows, width], [classes, width], [classes] or null
+    const int64_t* targets;      // [rows]; a row whose target is ignore_index has loss and gradient 0
+    int64_t ignore_index;
+    T softcap;          // 0: none
+    const T* upstream;  // [rows]; null: ones
+    T *loss, *lse;      // [rows]
+    T *dh, *dweight, *dbias;  // shapes of h, weight and bias, or null: losses alone
+    int64_t rows, classes, width;
     int threads;
 };
 
-// Takes the tile into each row's running maximum and sum of exp(logit - maximum), and stores its target's logit.
-// maximum starts at -inf, sum at 0.
-FASTSEQ_KERNEL(void, cross_entropy_tile_f32, (const CrossEntropyTile<float>& a, float* maximum, float* sum,
-                                              float* target_logit))
-FASTSEQ_KERNEL(void, cross_entropy_tile_f64, (const CrossEntropyTile<double>& a, double* maximum, double* sum,
-                                              double* target_logit))
-
-// Turns the logits into their gradients, (exp(logit - lse) - [column is the target]) * grad, in place.
-FASTSEQ_KERNEL(void, cross_entropy_tile_backward_f32, (const CrossEntropyTile<float>& a, const float* lse,
-                                                       const float* grad))
-FASTSEQ_KERNEL(void, cross_entropy_tile_backward_f64, (const CrossEntropyTile<double>& a, const double* lse,
-                                                       const double* grad))
+// The bits do not depend on the number of threads. *_bf16: the operands of all products are rounded to bfloat16.
+FASTSEQ_KERNEL(void, cross_entropy_f32, (const CrossEntropy<float>& a))
+FASTSEQ_KERNEL(void, cross_entropy_bf16, (const CrossEntropy<float>& a))
+FASTSEQ_KERNEL(void, cross_entropy_f64, (const CrossEntropy<double>& a))
 
 }  // namespace fastseq

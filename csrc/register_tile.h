@@ -30,6 +30,13 @@ constexpr int kSumRows = 6, kSumVectors = 4;
 constexpr int kSumRows = 6, kSumVectors = 2;
 #endif
 
+// The same where the left operand is read along its columns: a tile of eight never straddles a cache line.
+#ifdef __AVX512F__
+constexpr int kColumnRows = 8, kColumnVectors = 2;
+#else
+constexpr int kColumnRows = kSumRows, kColumnVectors = kSumVectors;
+#endif
+
 // sums[r][c * lanes + l] = Σ_k rows[r][k * stride] * b[k * ldb + c * lanes + l]
 template <int R, int C, typename T>
 FASTSEQ_INLINE void product(const T* const* rows, int64_t stride, const T* b, int64_t ldb, int64_t depth, T* sums) {

@@ -2,66 +2,56 @@
 
 #include <type_traits>
 
-#include "bindings.h"
+#include "arguments.h"
 
 namespace fastseq {
 namespace {
 
 template <typename T>
-CrossEntropyTile<T> tile_of(Array<T>& logits, const Array<int64_t>& targets, int64_t first, int threads) {
-    check_shape(logits, "logits", {-1, -1});
-    check_shape(targets, "targets", {logits.shape(0)});
-    return {logits.mutable_data(), targets.data(), logits.shape(0), logits.shape(1), first, threads};
-}
-
-template <typename T>
-void forward(Array<T>& logits, const Array<int64_t>& targets, int64_t first, Array<T>& maximum, Array<T>& sum,
-             Array<T>& target_logit, int threads) {
-    const CrossEntropyTile<T> a = tile_of(logits, targets, first, threads);
-    check_shape(maximum, "maximum", {a.rows});
-    check_shape(sum, "sum", {a.rows});
-    check_shape(target_logit, "target_logit", {a.rows});
-    T *m = maximum.mutable_data(), *s = sum.mutable_data(), *t = target_logit.mutable_data();
-    py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        cross_entropy_tile_f32(a, m, s, t);
-    else
-        cross_entropy_tile_f64(a, m, s, t);
-}
-
-template <typename T>
-void backward(Array<T>& logits, const Array<int64_t>& targets, int64_t first, const Array<T>& lse,
-              const Array<T>& grad, int threads) {
-    const CrossEntropyTile<T> a = tile_of(logits, targets, first, threads);
-    check_shape(lse, "lse", {a.rows});
-    check_shape(grad, "grad", {a.rows});
-    const T *l = lse.data(), *g = grad.data();
-    py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        cross_entropy_tile_backward_f32(a, l, g);
-    else
-        cross_entropy_tile_backward_f64(a, l, g);
-}
-
-template <typename T>
-void bind(py::module_& m) {
-    m.def("cross_entropy_tile", &forward<T>, py::arg("logits").noconvert(), py::arg("targets").noconvert(),
-          py::arg("first"), py::arg("maximum").noconvert(), py::arg("sum").noconvert(),
-          py::arg("target_logit").noconvert(), py::arg("threads"),
-          "Takes a tile of logits into the running maximum and sum of its rows");
-    m.def("cross_entropy_tile_backward", &backward<T>, py::arg("logits").noconvert(), py::arg("targets").noconvert(),
-          py::arg("first"), py::arg("lse").noconvert(), py::arg("grad").noconvert(), py::arg("threads"),
-          "Turns a tile of logits into their gradients, in place");
-}
-
-void check_targets(const Array<int64_t>& targets, int64_t classes, int64_t ignore_index) {
-    check_shape(targets, "targets", {-1});
+void cross_entropy(const Array<T>& h, const Array<T>& weight, const OptionalArray<T>& bias,
+                   const Array<int64_t>& targets, int64_t ignore_index, std::optional<double> softcap,
+                   const OptionalArray<T>& upstream, Array<T>& loss, Array<T>& lse, OptionalArray<T>& dh,
+                   OptionalArray<T>& dweight, OptionalArray<T>& dbias, bool bfloat16, int threads) {
+    check_threads(threads);
+    check_shape(h, "h", {-1, -1});
+    check_shape(weight, "weight", {-1, h.shape(1)});
+    const int64_t rows = h.shape(0), classes = weight.shape(0), width = h.shape(1);
+    check_shape(targets, "targets", {rows});
+    check_shape(loss, "loss", {rows});
+    check_shape(lse, "lse", {rows});
+    if (dh.has_value() != dweight.has_value() || (dbias.has_value() && !(dh.has_value() && bias.has_value())))
+        throw py::value_error("dh and dweight are asked for together, dbias with them where there is a bias");
+    if (softcap && !(*softcap > 0.0))
+        throw py::value_error("softcap is " + std::to_string(*softcap) + ", expected a positive number or None");
     const int64_t* target = targets.data();
-    for (int64_t row = 0; row < targets.shape(0); ++row)
+    for (int64_t row = 0; row < rows; ++row)
         if (target[row] != ignore_index && (target[row] < 0 || target[row] >= classes))
             throw py::value_error("targets[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
                                   ", expected 0 <= target < " + std::to_string(classes) +
                                   ", the rows of weight, or ignore_index (" + std::to_string(ignore_index) + ")");
+    const CrossEntropy<T> a{h.data(), weight.data(), optional_data(bias, "bias", {classes}), target, ignore_index,
+                            static_cast<T>(softcap.value_or(0.0)), optional_data(upstream, "upstream", {rows}),
+                            loss.mutable_data(), lse.mutable_data(), optional_data(dh, "dh", {rows, width}),
+                            optional_data(dweight, "dweight", {classes, width}),
+                            optional_data(dbias, "dbias", {classes}), rows, classes, width, threads};
+    if (classes == 0 && rows > 0 ) throw py::value_error("weight has shape [0, " + std::to_string(width) + "], expected at least one class");
+    py::gil_scoped_release release;
+    if constexpr (std::is_same_v<T, double>)
+        cross_entropy_f64(a);
+    else if (bfloat16)
+        cross_entropy_bf16(a);
+    else
+        cross_entropy_f32(a);
+}
+
+template <typename T>
+void bind(py::module_& m) {
+    m.def("cross_entropy", &cross_entropy<T>, py::arg("h").noconvert(), py::arg("weight").noconvert(),
+          py::arg("bias").noconvert(), py::arg("targets").noconvert(), py::arg("ignore_index"), py::arg("softcap"),
+          py::arg("upstream").noconvert(), py::arg("loss").noconvert(), py::arg("lse").noconvert(),
+          py::arg("dh").noconvert(), py::arg("dweight").noconvert(), py::arg("dbias").noconvert(),
+          py::arg("bfloat16"), py::arg("threads"),
+          "Losses and log-sum-exps of all rows and, unless None, the gradients of the sum of upstream (None: 1) * loss");
 }
 
 }  // namespace
@@ -69,8 +59,6 @@ void check_targets(const Array<int64_t>& targets, int64_t classes, int64_t ignor
 void bind_cross_entropy(py::module_& m) {
     bind<float>(m);
     bind<double>(m);
-    m.def("check_targets", &check_targets, py::arg("targets").noconvert(), py::arg("classes"),
-          py::arg("ignore_index"), "ValueError naming the first target that is neither a class nor ignore_index");
 }
 
 }  // namespace fastseq

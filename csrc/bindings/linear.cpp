@@ -8,10 +8,6 @@
 namespace fastseq {
 namespace {
 
-void check_threads(int threads) {
-    if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + ", expected at least 1");
-}
-
 // Elements of any stride; bind with .noconvert() as Array.
 template <typename T>
 using StridedArray = py::array_t<T, 0>;

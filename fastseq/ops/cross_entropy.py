@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import bfloat16_products, register
 
 
 def linear_cross_entropy(
@@ -21,6 +21,10 @@ def linear_cross_entropy(
     softcap: float | None = None,
 ) -> Tensor:
     """``cross_entropy(h weightᵀ + bias, targets)``; the [N, V] logits never exist at once.
+
+    On the CPU a sum or mean with gradients takes the three matrix products of materialised logits, its gradients made
+    together with the loss; a loss per row takes four, since its logits are computed again. Under
+    ``torch.autocast("cpu", torch.bfloat16)`` the products' operands are rounded to bfloat16.
 
     Args:
         h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
@@ -50,23 +54,27 @@ def linear_cross_entropy(
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
     if softcap is not None and not softcap > 0.0:
         raise ValueError(f"softcap is {softcap}, expected a positive number or None")
-    losses, _ = _linear_cross_entropy(h, weight, targets, bias, ignore_index, softcap)
+    settings = (h, weight, targets, bias, ignore_index, softcap, h.device.type == "cpu" and bfloat16_products("cpu"))
     if reduction == "none":
-        return losses
-    total = losses.sum()
+        return _linear_cross_entropy(*settings)[0]
+    if h.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
+        total = _summed_linear_cross_entropy(*settings)[0]
+    else:
+        total = _linear_cross_entropy(*settings)[0].sum()
     return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
 
 
 def _fake(
-    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
+    bfloat16: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     losses = h.new_empty(h.shape[0], dtype=torch.promote_types(h.dtype, torch.float32))
     return losses, torch.empty_like(losses)
 
 
 def _fake_backward(
     grad: Tensor, h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, bias: Tensor | None,
-    ignore_index: int, softcap: float | None,
+    ignore_index: int, softcap: float | None, bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dbias = h.new_empty(0) if bias is None else torch.empty_like(bias)
     contiguous = torch.contiguous_format
@@ -74,7 +82,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h, weight, targets, bias, ctx.ignore_index, ctx.softcap = inputs
+    h, weight, targets, bias, ctx.ignore_index, ctx.softcap, ctx.bfloat16 = inputs
     _, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(h, weight, targets, lse, bias)
@@ -83,24 +91,50 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, unused: Any) -> tuple[Tensor | None, ...]:
     h, weight, targets, lse, bias = ctx.saved_tensors
     dh, dweight, dbias = _linear_cross_entropy_backward(
-        grad, h, weight, targets, lse, bias, ctx.ignore_index, ctx.softcap
+        grad, h, weight, targets, lse, bias, ctx.ignore_index, ctx.softcap, ctx.bfloat16
     )
-    return dh, dweight, None, None if bias is None else dbias, None, None
+    return dh, dweight, None, None if bias is None else dbias, None, None, None
 
+
+def _fake_summed(h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
+    total = h.new_empty((), dtype=torch.promote_types(h.dtype, torch.float32))
+    return total, *_fake_backward(total, h, weight, targets, total, bias, *settings)
+
+
+def _setup_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.has_bias = inputs[3] is not None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+def _summed_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    dh, dweight, dbias = (gradient * grad.to(gradient.dtype) for gradient in ctx.saved_tensors)
+    return dh, dweight, None, dbias if ctx.has_bias else None, None, None, None
+
+
+_ARGUMENTS = "Tensor h, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, float? softcap, bool bfloat16"
 
 _linear_cross_entropy_backward = register(
     "linear_cross_entropy_backward(Tensor grad, Tensor h, Tensor weight, Tensor targets, Tensor lse, Tensor? bias,"
-    " int ignore_index, float? softcap) -> (Tensor, Tensor, Tensor)",
+    " int ignore_index, float? softcap, bool bfloat16) -> (Tensor, Tensor, Tensor)",
     file="cross_entropy",
     fake=_fake_backward,
 )
 
 # The second output is the logarithm of the partition function of every row, in the type of the losses.
 _linear_cross_entropy = register(
-    "linear_cross_entropy(Tensor h, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, float? softcap)"
-    " -> (Tensor, Tensor)",
+    f"linear_cross_entropy({_ARGUMENTS}) -> (Tensor, Tensor)",
     file="cross_entropy",
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+)
+
+# The sum of the losses, and its gradients by h, weight and bias (empty where there is none).
+_summed_linear_cross_entropy = register(
+    f"summed_linear_cross_entropy({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    file="cross_entropy",
+    fake=_fake_summed,
+    setup_context=_setup_summed,
+    backward=_summed_backward,
 )
