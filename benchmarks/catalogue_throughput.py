@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -153,8 +154,8 @@ def recommendation(chosen: argparse.Namespace) -> dict[str, Any]:
         for call in range(chosen.warmup + chosen.calls):
             history = random.integers(chosen.items, size=random.integers(5, model.max_seq_len + 1))
             times = (
-                seconds(lambda history=history: model.recommend([history], K, users=users)),
-                seconds(lambda: torch.mm(h, weight.t(), out=out)),
+                seconds(partial(model.recommend, [history], K, users=users)),
+                seconds(partial(torch.mm, h, weight.t(), out=out)),
             )
             if call >= chosen.warmup:
                 ours.append(1e3 * times[0])

@@ -13,7 +13,7 @@ yield_waiting_cores()  # before torch, and for every implementation alike
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# Of pytest-benchmark, unless the command line says otherwise: a median of at least 5 rounds, about a third of a second each.
+# Of pytest-benchmark, unless the command line says otherwise: medians of at least 5 rounds, of a third of a second.
 DEFAULTS = {
     "min_rounds": 5, "max_time": 0.3, "sort": "fullname", "group_by": "group", "columns": ["median", "iqr", "rounds"],
 }  # fmt: skip
