@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fastseq._threads import yield_waiting_cores
+from fastseq._process import own_process
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
-    yield_waiting_cores()
+    own_process()
     from fastseq.bench import predict_throughput
     from fastseq.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fastseq._threads import yield_waiting_cores
+from fastseq._process import own_process
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
-    yield_waiting_cores()
+    own_process()
     from fastseq.bench import train_throughput
     from fastseq.errors import ConfigError, DataError
 

@@ -22,7 +22,7 @@ try:
 except ImportError as error:  # the core install has no command line
     sys.exit(f"the fastseq command needs its extra ({error.name} is missing): pip install 'fastseq-rec[cli]'")
 
-from ._threads import yield_waiting_cores
+from ._process import own_process
 from .errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def bench_predict(
 
 def main() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
-    yield_waiting_cores()
+    own_process()
     from .training import TrainingError
 
     try:

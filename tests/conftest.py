@@ -7,9 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("FASTSEQ_STRICT", "1")
 
-from fastseq._threads import yield_waiting_cores
+from fastseq._process import own_process
 
-yield_waiting_cores()  # before torch: several test runs, or a test's own processes, may share these cores
+own_process()  # before torch: several test runs, or a test's own processes, may share these cores
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -121,16 +121,22 @@ def test_nobody_or_nothing(rows: int, items: int) -> None:
 def test_scores_are_held_for_a_bounded_number_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "TILE_BYTES", 1 << 16)
     sizes: list[int] = []
-    product = torch.mm
+    product, mm = cpu.product, torch.mm
 
-    def recorded(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    def recorded(a: Tensor, b: Tensor, bias: None, *, out: Tensor) -> Tensor:
         sizes.append(out.numel() * out.element_size())
-        return product(a, b, out=out)
+        return product(a, b, bias, out=out)
 
-    monkeypatch.setattr(torch, "mm", recorded)
-    h, weight = integers(600, 1000)
-    topk(h, weight, 3)
-    assert max(sizes) <= 1 << 16 and sum(sizes) == 600 * 1000 * 4
+    def recorded_mm(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        sizes.append(out.numel() * out.element_size())
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(cpu, "product", recorded)
+    monkeypatch.setattr(torch, "mm", recorded_mm)
+    h, weight = integers(600 + cpu.FEWEST_PACKED // 2, 1000)  # of 512 users, 88, and 32 by the other way
+    topk(h[:600], weight, 3)
+    topk(h[600:], weight, 3)
+    assert max(sizes) <= 1 << 16 and sum(sizes) == len(h) * 1000 * 4
 
 
 @pytest.fixture

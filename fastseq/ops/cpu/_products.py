@@ -10,9 +10,11 @@ from fastseq import _C
 from ._arrays import array
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, bfloat16: bool = False) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, *, bfloat16: bool = False, out: Tensor | None = None
+) -> Tensor:
     """a bᵀ + bias for prepared a [N, K] and b [M, K], of any strides, bias [M]; bfloat16: operands rounded to it."""
-    out = torch.empty(a.shape[0], b.shape[0], dtype=a.dtype)
+    out = torch.empty(a.shape[0], b.shape[0], dtype=a.dtype) if out is None else out
     shift = None if bias is None else array(bias.contiguous())
     _C.product(array(a.contiguous()), array(b), shift, array(out), bfloat16, torch.get_num_threads())
     return out

@@ -8,9 +8,11 @@ from torch import Tensor
 from fastseq import _C
 
 from ._arrays import array, prepared
+from ._products import product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
+FEWEST_PACKED = 64  # users below which the product is bound by reading the items: packing them would double that
 
 
 def topk(
@@ -38,9 +40,12 @@ def topk(
             columns = slice(item, min(item + tile_items, n_items))
             shape = rows.stop - first, columns.stop - item
             scores = buffer[: shape[0] * shape[1]].view(shape)
-            torch.mm(users[rows], items[columns].t(), out=scores)
-            if shift is not None:
-                scores += shift[columns]
+            bias_part = None if shift is None else shift[columns]
+            if shape[0] < FEWEST_PACKED:
+                torch.mm(users[rows], items[columns].t(), out=scores)
+                scores += 0.0 if bias_part is None else bias_part
+            else:
+                product(users[rows], items[columns], bias_part, out=scores)
             _C.topk_merge(array(scores), row_starts, array(seen), *heaps, first, item, n_items, threads)
         _C.topk_sort(*heaps, threads)
     return best.to(h.dtype), ids
