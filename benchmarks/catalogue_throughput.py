@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fastseq._threads import yield_waiting_cores
+from fastseq._process import own_process
 
-yield_waiting_cores()
+own_process()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -6,9 +6,9 @@ import os
 
 os.environ.setdefault("FASTSEQ_STRICT", "1")
 
-from fastseq._threads import yield_waiting_cores
+from fastseq._process import own_process
 
-yield_waiting_cores()  # before torch, and for every implementation alike
+own_process()  # before torch, and for every implementation alike
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
