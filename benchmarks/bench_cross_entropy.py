@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import BEAUTY_ITEMS, DIRECTIONS, DTYPES, EVENTS, IMPLEMENTATIONS, ML_1M_ITEMS, WIDTH, measure
+from op_bench import BEAUTY_ITEMS, DIRECTIONS, EVENTS, IMPLEMENTATIONS, ML_1M_ITEMS, PRECISIONS, WIDTH, measure
 from torch import Tensor
 
 from fastseq.ops import linear_cross_entropy
@@ -20,7 +20,7 @@ CLASSES = {"ml-1m": ML_1M_ITEMS + 1, "beauty": BEAUTY_ITEMS + 1}  # with the pad
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("data", CLASSES)
 def test_linear_cross_entropy(benchmark: Any, data: str, dtype: str, direction: str, implementation: str) -> None:
     classes = CLASSES[data]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import DIRECTIONS, DTYPES, EVENTS, IMPLEMENTATIONS, measure
+from op_bench import DIRECTIONS, EVENTS, IMPLEMENTATIONS, PRECISIONS, measure
 from torch import Tensor
 
 from fastseq.ops import linear
@@ -28,7 +28,7 @@ def eager(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear(benchmark: Any, shape: str, dtype: str, direction: str, implementation: str) -> None:
     width, out = SHAPES[shape]

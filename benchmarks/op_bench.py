@@ -26,6 +26,7 @@ IMPLEMENTATIONS = ["fastseq", "eager", "compiled"]
 FORWARD, BOTH = "forward", "forward + backward"
 DIRECTIONS = [FORWARD, BOTH]
 DTYPES = ["float32", "bfloat16"]
+PRECISIONS = ["float32", AUTOCAST := "bfloat16 products"]  # autocast over float32: what `precision: bf16` trains with
 EVENTS, WIDTH = 2048, 128
 ML_1M_ITEMS, BEAUTY_ITEMS = 3416, 54_542
 
@@ -79,22 +80,23 @@ def measure(
     backward", timed with ``upstream``; without ``upstream`` there are none.
 
     Args:
-        dtype: floating leaves are cast to it.
+        dtype: floating leaves are cast to it; AUTOCAST: they are float32, under autocast to bfloat16.
         tolerance: of the error relative in the norm; None: that of the type. Integers must be equal.
         valid: judges a result of an implementation that draws random numbers of its own, in place of the reference.
         no_compile: why there is no "compiled"; skips it.
     """
     if implementation == "compiled" and no_compile:
         pytest.skip(no_compile)
-    kind = getattr(torch, dtype)
+    autocast = dtype == AUTOCAST
+    kind = torch.float32 if autocast else getattr(torch, dtype)
     leaves = [x.to(kind) if x.is_floating_point() else x for x in leaves]
-    functions = dict(functions)
+    functions = {key: _under_autocast(function) if autocast else function for key, function in functions.items()}
     name = f"{op} {shape}, {dtype}"
     if implementation == "compiled":
         torch._dynamo.reset()  # each case is compiled for its own shapes
         functions["compiled"] = torch.compile(functions["eager"])
     if (name, implementation) not in _correct:
-        limit = TOLERANCE.get(kind, 0.0) if tolerance is None else tolerance
+        limit = TOLERANCE.get(torch.bfloat16 if autocast else kind, 0.0) if tolerance is None else tolerance
         _check(implementation, functions, leaves, upstream, dropout_p, limit, valid)
         _correct.add((name, implementation))
     backward = direction == BOTH and upstream is not None
@@ -111,6 +113,14 @@ def measure(
         call = step if backward else _forward
         call(run, p, leaves, gradient)  # compiles, and warms up
         benchmark(call, run, p, leaves, gradient)
+
+
+def _under_autocast(function: Function) -> Function:
+    def call(p: float, *leaves: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(p, *leaves)
+
+    return call
 
 
 def _forward(function: Function, p: float, leaves: Sequence[Tensor], upstream: Tensor | None) -> Any:
