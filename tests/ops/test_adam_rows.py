@@ -164,7 +164,7 @@ def test_autograd_notices_the_change() -> None:
         ({"rows": torch.tensor([3, ROWS])}, IndexError, rf"rows\[1\] is {ROWS}, expected 0 to {ROWS - 1}"),
         ({"rows": torch.tensor([-1, 3])}, IndexError, r"rows\[0\] is -1"),
         ({"rows": torch.tensor([3, 3])}, ValueError, r"rows\[1\] is 3 again, as rows\[0\]"),
-        ({"step": 0}, ValueError, r"last_step\[0\] is 0, expected 0 to -1: step is 0"),
+        ({"step": 0}, ValueError, r"step is 0, expected at least 1"),
         ({"last_step": torch.zeros(3)}, ValueError, r"last_step is torch.float32 \[3\], expected torch.int64 \[23\]"),
         ({"exp_avg": torch.zeros(2, 2)}, ValueError, r"exp_avg is torch.float32 \[2, 2\]"),
         ({"grad": torch.zeros(2, 3)}, ValueError, r"grad \[2, 3\], expected \[V, d\] and \[R, d\]"),
