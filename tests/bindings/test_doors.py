@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,24 @@ def test_threads_change_no_bit(name: str, seed: int, scale: int, kind: type) -> 
         written = {key: case.arguments[key] for key in case.outputs if case.arguments[key] is not None}
         results.append((returned, {key: value.tobytes() for key, value in written.items()}))
     assert results[1] == results[0] and results[2] == results[0]
+
+
+@every_function
+@settings(fuzzed, max_examples=max(3, EXAMPLES // 20))
+@given(seed=seeds, scale=st.sampled_from([30, 120]))
+def test_threads_that_call_side_by_side(name: str, seed: int, scale: int) -> None:
+    """As the loader's thread does beside the training: the same inputs, outputs of their own."""
+
+    def outputs(case: Call) -> dict[str, bytes]:
+        call(name, case.arguments)
+        return {key: x.tobytes() for key in sorted(case.outputs) if (x := case.arguments[key]) is not None}
+
+    cases = [BUILDERS[name](Maker(seed, scale, np.float32)) for _ in range(5)]
+    for case in cases[1:]:
+        case.arguments |= {key: x for key, x in cases[0].arguments.items() if key not in case.outputs}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(outputs, cases[1:]))
+    assert results == [outputs(cases[0])] * 4
 
 
 # ---- the reader of delimited text, the only class
