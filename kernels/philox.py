@@ -19,7 +19,5 @@ def words(rng, row, block, site, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     seed = tl.load(rng)
     step = tl.load(rng + 1).to(tl.uint32)
     zero = tl.zeros((ROWS, BLOCKS), tl.uint32)
-    w0, w1, w2, w3 = tl.philox(
-        seed, zero + block.to(tl.uint32), zero + row.to(tl.uint32), zero + step, zero + site
-    )
+    w0, w1, w2, w3 = tl.philox(seed, zero + block.to(tl.uint32), zero + row.to(tl.uint32), zero + step, zero + site)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
