@@ -33,7 +33,7 @@ $(INSTALLED): $(SOURCES)
 	@command -v $${CXX:-g++} >/dev/null || { echo "fastseq needs a C++17 compiler: install g++, or set CXX"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
-	$(BIN)/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,dev]"
+	$(BIN)/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,triton,dev]"
 	touch $(INSTALLED)
 
 clean:

@@ -1,10 +1,12 @@
-"""Runs an op with its gradients on one backend, and judges the CPU path against the float64 reference."""
+"""Runs an op with its gradients on one backend, and judges the fast paths against the float64 reference."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from .compare import assert_as_accurate, relative_error
 
 Function = Callable[..., Tensor]
 Inputs = Mapping[str, Any]
+
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 def run(function: Function, inputs: Inputs, upstream: Tensor, backend: str, ops: set[str]) -> dict[str, Tensor]:
@@ -62,6 +67,21 @@ def check_cpu(function: Function, inputs: Inputs, upstream: Tensor, dtype: torch
             assert x.shape == exact[name].shape and relative_error(x, exact[name]) <= 1e-14, name
         else:
             assert_as_accurate(x, plain[name], exact[name], 2.0 if name == "output" else 3.0, name)
+
+
+def check_triton(
+    function: Function, inputs: Inputs, upstream: Tensor, ops: set[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """The Triton kernels err little more than plain PyTorch in ``dtype``; on a GPU, or without one interpreted."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rounded, upstream = cast(inputs, dtype), upstream.to(dtype)
+    exact = run(function, cast(rounded, torch.float64), upstream, "reference", ops)
+    plain = run(function, rounded, upstream, "reference", ops)
+    moved = {name: x if x is None else x.to(device) for name, x in rounded.items()}
+    fast = run(function, moved, upstream.to(device), "triton", ops)
+    assert fast.keys() == exact.keys()
+    for name, x in fast.items():
+        assert_as_accurate(x.cpu(), plain[name], exact[name], 2.0 if name == "output" else 3.0, name)
 
 
 def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:

@@ -9,20 +9,32 @@ from torch import Tensor
 from fastseq import ops
 from fastseq.ops import dropout, make_rng
 
-from .backends import check_compiled, check_cpu, check_threads, run
+from .backends import check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 
 OPS = {"dropout"}
 RNG = make_rng(17, 4)
 
 
 def op(x: Tensor) -> Tensor:
-    return dropout(x, 0.3, RNG, 6)
+    return dropout(x, 0.3, RNG.to(x.device), 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (63,), (3, 111), (5, 2, 65), (700, 24)])
 def test_accuracy(shape: tuple[int, ...], dtype: torch.dtype, poisoned_empty: None) -> None:
     check_cpu(op, {"x": torch.randn(shape)}, torch.randn(shape), dtype, OPS)
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", [(1, 1), (63,), (3, 111), (5, 2, 65), (9, 260), (700, 3), (0, 8)])
+def test_triton(shape: tuple[int, ...], poisoned_empty: None) -> None:
+    """One product and one rounding: the bits of the reference, mask included."""
+    x, upstream = torch.randn(shape), torch.randn(shape)
+    check_triton(op, {"x": x}, upstream, OPS)
+    if not torch.cuda.is_available():
+        expected = run(op, {"x": x}, upstream, "reference", OPS)
+        for name, y in run(op, {"x": x}, upstream, "triton", OPS).items():
+            assert torch.equal(y, expected[name]), name
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -1,0 +1,41 @@
+"""Dropout: one read, one write, the mask drawn in registers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastseq.ops.philox import threshold
+
+from . import philox
+
+
+@triton.jit
+def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
+    inside = (row < rows) & (column < columns)
+    place = row * columns + column
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
+    value = tl.where(drawn < threshold, 0.0, value * scale)
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+
+
+def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+    source = x.contiguous()
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    y = torch.empty_like(source)
+    if y.numel() == 0:
+        return y
+    # 2,048 elements a program and at most 256 columns: 16 elements a thread with 4 warps, four words a Philox call.
+    width = min(256, max(4, triton.next_power_of_2(columns)))
+    height = 2048 // width
+    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+    _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
+    return y

@@ -1,0 +1,23 @@
+"""The random stream inside a kernel; the layout of its counter is written in fastseq/ops/philox.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def words(rng, row, block, site, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
+    """The words of ROWS rows and 4 * BLOCKS columns: uint32 [ROWS, 4 * BLOCKS].
+
+    Args:
+        rng: pointer to int64 [2], (seed, step).
+        row: int [ROWS, 1], counter word c1.
+        block: int [1, BLOCKS], counter word c0: column // 4.
+        site: int, or [ROWS, 1]: counter word c3.
+    """
+    seed = tl.load(rng)
+    step = tl.load(rng + 1).to(tl.uint32)
+    zero = tl.zeros((ROWS, BLOCKS), tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, zero + block.to(tl.uint32), zero + row.to(tl.uint32), zero + step, zero + site)
+    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
