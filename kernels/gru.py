@@ -51,7 +51,7 @@ def _configuration(hidden: int, size: int, precision: str, shared: int) -> dict[
     return {
         "WIDTH": width,
         "CHUNK": width if resident else CHUNK // 2 if exact else CHUNK,
-        "num_warps": 8 if width >= 64 else 4,
+        "num_warps": 8 if width >= 64 and shared > 64 << 10 else 4,
         "num_stages": 1 if resident else 2,  # the loads of a step are fetched ahead by hand
     }
 
