@@ -1,19 +1,19 @@
 """Caser's convolutions: one kernel for all horizontal filters over shared rows, one for what a history takes from it.
 
-A history that ends at row ``stop`` of its sequence has a slot, ``stop + sequence``: T + B of them, in the order of the
-tape. A program of ``_convolve`` owns a run of slots and a block of filters (of all heights, ``(height - 1) n_h + filter``),
-and convolves the rows that these histories cover, once for all of them. It goes through the taps from the first one; before
-tap j its sums hold the first j taps, which is what a history gets that ends j rows later, whether the filter is complete by
-then or runs past the end (the padding row's part of the remaining taps is a constant). So at step j the slot that lies
-j rows on takes the sum: a gather inside the program. Its maxima go through registers; only they are written, never the
-convolutions. Sequences need no tiles of their own and histories in any order, or one per sequence, are the same launch.
-``_histories`` copies each history's maxima and adds its vertical filters.
+A history that ends at row ``stop`` of its sequence has a slot, ``stop + sequence``: T + B of them, in the order of
+the tape. A program of ``_convolve`` owns a run of slots and a block of filters (of all heights, ``(height - 1) n_h +
+filter``), and convolves the rows that these histories cover, once for all of them. It goes through the taps from the
+first one; before tap j its sums hold the first j taps, which is what a history gets that ends j rows later, whether
+the filter is complete by then or runs past the end (the padding row's part of the remaining taps is a constant). So
+at step j the slot that lies j rows on takes the sum: a gather inside the program. Its maxima go through registers;
+only they are written, never the convolutions. Sequences need no tiles of their own and histories in any order, or one
+per sequence, are the same launch. ``_histories`` copies each history's maxima and adds its vertical filters.
 
-The backward pass turns the gradients to slots as well (of equal histories: their sum, in order), keeps for each maximum
-how many rows before the stop it lies, and goes through the taps from the last one: the sum over distances beyond tap t is
-what passes through tap t. That makes the gradient of x one gather and one product a tap, and the gradient of a filter's
-tap one product over rows; neither scatters. Partial sums (of blocks of filters for x, of runs of rows for filters) are
-added in a fixed order.
+The backward pass turns the gradients to slots as well (of equal histories: their sum, in order), keeps for each
+maximum how many rows before the stop it lies, and goes through the taps from the last one: the sum over distances
+beyond tap t is what passes through tap t. That makes the gradient of x one gather and one product a tap, and the
+gradient of a filter's tap one product over rows; neither scatters. Partial sums (of blocks of filters for x, of runs
+of rows for filters) are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _by_slot(
     grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr, HISTORIES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """grad_slots: sums of grad over each slot's histories. distance: from a maximum to the stop, -1 where there is none."""
+    """grad_slots: sums of grad over each slot's histories. distance: from a maximum to the stop, -1 where none is."""
     slot = tl.program_id(0) * HISTORIES + tl.arange(0, HISTORIES)
     width: tl.constexpr = SKIPPED + LENGTH * FILTERS
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -454,7 +454,7 @@ def _power(size: int, least: int, most: int) -> int:
 class _Shape:
     """Sizes, and the constants of every launch."""
 
-    def __init__(self, length: int, n_h: int, n_v: int, d: int, precision: str) -> None:
+    def __init__(self, length: int, n_h: int, n_v: int, d: int, precision: str, exact: bool) -> None:
         self.length, self.n_h, self.n_v, self.d = length, n_h, n_v, d
         self.lanes, self.skipped = length * n_h, n_v * d
         self.rows = max(ROWS, triton.next_power_of_2(2 * length))  # at most half are only there for others
@@ -463,7 +463,8 @@ class _Shape:
         self.vertical = _power(n_v, 1, VERTICAL)
         sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
         tiles = {"ROWS": self.rows, "LANES": self.block, "WIDTH": self.width, "PRECISION": precision}
-        warps = {"num_warps": 4 if self.rows == 64 else 8}
+        # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve.
+        warps = {"num_warps": 4 if self.rows == 64 and not exact else 8}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
         self.convolve = {**sizes, **tiles, **warps}
         self.products = {**sizes, "SKIPPED": self.skipped, **tiles, **warps}
@@ -496,7 +497,8 @@ class _Shape:
 
 def _shape(x: Tensor, bias_h: Tensor, weight_v: Tensor) -> _Shape:
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    return _Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], precision)
+    exact = precision == "ieee" and x.dtype == torch.float32
+    return _Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], precision, exact)
 
 
 def caser_windows(
@@ -631,7 +633,7 @@ def caser_windows_backward(
 
 def _compiled(dtype: torch.dtype, precision: str, length: int, n_h: int, n_v: int, d: int, rows: int) -> list[Compiled]:
     """Every kernel for ``rows`` rows in sequences of 100, with a history that ends after each."""
-    shape = _Shape(length, n_h, n_v, d, precision)
+    shape = _Shape(length, n_h, n_v, d, precision, precision == "ieee" and dtype == torch.float32)
     count = rows // 100
     slots, taps = rows + count, length * (length + 1) // 2 * n_h
     kind, size = pointer(dtype), dtype.itemsize
