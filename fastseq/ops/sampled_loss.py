@@ -56,7 +56,8 @@ def sampled_loss(
     Raises:
         ValueError: for an unknown name, a shape that does not fit, a padding_idx that is no row, or log_q missing or
             superfluous.
-        IndexError: on the CPU, for an id outside 0 … V; names the argument, the row and the id.
+        IndexError: on the CPU, for an id outside 0 … V; names the argument, the row and the id. On a GPU, where that
+            would wait for the device, such a row's loss is NaN (with shared negatives torch's own indexing raises).
 
     Source: BPR: Rendle et al., UAI 2009. gBCE: Petrov & Macdonald, RecSys 2023. Sampled softmax with logQ: Bengio &
     Senécal, IEEE TNN 2008.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fastseq import ops
 from fastseq.ops.sampled_loss import LOSSES
+from tests.ops.backends import needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 
@@ -267,3 +268,84 @@ def test_h_decides_the_type(kind: torch.dtype, shared: bool) -> None:
     assert [r.dtype for r in results] == [torch.promote_types(kind, torch.float32), kind, torch.float32]
     for result, other in zip(results, expected, strict=True):
         torch.testing.assert_close(result, other, rtol=0.01 if result.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def triton_loss(case: dict[str, Tensor], loss: str, padding_idx: int | None = None) -> list[Tensor]:
+    moved = {name: x.to(DEVICE) for name, x in case.items()}
+    with ops.set_backend("triton"), ops.record_served() as calls:
+        results = fastseq_loss(moved, loss, padding_idx)
+    assert calls == [("sampled_loss", "triton"), ("sampled_loss_backward", "triton")]
+    return [x.cpu() for x in results]
+
+
+@needs_triton
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_triton(loss: str, shared: bool, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 256 table elements and of 8 shared scores: less, as much and more than one."""
+    from fastseq.kernels import sampled_loss
+
+    monkeypatch.setattr(sampled_loss, "TILE", 256)
+    monkeypatch.setattr(sampled_loss, "SHARED_TILE", 8)
+    for rows, count, width, items in ((1, 1, 1, 2), (7, 8, 24, 9), (3, 19, 60, 12), (5, 3, 130, 4), (2, 0, 4, 5)):
+        case = inputs(rows, count, width, items, shared=shared)
+        results = triton_loss(case, loss, padding_idx=items)
+        pytorch = plain_loss(case, loss, torch.float32, padding_idx=items)
+        exact = plain_loss(case, loss, torch.float64, padding_idx=items)
+        for name, x, same, reference in zip(("loss", "grad h", "grad items"), results, pytorch, exact, strict=True):
+            assert_as_accurate(x, same, reference, 2 if name == "loss" else 3, f"{name} of {rows}, {count}, {width}")
+    again = triton_loss(case, loss, padding_idx=items)
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    assert [x.shape[0] for x in triton_loss(inputs(0, 3, 4, 5, shared=shared), loss)] == [0, 0, 6]
+
+
+@needs_triton
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_triton_extremes(loss: str, shared: bool) -> None:
+    """Scores of ±1e4, whose own rounding in float32 is 1e-3; and no negative left but hits."""
+    case = inputs(20, 3, 16, 20, shared=shared, spread=3000)
+    results, exact = triton_loss(case, loss), plain_loss(case, loss, torch.float64)
+    for x, reference, allowed in zip(results, exact, (1e-6, 1e-3, 1e-3), strict=True):
+        assert relative_error(x, reference) < allowed
+    case = inputs(2, 3, 4, 5, shared=shared)
+    case["negatives"][:] = case["targets"][:] = 2
+    for x, reference in zip(triton_loss(case, loss), plain_loss(case, loss, torch.float64), strict=True):
+        torch.testing.assert_close(x, reference.float())
+
+
+@needs_triton
+@pytest.mark.parametrize("shared", [False, True])
+def test_triton_dtypes_and_mean(shared: bool) -> None:
+    case = inputs(9, 2, 8, 30, shared=shared)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in case.items()}
+        results, exact = triton_loss(half, "sampled_softmax"), plain_loss(half, "sampled_softmax", torch.float64)
+        assert [x.dtype for x in results] == [torch.float32, dtype, dtype]
+        for x, reference in zip(results, exact, strict=True):
+            assert relative_error(x, reference) < 2 * torch.finfo(x.dtype).eps
+    moved = {name: x.to(DEVICE) for name, x in case.items()}
+    gradients = []
+    for backend in ("triton", "reference"):
+        h = moved["h"].clone().requires_grad_()
+        with ops.set_backend(backend):
+            ops.sampled_loss(h, moved["item_weight"], moved["targets"], moved["negatives"]).backward()
+        gradients.append(h.grad)
+    torch.testing.assert_close(*gradients)
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in case.items()}
+    with pytest.raises(ValueError, match=r"h is torch\.float64: the Triton kernels compute in float32"):
+        triton_loss(wide, "bpr")
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["targets", "negatives"])
+def test_triton_makes_unknown_ids_nan(name: str) -> None:
+    """Nothing waits for the device to name them; but they read no foreign memory and do not pass for a result."""
+    for bad in (-1, 31):
+        case = inputs(4, 3, 8, 30, shared=False)
+        case[name][2] = bad
+        rows, grad_h, _ = triton_loss(case, "bce")
+        assert rows.isnan().tolist() == grad_h.isnan().any(1).tolist() == [False, False, True, False]
