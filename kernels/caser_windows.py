@@ -126,19 +126,16 @@ def _convolve(
         best, position = _offer(
             sums, best, position, rest, tap, index, real_rows, lane, height, LENGTH, FILTERS, ROWS
         )  # fmt: skip
-        within = tap < height
-        product = tl.zeros((ROWS, LANES), tl.float32)
+        within = (tap < height) & (lane < LENGTH * FILTERS)
         for start in range(0, D, WIDTH):
             column = start + tl.arange(0, WIDTH)
-            known = (row + tap >= 0) & (row + tap < rows)
-            value = tl.load(
-                x + (row + tap)[:, None] * D + column[None, :], mask=known[:, None] & (column < D)[None, :], other=0.0
-            )
+            known = ((row + tap >= 0) & (row + tap < rows))[:, None] & (column < D)[None, :]
+            value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
+            # A filter that is complete goes on with zeros. (A choice between old and new sums crashes Triton 3.7's
+            # compiler on sm_100.)
             place = weight_h + _filter_place(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
-            inside = (within & (lane < LENGTH * FILTERS))[None, :] & (column < D)[:, None]
-            weight = tl.load(place, mask=inside, other=0.0)
-            product = tl.dot(value, weight, product, input_precision=PRECISION)
-        sums = tl.where(within[None, :], sums + product, sums)
+            weight = tl.load(place, mask=within[None, :] & (column < D)[:, None], other=0.0)
+            sums = tl.dot(value, weight, sums, input_precision=PRECISION)
     for step in range(most, LENGTH + 1):
         best, position = _offer(
             sums, best, position, rest, step, index, real_rows, lane, height, LENGTH, FILTERS, ROWS
@@ -383,8 +380,8 @@ def _finish_filters(
     partial, padded, weight_h, padding_row, grad_weight, grad_padding, chunks,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Tap program_id(1) of height program_id(0) + 1. padded [LENGTH + 1, lanes]: gradients of maxima by rows beyond which
-    their filter meets padding. grad_padding [taps, D]."""
+    """Tap program_id(1) of height program_id(0) + 1. padded [LENGTH + 1, lanes]: gradients of the maxima at most so
+    many rows from the stop, whose filter meets padding from this tap on. grad_padding [taps, D]."""
     height = tl.program_id(0) + 1
     tap = tl.program_id(1)
     if tap < height:
@@ -463,11 +460,13 @@ class _Shape:
         self.vertical = _power(n_v, 1, VERTICAL)
         sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
         tiles = {"ROWS": self.rows, "LANES": self.block, "WIDTH": self.width, "PRECISION": precision}
-        # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve.
+        # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve, which
+        # with 8 spills 8 bytes unless its products are narrower.
         warps = {"num_warps": 4 if self.rows == 64 and not exact else 8}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
-        self.convolve = {**sizes, **tiles, **warps}
-        self.products = {**sizes, "SKIPPED": self.skipped, **tiles, **warps}
+        self.convolve = {**sizes, **tiles, **warps, "WIDTH": min(self.width, 32) if exact else self.width}
+        self.grad_x = {**sizes, "SKIPPED": self.skipped, **tiles, **warps}
+        self.grad_filters = {**self.grad_x, "ROWS": ROWS, "num_warps": 8 if exact else 4}
         self.histories = {
             **sizes,
             "NV": n_v,
@@ -512,6 +511,8 @@ def caser_windows(
     bias_v: Tensor,
     padding_row: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float64:
+        raise ValueError("x is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
     x, offsets, sequences, stops = (a.contiguous() for a in (x, offsets, sequences, stops))
     weight_h, bias_h, weight_v, bias_v, padding_row = (
         a.contiguous() for a in (weight_h, bias_h, weight_v, bias_v, padding_row)
@@ -586,7 +587,7 @@ def caser_windows_backward(
         if blocks > 0:
             grid = (triton.cdiv(rows, shape.rows - shape.length), blocks, parts)
             _grad_x[grid](
-                grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.products
+                grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
             )  # fmt: skip
         grid = (triton.cdiv(rows, HISTORIES), parts)
         _finish_x[grid](
@@ -596,12 +597,12 @@ def caser_windows_backward(
     grad_weight_h, grad_bias_h = torch.zeros_like(weight_h), torch.zeros_like(bias_h)
     grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
     if blocks > 0:
-        tiles = triton.cdiv(triton.cdiv(rows, shape.rows), CHUNKS)
-        chunks = triton.cdiv(rows, shape.rows * max(tiles, 1))
+        tiles = triton.cdiv(triton.cdiv(rows, ROWS), CHUNKS)
+        chunks = triton.cdiv(rows, ROWS * max(tiles, 1))
         by_chunk = floats(chunks, weight_h.numel())
         if by_chunk.numel() > 0:
             _grad_filters[(chunks, blocks, parts)](
-                x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles, **shape.products
+                x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles, **shape.grad_filters
             )  # fmt: skip
         tiles = triton.cdiv(triton.cdiv(slots, HISTORIES), CHUNKS)
         runs = triton.cdiv(slots, HISTORIES * tiles)
@@ -663,9 +664,9 @@ def _compiled(dtype: torch.dtype, precision: str, length: int, n_h: int, n_v: in
         (_convolve, shape.convolve, table + weights + maxima, convolution, matrix),
         (_histories, {**shape.histories, "COLUMNS": 128}, table + maxima + upstream * size, vertical, None),
         (_by_slot, shape.by_slot, upstream * (size + 4) + maxima, 0, None),
-        (_grad_x, shape.products, maxima + table + weights, convolution, matrix),
+        (_grad_x, shape.grad_x, maxima + table + weights, convolution, matrix),
         (_finish_x, shape.finish_x, 2 * table + rows * shape.skipped * 4, vertical, None),
-        (_grad_filters, shape.products, maxima + table + weights, convolution, matrix),
+        (_grad_filters, shape.grad_filters, maxima + table + weights, convolution, matrix),
         (_distances, shape.distances, maxima, 0, None),
         (_finish_filters, shape.finish_filters, 2 * weights, 0, None),
         (_grad_vertical, shape.grad_vertical, table + rows * shape.skipped * size, vertical, None),

@@ -347,6 +347,8 @@ def _order(offsets: Tensor) -> Tensor | None:
 def gru(
     x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
 ) -> tuple[Tensor, Tensor]:
+    if x_gates.dtype == torch.float64:
+        raise ValueError("x_gates is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
     x, weight, offsets = x_gates.contiguous(), weight_hh.contiguous(), offsets.contiguous()
     bias = None if bias_hh is None else bias_hh.contiguous()
     (rows, _), hidden, sequences = x.shape, weight.shape[1], offsets.shape[0] - 1
