@@ -12,6 +12,7 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox
+from .compiled import Compiled, pointer
 
 
 @triton.jit
@@ -27,15 +28,40 @@ def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexp
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
+def _tile(columns: int) -> tuple[int, int]:
+    """Rows and columns of a program: 2,048 elements, 16 a thread with 4 warps, four words a Philox call."""
+    width = min(256, max(4, triton.next_power_of_2(columns)))
+    return 2048 // width, width
+
+
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     source = x.contiguous()
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-    # 2,048 elements a program and at most 256 columns: 16 elements a thread with 4 warps, four words a Philox call.
-    width = min(256, max(4, triton.next_power_of_2(columns)))
-    height = 2048 // width
+    height, width = _tile(columns)
     grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
     _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
     return y
+
+
+def _compiled(dtype: torch.dtype, rows: int, columns: int) -> Compiled:
+    height, width = _tile(columns)
+    ends = {"x": pointer(dtype), "y": pointer(dtype), "rng": pointer(torch.int64)}
+    numbers = {"rows": rows, "columns": columns, "threshold": threshold(0.3), "scale": 1.0 / 0.7, "site": 2}
+    return Compiled(
+        _dropout,
+        f"{dtype}, {rows} x {columns}".removeprefix("torch."),
+        {**ends, **numbers, "ROWS": height, "COLUMNS": width},
+        bytes=2 * rows * columns * dtype.itemsize,
+        seed=True,
+    )
+
+
+# The input of GRU4Rec's recurrence, and Caser's features before fc1.
+COMPILED = [
+    _compiled(dtype, 2048, columns)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for columns in (128, 416)
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import ops
+from tests.ops.backends import check_triton, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
@@ -222,3 +224,80 @@ def test_x_gates_decides_the_type(kind: torch.dtype) -> None:
     assert [r.dtype for r in results] == [kind, kind, torch.float32, torch.float32]
     for result, other in zip(results, expected, strict=True):
         torch.testing.assert_close(result, other, rtol=0.02 if kind == torch.bfloat16 else 1e-6, atol=1e-2)
+
+
+def triton_gru(lengths: list[int]) -> Callable[..., Tensor]:
+    def op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.gru(x, weight, offsets_of(lengths).to(x.device), bias_hh=bias, max_len=max([*lengths, 0]))
+
+    return op
+
+
+BFLOAT16 = pytest.param(
+    LENGTHS,
+    128,
+    True,
+    torch.bfloat16,
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter has no bfloat16 product"),
+)
+TRITON = [
+    ([19, 0, 7, 1, 2, 0, 11], 7, True, torch.float32),
+    ([13, 0, 6, 1, 0, 2], 16, False, torch.float16),
+    ([3, 0, 9, 1] * 9, 33, True, torch.float32),  # three programs, the last one not full
+    ([5, 1, 0], 100, False, torch.float32),  # the weight streamed
+    ([6, 2], 128, True, torch.float16),
+    ([4, 0, 1] * 6, 130, True, torch.float32),  # a product a step
+    ([3, 2], 144, False, torch.bfloat16),
+    ([1], 1, True, torch.float32),
+    ([0, 0], 5, True, torch.float32),
+    ([], 5, False, torch.float32),
+    BFLOAT16,
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("lengths", "hidden", "bias", "dtype"), TRITON)
+def test_triton(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype, poisoned_empty: None) -> None:
+    x, weight, b, grad = inputs(lengths, hidden, bias, dtype)
+    check_triton(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, {"gru", "gru_backward"}, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("hidden", [20, 70, 140])
+def test_triton_company_changes_no_bit(hidden: int) -> None:
+    """A sequence's states and gradients are the same alone and among 17 others, whatever their lengths."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lengths = [4] + [1, 6, 0, 3] * 4 + [2]
+    x, weight, b, grad = (a.to(device) for a in inputs(lengths, hidden, True, torch.float32))
+    together = run(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, "triton", set())
+    alone = run(triton_gru([4]), {"x": x[:4], "weight": weight, "bias": b}, grad[:4], "triton", set())
+    for name in ("output", "gradient of x"):
+        if hidden <= 128:
+            assert torch.equal(together[name][:4], alone[name]), name
+        else:  # the products are PyTorch's
+            torch.testing.assert_close(together[name][:4], alone[name])
+
+
+@needs_triton
+def test_triton_gates_are_accurate_and_never_nan() -> None:
+    """As test_gates_are_exact_to_a_few_ulp_and_never_nan; exp on a GPU is good to a few ulp times its argument."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    magnitude = torch.logspace(-8, 4, 4, dtype=torch.float64).repeat_interleave(5) * torch.linspace(1, 9000, 20)
+    x = torch.cat((-magnitude, torch.zeros(3), magnitude)).float()
+    with ops.set_backend("triton"):
+        h, saved = torch.ops.fastseq.gru(
+            x.repeat_interleave(3).view(-1, 3).to(device),
+            torch.zeros(3, 1, device=device),
+            offsets_of([1] * len(x)).to(device),
+            None,
+            1,
+        )
+    assert torch.isfinite(h).all() and torch.isfinite(saved).all()
+    r, _, n, a = saved.cpu().double().unbind(1)
+    torch.testing.assert_close(r, torch.sigmoid(x.double()), rtol=2e-5, atol=1e-37)
+    torch.testing.assert_close(n, torch.tanh(x.double()), rtol=1e-6, atol=0)
+    assert not a.any()
+    bad = torch.tensor([[0.0, 0.0, float("nan")], [0.0, float("inf"), 1.0]], device=device)
+    with ops.set_backend("triton"):
+        h = ops.gru(bad, torch.zeros(3, 1, device=device), offsets_of([1, 1]).to(device), max_len=1)
+    assert h[0].isnan().all() and h[1].item() == 0.0

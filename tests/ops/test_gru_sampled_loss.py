@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
+from tests.ops.backends import needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 from tests.ops.test_gru import offsets_of, pytorch_gru
 from tests.ops.test_sampled_loss import plain_loss
@@ -42,10 +43,12 @@ def inputs(*, rows: bool, bias: bool, shared: bool, dtype: torch.dtype = torch.f
 
 def fused(case: dict[str, Any], loss: str) -> list[Tensor]:
     leaves = {name: case[name].clone().requires_grad_() for name in FLOATS if case[name] is not None}
+    offsets = offsets_of(LENGTHS).to(case["targets"].device)
     rows = ops.gru_sampled_loss(
-        leaves["x_gates"], leaves["weight_hh"], offsets_of(LENGTHS), leaves["dense_weight"], leaves["dense_bias"],
+        leaves["x_gates"], leaves["weight_hh"], offsets, leaves["dense_weight"], leaves["dense_bias"],
         case["rows"], leaves["item_weight"], case["targets"], case["negatives"], max_len=max(LENGTHS),
-        bias_hh=leaves.get("bias_hh"), loss=loss, reduction="none", padding_idx=ITEMS,
+        bias_hh=leaves.get("bias_hh"), loss=loss, log_q=case.get("log_q"),
+        reduction="none", padding_idx=ITEMS,
     )  # fmt: skip
     return [rows.detach(), *torch.autograd.grad(rows, list(leaves.values()), case["grad"])]
 
@@ -179,3 +182,29 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ops.gru_sampled_loss(**{**good, **change})
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("rows", "bias", "shared", "loss"),
+    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
+)
+def test_triton(
+    rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
+    case = inputs(rows=rows, bias=bias, shared=shared)
+    if rows:
+        case["rows"][0] = case["rows"][1]  # one that counts twice
+    log_q = torch.zeros(case["negatives"].shape) if loss == "sampled_softmax" else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    moved = {name: x if x is None else x.to(device) for name, x in {**case, "log_q": log_q}.items()}
+    with ops.set_backend("triton"), ops.record_served() as calls:
+        results = fused(moved, loss)
+        again = fused(moved, loss)
+    assert calls == [("gru_sampled_loss", "triton"), ("gru_sampled_loss_backward", "triton")] * 2
+    same, exact = plain(case, loss, torch.float32), plain(case, loss, torch.float64)
+    names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
+    for name, result, other, pytorch, reference in zip(names, results, again, same, exact, strict=True):
+        assert torch.equal(result, other), name
+        assert_as_accurate(result.cpu(), pytorch, reference, 2 if name == "loss" else 3, name)

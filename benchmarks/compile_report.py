@@ -1,0 +1,235 @@
+"""Compiles every shipped kernel configuration ahead of time, without a GPU, and checks what came out.
+
+    python benchmarks/compile_report.py [--seed-shapes] [--arch sm_90 ...] [--only gru ...] [--json]
+
+One row per configuration and architecture: registers a thread, spilled bytes, shared memory, matrix instructions, and
+the roof of the shape: the time below which no kernel can be on that chip, from the bytes that must move and the FLOPs
+that must be done. Nothing is run or timed. The exit status is 1 if a row spills, needs more shared memory than the
+architecture has, lacks a matrix instruction where one is expected, or does not compile. What is compiled is listed in
+COMPILED of every kernel file (docs/kernels.md). Rows are cached by the kernel's source, arguments and Triton's version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+VERSION = 1  # of a row: part of the cache's key
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A chip's limits, from its maker's data sheet (dense rates, the largest model of the family)."""
+
+    chip: str
+    backend: str
+    number: Any
+    warp: int
+    shared_limit: int  # bytes a block may have
+    bandwidth: float  # bytes a second
+    rates: dict[str | None, float]  # FLOPs a second, by how products are formed
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(
+        "A100", "cuda", 80, 32, 163 << 10, 2.04e12, {None: 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12}
+    ),
+    "sm_90": Architecture(
+        "H100", "cuda", 90, 32, 227 << 10, 3.35e12, {None: 67e12, "tf32": 494e12, "bf16": 989e12, "fp16": 989e12}
+    ),
+    "sm_100": Architecture(
+        "B200", "cuda", 100, 32, 227 << 10, 8.0e12, {None: 75e12, "tf32": 1.1e15, "bf16": 2.25e15, "fp16": 2.25e15}
+    ),
+    "gfx942": Architecture(
+        "MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12, {None: 163e12, "tf32": 654e12, "bf16": 1.3e15, "fp16": 1.3e15}
+    ),
+}
+
+
+def entries() -> Iterator[tuple[str, int, Any]]:
+    """(file, index, Compiled) of every kernel file that lists what it launches."""
+    import fastseq.kernels
+
+    for info in sorted(pkgutil.iter_modules(fastseq.kernels.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"fastseq.kernels.{info.name}")
+        for index, entry in enumerate(getattr(module, "COMPILED", [])):
+            yield info.name, index, entry
+
+
+def source(entry: Any) -> Any:
+    """The entry as Triton's launcher would specialise it."""
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    missing = {p.name for p in entry.kernel.params} ^ set(entry.arguments)
+    if missing:
+        raise ValueError(f"{entry.kernel.__name__}: arguments of the entry and of the kernel differ in {missing}")
+    for place, parameter in enumerate(entry.kernel.params):
+        value = entry.arguments[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+            continue
+        if isinstance(value, str):
+            signature[parameter.name] = value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif isinstance(value, bool):
+            signature[parameter.name] = "u1"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        aligned = isinstance(value, str) or (isinstance(value, int) and value % 16 == 0)
+        if special and aligned and not parameter.do_not_specialize_on_alignment:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(entry.kernel, signature, constants, attributes)
+
+
+def cuda_row(compiled: Any, log: str) -> dict[str, Any]:
+    ptx = compiled.asm["ptx"]
+    found = re.search(r"Used (\d+) registers", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if found is None or spills is None:
+        raise RuntimeError(f"ptxas said nothing about registers and spills:\n{log}")
+    matrix = sorted(set(re.findall(r"\b(wgmma|tcgen05\.mma|mma)\.", ptx)) - ({"mma"} if "wgmma" in ptx else set()))
+    return {
+        "registers": int(found[1]),
+        "spilled_bytes": int(spills[1]) + int(spills[2]),
+        "matrix": matrix,
+        "shared_bytes": compiled.metadata.shared,
+    }
+
+
+def hip_row(compiled: Any) -> dict[str, Any]:
+    assembly = compiled.asm["amdgcn"]
+
+    def last(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[-1])
+
+    return {
+        "registers": last("vgpr_count"),
+        "spilled_bytes": 4 * (last("vgpr_spill_count") + last("sgpr_spill_count")),
+        "matrix": ["mfma"] if "v_mfma" in assembly else [],
+        "shared_bytes": compiled.metadata.shared,
+    }
+
+
+def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
+    """One row of the table; runs in a worker process."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    entry = importlib.import_module(f"fastseq.kernels.{file}").COMPILED[index]
+    architecture = ARCHITECTURES[name]
+    row = {"file": file, "kernel": entry.kernel.__name__, "shape": entry.shape, "architecture": name}
+    row |= {"num_warps": entry.num_warps, "bytes": entry.bytes, "flops": entry.flops, "expected": entry.matrix}
+    roofs = entry.bytes / architecture.bandwidth, entry.flops / architecture.rates[entry.matrix]
+    row |= {"roof_us": 1e6 * max(roofs), "bound": "memory" if roofs[0] >= roofs[1] else "compute"}
+    try:
+        built = source(entry)
+        options = {"num_warps": entry.num_warps, "num_stages": entry.num_stages}
+        key = json.dumps([VERSION, triton.__version__, name, built.hash(), options])
+        path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        if path.exists():
+            return row | json.loads(path.read_text())
+        triton.knobs.compilation.always_compile = True  # a cached binary has no log
+        triton.knobs.nvidia.dump_ptxas_log = True
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            compiled = triton.compile(
+                built, target=GPUTarget(architecture.backend, architecture.number, architecture.warp), options=options
+            )
+        result = cuda_row(compiled, log.getvalue()) if architecture.backend == "cuda" else hip_row(compiled)
+    except Exception as error:  # whatever the compiler raises is the row's verdict
+        return row | {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(result))
+    temporary.replace(path)
+    return row | result
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """Why a row fails the check."""
+    if "error" in row:
+        return [row["error"]]
+    limit = ARCHITECTURES[row["architecture"]].shared_limit
+    found = []
+    if row["spilled_bytes"]:
+        found.append(f"spills {row['spilled_bytes']} bytes")
+    if row["shared_bytes"] > limit:
+        found.append(f"shared memory over the limit of {limit >> 10} KB")
+    if row["expected"] and not row["matrix"]:
+        found.append(f"no matrix instruction, expected {row['expected']}")
+    return found
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    header = ["kernel", "shape", "arch", "warps", "regs", "spills", "shared KB", "matrix", "roof µs", "verdict"]
+    lines = [header]
+    for row in rows:
+        measured = ["-"] * 4
+        if "error" not in row:
+            shared = f"{row['shared_bytes'] / 1024:.1f}"
+            measured = [str(row["registers"]), str(row["spilled_bytes"]), shared, " ".join(row["matrix"]) or "-"]
+        roof = f"{row['roof_us']:.2f} {row['bound']}"
+        place = [f"{row['file']}.{row['kernel']}", row["shape"], row["architecture"], str(row["num_warps"])]
+        lines.append([*place, *measured, roof, "; ".join(row["faults"]) or "ok"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser.add_argument("--seed-shapes", action="store_true", help="only what the seed configurations launch")
+    parser.add_argument("--only", nargs="+", metavar="FILE", help="kernel files, for example gru; default: all")
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fastseq" / "compile_report")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    chosen = parser.parse_args()
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        parser.exit(2, f"{parser.prog}: Triton is not installed: pip install 'fastseq-rec[triton]'\n")
+    jobs = [
+        (file, index, name, str(chosen.cache))
+        for file, index, entry in entries()
+        for name in chosen.arch
+        if (entry.seed or not chosen.seed_shapes)
+        and (not chosen.only or file in chosen.only)
+        and (not entry.only or name in entry.only)
+    ]
+    # Fresh processes: Triton's compiler and fork do not mix with torch's threads.
+    with ProcessPoolExecutor(chosen.processes, multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(compile_row, *zip(*jobs, strict=True))) if jobs else []
+    failed = False
+    for row in rows:
+        row["faults"] = faults(row)
+        refused = row["architecture"] == "gfx942" and "error" in row  # AMD's chips where Triton accepts the kernel
+        failed |= bool(row["faults"]) and not refused
+    print(json.dumps(rows, indent=1) if chosen.json else report(rows))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,457 @@
+"""Gated recurrent unit: a program carries 16 sequences from their first event to their last.
+
+The state stays in registers and, where it fits, the recurrent weight on the chip (registers and shared memory), so a
+step reads the input gates of its 16 events and writes their state and gates. The next step's input gates are loaded
+while this step multiplies. Sequences are taken in the order of their lengths, so that those of a program end
+together.
+
+Where the weight does not fit, or float32 products are asked for without the matrix unit (which makes every thread
+hold a part of the weight too large for its registers), the weight is read again at every step, chunk by chunk, from
+the cache; the operand that multiplies it comes back from the output just written.
+
+Above ``WIDEST`` hidden units a step is one torch.mm over all sequences and one element-wise kernel: such a weight
+fits no single multiprocessor, so one that streamed it would wait for the cache, whereas a matrix product spreads it
+over all.
+
+The backward pass walks from the last event to the first with the gates that the forward pass saved. It writes the
+gradient of both kinds of gates and the states before, and one matrix product makes the weight's gradient of them. No
+sum crosses programs, so results do not depend on how sequences are grouped. ``max_len`` bounds nothing up to
+``WIDEST``: lengths are read from ``offsets`` on the device. A longer sequence is therefore no error here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compiled import Compiled, pointer
+
+SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
+WIDEST = 128
+CHUNK = 32  # rows of the weight read at once where it is not resident; half of it in exact float32
+STEP_ROWS, STEP_COLUMNS = 8, 128  # of the element-wise step above WIDEST: 8 elements a thread
+
+
+def _configuration(hidden: int, size: int, precision: str, shared: int) -> dict[str, int]:
+    """Constants of a launch. size: bytes of an element; shared: bytes of shared memory that a program may have.
+
+    ptxas, for 128 units: bfloat16 and tf32 fit with 8 warps and no spill; 4 warps need nearly every register, 16 leave
+    too few. Resident float32 weights without the matrix unit spill 4 to 20 KB there, and at 64 units with 4 warps 1 KB;
+    streamed 32 rows at a time they still spill on sm_100, 16 do not. AMD's chips, with 64 KB, spill from 64 units on.
+    """
+    width = max(16, triton.next_power_of_2(hidden))
+    # The weight passes through shared memory beside an operand and its result.
+    fits = (3 * width + 2 * SEQUENCES) * width * size <= shared
+    exact = size == 4 and precision == "ieee"
+    resident = fits and (width <= 64 or not exact) and (width <= 32 or shared > 64 << 10)
+    return {
+        "WIDTH": width,
+        "CHUNK": width if resident else CHUNK // 2 if exact else CHUNK,
+        "num_warps": 8 if width >= 64 and shared > 64 << 10 else 4,
+        "num_stages": 1 if resident else 2,  # the loads of a step are fetched ahead by hand
+    }
+
+
+@triton.jit
+def _sigmoid(x):
+    decay = tl.exp(-tl.abs(x))  # at most 1
+    return tl.where(x >= 0, 1.0, decay) / (1.0 + decay)
+
+
+@triton.jit
+def _tanh(x):
+    small = tl.abs(x) < 0.3  # where the quotient below would cancel
+    y = tl.where(small, x, 0.0)
+    square = y * y
+    series = y * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
+    decay = tl.exp(-2.0 * tl.abs(x))  # at most 1
+    value = (1.0 - decay) / (1.0 + decay)
+    return tl.where(small, series, tl.where(x < 0, -value, value))
+
+
+@triton.jit
+def _cell(x_r, x_z, x_n, a_r, a_z, a_n, state):
+    r = _sigmoid(x_r.to(tl.float32) + a_r)
+    z = _sigmoid(x_z.to(tl.float32) + a_z)
+    n = _tanh(x_n.to(tl.float32) + r * a_n)
+    return r, z, n, (1.0 - z) * n + z * state
+
+
+@triton.jit
+def _cell_backward(grad, r, z, n, a_n, before):
+    """From the gradient of a state, those of the sums inside r, z and n, and of the recurrent part of n."""
+    d_n = grad * (1.0 - z) * (1.0 - n * n)
+    d_r = d_n * a_n * r * (1.0 - r)
+    d_z = grad * (before - n) * z * (1.0 - z)
+    return d_r, d_z, d_n, d_n * r
+
+
+@triton.jit
+def _sequences(offsets, order, sequences, SEQUENCES: tl.constexpr):
+    """First rows and lengths of this program's sequences; 0 beyond the last one."""
+    sequence = tl.program_id(0) * SEQUENCES + tl.arange(0, SEQUENCES)
+    real = sequence < sequences
+    if order is not None:
+        sequence = tl.load(order + sequence, mask=real, other=0)
+    first = tl.load(offsets + sequence, mask=real, other=0)
+    last = tl.load(offsets + sequence + 1, mask=real, other=0)
+    return first.to(tl.int64)[:, None], (last - first)[:, None]
+
+
+@triton.jit
+def _weight(weight, gate: tl.constexpr, taken, given, HIDDEN: tl.constexpr):
+    """Part of one gate's weight: what it takes from units ``taken`` to units ``given`` (one a row, one a column)."""
+    place = weight + (gate * HIDDEN + given) * HIDDEN + taken
+    return tl.load(place, mask=(taken < HIDDEN) & (given < HIDDEN), other=0.0)
+
+
+@triton.jit
+def _forward(
+    x, weight, bias, offsets, order, h, saved, sequences,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    first, length = _sequences(offsets, order, sequences, SEQUENCES)
+    kind = x.dtype.element_ty
+    unit = tl.arange(0, WIDTH)[None, :]
+    inside = unit < HIDDEN
+    taken = tl.arange(0, CHUNK)
+    if CHUNK == WIDTH:
+        w_r = _weight(weight, 0, taken[:, None], unit, HIDDEN).to(kind)
+        w_z = _weight(weight, 1, taken[:, None], unit, HIDDEN).to(kind)
+        w_n = _weight(weight, 2, taken[:, None], unit, HIDDEN).to(kind)
+    if bias is not None:
+        b_r = tl.load(bias + unit, mask=inside, other=0.0).to(tl.float32)
+        b_z = tl.load(bias + HIDDEN + unit, mask=inside, other=0.0).to(tl.float32)
+        b_n = tl.load(bias + 2 * HIDDEN + unit, mask=inside, other=0.0).to(tl.float32)
+
+    state = tl.zeros((SEQUENCES, WIDTH), tl.float32)
+    active = (length > 0) & inside
+    gates = x + first * (3 * HIDDEN) + unit
+    x_r = tl.load(gates, mask=active, other=0.0)
+    x_z = tl.load(gates + HIDDEN, mask=active, other=0.0)
+    x_n = tl.load(gates + 2 * HIDDEN, mask=active, other=0.0)
+    for t in range(0, tl.max(tl.max(length, 1), 0)):
+        later = (length > t + 1) & inside
+        gates += 3 * HIDDEN
+        later_r = tl.load(gates, mask=later, other=0.0)
+        later_z = tl.load(gates + HIDDEN, mask=later, other=0.0)
+        later_n = tl.load(gates + 2 * HIDDEN, mask=later, other=0.0)
+
+        row = first + t
+        if CHUNK == WIDTH:
+            before = state.to(kind)
+            a_r = tl.dot(before, w_r, input_precision=PRECISION)
+            a_z = tl.dot(before, w_z, input_precision=PRECISION)
+            a_n = tl.dot(before, w_n, input_precision=PRECISION)
+        else:
+            a_r = tl.zeros((SEQUENCES, WIDTH), tl.float32)
+            a_z = tl.zeros((SEQUENCES, WIDTH), tl.float32)
+            a_n = tl.zeros((SEQUENCES, WIDTH), tl.float32)
+            for chunk in range(0, WIDTH, CHUNK):
+                some = chunk + taken
+                known = (length > t) & (t > 0) & (some < HIDDEN)[None, :]
+                before = tl.load(h + (row - 1) * HIDDEN + some[None, :], mask=known, other=0.0)
+                v_r = _weight(weight, 0, some[:, None], unit, HIDDEN).to(kind)
+                a_r = tl.dot(before, v_r, a_r, input_precision=PRECISION)
+                v_z = _weight(weight, 1, some[:, None], unit, HIDDEN).to(kind)
+                a_z = tl.dot(before, v_z, a_z, input_precision=PRECISION)
+                v_n = _weight(weight, 2, some[:, None], unit, HIDDEN).to(kind)
+                a_n = tl.dot(before, v_n, a_n, input_precision=PRECISION)
+        if bias is not None:
+            a_r += b_r
+            a_z += b_z
+            a_n += b_n
+        r, z, n, state = _cell(x_r, x_z, x_n, a_r, a_z, a_n, state)
+        tl.store(h + row * HIDDEN + unit, state.to(kind), mask=active)
+        place = saved + row * (4 * HIDDEN) + unit
+        tl.store(place, r.to(kind), mask=active)
+        tl.store(place + HIDDEN, z.to(kind), mask=active)
+        tl.store(place + 2 * HIDDEN, n.to(kind), mask=active)
+        tl.store(place + 3 * HIDDEN, a_n.to(kind), mask=active)
+        if CHUNK != WIDTH:
+            tl.debug_barrier()  # the next step's product reads this state, written by other threads
+        x_r, x_z, x_n, active = later_r, later_z, later_n, later
+
+
+@triton.jit
+def _backward(
+    grad, weight, offsets, order, h, saved, d_x, d_hidden, previous, sequences,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    first, length = _sequences(offsets, order, sequences, SEQUENCES)
+    kind = d_x.dtype.element_ty
+    unit = tl.arange(0, WIDTH)[None, :]
+    inside = unit < HIDDEN
+    given = tl.arange(0, CHUNK)
+    if CHUNK == WIDTH:
+        w_r = _weight(weight, 0, unit, given[:, None], HIDDEN).to(kind)
+        w_z = _weight(weight, 1, unit, given[:, None], HIDDEN).to(kind)
+        w_n = _weight(weight, 2, unit, given[:, None], HIDDEN).to(kind)
+    carry = tl.zeros((SEQUENCES, WIDTH), tl.float32)  # gradient of the state, from later events
+    longest = tl.max(tl.max(length, 1), 0)
+    active = (length >= longest) & inside
+    row = first + (longest - 1)
+    place = saved + row * (4 * HIDDEN) + unit
+    r = tl.load(place, mask=active, other=0.0)
+    z = tl.load(place + HIDDEN, mask=active, other=0.0)
+    n = tl.load(place + 2 * HIDDEN, mask=active, other=0.0)
+    a_n = tl.load(place + 3 * HIDDEN, mask=active, other=0.0)
+    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (longest > 1), other=0.0)
+    total = tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0)
+    for i in range(0, longest):
+        t = longest - 1 - i
+        # What the event before needs is on its way while this one multiplies.
+        early = (t > 0) & (length >= t) & inside
+        place -= 4 * HIDDEN
+        early_r = tl.load(place, mask=early, other=0.0)
+        early_z = tl.load(place + HIDDEN, mask=early, other=0.0)
+        early_n = tl.load(place + 2 * HIDDEN, mask=early, other=0.0)
+        early_a = tl.load(place + 3 * HIDDEN, mask=early, other=0.0)
+        early_before = tl.load(h + (row - 2) * HIDDEN + unit, mask=early & (t > 1), other=0.0)
+        early_total = tl.load(grad + (row - 1) * HIDDEN + unit, mask=early, other=0.0)
+
+        z = z.to(tl.float32)
+        total = total.to(tl.float32) + carry
+        d_r, d_z, d_n, d_a = _cell_backward(
+            total, r.to(tl.float32), z, n.to(tl.float32), a_n.to(tl.float32), before.to(tl.float32)
+        )
+        carry = total * z
+        tl.store(previous + row * HIDDEN + unit, before, mask=active)
+        out = d_x + row * (3 * HIDDEN) + unit
+        tl.store(out, d_r.to(kind), mask=active)
+        tl.store(out + HIDDEN, d_z.to(kind), mask=active)
+        tl.store(out + 2 * HIDDEN, d_n.to(kind), mask=active)
+        out = d_hidden + row * (3 * HIDDEN) + unit
+        tl.store(out, d_r.to(kind), mask=active)
+        tl.store(out + HIDDEN, d_z.to(kind), mask=active)
+        tl.store(out + 2 * HIDDEN, d_a.to(kind), mask=active)
+        if CHUNK == WIDTH:
+            carry = tl.dot(d_r.to(kind), w_r, carry, input_precision=PRECISION)
+            carry = tl.dot(d_z.to(kind), w_z, carry, input_precision=PRECISION)
+            carry = tl.dot(d_a.to(kind), w_n, carry, input_precision=PRECISION)
+        else:
+            tl.debug_barrier()  # the product reads what other threads have just written
+            for chunk in range(0, WIDTH, CHUNK):
+                some = chunk + given
+                known = (length > t) & (some < HIDDEN)[None, :]
+                written = d_hidden + row * (3 * HIDDEN) + some[None, :]
+                e_r = tl.load(written, mask=known, other=0.0)
+                v_r = _weight(weight, 0, unit, some[:, None], HIDDEN).to(kind)
+                carry = tl.dot(e_r, v_r, carry, input_precision=PRECISION)
+                e_z = tl.load(written + HIDDEN, mask=known, other=0.0)
+                v_z = _weight(weight, 1, unit, some[:, None], HIDDEN).to(kind)
+                carry = tl.dot(e_z, v_z, carry, input_precision=PRECISION)
+                e_a = tl.load(written + 2 * HIDDEN, mask=known, other=0.0)
+                v_n = _weight(weight, 2, unit, some[:, None], HIDDEN).to(kind)
+                carry = tl.dot(e_a, v_n, carry, input_precision=PRECISION)
+        row -= 1
+        active, before, total = early, early_before, early_total
+        r, z, n, a_n = early_r, early_z, early_n, early_a
+
+
+@triton.jit
+def _step_sequences(offsets, t, sequences, ROWS: tl.constexpr):
+    sequence = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = sequence < sequences
+    first = tl.load(offsets + sequence, mask=real, other=0)
+    last = tl.load(offsets + sequence + 1, mask=real, other=0)
+    return sequence[:, None], real[:, None], (first.to(tl.int64) + t)[:, None], (last - first > t)[:, None]
+
+
+@triton.jit(do_not_specialize=["t"])
+def _step(
+    x, a, offsets, state, h, saved, t, sequences, HIDDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Event t of every sequence, from a = weight_hh state + bias_hh, float32 [B, 3H]."""
+    sequence, _, row, active = _step_sequences(offsets, t, sequences, ROWS)
+    unit = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    active &= unit < HIDDEN
+    gates = x + row * (3 * HIDDEN) + unit
+    x_r = tl.load(gates, mask=active, other=0.0)
+    x_z = tl.load(gates + HIDDEN, mask=active, other=0.0)
+    x_n = tl.load(gates + 2 * HIDDEN, mask=active, other=0.0)
+    sums = a + sequence * (3 * HIDDEN) + unit
+    a_r = tl.load(sums, mask=active, other=0.0)
+    a_z = tl.load(sums + HIDDEN, mask=active, other=0.0)
+    a_n = tl.load(sums + 2 * HIDDEN, mask=active, other=0.0)
+    states = state + sequence * HIDDEN + unit
+    r, z, n, after = _cell(x_r, x_z, x_n, a_r, a_z, a_n, tl.load(states, mask=active, other=0.0))
+    tl.store(states, after, mask=active)
+    kind = x.dtype.element_ty
+    tl.store(h + row * HIDDEN + unit, after.to(kind), mask=active)
+    place = saved + row * (4 * HIDDEN) + unit
+    tl.store(place, r.to(kind), mask=active)
+    tl.store(place + HIDDEN, z.to(kind), mask=active)
+    tl.store(place + 2 * HIDDEN, n.to(kind), mask=active)
+    tl.store(place + 3 * HIDDEN, a_n.to(kind), mask=active)
+
+
+@triton.jit(do_not_specialize=["t"])
+def _step_backward(
+    grad, offsets, h, saved, carry, d_a, d_x, d_hidden, previous, t, sequences,
+    HIDDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Event t of every sequence: d_a, float32 [B, 3H], is what the weight brings back into carry, float32 [B, H]."""
+    sequence, real, row, active = _step_sequences(offsets, t, sequences, ROWS)
+    unit = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    real &= unit < HIDDEN
+    active &= unit < HIDDEN
+    place = saved + row * (4 * HIDDEN) + unit
+    r = tl.load(place, mask=active, other=0.0).to(tl.float32)
+    z = tl.load(place + HIDDEN, mask=active, other=0.0).to(tl.float32)
+    n = tl.load(place + 2 * HIDDEN, mask=active, other=0.0).to(tl.float32)
+    a_n = tl.load(place + 3 * HIDDEN, mask=active, other=0.0).to(tl.float32)
+    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (t > 0), other=0.0)
+    carries = carry + sequence * HIDDEN + unit
+    total = tl.load(carries, mask=active, other=0.0)
+    total += tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0).to(tl.float32)
+    d_r, d_z, d_n, d_s = _cell_backward(total, r, z, n, a_n, before.to(tl.float32))
+    tl.store(carries, total * z, mask=real)
+    place = d_a + sequence * (3 * HIDDEN) + unit
+    tl.store(place, d_r, mask=real)
+    tl.store(place + HIDDEN, d_z, mask=real)
+    tl.store(place + 2 * HIDDEN, d_s, mask=real)
+    kind = d_x.dtype.element_ty
+    tl.store(previous + row * HIDDEN + unit, before, mask=active)
+    place = d_x + row * (3 * HIDDEN) + unit
+    tl.store(place, d_r.to(kind), mask=active)
+    tl.store(place + HIDDEN, d_z.to(kind), mask=active)
+    tl.store(place + 2 * HIDDEN, d_n.to(kind), mask=active)
+    place = d_hidden + row * (3 * HIDDEN) + unit
+    tl.store(place, d_r.to(kind), mask=active)
+    tl.store(place + HIDDEN, d_z.to(kind), mask=active)
+    tl.store(place + 2 * HIDDEN, d_s.to(kind), mask=active)
+
+
+def _launch(x: Tensor, hidden: int) -> dict[str, Any]:
+    """Constants of _forward and _backward for this type and chip."""
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    shared = 227 << 10  # the interpreter has no limit
+    if x.is_cuda:
+        shared = getattr(torch.cuda.get_device_properties(x.device), "shared_memory_per_block_optin", 64 << 10)
+    constants = _configuration(hidden, x.element_size(), precision, shared)
+    return {"HIDDEN": hidden, "SEQUENCES": SEQUENCES, "PRECISION": precision, **constants}
+
+
+def _order(offsets: Tensor) -> Tensor | None:
+    """The sequences by length, longest first; None where one program takes them all."""
+    if offsets.shape[0] - 1 <= SEQUENCES:
+        return None
+    return torch.argsort(offsets.diff(), descending=True, stable=True)
+
+
+def gru(
+    x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
+) -> tuple[Tensor, Tensor]:
+    if x_gates.dtype == torch.float64:
+        raise ValueError("x_gates is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    x, weight, offsets = x_gates.contiguous(), weight_hh.contiguous(), offsets.contiguous()
+    bias = None if bias_hh is None else bias_hh.contiguous()
+    (rows, _), hidden, sequences = x.shape, weight.shape[1], offsets.shape[0] - 1
+    h = torch.empty(rows, hidden, dtype=x.dtype, device=x.device)
+    saved = torch.empty(rows, 4 * hidden, dtype=x.dtype, device=x.device)
+    if h.numel() == 0:
+        return h, saved
+    if hidden <= WIDEST:
+        grid = (triton.cdiv(sequences, SEQUENCES),)
+        _forward[grid](x, weight, bias, offsets, _order(offsets), h, saved, sequences, **_launch(x, hidden))
+        return h, saved
+    wide, shift = weight.float().t(), None if bias is None else bias.float()
+    state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
+    for t in range(max_len):
+        a = torch.mm(state, wide) if shift is None else torch.addmm(shift, state, wide)
+        _step[grid](x, a, offsets, state, h, saved, t, sequences, HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS)
+    return h, saved
+
+
+def gru_backward(
+    grad: Tensor,
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    h: Tensor,
+    saved: Tensor,
+    max_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, weight, offsets, h, saved = (a.contiguous() for a in (grad, weight_hh, offsets, h, saved))
+    hidden, sequences = weight.shape[1], offsets.shape[0] - 1
+    d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
+    d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
+    if h.numel() > 0 and hidden <= WIDEST:
+        grid = (triton.cdiv(sequences, SEQUENCES),)
+        ends = (d_x, d_hidden, previous)
+        _backward[grid](grad, weight, offsets, _order(offsets), h, saved, *ends, sequences, **_launch(h, hidden))
+    elif h.numel() > 0:
+        wide = weight.float()
+        carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)
+        d_a = torch.empty(sequences, 3 * hidden, dtype=torch.float32, device=h.device)
+        grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
+        for t in reversed(range(max_len)):
+            _step_backward[grid](
+                grad, offsets, h, saved, carry, d_a, d_x, d_hidden, previous, t, sequences,
+                HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS,
+            )  # fmt: skip
+            carry.addmm_(d_a, wide)
+    kind = torch.promote_types(h.dtype, weight.dtype)  # a float32 weight beside half-precision gates gets its bits
+    grad_weight = torch.mm(d_hidden.to(kind).t(), previous.to(kind)).to(weight.dtype)
+    grad_bias = grad_weight.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
+    return d_x, grad_weight, grad_bias
+
+
+def _compiled(
+    dtype: torch.dtype, hidden: int, precision: str, bias: bool, sequences: int, length: int
+) -> list[Compiled]:
+    """Both passes, for every architecture that is given the same constants."""
+    limits = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for name, shared in limits.items():
+        constants = _configuration(hidden, dtype.itemsize, precision, shared)
+        groups.setdefault(tuple(constants.items()), []).append(name)
+    events = sequences * length
+    matrix = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, {"tf32": "tf32"}.get(precision))
+    way_of_float32 = f" {precision}" if dtype == torch.float32 else ""
+    floats = pointer(dtype)
+    indices = {"offsets": pointer(torch.int32), "order": pointer(torch.int64), "sequences": sequences}
+    shared_arguments = {**indices, **dict.fromkeys(("weight", "h", "saved"), floats)}
+    # What either pass reads and writes beside them, and how many values an event that makes.
+    passes = (
+        (_forward, {"x": floats, "bias": floats if bias else None}, 8),
+        (_backward, dict.fromkeys(("grad", "d_x", "d_hidden", "previous"), floats), 13),
+    )
+    entries = []
+    for chosen, names in groups.items():
+        constants = {"HIDDEN": hidden, "SEQUENCES": SEQUENCES, "PRECISION": precision, **dict(chosen)}
+        launch = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        way = "resident" if constants["CHUNK"] == constants["WIDTH"] else "streamed"
+        shape = f"{dtype}{way_of_float32}, {sequences} x {length}, H {hidden}, {way}".removeprefix("torch.")
+        for kernel, ends, values in passes:
+            entries.append(
+                Compiled(
+                    kernel,
+                    shape,
+                    {**shared_arguments, **ends, **constants},
+                    bytes=(events * values + 3 * hidden) * hidden * dtype.itemsize,
+                    flops=events * 6 * hidden * hidden,
+                    matrix=matrix,
+                    seed=hidden == 128,
+                    only=tuple(names),
+                    **launch,
+                )
+            )
+    return entries
+
+
+_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee"))
+_SHAPES = ((128, False, _KINDS), (100, True, _KINDS[:3]), (64, True, _KINDS[:3]), (24, False, _KINDS[:3]))
+COMPILED = [
+    entry
+    for hidden, bias, kinds in _SHAPES
+    for dtype, precision in kinds
+    for entry in _compiled(dtype, hidden, precision, bias, 48, 200)
+]

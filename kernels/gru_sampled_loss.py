@@ -1,0 +1,76 @@
+"""gru, a linear layer and sampled_loss, one after the other: kernels/gru.py, torch.mm and kernels/sampled_loss.py.
+
+The layer is a plain matrix product, which cuBLAS does best; as one node there is no autograd between the three, and
+the gradient of the states that do not count is written once, by the sum that puts the others in their rows. That sum
+goes by sorted rows (kernels/segments.py): without atomics, should a row count twice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .gru import gru, gru_backward
+from .sampled_loss import sampled_loss, sampled_loss_backward
+from .segments import segment_sum
+
+
+def gru_sampled_loss(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, ...]:
+    h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
+    counted = h if rows is None else h.index_select(0, rows)
+    y = torch.addmm(dense_bias.to(h.dtype), counted, dense_weight.to(h.dtype).t())
+    losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
+    return losses, h, gates, y, d_y, d_scores
+
+
+def gru_sampled_loss_backward(
+    grad: Tensor,
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+    h: Tensor,
+    gates: Tensor,
+    y: Tensor,
+    d_y: Tensor,
+    d_scores: Tensor,
+) -> tuple[Tensor, ...]:
+    grad_y, grad_item = sampled_loss_backward(
+        grad, y, item_weight, targets, negatives, loss, log_q, beta, padding_idx, d_y, d_scores
+    )
+    counted = h if rows is None else h.index_select(0, rows)
+    kind = torch.promote_types(h.dtype, dense_weight.dtype)  # a float32 weight gets float32's bits
+    grad_dense_weight = torch.mm(grad_y.to(kind).t(), counted.to(kind)).to(dense_weight.dtype)
+    grad_dense_bias = grad_y.sum(0, dtype=torch.float32).to(dense_bias.dtype)
+    grad_h = torch.mm(grad_y, dense_weight.to(grad_y.dtype))
+    if rows is not None:
+        grad_h = segment_sum(rows, None, grad_h, None, h.shape[0], h.dtype)
+    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, h, gates, max_len)
+    return grad_x, grad_weight, grad_bias, grad_dense_weight, grad_dense_bias, grad_item
