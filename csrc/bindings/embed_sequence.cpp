@@ -27,6 +27,7 @@ template <typename T>
 void check_places(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
                   const OptionalArray<T>& position_weight) {
     check_items(items, item_weight.shape(0));
+    optional_data(position_weight, "position_weight", {-1, item_weight.shape(1)});
     const int32_t* position = positions.data();
     for (int64_t row = 0; position_weight && row < positions.shape(0); ++row)
         check_range("positions", row, position[row], position_weight->shape(0));

@@ -120,6 +120,7 @@ auto item_gradient_door(Kernel kernel) {
 void bind_sampled_loss(py::module_& m) {
     define(m, "check_ids", {"ids", "items", "name"}, "IndexError unless 0 <= ids < items",
            [](const Array<int64_t>& ids, int64_t items, const std::string& name) {
+               if (items < 0) throw py::value_error("items is " + std::to_string(items) + ", expected at least 0");
                check_shape(ids, name.c_str(), {-1});
                check_ids(ids.data(), ids.shape(0), 1, items, name.c_str());
            });
