@@ -19,8 +19,9 @@ from .products import float32_precision, kind, operand, product
 # Programs that fill a large chip, four each on 128 multiprocessors: few tiles are cut into so many parts.
 PROGRAMS = 512
 # Tile of the side whose result it is (forward: rows), tile of the other side, columns of h and weight multiplied at a
-# time, warps, stages. "ieee" is float32 without the matrix unit. Spills, sm_80 and sm_90 at 128 columns: none; with
-# twice the tile of the other side, or with 4 warps for "ieee", 0.1 to 17 KB. Not yet measured.
+# time, warps, stages. "ieee" is float32 without the matrix unit. Spills on sm_80 and sm_90 at 128 columns: none, but 8
+# bytes of "ieee" with bias and softcap; twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB.
+# Not yet measured.
 FORWARD = {"half": (64, 128, 128, 4, 2), "tf32": (64, 64, 128, 4, 2), "ieee": (64, 64, 32, 8, 2)}
 BACKWARD = {"half": (64, 32, 128, 4, 2), "tf32": (64, 32, 128, 4, 2), "ieee": (64, 32, 32, 8, 2)}
 # Columns of a gradient that one program sums: wider ones compute their logits once for each such part.
