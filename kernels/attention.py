@@ -1,10 +1,10 @@
 """Causal attention over jagged sequences: scores and weights live in registers only, forward and backward.
 
-Sequences of at most 128 events fit one tile, so one program has all scores of a sequence and head: softmax in one
-step, and a backward that makes the scores once for all three gradients. Longer ones go block by block: the forward
-rescales its sums when a larger score comes (online softmax), and the backward is two kernels, one over query blocks
-for dq, one over key blocks for dk and dv, each writing what only it owns, so there are no atomics. The last query
-alone is a pass over keys and values without matrix instructions: it is bound by memory.
+Short sequences, up to 128 events by type and width, fit one tile, so one program has all scores of a sequence and
+head: softmax in one step, and a backward that makes the scores once for all three gradients. Longer ones go block by
+block: the forward rescales its sums when a larger score comes (online softmax), and the backward is two kernels, one
+over query blocks for dq, one over key blocks for dk and dv, each writing what only it owns, so there are no atomics.
+The last query alone is a pass over keys and values without matrix instructions: it is bound by memory.
 
 Offsets stay on the device: the grid follows max_len, and programs past the end of their sequence return at once.
 float32 operands are multiplied in float32 unless torch.set_float32_matmul_precision allows TF32; others on the matrix
@@ -23,6 +23,8 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox
+from .compiled import Compiled, pointer
+from .products import kind
 
 
 class Blocks(NamedTuple):
@@ -35,25 +37,34 @@ class Blocks(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What is launched for one size of operands: whole sequences up to a length, blocks beyond it."""
+    """What is launched for one kind of operand: whole sequences up to a length, blocks beyond it."""
 
     one_tile_forward: int
     one_tile_backward: int
+    rows_per_warp: int  # of such a tile, with 8 warps at most
     forward: Blocks
     backward_queries: Blocks
     backward_keys: Blocks
 
 
+# By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said for
+# sm_80 and sm_90 with dropout: the largest tiles and fewest warps of those tried that do not spill and need at most
+# 64 KB of shared memory, so that they fit every chip. Triton multiplies float32 without matrix units by holding whole
+# operands in registers: a product over 64 columns already spills with tiles of 64 x 64, hence its small ones. Which is
+# fastest is not yet measured.
 CONFIGS = {
-    (4, 32): Config(128, 64, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1)),
-    (4, 64): Config(64, 32, Blocks(64, 32, 4, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 4, 1)),
-    (4, 128): Config(64, 32, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 32, 4, 1)),
-    (2, 32): Config(128, 128, Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
-    (2, 64): Config(128, 128, Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
-    (2, 128): Config(128, 64, Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 1), Blocks(64, 64, 8, 1)),
+    ("ieee", 32): Config(64, 64, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 1)),
+    ("ieee", 64): Config(32, 32, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    ("ieee", 128): Config(16, 16, 4, Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(32, 16, 8, 1)),
+    ("tf32", 32): Config(128, 64, 16, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2)),
+    ("tf32", 64): Config(64, 32, 8, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(64, 32, 8, 2)),
+    ("tf32", 128): Config(64, 32, 8, Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 1), Blocks(16, 32, 8, 1)),
+    ("half", 32): Config(128, 128, 16, Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
+    ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
+    ("half", 128): Config(128, 64, 8, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(64, 32, 8, 2)),
 }
+# Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps.
 LAST_KEYS = 64
-FLOAT32 = "tf32x3"
 
 
 @triton.jit
@@ -390,8 +401,27 @@ def _last_backward(
     tl.store(dq + place, sums.to(dq.dtype.element_ty), mask=inside)
 
 
+def _config(way: str, width: int) -> tuple[Config, str]:
+    """The launches for heads of ``width`` (padded), and ``input_precision`` of their products."""
+    return CONFIGS[way, max(32, width)], "tf32" if way == "tf32" else "ieee"  # half types have one way only
+
+
+def _tile(config: Config, max_len: int) -> dict[str, int]:
+    """The launch of a kernel that holds whole sequences."""
+    length = max(16, triton.next_power_of_2(max_len))
+    return {"LENGTH": length, "num_warps": min(8, max(1, length // config.rows_per_warp)), "num_stages": 1}
+
+
+def _blocks(blocks: Blocks) -> dict[str, int]:
+    return {"QUERIES": blocks.queries, "KEYS": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
+
+
+def _last(max_len: int) -> dict[str, int]:
+    return {"KEYS": min(LAST_KEYS, max(16, triton.next_power_of_2(max_len)))}
+
+
 class _Inputs:
-    """What the wrappers share: strides, sizes, and the arguments that every kernel ends with."""
+    """What the wrappers share: operands as they are read, and the arguments of every kernel."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, p: float, rng: Tensor | None, site: int,
@@ -403,35 +433,18 @@ class _Inputs:
         self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
         self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
         width = max(16, triton.next_power_of_2(q.shape[2]))
+        self.config, precision = _config(kind(self.q), width)
         self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
-        self.config = CONFIGS[self.q.element_size(), max(32, width)]
-        self.precision = {"PRECISION": _precision(self.q.dtype)}
-
-    def tile(self) -> dict[str, Any]:
-        """The launch of a kernel that holds whole sequences."""
-        length = max(16, triton.next_power_of_2(self.max_len))
-        wide = self.shape["WIDTH"] // 32 if self.q.element_size() == 4 else 1
-        warps = min(8, max(1, length // 16) * max(1, wide))
-        return {**self.shape, **self.precision, "LENGTH": length, "num_warps": warps, "num_stages": 1}
-
-    def blocks(self, blocks: Blocks) -> dict[str, Any]:
-        launch = {"QUERIES": blocks.queries, "KEYS": blocks.keys}
-        return {**self.shape, **self.precision, **launch, "num_warps": blocks.warps, "num_stages": blocks.stages}
-
-    def last(self) -> dict[str, Any]:
-        return {**self.shape, "KEYS": min(LAST_KEYS, max(16, triton.next_power_of_2(self.max_len)))}
+        self.products: dict[str, Any] = {**self.shape, "PRECISION": precision}
 
 
 def _operand(x: Tensor) -> Tensor:
     """With adjacent columns, where it lies if possible; no bfloat16 for the interpreter, which multiplies its bits."""
+    if x.dtype == torch.float64:
+        raise ValueError("q is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         x = x.float()
     return x if x.stride(2) == 1 else x.contiguous()
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied; a half type has one way only."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else FLOAT32
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
@@ -442,12 +455,24 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
         return out, lse
     if x.max_len <= x.config.one_tile_forward:
         _forward_tile[x.sequences, x.heads](
-            x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.tile()
+            x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn,
+            **x.products, **_tile(x.config, x.max_len),
         )  # fmt: skip
     else:
         count = triton.cdiv(x.max_len, x.config.forward.queries)
         _forward_blocks[x.sequences * count, x.heads](
-            x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, count, *x.drawn, **x.blocks(x.config.forward)
+            x.q,
+            x.k,
+            x.v,
+            out,
+            lse,
+            x.offsets,
+            x.rng,
+            *x.strides,
+            count,
+            *x.drawn,
+            **x.products,
+            **_blocks(x.config.forward),
         )
     return out, lse
 
@@ -462,19 +487,60 @@ def causal_attention_backward(
     grad, out, lse = _operand(grad).contiguous(), out.contiguous(), lse.contiguous()
     if x.max_len <= x.config.one_tile_backward:
         _backward_tile[x.sequences, x.heads](
-            grad, x.q, x.k, x.v, lse, dq, dk, dv, x.offsets, x.rng, *x.strides, *x.drawn, **x.tile()
+            grad,
+            x.q,
+            x.k,
+            x.v,
+            lse,
+            dq,
+            dk,
+            dv,
+            x.offsets,
+            x.rng,
+            *x.strides,
+            *x.drawn,
+            **x.products,
+            **_tile(x.config, x.max_len),
         )
         return dq, dk, dv
     means = torch.empty_like(lse)
     blocks = x.config.backward_queries
     count = triton.cdiv(x.max_len, blocks.queries)
     _backward_queries[x.sequences * count, x.heads](
-        grad, x.q, x.k, x.v, out, lse, means, dq, x.offsets, x.rng, *x.strides, count, *x.drawn, **x.blocks(blocks)
+        grad,
+        x.q,
+        x.k,
+        x.v,
+        out,
+        lse,
+        means,
+        dq,
+        x.offsets,
+        x.rng,
+        *x.strides,
+        count,
+        *x.drawn,
+        **x.products,
+        **_blocks(blocks),
     )
     blocks = x.config.backward_keys
     count = triton.cdiv(x.max_len, blocks.keys)
     _backward_keys[x.sequences * count, x.heads](
-        grad, x.q, x.k, x.v, lse, means, dk, dv, x.offsets, x.rng, *x.strides, count, *x.drawn, **x.blocks(blocks)
+        grad,
+        x.q,
+        x.k,
+        x.v,
+        lse,
+        means,
+        dk,
+        dv,
+        x.offsets,
+        x.rng,
+        *x.strides,
+        count,
+        *x.drawn,
+        **x.products,
+        **_blocks(blocks),
     )
     return dq, dk, dv
 
@@ -486,7 +552,7 @@ def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *sett
     if out.numel() == 0:
         return out, lse
     _last_forward[x.sequences, x.heads](
-        x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.last()
+        x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.shape, **_last(x.max_len)
     )  # fmt: skip
     return out, lse
 
@@ -500,6 +566,53 @@ def last_query_attention_backward(
         return dq, dk, dv
     _last_backward[x.sequences, x.heads](
         _operand(grad).contiguous(), x.q, x.k, x.v, lse.contiguous(), dq, dk, dv, x.offsets, x.rng, *x.strides,
-        *x.drawn, **x.last(),
+        *x.drawn, **x.shape, **_last(x.max_len),
     )  # fmt: skip
     return dq, dk, dv
+
+
+def _compiled(dtype: torch.dtype, way: str, width: int) -> list[Compiled]:
+    """Every launch for 64 sequences, 4 heads; for the longest sequence of each kernel, 200 beyond one tile."""
+    config, precision = _config(way, triton.next_power_of_2(max(16, width)))
+    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
+    shape = {"DROPOUT": True, "D": width, "WIDTH": triton.next_power_of_2(max(16, width))}
+    rows = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), pointer(dtype))
+    others: dict[str, Any] = {"lse": pointer(torch.float32), "means": pointer(torch.float32)}
+    others |= {"offsets": pointer(torch.int32), "rng": pointer(torch.int64)}
+    strides = {f"{x}_{step}": 12 * width if step == "row" else width for x in "qkv" for step in ("row", "head")}
+    numbers = {"blocks": 4, "scale": 0.25, "threshold": threshold(0.3), "keep_scale": 1.0 / 0.7, "site": 2}
+
+    def entry(kernel: Any, launch: dict[str, int], length: int, tensors: int, products: int) -> Compiled:
+        given = {**rows, **others, **strides, **numbers, **shape, "PRECISION": precision, **launch}
+        name = f"{dtype} {precision if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
+        return Compiled(
+            kernel,
+            f"{name}, 64 x {length}, 4 heads of {width}",
+            {name: given[name] for name in kernel.arg_names},
+            bytes=64 * length * 4 * width * dtype.itemsize * tensors,
+            flops=64 * length * length * 4 * width * products,
+            num_warps=launch.get("num_warps", 4),
+            num_stages=launch.get("num_stages", 3),
+            matrix=matrix if products else None,
+            seed=width == 32 and length == 200,
+        )
+
+    lengths = [n for n in (16, 32, 64, 128) if n <= config.one_tile_forward]
+    entries = [entry(_forward_tile, _tile(config, n), n, 4, 2) for n in lengths]
+    lengths = [n for n in (16, 32, 64, 128) if n <= config.one_tile_backward]
+    entries += [entry(_backward_tile, _tile(config, n), n, 7, 5) for n in lengths]
+    entries += [
+        entry(_forward_blocks, _blocks(config.forward), 200, 4, 2),
+        entry(_backward_queries, _blocks(config.backward_queries), 200, 6, 3),
+        entry(_backward_keys, _blocks(config.backward_keys), 200, 6, 4),
+    ]
+    if way != "tf32":  # the last query multiplies in float32 always
+        entries += [entry(_last_forward, _last(n), n, 2, 0) for n in (16, 32, 200)]
+        entries += [entry(_last_backward, _last(n), n, 4, 0) for n in (16, 32, 200)]
+    return entries
+
+
+_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
+COMPILED = [
+    entry for dtype, kind in _KINDS for width in (8, 24, 32, 64, 128) for entry in _compiled(dtype, kind, width)
+]

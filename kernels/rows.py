@@ -7,6 +7,8 @@ import triton.language as tl
 
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
+# Rows of a tile at most: more, of a narrow width, are more statistics and positions than a thread has registers for.
+MOST_ROWS = 16
 # Rows of partial sums of the gradients of vectors: enough programs to fill the largest chip, few enough that the sum
 # over them is small. Fixed, so that bits do not depend on the chip.
 PARTIALS = 512
@@ -34,11 +36,11 @@ def normalised_gradient(value, normal, rstd, column, columns):
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
 
 
-def tile(columns: int) -> tuple[int, int, int]:
+def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
     """Rows and columns of a tile of whole rows, and the warps of its program."""
     width = max(4, triton.next_power_of_2(columns))
-    height = max(1, TILE // width)
-    return height, width, min(16, max(1, height * width // WARP))
+    height = min(MOST_ROWS, max(1, TILE // width))
+    return height, width, min(16, max(1, height * width // per_warp))
 
 
 def programs(rows: int, height: int) -> tuple[int, int]:

@@ -141,7 +141,7 @@ def test_triton_blocks(
 ) -> None:
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
     kernels = importlib.import_module("fastseq.kernels.attention")
-    small = kernels.Config(0, 0, *(kernels.Blocks(*tile, 4, 1),) * 3)
+    small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
     for key in kernels.CONFIGS:
         monkeypatch.setitem(kernels.CONFIGS, key, small)
     check_triton(causal_attention, lengths, 20, dropout_p)
