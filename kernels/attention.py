@@ -47,23 +47,23 @@ class Config(NamedTuple):
     backward_keys: Blocks
 
 
-# By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said for
-# sm_80 and sm_90 with dropout: the largest tiles and fewest warps of those tried that do not spill and need at most
-# 64 KB of shared memory, so that they fit every chip. Triton multiplies float32 without matrix units by holding whole
+# By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said with
+# dropout: large tiles and few warps among those tried that spill on none of the architectures of the compile report
+# and need at most 64 KB of shared memory. Triton multiplies float32 without matrix units by holding whole
 # operands in registers: a product over 64 columns already spills with tiles of 64 x 64, hence its small ones. Which is
 # fastest is not yet measured.
 CONFIGS = {
     ("ieee", 32): Config(64, 64, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 1)),
     ("ieee", 64): Config(32, 32, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 128): Config(16, 16, 4, Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(32, 16, 8, 1)),
-    ("tf32", 32): Config(128, 64, 16, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2)),
-    ("tf32", 64): Config(64, 32, 8, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(64, 32, 8, 2)),
+    ("ieee", 128): Config(16, 16, 4, Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 4, 1)),
+    ("tf32", 32): Config(64, 64, 16, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
+    ("tf32", 64): Config(64, 32, 4, Blocks(32, 64, 4, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
     ("tf32", 128): Config(64, 32, 8, Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 1), Blocks(16, 32, 8, 1)),
-    ("half", 32): Config(128, 128, 16, Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
-    ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
-    ("half", 128): Config(128, 64, 8, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(64, 32, 8, 2)),
+    ("half", 32): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
+    ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
+    ("half", 128): Config(64, 64, 4, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
 }
-# Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps.
+# Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
 LAST_KEYS = 64
 
 
@@ -416,10 +416,6 @@ def _blocks(blocks: Blocks) -> dict[str, int]:
     return {"QUERIES": blocks.queries, "KEYS": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
 
 
-def _last(max_len: int) -> dict[str, int]:
-    return {"KEYS": min(LAST_KEYS, max(16, triton.next_power_of_2(max_len)))}
-
-
 class _Inputs:
     """What the wrappers share: operands as they are read, and the arguments of every kernel."""
 
@@ -552,7 +548,7 @@ def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *sett
     if out.numel() == 0:
         return out, lse
     _last_forward[x.sequences, x.heads](
-        x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.shape, **_last(x.max_len)
+        x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.shape, KEYS=LAST_KEYS
     )  # fmt: skip
     return out, lse
 
@@ -566,7 +562,7 @@ def last_query_attention_backward(
         return dq, dk, dv
     _last_backward[x.sequences, x.heads](
         _operand(grad).contiguous(), x.q, x.k, x.v, lse.contiguous(), dq, dk, dv, x.offsets, x.rng, *x.strides,
-        *x.drawn, **x.shape, **_last(x.max_len),
+        *x.drawn, **x.shape, KEYS=LAST_KEYS,
     )  # fmt: skip
     return dq, dk, dv
 
@@ -607,8 +603,8 @@ def _compiled(dtype: torch.dtype, way: str, width: int) -> list[Compiled]:
         entry(_backward_keys, _blocks(config.backward_keys), 200, 6, 4),
     ]
     if way != "tf32":  # the last query multiplies in float32 always
-        entries += [entry(_last_forward, _last(n), n, 2, 0) for n in (16, 32, 200)]
-        entries += [entry(_last_backward, _last(n), n, 4, 0) for n in (16, 32, 200)]
+        entries += [entry(_last_forward, {"KEYS": LAST_KEYS}, 200, 2, 0)]
+        entries += [entry(_last_backward, {"KEYS": LAST_KEYS}, 200, 4, 0)]
     return entries
 
 
