@@ -25,6 +25,7 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .compiled import Compiled, pointer
 from .products import kind
+from .rows import refuse_float64
 
 
 class Blocks(NamedTuple):
@@ -436,8 +437,7 @@ class _Inputs:
 
 def _operand(x: Tensor) -> Tensor:
     """With adjacent columns, where it lies if possible; no bfloat16 for the interpreter, which multiplies its bits."""
-    if x.dtype == torch.float64:
-        raise ValueError("q is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    refuse_float64(x, "q")
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         x = x.float()
     return x if x.stride(2) == 1 else x.contiguous()

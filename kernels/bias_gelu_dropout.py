@@ -17,6 +17,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .compiled import Compiled, pointer
+from .rows import refuse_float64
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
 # type and four words of a Philox call serve neighbouring elements.
@@ -83,6 +84,7 @@ def _tile(columns: int) -> tuple[int, int]:
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+    refuse_float64(x, "x")
     source = x.contiguous()
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)

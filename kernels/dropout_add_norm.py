@@ -19,7 +19,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .compiled import Compiled, pointer
-from .rows import normalised_gradient, programs, statistics, tile
+from .rows import normalised_gradient, programs, refuse_float64, statistics, tile
 
 
 @triton.jit
@@ -110,6 +110,7 @@ def dropout_add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
     eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    refuse_float64(x, "x")
     source = x.contiguous()
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)

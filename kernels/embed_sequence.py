@@ -161,6 +161,7 @@ def embed_sequence(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
     site: int, padding_idx: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows.refuse_float64(item_weight, "item_weight")
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     y = torch.empty((n_rows, columns), dtype=item_weight.dtype, device=items.device)
     mean = torch.empty(0 if norm_weight is None else n_rows, dtype=torch.float32, device=items.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
@@ -34,6 +36,12 @@ def normalised_gradient(value, normal, rstd, column, columns):
     mean = tl.div_rn(tl.sum(value, axis=1), width)[:, None]
     slope = tl.div_rn(tl.sum(value * normal, axis=1), width)[:, None]
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
+
+
+def refuse_float64(x: Tensor, name: str) -> None:
+    """Raises ValueError if x, the argument ``name``, is float64: a float32 result would pass for it."""
+    if x.dtype == torch.float64:
+        raise ValueError(f"{name} is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
 
 
 def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:

@@ -158,3 +158,11 @@ def test_lower_instruction_sets(isa: str) -> None:
     environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parents[1])
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_triton
+def test_triton_refuses_float64() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.ones(2, 4, dtype=torch.float64, device=device)
+    with set_backend("triton"), pytest.raises(ValueError, match=r"x is torch\.float64"):
+        bias_gelu_dropout(x, x[0])

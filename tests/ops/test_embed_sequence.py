@@ -182,3 +182,11 @@ def test_errors() -> None:
         op(0.0)(**(values | {"norm_bias": None}))
     with pytest.raises(ValueError, match="padding_idx is 51"):
         op(0.0, V + 1)(**values)
+
+
+@needs_triton
+def test_triton_refuses_float64() -> None:
+    values = moved(inputs([2], 4)[0], "triton")
+    values = {name: x.double() if x.is_floating_point() else x for name, x in values.items()}
+    with set_backend("triton"), pytest.raises(ValueError, match=r"item_weight is torch\.float64"):
+        op(0.0)(**values)
