@@ -34,9 +34,9 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_stack_use_
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:history_size=4
 
-checked() {  # arguments of pytest
+checked() {  # arguments of pytest, which must not keep a report on descriptor 2 to itself
   # Without randomised addresses, which some kernels make too random for ThreadSanitizer.
-  setarch "$(uname -m)" -R env LD_PRELOAD="$preload" "$python" -X faulthandler -m pytest -q -p no:cacheprovider "$@"
+  setarch "$(uname -m)" -R env LD_PRELOAD="$preload" "$python" -X faulthandler -m pytest -q -p no:cacheprovider --capture=sys "$@"
 }
 
 export FASTSEQ_FUZZ_EXAMPLES=${FASTSEQ_FUZZ_EXAMPLES:-30}
