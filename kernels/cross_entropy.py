@@ -14,34 +14,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .precision import float32_precision
+from .products import float32_precision, kind, operand, product
 
 # Programs that fill a large chip, four each on 128 multiprocessors: few tiles are cut into so many parts.
 PROGRAMS = 512
 # Tile of the side whose result it is (forward: rows), tile of the other side, columns of h and weight multiplied at a
-# time, warps, stages. "ieee" is float32 without the matrix unit. Spills, sm_80 and sm_90 at 128 columns: none; with
-# twice the tile of the other side, or with 4 warps for "ieee", 0.1 to 17 KB. Not yet measured.
+# time, warps, stages. "ieee" is float32 without the matrix unit. Spills on sm_80 and sm_90 at 128 columns: none, but 8
+# bytes of "ieee" with bias and softcap; twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB.
+# Not yet measured.
 FORWARD = {"half": (64, 128, 128, 4, 2), "tf32": (64, 64, 128, 4, 2), "ieee": (64, 64, 32, 8, 2)}
 BACKWARD = {"half": (64, 32, 128, 4, 2), "tf32": (64, 32, 128, 4, 2), "ieee": (64, 32, 32, 8, 2)}
 # Columns of a gradient that one program sums: wider ones compute their logits once for each such part.
 GRADIENT_WIDTH = 128
 COMBINED_ROWS = 128
-
-
-@triton.jit
-def _product(a, b, a_left, b_left, width, A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    """a bᵀ of A and B rows, of which a_left and b_left exist; and the last STEP columns of b, all if WIDTH is STEP."""
-    i, j = tl.arange(0, A)[:, None], tl.arange(0, B)[:, None]
-    for first in tl.static_range(0, WIDTH, STEP):
-        column = first + tl.arange(0, STEP)[None, :]
-        left = tl.load(a + i * width + column, mask=(i < a_left) & (column < width), other=0.0)
-        right = tl.load(b + j * width + column, mask=(j < b_left) & (column < width), other=0.0)
-        if first == 0:
-            product = tl.dot(left, tl.trans(right), input_precision=PRECISION)
-        else:
-            product = tl.dot(left, tl.trans(right), product, input_precision=PRECISION)
-    return product, right
 
 
 @triton.jit
@@ -71,7 +56,7 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
     for first in range(start, stop, ITEMS):
         item = first + tl.arange(0, ITEMS)
         table = weight + tl.cast(first, tl.int64) * width
-        logit, _ = _product(
+        logit, _ = product(
             h, table, n_rows - first_row, n_items - first, width, ROWS, ITEMS, WIDTH, STEP, PRECISION
         )  # fmt: skip
         if BIAS:
@@ -132,7 +117,7 @@ def _gradient(a, b, bias, targets, lses, grad, stride, d_a, d_bias, a_rows, b_ro
     for first in range(start, stop, B):
         b_row = first + tl.arange(0, B)
         tile = b + tl.cast(first, tl.int64) * width
-        logit, other = _product(
+        logit, other = product(
             a, tile, a_rows - first_row, b_rows - first, width, A, B, WIDTH, STEP, PRECISION
         )  # fmt: skip
         if ITEMS:
@@ -175,18 +160,9 @@ def _operands(
     h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, weight, targets and bias, contiguous, the first two of one type. Without a bias: h, which is not read."""
-    if torch.float64 in (h.dtype, weight.dtype):
-        raise ValueError("h or weight is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
-    kind = torch.bfloat16 if bfloat16 else torch.promote_types(h.dtype, weight.dtype)
-    x, table = h.to(kind).contiguous(), weight.to(kind).contiguous()
-    if kind == torch.bfloat16 and h.device.type == "cpu":  # the interpreter multiplies its bits, not its values
-        x, table = x.float(), table.float()
+    wanted = torch.bfloat16 if bfloat16 else torch.promote_types(h.dtype, weight.dtype)
+    x, table = operand(h, "h", wanted), operand(weight, "weight", wanted)
     return x, table, targets.contiguous(), x if bias is None else bias.contiguous()
-
-
-def _kind(x: Tensor) -> str:
-    """Which launch serves the operand x."""
-    return float32_precision() if x.dtype == torch.float32 else "half"
 
 
 def _parts(tiles: int, length: int, tile: int) -> tuple[int, int]:
@@ -206,7 +182,7 @@ def linear_cross_entropy(
     lses = torch.empty_like(losses)
     if n_rows == 0:
         return losses, lses
-    rows, items, step, warps, stages = FORWARD[_kind(x)]
+    rows, items, step, warps, stages = FORWARD[kind(x)]
     columns = max(16, triton.next_power_of_2(width))
     tiles = triton.cdiv(n_rows, rows)
     parts, part = _parts(tiles, n_items, items)
@@ -229,20 +205,20 @@ def linear_cross_entropy_backward(
     x, table, targets, shift = _operands(h, weight, targets, bias, bfloat16)
     lse = lse.contiguous()
     width, n_items = x.shape[1], table.shape[0]
-    mine, others, step, warps, stages = BACKWARD[_kind(x)]
+    mine, others, step, warps, stages = BACKWARD[kind(x)]
     columns = max(16, triton.next_power_of_2(width))
     step = min(step, columns)
     across = columns if step == columns else min(columns, GRADIENT_WIDTH)
 
-    def gradient(a: Tensor, b: Tensor, kind: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
+    def gradient(a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
         tiles = triton.cdiv(a.shape[0], mine)
         parts, part = _parts(tiles, b.shape[0], others)
         shape = (parts, a.shape[0], width)
-        total = torch.empty(shape, dtype=kind if parts == 1 else torch.float32, device=h.device)
-        bias_kind = kind if bias is None else bias.dtype
+        total = torch.empty(shape, dtype=dtype if parts == 1 else torch.float32, device=h.device)
+        bias_dtype = dtype if bias is None else bias.dtype
         bias_total = torch.empty(
             shape[:2] if items and bias is not None else (parts, 0),
-            dtype=bias_kind if parts == 1 else torch.float32, device=h.device,
+            dtype=bias_dtype if parts == 1 else torch.float32, device=h.device,
         )  # fmt: skip
         if total.numel() > 0 or bias_total.numel() > 0:
             _gradient[tiles, parts, max(1, triton.cdiv(width, across))](
@@ -253,7 +229,7 @@ def linear_cross_entropy_backward(
             )  # fmt: skip
         if parts == 1:
             return total[0], bias_total[0]
-        return total.sum(0).to(kind), bias_total.sum(0).to(bias_kind)
+        return total.sum(0).to(dtype), bias_total.sum(0).to(bias_dtype)
 
     dh, _ = gradient(x, table, h.dtype, items=False)
     dweight, dbias = gradient(table, x, weight.dtype, items=True)

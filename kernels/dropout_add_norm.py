@@ -17,34 +17,7 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox
-
-# Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
-TILE, WARP = 1024, 256
-# Rows of partial sums: enough programs to fill the largest chip, few enough that the sum over them is small. Fixed,
-# so that bits do not depend on the chip.
-PARTIALS = 512
-
-
-@triton.jit
-def normalised_gradient(value, normal, rstd, column, columns):
-    """The gradient of LayerNorm's input from that of its normalised rows; both [ROWS, COLUMNS], zero outside."""
-    width = columns.to(tl.float32)
-    mean = tl.div_rn(tl.sum(value, axis=1), width)[:, None]
-    slope = tl.div_rn(tl.sum(value * normal, axis=1), width)[:, None]
-    return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
-
-
-@triton.jit
-def statistics(value, column, columns, eps):
-    """Mean and 1 / sqrt(variance + eps) of rows [ROWS, COLUMNS] that are zero outside, and the centred rows.
-
-    Divisions are rounded correctly, so that a constant row has variance 0 wherever its sum is exact.
-    """
-    width = columns.to(tl.float32)
-    mean = tl.div_rn(tl.sum(value, axis=1), width)
-    centred = tl.where(column < columns, value - mean[:, None], 0.0)
-    variance = tl.div_rn(tl.sum(centred * centred, axis=1), width)
-    return mean, tl.rsqrt(variance + eps), centred
+from .rows import normalised_gradient, programs, statistics, tile
 
 
 @triton.jit
@@ -131,13 +104,6 @@ def _backward(
         tl.store(partial + 2 * stride + place, tl.sum(dx_bias, axis=0)[None, :], mask=column < columns)
 
 
-def tile(columns: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and the warps of its program."""
-    width = max(4, triton.next_power_of_2(columns))
-    height = max(1, TILE // width)
-    return height, width, min(16, max(1, height * width // WARP))
-
-
 def dropout_add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
     eps: float, p: float, rng: Tensor | None, site: int,
@@ -171,11 +137,10 @@ def dropout_add_norm_backward(
         empty = torch.zeros_like(weight), torch.zeros_like(weight)
         return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
     height, width, warps = tile(columns)
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    programs = triton.cdiv(rows, height * tiles)
+    count, tiles = programs(rows, height)
     vectors = 2 if x_bias is None else 3
-    partial = torch.empty((vectors, programs, columns), dtype=torch.float32, device=x.device)
-    _backward[programs,](
+    partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=x.device)
+    _backward[count,](
         grad.contiguous(), source, other, weight.contiguous(), None if x_bias is None else x_bias.contiguous(),
         mean.contiguous(), rstd.contiguous(), dx, dresidual, partial, rng, rows, columns, tiles,
         threshold(p), 1.0 / (1.0 - p), site,

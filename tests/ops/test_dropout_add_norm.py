@@ -55,7 +55,7 @@ def test_triton(
     rows: int, width: int, with_bias: bool, p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
 ) -> None:
     """Several rows a tile and rows wider than one, several tiles a program, several programs."""
-    kernels = importlib.import_module("fastseq.kernels.dropout_add_norm")
+    kernels = importlib.import_module("fastseq.kernels.rows")
     monkeypatch.setattr(kernels, "TILE", 512)
     monkeypatch.setattr(kernels, "PARTIALS", 3)
     check_triton(op(p), *inputs(rows, width, with_bias), OPS)
