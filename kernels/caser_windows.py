@@ -33,6 +33,7 @@ WIDTH = 64  # columns of x of one product
 HISTORIES = 8  # of a program of _histories
 VERTICAL = 4  # vertical filters of a program
 CHUNKS = 32  # runs of rows that are summed apart: with 5 blocks of filters more programs than multiprocessors
+PARTIAL = 1 << 25  # values that the sums of all runs may take, 128 MB: fewer runs for long, many or wide filters
 
 
 @triton.jit
@@ -344,7 +345,9 @@ def _grad_filters(
             sums = _arrivals(
                 sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
             )  # fmt: skip
-            known = (row + tap < end)[:, None] & (column < D)[None, :]
+            # Rows that no history met are not read: a NaN there times 0 would not be 0.
+            met = (tl.max((sums != 0).to(tl.int32), 1) > 0) & (row + tap < end)
+            known = met[:, None] & (column < D)[None, :]
             value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
             product = tl.dot(tl.trans(sums.to(x.dtype.element_ty)), value, input_precision=PRECISION)
             inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
@@ -597,7 +600,7 @@ def caser_windows_backward(
     grad_weight_h, grad_bias_h = torch.zeros_like(weight_h), torch.zeros_like(bias_h)
     grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
     if blocks > 0:
-        tiles = triton.cdiv(triton.cdiv(rows, ROWS), CHUNKS)
+        tiles = triton.cdiv(triton.cdiv(rows, ROWS), max(1, min(CHUNKS, PARTIAL // max(weight_h.numel(), 1))))
         chunks = triton.cdiv(rows, ROWS * max(tiles, 1))
         by_chunk = floats(chunks, weight_h.numel())
         if by_chunk.numel() > 0:
