@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test lint build clean
+.PHONY: demo test sanitize lint build clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
@@ -15,6 +15,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
+
+sanitize: $(INSTALLED)
+	PYTHON=$(BIN)/python tests/sanitize/run.sh address
+	PYTHON=$(BIN)/python tests/sanitize/run.sh thread
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

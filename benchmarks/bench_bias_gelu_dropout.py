@@ -1,6 +1,6 @@
-"""bias_gelu_dropout on the CPU beside its parts in PyTorch, forward and backward.
+"""bias_gelu_dropout on the CPU beside its parts in PyTorch.
 
-pytest benchmarks/bench_bias_gelu_dropout.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_bias_gelu_dropout.py --benchmark-only
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import IMPLEMENTATIONS, RNG, measure
+from op_bench import DIRECTIONS, DTYPES, EVENTS, IMPLEMENTATIONS, RNG, measure
 from torch import Tensor
 
 from fastseq.ops import bias_gelu_dropout
+
+INNER = 512
 
 
 def fastseq(p: float, x: Tensor, bias: Tensor) -> Tensor:
@@ -25,8 +27,11 @@ def eager(p: float, x: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("width", [256, 1024])
-def test_bias_gelu_dropout(benchmark: Any, width: int, implementation: str) -> None:
-    x, upstream = torch.randn(2, 4096, width)
-    functions, group = {"fastseq": fastseq, "eager": eager}, f"bias_gelu_dropout [4096, {width}]"
-    measure(benchmark, implementation, functions, [x, torch.randn(width)], upstream, group=group, dropout_p=0.3)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_gelu_dropout(benchmark: Any, dtype: str, direction: str, implementation: str) -> None:
+    x, upstream = torch.randn(2, EVENTS, INNER)
+    measure(
+        benchmark, implementation, {"fastseq": fastseq, "eager": eager}, [x, torch.randn(INNER)], upstream,
+        op="bias_gelu_dropout", shape=f"[{EVENTS}, {INNER}]", direction=direction, dtype=dtype, dropout_p=0.3,
+    )  # fmt: skip

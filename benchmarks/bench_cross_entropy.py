@@ -1,6 +1,6 @@
-"""linear_cross_entropy on the CPU beside logits and cross_entropy in PyTorch, forward and backward.
+"""linear_cross_entropy on the CPU beside logits and cross_entropy in PyTorch.
 
-pytest benchmarks/bench_cross_entropy.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_cross_entropy.py --benchmark-only
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import IMPLEMENTATIONS, measure
+from op_bench import BEAUTY_ITEMS, DIRECTIONS, EVENTS, IMPLEMENTATIONS, ML_1M_ITEMS, PRECISIONS, WIDTH, measure
 from torch import Tensor
 
 from fastseq.ops import linear_cross_entropy
 
-WIDTH = 64
+CLASSES = {"ml-1m": ML_1M_ITEMS + 1, "beauty": BEAUTY_ITEMS + 1}  # with the padding row
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("rows", "classes"), [(2048, 3416), (512, 50_000)])
-def test_linear_cross_entropy(benchmark: Any, rows: int, classes: int, implementation: str) -> None:
-    targets = torch.randint(0, classes, (rows,))
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("data", CLASSES)
+def test_linear_cross_entropy(benchmark: Any, data: str, dtype: str, direction: str, implementation: str) -> None:
+    classes = CLASSES[data]
+    targets = torch.randint(0, classes, (EVENTS,))
 
     def fastseq(p: float, h: Tensor, weight: Tensor) -> Tensor:
-        return linear_cross_entropy(h, weight, targets, reduction="none")
+        return linear_cross_entropy(h, weight, targets)
 
     def eager(p: float, h: Tensor, weight: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(h, weight), targets, reduction="none")
+        return F.cross_entropy(F.linear(h, weight), targets)
 
-    leaves = [torch.randn(rows, WIDTH), 0.3 * torch.randn(classes, WIDTH)]
-    functions, group = {"fastseq": fastseq, "eager": eager}, f"linear_cross_entropy [{rows}, {classes}]"
-    measure(benchmark, implementation, functions, leaves, torch.rand(rows), group=group)
+    leaves = [torch.randn(EVENTS, WIDTH), 0.2 * torch.randn(classes, WIDTH)]
+    measure(
+        benchmark, implementation, {"fastseq": fastseq, "eager": eager}, leaves, torch.tensor(1.0),
+        op="linear_cross_entropy", shape=f"{data} [{EVENTS}, {classes}]", direction=direction, dtype=dtype,
+    )  # fmt: skip

@@ -1,6 +1,8 @@
-"""dropout on the CPU beside torch.nn.functional.dropout, forward and backward.
+"""dropout on the CPU beside torch.nn.functional.dropout, on what Caser's convolutions give.
 
-pytest benchmarks/bench_dropout.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_dropout.py --benchmark-only
+
+Training only: in evaluation the op returns its argument.
 """
 
 from __future__ import annotations
@@ -10,23 +12,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import IMPLEMENTATIONS, RNG, measure
+from op_bench import BOTH, DTYPES, EVENTS, IMPLEMENTATIONS, RNG, measure
 from torch import Tensor
 
 from fastseq.ops import dropout
 
 
 def fastseq(p: float, x: Tensor) -> Tensor:
-    return dropout(x * 1, p, RNG)  # times 1: without dropout the op returns x itself
+    return dropout(x, p, RNG)
 
 
 def eager(p: float, x: Tensor) -> Tensor:
-    return F.dropout(x * 1, p)
+    return F.dropout(x, p)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("width", [64, 256])
-def test_dropout(benchmark: Any, width: int, implementation: str) -> None:
-    x, upstream = torch.randn(2, 8192, width)
-    functions = {"fastseq": fastseq, "eager": eager}
-    measure(benchmark, implementation, functions, [x], upstream, group=f"dropout [8192, {width}]", dropout_p=0.3)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [20, 50])
+def test_dropout(benchmark: Any, length: int, dtype: str, implementation: str) -> None:
+    width = 4 * 64 + 8 * length  # n_v d + n_h L
+    x, upstream = torch.randn(2, EVENTS, width)
+    measure(
+        benchmark, implementation, {"fastseq": fastseq, "eager": eager}, [x], upstream,
+        op="dropout", shape=f"[{EVENTS}, {width}]", direction=BOTH, dtype=dtype, dropout_p=0.5,
+    )  # fmt: skip

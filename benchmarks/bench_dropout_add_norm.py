@@ -1,6 +1,6 @@
-"""dropout_add_norm on the CPU beside its parts in PyTorch, forward and backward.
+"""dropout_add_norm on the CPU beside its parts in PyTorch.
 
-pytest benchmarks/bench_dropout_add_norm.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_dropout_add_norm.py --benchmark-only
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_bench import IMPLEMENTATIONS, RNG, measure
+from op_bench import DIRECTIONS, DTYPES, EVENTS, IMPLEMENTATIONS, RNG, WIDTH, measure
 from torch import Tensor
 
 from fastseq.ops import dropout_add_norm
@@ -25,10 +25,11 @@ def eager(p: float, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("width", [64, 256])
-def test_dropout_add_norm(benchmark: Any, width: int, implementation: str) -> None:
-    x, residual, upstream = torch.randn(3, 8192, width)
-    weight, bias, x_bias = torch.randn(3, width)
-    functions, leaves = {"fastseq": fastseq, "eager": eager}, [x, residual, weight, bias, x_bias]
-    group = f"dropout_add_norm [8192, {width}]"
-    measure(benchmark, implementation, functions, leaves, upstream, group=group, dropout_p=0.3)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_add_norm(benchmark: Any, dtype: str, direction: str, implementation: str) -> None:
+    x, residual, upstream = torch.randn(3, EVENTS, WIDTH)
+    measure(
+        benchmark, implementation, {"fastseq": fastseq, "eager": eager}, [x, residual, *torch.randn(3, WIDTH)],
+        upstream, op="dropout_add_norm", shape=f"[{EVENTS}, {WIDTH}]", direction=direction, dtype=dtype, dropout_p=0.3,
+    )  # fmt: skip

@@ -123,21 +123,17 @@ def measure_rectools(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"targets_per_s": sum(n for _, n in ends[1:]) / seconds, "batch_size": f"{batch_size} sequences"}
 
 
-def measure_fastseq(chosen: argparse.Namespace) -> dict[str, Any]:
-    """fastseq's own throughput, in a fresh process."""
+PER_TARGET = "per-target"  # WarpRec's own batches: one sequence per target, float32
+
+
+def measure_fastseq(chosen: argparse.Namespace, variant: str) -> dict[str, Any]:
+    """fastseq's own throughput, in a fresh process, as the precision or as "per-target"."""
     command = [sys.executable, str(Path(__file__).with_name("train_throughput.py")), "--json"]
     command += ["--model", chosen.model, "--data", str(chosen.data), "--max-len", str(chosen.max_len)]
-    command += [
-        "--batch-size",
-        str(chosen.batch_size),
-        "--seconds",
-        str(chosen.seconds),
-        "--precision",
-        chosen.precision,
-    ]
+    command += ["--batch-size", str(chosen.batch_size), "--seconds", str(chosen.seconds)]
+    command += ["--per-target"] if variant == PER_TARGET else ["--precision", variant]
     command += ["--stride", str(chosen.stride)] if chosen.stride else []
     command += ["--loss", chosen.loss] if chosen.loss else []
-    command += ["--per-target"] if chosen.per_target else []
     return _last_json(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -145,36 +141,39 @@ def _last_json(text: str) -> dict[str, Any]:
     return json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
 def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
     from fastseq.bench import seed_params, versions
 
-    params = {k: v for k, v in seed_params(chosen.model, chosen.max_len).items()}
-    peer, own = [], []
+    params = seed_params(chosen.model, chosen.max_len)
+    peer: list[dict[str, Any]] = []
+    own: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen.variants}
     command = [chosen.peer_python, __file__, *sys.argv[1:], "--worker", "--params", json.dumps(params)]
     for _ in range(chosen.rounds):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"the peer failed:\n{done.stderr[-2000:]}")
         peer.append(_last_json(done.stdout))
-        own.append(measure_fastseq(chosen))
-    ratios = [mine["targets_per_s"] / theirs["targets_per_s"] for mine, theirs in zip(own, peer, strict=True)]
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
+        for variant, measured in own.items():
+            measured.append(measure_fastseq(chosen, variant))
+    speeds = [x["targets_per_s"] for x in peer]
     return {
         "model": chosen.model,
         "data": chosen.data.name,
         "max_len": chosen.max_len,
         "rounds": chosen.rounds,
-        "ratio": spread(ratios),
-        "fastseq": spread([x["targets_per_s"] for x in own])
-        | {key: own[0][key] for key in ("batch_size", "stride", "precision", "per_target")}
-        | {"peak_rss_mb": max(x["peak_rss_mb"] for x in own)},
-        "peer": {"name": chosen.peer}
-        | spread([x["targets_per_s"] for x in peer])
-        | {"batch_size": peer[0]["batch_size"]},
+        "peer": {"name": chosen.peer} | spread(speeds) | {"batch_size": peer[0]["batch_size"]},
+        "fastseq": {
+            variant: spread([x["targets_per_s"] for x in measured])
+            | {"ratio": spread([x["targets_per_s"] / y for x, y in zip(measured, speeds, strict=True)])}
+            | {key: measured[0][key] for key in ("batch_size", "stride")}
+            | {"peak_rss_mb": max(x["peak_rss_mb"] for x in measured)}
+            for variant, measured in own.items()
+        },
         "versions": versions(),
     }
 
@@ -191,8 +190,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="fastseq's, in targets")
     parser.add_argument("--stride", type=int)
     parser.add_argument("--loss", choices=("bpr", "bce", "gbce", "sampled_softmax", "cross_entropy"))
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--per-target", action="store_true")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=("fp32", "bf16", PER_TARGET),
+        default=["fp32"],
+        help="of fastseq, in each round",
+    )
     parser.add_argument("--peer-batch-size", type=int, default=256, help="targets (WarpRec) or sequences (RecTools)")
     parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec: batches measured")
     parser.add_argument("--peer-loss", default="BCE", help="RecTools: BCE, gBCE or softmax")

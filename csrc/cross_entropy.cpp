@@ -35,6 +35,10 @@ void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_c
         for (int64_t i = 0; i < rows; i += R) {
             const int count = static_cast<int>(std::min<int64_t>(R, rows - i));
             for (int r = 0; r < count; ++r) row[r] = a + (i + r) * a_row;
+            if (!add && out_row == lanes) {  // a tile's rows are rows of C: no copy
+                product_of<C, R>(count, row, a_step, b + column * b_column, ldb, depth, out + i * out_row);
+                continue;
+            }
             product_of<C, R>(count, row, a_step, b + column * b_column, ldb, depth, sums);
             for (int r = 0; r < count; ++r) {
                 S* to = out + (i + r) * out_row + column;

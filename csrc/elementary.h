@@ -33,6 +33,8 @@ struct Elementary<double> {
     static constexpr double exp_bound = 700.0, tanh_bound = 20.0;
 };
 
+constexpr double inverse_factorial(int k) { return k <= 1 ? 1.0 : inverse_factorial(k - 1) / k; }
+
 // scale = 2^n and p with exp(x) = scale + scale * p; |x| <= exp_bound.
 template <typename T>
 FASTSEQ_INLINE void exp_parts(T x, T& scale, T& p) {
@@ -40,9 +42,9 @@ FASTSEQ_INLINE void exp_parts(T x, T& scale, T& p) {
     const T shifted = x * E::log2e + E::round;
     const T n = shifted - E::round;
     const T r = (x - n * E::ln2_high) - n * E::ln2_low;
-    T q = T(1);
+    T q = T(inverse_factorial(E::exp_terms));
 #pragma GCC unroll 16
-    for (int k = E::exp_terms; k >= 2; --k) q = T(1) + q * r * (T(1) / T(k));
+    for (int k = E::exp_terms - 1; k >= 1; --k) q = q * r + T(inverse_factorial(k));
     p = q * r;
     typename E::Bits bits;
     __builtin_memcpy(&bits, &shifted, sizeof bits);

@@ -14,6 +14,9 @@ own_process()  # before torch: several test runs, or a test's own processes, may
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():  # before a test that compiles imports Triton (kernels/__init__.py)
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -30,7 +30,7 @@ std::vector<int32_t> slots_of(const Array<int64_t>& rows, int64_t table_rows) {
 template <typename T, typename Dense, typename Lazy>
 void adam_rows(Dense dense, Lazy lazy_kernel, Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq,
                Array<int64_t>& last_step, const Array<int64_t>& rows, const Array<T>& grad, int64_t step, double lr,
-               double beta1, double beta2, double eps, bool lazy, int threads) {
+               double beta1, double beta2, double eps, bool lazy, Threads threads) {
     check_shape(weight, "weight", {-1, -1});
     AdamTable<T> table;
     table.rows = weight.shape(0), table.width = weight.shape(1);
@@ -39,6 +39,7 @@ void adam_rows(Dense dense, Lazy lazy_kernel, Array<T>& weight, Array<T>& exp_av
     check_shape(last_step, "last_step", {table.rows});
     check_shape(rows, "rows", {-1});
     check_shape(grad, "grad", {rows.shape(0), table.width});
+    if (step < 1) throw py::value_error("step is " + std::to_string(step) + ", expected at least 1");
     const int64_t* last = last_step.data();
     for (int64_t r = 0; r < table.rows; ++r)
         if (last[r] >= step || last[r] < 0)
@@ -57,26 +58,24 @@ void adam_rows(Dense dense, Lazy lazy_kernel, Array<T>& weight, Array<T>& exp_av
 }
 
 template <typename T, typename Dense, typename Lazy>
-void define(py::module_& m, Dense dense, Lazy lazy_kernel) {
-    m.def(
-        "adam_rows",
-        [dense, lazy_kernel](Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq, Array<int64_t>& last_step,
-                             const Array<int64_t>& rows, const Array<T>& grad, int64_t step, double lr, double beta1,
-                             double beta2, double eps, bool lazy, int threads) {
-            adam_rows<T>(dense, lazy_kernel, weight, exp_avg, exp_avg_sq, last_step, rows, grad, step, lr, beta1,
-                         beta2, eps, lazy, threads);
-        },
-        py::arg("weight").noconvert(), py::arg("exp_avg").noconvert(), py::arg("exp_avg_sq").noconvert(),
-        py::arg("last_step").noconvert(), py::arg("rows").noconvert(), py::arg("grad").noconvert(), py::arg("step"),
-        py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("lazy"), py::arg("threads"),
-        "one Adam step in place, dense-equal or lazy");
+auto door(Dense dense, Lazy lazy_kernel) {
+    return [dense, lazy_kernel](Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq, Array<int64_t>& last_step,
+                                const Array<int64_t>& rows, const Array<T>& grad, int64_t step, double lr,
+                                double beta1, double beta2, double eps, bool lazy, Threads threads) {
+        adam_rows<T>(dense, lazy_kernel, weight, exp_avg, exp_avg_sq, last_step, rows, grad, step, lr, beta1, beta2,
+                     eps, lazy, threads);
+    };
 }
 
 }  // namespace
 
 void bind_adam_rows(py::module_& m) {
-    define<float>(m, [](auto&&... a) { adam_dense_f32(a...); }, [](auto&&... a) { adam_lazy_f32(a...); });
-    define<double>(m, [](auto&&... a) { adam_dense_f64(a...); }, [](auto&&... a) { adam_lazy_f64(a...); });
+    define(m, "adam_rows",
+           {"weight", "exp_avg", "exp_avg_sq", "last_step", "rows", "grad", "step", "lr", "beta1", "beta2", "eps",
+            "lazy", "threads"},
+           "one Adam step in place, dense-equal or lazy",
+           door<float>([](auto&&... a) { adam_dense_f32(a...); }, [](auto&&... a) { adam_lazy_f32(a...); }),
+           door<double>([](auto&&... a) { adam_dense_f64(a...); }, [](auto&&... a) { adam_lazy_f64(a...); }));
 }
 
 }  // namespace fastseq

@@ -1,21 +1,10 @@
 // Arguments that the doors of the dropout ops share.
 #pragma once
 
-#include <pybind11/stl.h>
-
-#include <optional>
-
 #include "bindings.h"
 #include "dropout.h"
 
 namespace fastseq {
-
-template <typename T>
-using OptionalArray = std::optional<Array<T>>;
-
-inline void check_threads(int threads) {
-    if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + ", expected at least 1");
-}
 
 inline Dropout make_dropout(double p, int64_t seed, int64_t step, uint32_t site) {
     return {Rng(seed, step), site, dropout_threshold(p), 1.0 / (1.0 - p)};

@@ -4,6 +4,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "bindings.h"
@@ -32,12 +33,9 @@ class Scratch {
     std::unique_ptr<void, AlignedDelete> memory_;
 };
 
-// [rows, heads, width] with rows any distance apart, as a slice of a joint projection has them.
+// x [rows, heads, width] with rows any distance apart, as a slice of a joint projection has them.
 template <typename T>
-using RowArray = py::array_t<T, 0>;
-
-template <typename T>
-HeadRows<T> head_rows(const RowArray<T>& array, const char* name, int64_t rows, int64_t heads, int64_t width) {
+HeadRows<T> head_rows(const StridedArray<T>& array, const char* name, int64_t rows, int64_t heads, int64_t width) {
     check_shape(array, name, {rows, heads, width});
     const int64_t item = sizeof(T);
     if (rows * heads * width > 0 && ((width > 1 && array.strides(2) != item) ||
@@ -49,13 +47,13 @@ HeadRows<T> head_rows(const RowArray<T>& array, const char* name, int64_t rows, 
 // The batch and what it owns: offsets checked, sequences in order of length.
 struct Batch : AttentionBatch {
     Batch(const Array<int32_t>& offsets_, int64_t rows, int64_t heads_, int64_t width_, int64_t max_len, double p_,
-          int64_t seed, int64_t step, uint32_t site_, double scale_, int threads_)
+          int64_t seed, int64_t step, uint32_t site_, double scale_, Threads threads_)
         : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_, p_,
-                         dropout_threshold(p_), Rng(seed, step), site_, std::max(threads_, 1)} {
+                         dropout_threshold(p_), Rng(seed, step), site_, threads_} {
         check_shape(offsets_, "offsets", {-1});
         check_offsets(offsets, offsets_.size(), rows, "offsets");
         if (width < 1 || width > kLargestWidth)
-            throw py::value_error("head dim is " + std::to_string(width) + ", expected 1 to " +
+            throw py::value_error("q: head dim is " + std::to_string(width) + ", expected 1 to " +
                                   std::to_string(kLargestWidth));
         check_lengths(offsets, offsets_.size(), max_len);
         for (int64_t b = 0; b < sequences; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
@@ -77,7 +75,7 @@ struct Batch : AttentionBatch {
 
 // q, k and v checked against the batch; `queries` is the number of rows of q.
 template <typename T>
-AttentionTensors<T> inputs(const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, int64_t queries) {
+AttentionTensors<T> inputs(const StridedArray<T>& q, const StridedArray<T>& k, const StridedArray<T>& v, int64_t queries) {
     const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
     AttentionTensors<T> x{};
     x.q = head_rows(q, "q", queries, heads, width);
@@ -86,84 +84,89 @@ AttentionTensors<T> inputs(const RowArray<T>& q, const RowArray<T>& k, const Row
     return x;
 }
 
-template <bool kLast, typename T, typename Forward, typename Backward>
-void define(py::module_& m, const char* name, Forward forward, Backward backward) {
-    m.def(
-        name,
-        [forward](const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v, Array<T>& out, Array<T>& lse,
-                  const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
-                  uint32_t site, double scale, int threads) {
-            check_shape(q, "q", {-1, -1, -1});
-            check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
-            const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-            const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-            const int64_t queries = kLast ? batch.sequences : rows;
-            AttentionTensors<T> x = inputs(q, k, v, queries);
-            check_shape(out, "out", {queries, heads, width});
-            check_shape(lse, "lse", {queries, heads});
-            x.out = out.mutable_data();
-            x.lse = lse.mutable_data();
-            py::gil_scoped_release release;
-            const Scratch<T> scratch(
-                kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
-            scratch.lend(x);
-            forward(batch, x);
-        },
-        py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("out").noconvert(),
-        py::arg("lse").noconvert(), py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("p"),
-        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"),
-        "Writes out, like q, and lse [rows of q, heads]");
-    m.def(
-        (std::string(name) + "_backward").c_str(),
-        [backward](const Array<T>& grad, const RowArray<T>& q, const RowArray<T>& k, const RowArray<T>& v,
-                   const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
-                   const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
-                   uint32_t site, double scale, int threads) {
-            check_shape(q, "q", {-1, -1, -1});
-            check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
-            const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-            const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-            const int64_t queries = kLast ? batch.sequences : rows;
-            AttentionTensors<T> x = inputs(q, k, v, queries);
-            check_shape(grad, "grad", {queries, heads, width});
-            check_shape(lse, "lse", {queries, heads});
-            check_shape(grad_q, "grad_q", {queries, heads, width});
-            check_shape(grad_k, "grad_k", {rows, heads, width});
-            check_shape(grad_v, "grad_v", {rows, heads, width});
-            x.grad = grad.data();
-            x.saved_lse = lse.data();
-            x.grad_q = grad_q.mutable_data();
-            x.grad_k = grad_k.mutable_data();
-            x.grad_v = grad_v.mutable_data();
-            py::gil_scoped_release release;
-            const Scratch<T> scratch(
-                kLast ? last_query_scratch(batch.longest) : attention_backward_scratch(batch.longest, width),
-                batch.threads);
-            scratch.lend(x);
-            backward(batch, x);
-        },
-        py::arg("grad").noconvert(), py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-        py::arg("lse").noconvert(), py::arg("grad_q").noconvert(), py::arg("grad_k").noconvert(),
-        py::arg("grad_v").noconvert(), py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("p"),
-        py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("scale"), py::arg("threads"),
-        "Writes grad_q, grad_k and grad_v, like q, k and v");
+template <bool kLast, typename T, typename Kernel>
+auto forward(Kernel kernel) {
+    return [kernel](const StridedArray<T>& q, const StridedArray<T>& k, const StridedArray<T>& v, Array<T>& out,
+                    Array<T>& lse, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed,
+                    int64_t step, uint32_t site, double scale, Threads threads) {
+        check_shape(q, "q", {-1, -1, -1});
+        check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+        const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+        const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+        const int64_t queries = kLast ? batch.sequences : rows;
+        AttentionTensors<T> x = inputs(q, k, v, queries);
+        check_shape(out, "out", {queries, heads, width});
+        check_shape(lse, "lse", {queries, heads});
+        x.out = out.mutable_data();
+        x.lse = lse.mutable_data();
+        py::gil_scoped_release release;
+        const Scratch<T> scratch(
+            kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
+        scratch.lend(x);
+        kernel(batch, x);
+    };
 }
+
+template <bool kLast, typename T, typename Kernel>
+auto backward(Kernel kernel) {
+    return [kernel](const Array<T>& grad, const StridedArray<T>& q, const StridedArray<T>& k,
+                    const StridedArray<T>& v, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k,
+                    Array<T>& grad_v, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed,
+                    int64_t step, uint32_t site, double scale, Threads threads) {
+        check_shape(q, "q", {-1, -1, -1});
+        check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+        const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+        const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+        const int64_t queries = kLast ? batch.sequences : rows;
+        AttentionTensors<T> x = inputs(q, k, v, queries);
+        check_shape(grad, "grad", {queries, heads, width});
+        check_shape(lse, "lse", {queries, heads});
+        check_shape(grad_q, "grad_q", {queries, heads, width});
+        check_shape(grad_k, "grad_k", {rows, heads, width});
+        check_shape(grad_v, "grad_v", {rows, heads, width});
+        x.grad = grad.data();
+        x.saved_lse = lse.data();
+        x.grad_q = grad_q.mutable_data();
+        x.grad_k = grad_k.mutable_data();
+        x.grad_v = grad_v.mutable_data();
+        py::gil_scoped_release release;
+        const Scratch<T> scratch(
+            kLast ? last_query_scratch(batch.longest) : attention_backward_scratch(batch.longest, width),
+            batch.threads);
+        scratch.lend(x);
+        kernel(batch, x);
+    };
+}
+
+template <bool kLast, typename Forward, typename Backward>
+void bind(py::module_& m, const char* name, const char* backward_name, Forward kernels, Backward backward_kernels) {
+    define(m, name,
+           {"q", "k", "v", "out", "lse", "offsets", "max_len", "p", "seed", "step", "site", "scale", "threads"},
+           "Writes out, like q, and lse [rows of q, heads]", forward<kLast, float>(kernels),
+           forward<kLast, double>(kernels));
+    define(m, backward_name,
+           {"grad", "q", "k", "v", "lse", "grad_q", "grad_k", "grad_v", "offsets", "max_len", "p", "seed", "step",
+            "site", "scale", "threads"},
+           "Writes grad_q, grad_k and grad_v, like q, k and v", backward<kLast, float>(backward_kernels),
+           backward<kLast, double>(backward_kernels));
+}
+
+// A kernel by the type of its tensors.
+#define FASTSEQ_BY_TYPE(name)                                                                  \
+    [](const AttentionBatch& batch, const auto& x) {                                           \
+        if constexpr (std::is_same_v<decltype(x), const AttentionTensors<float>&>)             \
+            name##_f32(batch, x);                                                              \
+        else                                                                                   \
+            name##_f64(batch, x);                                                              \
+    }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
-    define<false, float>(
-        m, "causal_attention", [](auto&&... a) { causal_attention_f32(a...); },
-        [](auto&&... a) { causal_attention_backward_f32(a...); });
-    define<false, double>(
-        m, "causal_attention", [](auto&&... a) { causal_attention_f64(a...); },
-        [](auto&&... a) { causal_attention_backward_f64(a...); });
-    define<true, float>(
-        m, "last_query_attention", [](auto&&... a) { last_query_attention_f32(a...); },
-        [](auto&&... a) { last_query_attention_backward_f32(a...); });
-    define<true, double>(
-        m, "last_query_attention", [](auto&&... a) { last_query_attention_f64(a...); },
-        [](auto&&... a) { last_query_attention_backward_f64(a...); });
+    bind<false>(m, "causal_attention", "causal_attention_backward", FASTSEQ_BY_TYPE(causal_attention),
+                FASTSEQ_BY_TYPE(causal_attention_backward));
+    bind<true>(m, "last_query_attention", "last_query_attention_backward", FASTSEQ_BY_TYPE(last_query_attention),
+               FASTSEQ_BY_TYPE(last_query_attention_backward));
 }
 
 }  // namespace fastseq

@@ -10,7 +10,7 @@ namespace {
 
 template <typename T>
 void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int64_t seed, int64_t step,
-             uint32_t site, int threads) {
+             uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     check_shape(bias, "bias", {x.shape(1)});
     check_shape(y, "y", {x.shape(0), x.shape(1)});
@@ -25,7 +25,7 @@ void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int
 
 template <typename T>
 void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Array<T>& dx, Array<T>& dbias, double p,
-              int64_t seed, int64_t step, uint32_t site, int threads) {
+              int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
     check_shape(grad, "grad", {rows, width});
@@ -43,22 +43,14 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Arr
         bias_gelu_dropout_backward_f64(a);
 }
 
-template <typename T>
-void bind(py::module_& m) {
-    m.def("bias_gelu_dropout", &forward<T>, py::arg("x").noconvert(), py::arg("bias").noconvert(),
-          py::arg("y").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
-          py::arg("threads"), "y = dropout(gelu(x + bias))");
-    m.def("bias_gelu_dropout_backward", &backward<T>, py::arg("grad").noconvert(), py::arg("x").noconvert(),
-          py::arg("bias").noconvert(), py::arg("dx").noconvert(), py::arg("dbias").noconvert(), py::arg("p"),
-          py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("threads"),
-          "dx and dbias from grad, the upstream gradient of y");
-}
-
 }  // namespace
 
 void bind_bias_gelu_dropout(py::module_& m) {
-    bind<float>(m);
-    bind<double>(m);
+    define(m, "bias_gelu_dropout", {"x", "bias", "y", "p", "seed", "step", "site", "threads"},
+           "y = dropout(gelu(x + bias))", &forward<float>, &forward<double>);
+    define(m, "bias_gelu_dropout_backward",
+           {"grad", "x", "bias", "dx", "dbias", "p", "seed", "step", "site", "threads"},
+           "dx and dbias from grad, the upstream gradient of y", &backward<float>, &backward<double>);
 }
 
 }  // namespace fastseq

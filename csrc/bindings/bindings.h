@@ -1,22 +1,14 @@
-// What every door from Python shares: array types, shape checks with names, and the list of doors.
+// What the doors from Python share: checks of values that name the argument, and the list of doors.
 #pragma once
-
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
 
+#include "door.h"
+
 namespace fastseq {
-
-namespace py = pybind11;
-
-// A C-contiguous numpy array of exactly this dtype: bind its argument with .noconvert(), so that a wrong dtype or
-// stride is a TypeError and never a silent copy.
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
 
 // Raises ValueError naming the argument unless its shape is as given (-1 matches any size).
 inline void check_shape(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
@@ -35,8 +27,9 @@ inline void check_shape(const py::array& array, const char* name, std::initializ
 
 // Raises ValueError unless offsets starts at 0, never decreases, and ends at total.
 inline void check_offsets(const int32_t* offsets, int64_t count, int64_t total, const char* name) {
-    if (count < 1 || offsets[0] != 0)
-        throw py::value_error(std::string(name) + " must start at 0");
+    if (count < 1) throw py::value_error(std::string(name) + " is empty, expected at least the 0 it starts with");
+    if (offsets[0] != 0)
+        throw py::value_error(std::string(name) + " must start at 0, not " + std::to_string(offsets[0]));
     for (int64_t i = 1; i < count; ++i)
         if (offsets[i] < offsets[i - 1])
             throw py::value_error(std::string(name) + " decreases at index " + std::to_string(i) + ": " +
@@ -53,6 +46,13 @@ inline void check_lengths(const int32_t* offsets, int64_t count, int64_t max_len
             throw py::value_error("sequence " + std::to_string(i - 1) + " has " +
                                   std::to_string(offsets[i] - offsets[i - 1]) + " rows, more than max_len, " +
                                   std::to_string(max_len));
+}
+
+// Raises ValueError unless 0 <= value < end, for value = name[index].
+inline void check_range(const char* name, int64_t index, int64_t value, int64_t end) {
+    if (value < 0 || value >= end)
+        throw py::value_error(std::string(name) + "[" + std::to_string(index) + "] is " + std::to_string(value) +
+                              ", expected 0 <= value < " + std::to_string(end));
 }
 
 // The uint32 below which an element is dropped: round(p * 2^32).

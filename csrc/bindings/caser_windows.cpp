@@ -11,6 +11,15 @@ namespace {
 
 constexpr int64_t kChunkRows = 256;  // rows convolved at a time: they stay in the cache between two filters
 
+constexpr int64_t kMostLength = 1 << 14;
+
+// The kernels count the filters of all heights in 31 bits.
+void check_filters(int64_t count, const char* name, int64_t max_len) {
+    if (count > INT32_MAX / max_len)
+        throw py::value_error(std::string(name) + " has " + std::to_string(count) + " filters or columns, expected at most " +
+                              std::to_string(INT32_MAX / max_len));
+}
+
 // Groups the targets by sequence and the sequences into chunks; holds the memory of the plan.
 class Planner {
   public:
@@ -76,9 +85,15 @@ CaserInputs<T> inputs(const Array<T>& x, const Array<T>& weight_h, const Array<T
     check_shape(x, "x", {-1, -1});
     check_shape(bias_h, "bias_h", {-1, -1});
     const int64_t d = x.shape(1), max_len = bias_h.shape(0), n_h = bias_h.shape(1);
+    if (max_len < 1 || max_len > kMostLength)
+        throw py::value_error("bias_h has " + std::to_string(max_len) + " rows, max_len, expected 1 to " +
+                              std::to_string(kMostLength));
     check_shape(weight_h, "weight_h", {max_len * (max_len + 1) / 2, n_h, d});
     check_shape(weight_v, "weight_v", {-1, max_len});
     check_shape(bias_v, "bias_v", {weight_v.shape(0)});
+    check_filters(d, "x", kMostLength);
+    check_filters(n_h, "bias_h", max_len);
+    check_filters(weight_v.shape(0), "weight_v", max_len);
     check_shape(padding_row, "padding_row", {d});
     return {static_cast<int>(max_len),
             static_cast<int>(d),
@@ -96,7 +111,7 @@ template <typename T, typename Kernel>
 void forward(Kernel kernel, const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
              const Array<int64_t>& stops, const Array<T>& weight_h, const Array<T>& bias_h, const Array<T>& weight_v,
              const Array<T>& bias_v, const Array<T>& padding_row, Array<T>& out, Array<int32_t>& position,
-             int threads) {
+             Threads threads) {
     const CaserInputs<T> in = inputs(x, weight_h, bias_h, weight_v, bias_v, padding_row);
     const Planner planner(offsets, sequences, stops, x.shape(0), in.max_len);
     const int64_t lanes = static_cast<int64_t>(in.max_len) * in.n_h;
@@ -113,15 +128,16 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& x, const Arra
               const Array<int64_t>& sequences, const Array<int64_t>& stops, const Array<T>& weight_h,
               const Array<T>& bias_h, const Array<T>& weight_v, const Array<T>& bias_v, const Array<T>& padding_row,
               const Array<int32_t>& position, Array<T>& x_grad, Array<T>& weight_h_grad, Array<T>& bias_h_grad,
-              Array<T>& weight_v_grad, Array<T>& bias_v_grad, Array<T>& padding_row_grad, int threads) {
+              Array<T>& weight_v_grad, Array<T>& bias_v_grad, Array<T>& padding_row_grad, Threads threads) {
     const CaserInputs<T> in = inputs(x, weight_h, bias_h, weight_v, bias_v, padding_row);
     const Planner planner(offsets, sequences, stops, x.shape(0), in.max_len);
     const int64_t n = stops.shape(0), d = in.d, max_len = in.max_len, n_h = in.n_h, n_v = in.n_v;
     check_shape(grad, "grad", {n, n_v * d + max_len * n_h});
     check_shape(position, "position", {n, max_len * n_h});
-    for (int64_t i = 0; i < position.size(); ++i)
-        if (position.data()[i] < -1 || position.data()[i] >= max_len)
-            throw py::value_error("position holds " + std::to_string(position.data()[i]) + ", expected -1 to " +
+    const int32_t* at = position.data();
+    for (int64_t i = 0, size = position.size(); i < size; ++i)
+        if (at[i] < -1 || at[i] >= max_len)
+            throw py::value_error("position holds " + std::to_string(at[i]) + ", expected -1 to " +
                                   std::to_string(max_len - 1));
     check_shape(x_grad, "x_grad", {x.shape(0), d});
     check_shape(weight_h_grad, "weight_h_grad", {max_len * (max_len + 1) / 2, n_h, d});
@@ -133,56 +149,51 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& x, const Arra
                                    bias_h_grad.mutable_data(),   weight_v_grad.mutable_data(),
                                    bias_v_grad.mutable_data(),   padding_row_grad.mutable_data()};
     const T* from = grad.data();
-    const int32_t* at = position.data();
     py::gil_scoped_release release;
     kernel(planner.plan(), in, from, at, result, threads);
 }
 
-template <typename T, typename Forward, typename Backward>
-void bind(py::module_& m, Forward forward_kernel, Backward backward_kernel) {
-    m.def(
-        "caser_windows",
-        [forward_kernel](const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
-                         const Array<int64_t>& stops, const Array<T>& weight_h, const Array<T>& bias_h,
-                         const Array<T>& weight_v, const Array<T>& bias_v, const Array<T>& padding_row, Array<T>& out,
-                         Array<int32_t>& position, int threads) {
-            forward<T>(forward_kernel, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row,
-                       out, position, threads);
-        },
-        py::arg("x").noconvert(), py::arg("offsets").noconvert(), py::arg("sequences").noconvert(),
-        py::arg("stops").noconvert(), py::arg("weight_h").noconvert(), py::arg("bias_h").noconvert(),
-        py::arg("weight_v").noconvert(), py::arg("bias_v").noconvert(), py::arg("padding_row").noconvert(),
-        py::arg("out").noconvert(), py::arg("position").noconvert(), py::arg("threads"),
-        "Pooled convolutions of every history, and the positions of the maxima");
-    m.def(
-        "caser_windows_backward",
-        [backward_kernel](const Array<T>& grad, const Array<T>& x, const Array<int32_t>& offsets,
-                          const Array<int64_t>& sequences, const Array<int64_t>& stops, const Array<T>& weight_h,
-                          const Array<T>& bias_h, const Array<T>& weight_v, const Array<T>& bias_v,
-                          const Array<T>& padding_row, const Array<int32_t>& position, Array<T>& x_grad,
-                          Array<T>& weight_h_grad, Array<T>& bias_h_grad, Array<T>& weight_v_grad,
-                          Array<T>& bias_v_grad, Array<T>& padding_row_grad, int threads) {
-            backward<T>(backward_kernel, grad, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v,
-                        padding_row, position, x_grad, weight_h_grad, bias_h_grad, weight_v_grad, bias_v_grad,
-                        padding_row_grad, threads);
-        },
-        py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("sequences").noconvert(), py::arg("stops").noconvert(), py::arg("weight_h").noconvert(),
-        py::arg("bias_h").noconvert(), py::arg("weight_v").noconvert(), py::arg("bias_v").noconvert(),
-        py::arg("padding_row").noconvert(), py::arg("position").noconvert(), py::arg("x_grad").noconvert(),
-        py::arg("weight_h_grad").noconvert(), py::arg("bias_h_grad").noconvert(),
-        py::arg("weight_v_grad").noconvert(), py::arg("bias_v_grad").noconvert(),
-        py::arg("padding_row_grad").noconvert(), py::arg("threads"),
-        "Gradients, added to arrays that hold zeros");
+template <typename T, typename Kernel>
+auto forward_door(Kernel kernel) {
+    return [kernel](const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
+                    const Array<int64_t>& stops, const Array<T>& weight_h, const Array<T>& bias_h,
+                    const Array<T>& weight_v, const Array<T>& bias_v, const Array<T>& padding_row, Array<T>& out,
+                    Array<int32_t>& position, Threads threads) {
+        forward<T>(kernel, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row, out,
+                   position, threads);
+    };
+}
+
+template <typename T, typename Kernel>
+auto backward_door(Kernel kernel) {
+    return [kernel](const Array<T>& grad, const Array<T>& x, const Array<int32_t>& offsets,
+                    const Array<int64_t>& sequences, const Array<int64_t>& stops, const Array<T>& weight_h,
+                    const Array<T>& bias_h, const Array<T>& weight_v, const Array<T>& bias_v,
+                    const Array<T>& padding_row, const Array<int32_t>& position, Array<T>& x_grad,
+                    Array<T>& weight_h_grad, Array<T>& bias_h_grad, Array<T>& weight_v_grad, Array<T>& bias_v_grad,
+                    Array<T>& padding_row_grad, Threads threads) {
+        backward<T>(kernel, grad, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row,
+                    position, x_grad, weight_h_grad, bias_h_grad, weight_v_grad, bias_v_grad, padding_row_grad,
+                    threads);
+    };
 }
 
 }  // namespace
 
 void bind_caser_windows(py::module_& m) {
-    bind<float>(
-        m, [](auto&&... a) { caser_windows_f32(a...); }, [](auto&&... a) { caser_windows_backward_f32(a...); });
-    bind<double>(
-        m, [](auto&&... a) { caser_windows_f64(a...); }, [](auto&&... a) { caser_windows_backward_f64(a...); });
+    define(m, "caser_windows",
+           {"x", "offsets", "sequences", "stops", "weight_h", "bias_h", "weight_v", "bias_v", "padding_row", "out",
+            "position", "threads"},
+           "Pooled convolutions of every history, and the positions of the maxima",
+           forward_door<float>([](auto&&... a) { caser_windows_f32(a...); }),
+           forward_door<double>([](auto&&... a) { caser_windows_f64(a...); }));
+    define(m, "caser_windows_backward",
+           {"grad", "x", "offsets", "sequences", "stops", "weight_h", "bias_h", "weight_v", "bias_v", "padding_row",
+            "position", "x_grad", "weight_h_grad", "bias_h_grad", "weight_v_grad", "bias_v_grad", "padding_row_grad",
+            "threads"},
+           "Gradients, added to arrays that hold zeros",
+           backward_door<float>([](auto&&... a) { caser_windows_backward_f32(a...); }),
+           backward_door<double>([](auto&&... a) { caser_windows_backward_f64(a...); }));
 }
 
 }  // namespace fastseq

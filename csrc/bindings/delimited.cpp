@@ -37,10 +37,20 @@ void bind_delimited(py::module_& m) {
         .def(py::init([](const std::string& separator, const std::vector<std::string>& names, int user, int item,
                          int time, int64_t line) {
                  const int width = static_cast<int>(names.size());
-                 if (width > 0 && (user < 0 || user >= width || item < 0 || item >= width || time >= width))
-                     throw py::value_error("user, item and time must be places in names");
+                 const auto place = [width](const char* name, int value, int least) {
+                     least = width > 0 ? least : -1;
+                     if (value < least || value >= width)
+                         throw py::value_error(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                                               std::to_string(least) + " to " + std::to_string(width - 1) +
+                                               ", a place in names");
+                 };
+                 place("user", user, 0);
+                 place("item", item, 0);
+                 place("time", time, -1);
+                 if (line < 0 || line > INT64_MAX / 2)
+                     throw py::value_error("line is " + std::to_string(line) + ", expected the number of a line");
                  if (separator.find('\n') != std::string::npos || separator.find('"') != std::string::npos)
-                     throw py::value_error("separator contains a newline or a quote");
+                     throw py::value_error("separator contains a newline or a quote, which end lines and fields");
                  return new DelimitedReader(separator, names, user, item, time, line);
              }),
              py::arg("separator"), py::arg("names"), py::arg("user"), py::arg("item"), py::arg("time"), py::arg("line"))
@@ -48,7 +58,9 @@ void bind_delimited(py::module_& m) {
             "feed",
             [](DelimitedReader& reader, const py::buffer& piece) {
                 const py::buffer_info info = piece.request();
-                if (info.ndim != 1 || info.itemsize != 1) throw py::value_error("piece must be bytes");
+                if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1))
+                    throw py::value_error("piece has " + std::to_string(info.ndim) + " dimensions of items of " +
+                                          std::to_string(info.itemsize) + " bytes, expected contiguous bytes");
                 const std::string_view text(static_cast<const char*>(info.ptr), static_cast<size_t>(info.size));
                 py::gil_scoped_release release;
                 reader.feed(text);

@@ -8,7 +8,7 @@ namespace fastseq {
 namespace {
 
 template <typename T>
-void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
+void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     check_shape(y, "y", {x.shape(0), x.shape(1)});
     const Dropout dropout = make_dropout(p, seed, step, site);
@@ -22,26 +22,17 @@ void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t ste
         dropout_f64(in, out, rows, columns, dropout, threads);
 }
 
-template <typename T>
-void bind(py::module_& m) {
-    m.def("dropout", &forward<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("p"), py::arg("seed"),
-          py::arg("step"), py::arg("site"), py::arg("threads"), "y[r, c] = 0 where dropped, else x[r, c] / (1 - p)");
-}
-
 }  // namespace
 
 void bind_dropout(py::module_& m) {
-    bind<float>(m);
-    bind<double>(m);
-    m.def(
-        "philox",
-        [](int64_t seed, int64_t step, uint32_t c0, uint32_t c1, uint32_t c3) {
-            uint32_t c[4] = {c0, c1, static_cast<uint32_t>(static_cast<uint64_t>(step)), c3};
-            philox(Rng(seed, step), c);
-            return py::make_tuple(c[0], c[1], c[2], c[3]);
-        },
-        py::arg("seed"), py::arg("step"), py::arg("c0"), py::arg("c1"), py::arg("c3"),
-        "The four words of one counter (fastseq/ops/philox.py).");
+    define(m, "dropout", {"x", "y", "p", "seed", "step", "site", "threads"},
+           "y[r, c] = 0 where dropped, else x[r, c] / (1 - p)", &forward<float>, &forward<double>);
+    define(m, "philox", {"seed", "step", "c0", "c1", "c3"}, "The four words of one counter (fastseq/ops/philox.py).",
+           [](int64_t seed, int64_t step, uint32_t c0, uint32_t c1, uint32_t c3) {
+               uint32_t c[4] = {c0, c1, static_cast<uint32_t>(static_cast<uint64_t>(step)), c3};
+               philox(Rng(seed, step), c);
+               return py::make_tuple(c[0], c[1], c[2], c[3]);
+           });
 }
 
 }  // namespace fastseq

@@ -11,7 +11,7 @@ namespace {
 template <typename T>
 void forward(const Array<T>& x, const Array<T>& residual, const Array<T>& weight, const Array<T>& bias,
              const OptionalArray<T>& x_bias, Array<T>& y, Array<T>& mean, Array<T>& rstd, double eps, double p,
-             int64_t seed, int64_t step, uint32_t site, int threads) {
+             int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
     check_shape(residual, "residual", {rows, width});
@@ -35,7 +35,7 @@ template <typename T>
 void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual, const Array<T>& weight,
               const OptionalArray<T>& x_bias, const Array<T>& mean, const Array<T>& rstd, Array<T>& dx,
               Array<T>& dresidual, Array<T>& dweight, Array<T>& dbias, OptionalArray<T>& dx_bias, double p,
-              int64_t seed, int64_t step, uint32_t site, int threads) {
+              int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
     check_shape(grad, "grad", {rows, width});
@@ -61,26 +61,18 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual,
         dropout_add_norm_backward_f64(a);
 }
 
-template <typename T>
-void bind(py::module_& m) {
-    m.def("dropout_add_norm", &forward<T>, py::arg("x").noconvert(), py::arg("residual").noconvert(),
-          py::arg("weight").noconvert(), py::arg("bias").noconvert(), py::arg("x_bias").noconvert(),
-          py::arg("y").noconvert(), py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("eps"),
-          py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"), py::arg("threads"),
-          "y = LayerNorm(residual + dropout(x + x_bias)), with the mean and 1 / standard deviation of every row");
-    m.def("dropout_add_norm_backward", &backward<T>, py::arg("grad").noconvert(), py::arg("x").noconvert(),
-          py::arg("residual").noconvert(), py::arg("weight").noconvert(), py::arg("x_bias").noconvert(),
-          py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("dx").noconvert(),
-          py::arg("dresidual").noconvert(), py::arg("dweight").noconvert(), py::arg("dbias").noconvert(),
-          py::arg("dx_bias").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
-          py::arg("threads"), "The gradients of every input from grad, the upstream gradient of y");
-}
-
 }  // namespace
 
 void bind_dropout_add_norm(py::module_& m) {
-    bind<float>(m);
-    bind<double>(m);
+    define(m, "dropout_add_norm",
+           {"x", "residual", "weight", "bias", "x_bias", "y", "mean", "rstd", "eps", "p", "seed", "step", "site",
+            "threads"},
+           "y = LayerNorm(residual + dropout(x + x_bias)), with the mean and 1 / standard deviation of every row",
+           &forward<float>, &forward<double>);
+    define(m, "dropout_add_norm_backward",
+           {"grad", "x", "residual", "weight", "x_bias", "mean", "rstd", "dx", "dresidual", "dweight", "dbias",
+            "dx_bias", "p", "seed", "step", "site", "threads"},
+           "The gradients of every input from grad, the upstream gradient of y", &backward<float>, &backward<double>);
 }
 
 }  // namespace fastseq

@@ -8,6 +8,31 @@
 namespace fastseq {
 namespace {
 
+void check_items(const Array<int64_t>& items, int64_t n_items) {
+    const int64_t* id = items.data();
+    for (int64_t row = 0; row < items.shape(0); ++row)
+        if (id[row] < 0 || id[row] >= n_items)
+            throw py::value_error("items[" + std::to_string(row) + "] is " + std::to_string(id[row]) +
+                                  ", expected 0 <= id < " + std::to_string(n_items) + ", the rows of item_weight");
+}
+
+void check_sequence(int64_t sequence, int64_t length, int64_t n_positions) {
+    if (length > n_positions)
+        throw py::value_error("sequence " + std::to_string(sequence) + " has " + std::to_string(length) +
+                              " events, but position_weight has " + std::to_string(n_positions) + " rows (offsets)");
+}
+
+// The items and positions of a table look-up, which is memory it must not leave.
+template <typename T>
+void check_places(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
+                  const OptionalArray<T>& position_weight) {
+    check_items(items, item_weight.shape(0));
+    optional_data(position_weight, "position_weight", {-1, item_weight.shape(1)});
+    const int32_t* position = positions.data();
+    for (int64_t row = 0; position_weight && row < positions.shape(0); ++row)
+        check_range("positions", row, position[row], position_weight->shape(0));
+}
+
 // positions[row] of every row, once offsets, items and lengths have been checked.
 void positions_of(const Array<int64_t>& items, const Array<int32_t>& offsets, int64_t n_items, int64_t n_positions,
                   Array<int32_t>& positions) {
@@ -15,19 +40,13 @@ void positions_of(const Array<int64_t>& items, const Array<int32_t>& offsets, in
     check_shape(offsets, "offsets", {-1});
     const int64_t rows = items.shape(0);
     check_shape(positions, "positions", {rows});
-    const int64_t* id = items.data();
     const int32_t* offset = offsets.data();
     int32_t* position = positions.mutable_data();
     check_offsets(offset, offsets.shape(0), rows, "offsets");
-    for (int64_t row = 0; row < rows; ++row)
-        if (id[row] < 0 || id[row] >= n_items)
-            throw py::value_error("items[" + std::to_string(row) + "] is " + std::to_string(id[row]) +
-                                  ", expected 0 <= id < " + std::to_string(n_items) + ", the rows of item_weight");
+    check_items(items, n_items);
     for (int64_t s = 0; s + 1 < offsets.shape(0); ++s) {
         const int32_t length = offset[s + 1] - offset[s];
-        if (n_positions >= 0 && length > n_positions)
-            throw py::value_error("sequence " + std::to_string(s) + " has " + std::to_string(length) +
-                                  " events, but position_weight has " + std::to_string(n_positions) + " rows");
+        if (n_positions >= 0) check_sequence(s, length, n_positions);
         for (int32_t p = 0; p < length; ++p) position[offset[s] + p] = p;
     }
 }
@@ -36,7 +55,7 @@ template <typename T>
 void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
              const OptionalArray<T>& position_weight, const OptionalArray<T>& norm_weight,
              const OptionalArray<T>& norm_bias, Array<T>& y, OptionalArray<T>& mean, OptionalArray<T>& rstd,
-             double eps, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
+             double eps, double p, int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(item_weight, "item_weight", {-1, -1});
     check_shape(items, "items", {-1});
     const int64_t rows = items.shape(0), width = item_weight.shape(1);
@@ -49,7 +68,8 @@ void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const
                              optional_data(mean, "mean", {rows}), optional_data(rstd, "rstd", {rows}), rows, width,
                              static_cast<T>(eps), make_dropout(p, seed, step, site), threads};
     if (a.norm_weight && !(a.norm_bias && a.mean && a.rstd))
-        throw py::value_error("norm_weight needs norm_bias, mean and rstd");
+        throw py::value_error("norm_weight is given, expected norm_bias, mean and rstd too");
+    check_places(items, positions, item_weight, position_weight);
     py::gil_scoped_release release;
     if constexpr (std::is_same_v<T, float>)
         embed_sequence_f32(a);
@@ -61,7 +81,7 @@ template <typename T>
 void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Array<int32_t>& positions,
                    const Array<T>& item_weight, const OptionalArray<T>& position_weight, const Array<T>& norm_weight,
                    const Array<T>& mean, const Array<T>& rstd, Array<T>& de, Array<T>& dnorm_weight,
-                   Array<T>& dnorm_bias, double p, int64_t seed, int64_t step, uint32_t site, int threads) {
+                   Array<T>& dnorm_bias, double p, int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(item_weight, "item_weight", {-1, -1});
     check_shape(items, "items", {-1});
     const int64_t rows = items.shape(0), width = item_weight.shape(1);
@@ -73,6 +93,7 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
     check_shape(de, "de", {rows, width});
     check_shape(dnorm_weight, "dnorm_weight", {width});
     check_shape(dnorm_bias, "dnorm_bias", {width});
+    check_places(items, positions, item_weight, position_weight);
     Array<T> partial(block_count(rows) * 3 * width);
     const EmbedSequenceNormBackward<T> a{
         grad.data(), items.data(), positions.data(), item_weight.data(),
@@ -88,13 +109,19 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
 
 template <typename T>
 void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_t>& offsets, Array<T>& ditem,
-             OptionalArray<T>& dposition, int64_t padding_idx, int threads) {
+             OptionalArray<T>& dposition, int64_t padding_idx, Threads threads) {
     check_shape(ditem, "ditem", {-1, -1});
     check_shape(items, "items", {-1});
     check_shape(offsets, "offsets", {-1});
     const int64_t rows = items.shape(0), width = ditem.shape(1);
     check_shape(de, "de", {rows, width});
     check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
+    check_items(items, ditem.shape(0));
+    if (dposition) {
+        check_shape(*dposition, "dposition", {-1, width});
+        for (int64_t s = 0; s + 1 < offsets.shape(0); ++s)
+            check_sequence(s, offsets.data()[s + 1] - offsets.data()[s], dposition->shape(0));
+    }
     Array<int32_t> order(rows), scratch(rows + 1);
     const EmbedSequenceScatter<T> a{
         de.data(), items.data(), offsets.data(), ditem.mutable_data(),
@@ -108,36 +135,27 @@ void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_
         embed_sequence_scatter_f64(a);
 }
 
-template <typename T>
-void bind(py::module_& m) {
-    m.def("embed_sequence", &forward<T>, py::arg("items").noconvert(), py::arg("positions").noconvert(),
-          py::arg("item_weight").noconvert(), py::arg("position_weight").noconvert(),
-          py::arg("norm_weight").noconvert(), py::arg("norm_bias").noconvert(), py::arg("y").noconvert(),
-          py::arg("mean").noconvert(), py::arg("rstd").noconvert(), py::arg("eps"), py::arg("p"), py::arg("seed"),
-          py::arg("step"), py::arg("site"), py::arg("threads"),
-          "y = dropout(LayerNorm(item_weight[items] + position_weight[positions])); items checked by "
-          "sequence_positions");
-    m.def("embed_sequence_norm_backward", &norm_backward<T>, py::arg("grad").noconvert(),
-          py::arg("items").noconvert(), py::arg("positions").noconvert(), py::arg("item_weight").noconvert(),
-          py::arg("position_weight").noconvert(), py::arg("norm_weight").noconvert(), py::arg("mean").noconvert(),
-          py::arg("rstd").noconvert(), py::arg("de").noconvert(), py::arg("dnorm_weight").noconvert(),
-          py::arg("dnorm_bias").noconvert(), py::arg("p"), py::arg("seed"), py::arg("step"), py::arg("site"),
-          py::arg("threads"), "The gradient of every row before the normalisation, and of the normalisation's vectors");
-    m.def("embed_sequence_scatter", &scatter<T>, py::arg("de").noconvert(), py::arg("items").noconvert(),
-          py::arg("offsets").noconvert(), py::arg("ditem").noconvert(), py::arg("dposition").noconvert(),
-          py::arg("padding_idx"), py::arg("threads"),
-          "ditem (zero at first) and dposition: the rows of de summed per item and per position");
-}
-
 }  // namespace
 
 void bind_embed_sequence(py::module_& m) {
-    bind<float>(m);
-    bind<double>(m);
-    m.def("sequence_positions", &positions_of, py::arg("items").noconvert(), py::arg("offsets").noconvert(),
-          py::arg("n_items"), py::arg("n_positions"), py::arg("positions").noconvert(),
-          "positions[row], counted from the start of the row's sequence; checks items, offsets and lengths "
-          "(n_positions -1: any length)");
+    define(m, "embed_sequence",
+           {"items", "positions", "item_weight", "position_weight", "norm_weight", "norm_bias", "y", "mean", "rstd",
+            "eps", "p", "seed", "step", "site", "threads"},
+           "y = dropout(LayerNorm(item_weight[items] + position_weight[positions]))", &forward<float>,
+           &forward<double>);
+    define(m, "embed_sequence_norm_backward",
+           {"grad", "items", "positions", "item_weight", "position_weight", "norm_weight", "mean", "rstd", "de",
+            "dnorm_weight", "dnorm_bias", "p", "seed", "step", "site", "threads"},
+           "The gradient of every row before the normalisation, and of the normalisation's vectors",
+           &norm_backward<float>, &norm_backward<double>);
+    define(m, "embed_sequence_scatter",
+           {"de", "items", "offsets", "ditem", "dposition", "padding_idx", "threads"},
+           "ditem (zero at first) and dposition: the rows of de summed per item and per position", &scatter<float>,
+           &scatter<double>);
+    define(m, "sequence_positions", {"items", "offsets", "n_items", "n_positions", "positions"},
+           "positions[row], counted from the start of the row's sequence; checks items, offsets and lengths "
+           "(n_positions -1: any length)",
+           &positions_of);
 }
 
 }  // namespace fastseq

@@ -1,7 +1,5 @@
 #include "gru.h"
 
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -33,8 +31,8 @@ struct ByLength {
 
 template <typename T, typename Kernel>
 void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
-             const std::optional<Array<T>>& bias_hh, const Array<int32_t>& offsets, int64_t max_len, Array<T>& h,
-             Array<T>& saved, int threads) {
+             const OptionalArray<T>& bias_hh, const Array<int32_t>& offsets, int64_t max_len, Array<T>& h,
+             Array<T>& saved, Threads threads) {
     check_shape(h, "h", {-1, -1});
     const int64_t rows = h.shape(0), hidden = h.shape(1);
     check_shape(x_gates, "x_gates", {rows, 3 * hidden});
@@ -54,7 +52,7 @@ void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
 template <typename T, typename Kernel>
 void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
               const Array<T>& h, const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden, Array<T>& previous,
-              Array<T>& carry, int threads) {
+              Array<T>& carry, Threads threads) {
     check_shape(h, "h", {-1, -1});
     const int64_t rows = h.shape(0), hidden = h.shape(1);
     check_shape(grad, "grad", {rows, hidden});
@@ -75,37 +73,35 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, co
            scratch, threads);
 }
 
-template <typename T, typename Forward, typename Backward>
-void define(py::module_& m, Forward forward_kernel, Backward backward_kernel) {
-    m.def(
-        "gru",
-        [forward_kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const std::optional<Array<T>>& bias_hh,
-                         const Array<int32_t>& offsets, int64_t max_len, Array<T>& h, Array<T>& saved, int threads) {
-            forward<T>(forward_kernel, x_gates, weight_hh, bias_hh, offsets, max_len, h, saved, threads);
-        },
-        py::arg("x_gates").noconvert(), py::arg("weight_hh").noconvert(), py::arg("bias_hh").noconvert(),
-        py::arg("offsets").noconvert(), py::arg("max_len"), py::arg("h").noconvert(), py::arg("saved").noconvert(),
-        py::arg("threads"),
-        "GRU over jagged sequences: writes h [T, H] and saved [T, 4H] = (r, z, n, W_hn h + b_hn)");
-    m.def(
-        "gru_backward",
-        [backward_kernel](const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
-                          const Array<T>& h, const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden,
-                          Array<T>& previous, Array<T>& carry, int threads) {
-            backward<T>(backward_kernel, grad, weight_hh, offsets, h, saved, grad_x, grad_hidden, previous, carry,
-                        threads);
-        },
-        py::arg("grad").noconvert(), py::arg("weight_hh").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("h").noconvert(), py::arg("saved").noconvert(), py::arg("grad_x").noconvert(),
-        py::arg("grad_hidden").noconvert(), py::arg("previous").noconvert(), py::arg("carry").noconvert(),
-        py::arg("threads"), "writes grad_x, grad_hidden [T, 3H] and previous [T, H]; carry [B, H] is scratch");
+template <typename T, typename Kernel>
+auto forward_door(Kernel kernel) {
+    return [kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const OptionalArray<T>& bias_hh,
+                    const Array<int32_t>& offsets, int64_t max_len, Array<T>& h, Array<T>& saved, Threads threads) {
+        forward<T>(kernel, x_gates, weight_hh, bias_hh, offsets, max_len, h, saved, threads);
+    };
+}
+
+template <typename T, typename Kernel>
+auto backward_door(Kernel kernel) {
+    return [kernel](const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets, const Array<T>& h,
+                    const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden, Array<T>& previous,
+                    Array<T>& carry, Threads threads) {
+        backward<T>(kernel, grad, weight_hh, offsets, h, saved, grad_x, grad_hidden, previous, carry, threads);
+    };
 }
 
 }  // namespace
 
 void bind_gru(py::module_& m) {
-    define<float>(m, [](auto&&... a) { gru_f32(a...); }, [](auto&&... a) { gru_backward_f32(a...); });
-    define<double>(m, [](auto&&... a) { gru_f64(a...); }, [](auto&&... a) { gru_backward_f64(a...); });
+    define(m, "gru", {"x_gates", "weight_hh", "bias_hh", "offsets", "max_len", "h", "saved", "threads"},
+           "GRU over jagged sequences: writes h [T, H] and saved [T, 4H] = (r, z, n, W_hn h + b_hn)",
+           forward_door<float>([](auto&&... a) { gru_f32(a...); }),
+           forward_door<double>([](auto&&... a) { gru_f64(a...); }));
+    define(m, "gru_backward",
+           {"grad", "weight_hh", "offsets", "h", "saved", "grad_x", "grad_hidden", "previous", "carry", "threads"},
+           "writes grad_x, grad_hidden [T, 3H] and previous [T, H]; carry [B, H] is scratch",
+           backward_door<float>([](auto&&... a) { gru_backward_f32(a...); }),
+           backward_door<double>([](auto&&... a) { gru_backward_f64(a...); }));
 }
 
 }  // namespace fastseq

@@ -1,6 +1,5 @@
 #include "linear.h"
 
-#include <optional>
 #include <type_traits>
 
 #include "arguments.h"
@@ -8,14 +7,9 @@
 namespace fastseq {
 namespace {
 
-// Elements of any stride; bind with .noconvert() as Array.
-template <typename T>
-using StridedArray = py::array_t<T, 0>;
-
 template <typename T>
 void product(const Array<T>& a, const StridedArray<T>& b, const OptionalArray<T>& bias, Array<T>& out, bool bfloat16,
-             int threads) {
-    check_threads(threads);
+             Threads threads) {
     check_shape(a, "a", {-1, -1});
     check_shape(b, "b", {-1, a.shape(1)});
     check_shape(out, "out", {a.shape(0), b.shape(0)});
@@ -37,8 +31,7 @@ void product(const Array<T>& a, const StridedArray<T>& b, const OptionalArray<T>
 }
 
 template <typename T>
-void transposed_product(const Array<T>& a, const Array<T>& b, Array<T>& out, bool bfloat16, int threads) {
-    check_threads(threads);
+void transposed_product(const Array<T>& a, const Array<T>& b, Array<T>& out, bool bfloat16, Threads threads) {
     check_shape(a, "a", {-1, -1});
     check_shape(b, "b", {a.shape(0), -1});
     check_shape(out, "out", {a.shape(1), b.shape(1)});
@@ -53,21 +46,14 @@ void transposed_product(const Array<T>& a, const Array<T>& b, Array<T>& out, boo
         transposed_product_f32(p);
 }
 
-template <typename T>
-void bind(py::module_& m) {
-    m.def("product", &product<T>, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("bias").noconvert(),
-          py::arg("out").noconvert(), py::arg("bfloat16"), py::arg("threads"),
-          "out = a bᵀ + bias; bfloat16: operands are rounded to it");
-    m.def("transposed_product", &transposed_product<T>, py::arg("a").noconvert(), py::arg("b").noconvert(),
-          py::arg("out").noconvert(), py::arg("bfloat16"), py::arg("threads"),
-          "out = aᵀ b; bfloat16: operands are rounded to it");
-}
-
 }  // namespace
 
 void bind_linear(py::module_& m) {
-    bind<float>(m);
-    bind<double>(m);
+    define(m, "product", {"a", "b", "bias", "out", "bfloat16", "threads"},
+           "out = a bᵀ + bias; bfloat16: operands are rounded to it", &product<float>, &product<double>);
+    define(m, "transposed_product", {"a", "b", "out", "bfloat16", "threads"},
+           "out = aᵀ b; bfloat16: operands are rounded to it", &transposed_product<float>,
+           &transposed_product<double>);
 }
 
 }  // namespace fastseq

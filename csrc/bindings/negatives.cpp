@@ -1,7 +1,5 @@
 #include "negatives.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 
 #include "bindings.h"
@@ -10,18 +8,12 @@ namespace fastseq {
 
 using Ids = Array<int64_t>;
 
-static void check_range(const char* name, int64_t index, int64_t value, int64_t end) {
-    if (value < 0 || value >= end)
-        throw py::value_error(std::string(name) + "[" + std::to_string(index) + "] is " + std::to_string(value) +
-                              ", expected 0 <= value < " + std::to_string(end));
-}
-
-static void check_catalogue(int64_t n_items) {
+static void check_catalogue(int64_t n_items, const char* name = "n_items") {
     if (n_items < 1 || n_items > INT32_MAX)
-        throw py::value_error("n_items is " + std::to_string(n_items) + ", expected 1 ... 2^31 - 1");
+        throw py::value_error(std::string(name) + " is " + std::to_string(n_items) + ", expected 1 ... 2^31 - 1");
 }
 
-static std::optional<AliasTable> table_of(const std::optional<Ids>& probability, const std::optional<Ids>& alias,
+static std::optional<AliasTable> table_of(const OptionalArray<int64_t>& probability, const OptionalArray<int64_t>& alias,
                                           int64_t n_items) {
     if (probability.has_value() != alias.has_value())
         throw py::value_error("probability and alias must both be given or both be None");
@@ -37,85 +29,84 @@ static std::optional<AliasTable> table_of(const std::optional<Ids>& probability,
 }
 
 void bind_negatives(py::module_& m) {
-    m.def(
-        "sample_negatives",
-        [](const Ids& users, const Ids& positives, const Ids& seen_offsets, const Ids& seen_items, int64_t n_items,
-           int64_t seed, int64_t step, const std::optional<Ids>& probability, const std::optional<Ids>& alias,
-           int64_t first, Ids& out, int threads) {
-            check_shape(users, "users", {-1});
-            check_shape(positives, "positives", {users.shape(0)});
-            check_shape(seen_offsets, "seen_offsets", {-1});
-            check_shape(seen_items, "seen_items", {-1});
-            check_shape(out, "out", {users.shape(0), -1});
-            check_catalogue(n_items);
-            const NegativesProblem problem{users.data(),   positives.data(), seen_offsets.data(), seen_items.data(),
-                                           users.shape(0), out.shape(1),     n_items,             first};
-            const int64_t n_users = seen_offsets.shape(0) - 1, n_seen = seen_items.shape(0);
-            int64_t* result = out.mutable_data();
-            // The checks read every target and the whole table, and the caller may be a thread beside the training.
-            py::gil_scoped_release release;
-            const auto table = table_of(probability, alias, n_items);
-            for (int64_t n = 0; n < problem.targets; ++n) {
-                const int64_t user = problem.users[n];
-                check_range("users", n, user, n_users);
-                check_range("positives", n, problem.positives[n], n_items);
-                const int64_t begin = problem.seen_offsets[user], end = problem.seen_offsets[user + 1];
-                if (begin < 0 || end < begin || end > n_seen || end - begin > n_items)
-                    throw py::value_error("seen_offsets of user " + std::to_string(user) + " are " +
-                                          std::to_string(begin) + ", " + std::to_string(end) +
-                                          ", expected 0 <= begin <= end <= " + std::to_string(n_seen) +
-                                          " with at most n_items = " + std::to_string(n_items) + " between");
-            }
-            const Rng rng(seed, step);
-            if (problem.k == 0) return int64_t(-1);
-            return table ? negatives_weighted(problem, *table, rng, result, threads)
-                         : negatives_uniform(problem, rng, result, threads);
-        },
-        py::arg("users").noconvert(), py::arg("positives").noconvert(), py::arg("seen_offsets").noconvert(),
-        py::arg("seen_items").noconvert(), py::arg("n_items"), py::arg("seed"), py::arg("step"),
-        py::arg("probability").noconvert(), py::arg("alias").noconvert(), py::arg("first"),
-        py::arg("out").noconvert(), py::arg("threads"),
-        "Fills out[N, K]; returns the first target that has nothing left to draw, or -1");
-    m.def(
-        "sample_shared_negatives",
-        [](int64_t n_items, int64_t seed, int64_t step, const std::optional<Ids>& probability,
-           const std::optional<Ids>& alias, Ids& out, int threads) {
-            check_shape(out, "out", {-1});
-            check_catalogue(n_items);
-            const auto table = table_of(probability, alias, n_items);
-            const Rng rng(seed, step);
-            int64_t* result = out.mutable_data();
-            const int64_t size = out.shape(0);
-            py::gil_scoped_release release;
-            if (table)
-                shared_negatives_weighted(size, n_items, *table, rng, result, threads);
-            else
-                shared_negatives_uniform(size, n_items, rng, result, threads);
-        },
-        py::arg("n_items"), py::arg("seed"), py::arg("step"), py::arg("probability").noconvert(),
-        py::arg("alias").noconvert(), py::arg("out").noconvert(), py::arg("threads"),
-        "Fills out[S] from the whole catalogue");
-    m.def(
-        "alias_table",
-        [](Ids& mass, Ids& probability, Ids& alias) {
-            check_shape(mass, "mass", {-1});
-            const int64_t n = mass.shape(0);
-            check_catalogue(n);
-            check_shape(probability, "probability", {n});
-            check_shape(alias, "alias", {n});
-            int64_t* weight = mass.mutable_data();
-            int64_t rest = n << 32;
-            for (int64_t i = 0; i < n; ++i) {
-                check_range("mass", i, weight[i], rest + 1);
-                rest -= weight[i];
-            }
-            if (rest != 0) throw py::value_error("mass sums to less than n * 2^32, by " + std::to_string(rest));
-            int64_t *threshold = probability.mutable_data(), *other = alias.mutable_data();
-            py::gil_scoped_release release;
-            build_alias_table(weight, n, threshold, other);
-        },
-        py::arg("mass").noconvert(), py::arg("probability").noconvert(), py::arg("alias").noconvert(),
-        "Walker's table of integer masses that sum to n * 2^32; uses mass up");
+    define(m, "sample_negatives",
+           {"users", "positives", "seen_offsets", "seen_items", "n_items", "seed", "step", "probability", "alias",
+            "first", "out", "threads"},
+           "Fills out[N, K]; returns the first target that has nothing left to draw, or -1",
+           [](const Ids& users, const Ids& positives, const Ids& seen_offsets, const Ids& seen_items, int64_t n_items,
+              int64_t seed, int64_t step, const OptionalArray<int64_t>& probability, const OptionalArray<int64_t>& alias,
+              int64_t first, Ids& out, Threads threads) {
+               check_shape(users, "users", {-1});
+               check_shape(positives, "positives", {users.shape(0)});
+               check_shape(seen_offsets, "seen_offsets", {-1});
+               check_shape(seen_items, "seen_items", {-1});
+               check_shape(out, "out", {users.shape(0), -1});
+               check_catalogue(n_items);
+               const NegativesProblem problem{users.data(),   positives.data(), seen_offsets.data(), seen_items.data(),
+                                              users.shape(0), out.shape(1),     n_items,             first};
+               if (first < 0 || first > INT64_MAX - problem.targets)
+                   throw py::value_error("first is " + std::to_string(first) + ", expected a number of a target");
+               const int64_t n_users = seen_offsets.shape(0) - 1, n_seen = seen_items.shape(0);
+               int64_t* result = out.mutable_data();
+               // The checks read every target and the whole table, and the caller may be a thread beside the training.
+               py::gil_scoped_release release;
+               const auto table = table_of(probability, alias, n_items);
+               for (int64_t n = 0; n < problem.targets; ++n) {
+                   const int64_t user = problem.users[n];
+                   check_range("users", n, user, n_users);
+                   check_range("positives", n, problem.positives[n], n_items);
+                   const int64_t begin = problem.seen_offsets[user], end = problem.seen_offsets[user + 1];
+                   if (begin < 0 || end < begin || end > n_seen || end - begin > n_items)
+                       throw py::value_error("seen_offsets of user " + std::to_string(user) + " are " +
+                                             std::to_string(begin) + ", " + std::to_string(end) +
+                                             ", expected 0 <= begin <= end <= " + std::to_string(n_seen) +
+                                             " with at most n_items = " + std::to_string(n_items) + " between");
+                   if (begin == end) continue;  // a list is sorted, so its ends tell
+                   check_range("seen_items", begin, problem.seen_items[begin], n_items);
+                   check_range("seen_items", end - 1, problem.seen_items[end - 1], n_items);
+               }
+               const Rng rng(seed, step);
+               if (problem.k == 0) return int64_t(-1);
+               return table ? negatives_weighted(problem, *table, rng, result, threads)
+                            : negatives_uniform(problem, rng, result, threads);
+           });
+    define(m, "sample_shared_negatives",
+           {"n_items", "seed", "step", "probability", "alias", "out", "threads"},
+           "Fills out[S] from the whole catalogue",
+           [](int64_t n_items, int64_t seed, int64_t step, const OptionalArray<int64_t>& probability,
+              const OptionalArray<int64_t>& alias, Ids& out, Threads threads) {
+               check_shape(out, "out", {-1});
+               check_catalogue(n_items);
+               const auto table = table_of(probability, alias, n_items);
+               const Rng rng(seed, step);
+               int64_t* result = out.mutable_data();
+               const int64_t size = out.shape(0);
+               py::gil_scoped_release release;
+               if (table)
+                   shared_negatives_weighted(size, n_items, *table, rng, result, threads);
+               else
+                   shared_negatives_uniform(size, n_items, rng, result, threads);
+           });
+    define(m, "alias_table",
+           {"mass", "probability", "alias"},
+           "Walker's table of integer masses that sum to n * 2^32; uses mass up",
+           [](Ids& mass, Ids& probability, Ids& alias) {
+               check_shape(mass, "mass", {-1});
+               const int64_t n = mass.shape(0);
+               check_catalogue(n, "the size of mass");
+               check_shape(probability, "probability", {n});
+               check_shape(alias, "alias", {n});
+               int64_t* weight = mass.mutable_data();
+               int64_t rest = n << 32;
+               for (int64_t i = 0; i < n; ++i) {
+                   check_range("mass", i, weight[i], rest + 1);
+                   rest -= weight[i];
+               }
+               if (rest != 0) throw py::value_error("mass sums to less than n * 2^32, by " + std::to_string(rest));
+               int64_t *threshold = probability.mutable_data(), *other = alias.mutable_data();
+               py::gil_scoped_release release;
+               build_alias_table(weight, n, threshold, other);
+           });
 }
 
 }  // namespace fastseq

@@ -1,7 +1,5 @@
 #include "sampled_loss.h"
 
-#include <pybind11/stl.h>
-
 #include <limits>
 #include <optional>
 #include <vector>
@@ -28,21 +26,21 @@ SampledLoss kind_of(const std::string& name) {
     if (name == "bpr") return SampledLoss::bpr;
     if (name == "bce" || name == "gbce") return SampledLoss::bce;
     if (name == "sampled_softmax") return SampledLoss::sampled_softmax;
-    throw py::value_error("loss is '" + name + "', expected bpr, bce, gbce or sampled_softmax");
+    throw py::value_error("name is '" + name + "', expected bpr, bce, gbce or sampled_softmax");
 }
 
 template <typename T, typename Kernel>
 void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
-             const Array<int64_t>& negatives, const std::string& name, const std::optional<Array<T>>& log_q,
-             double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, int threads) {
+             const Array<int64_t>& negatives, const std::string& name, const OptionalArray<T>& log_q,
+             double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
     LossInputs<T> in;
     check_shape(h, "h", {-1, -1});
     in.rows = h.shape(0), in.width = h.shape(1);
     check_shape(item_weight, "item_weight", {-1, in.width});
     check_shape(targets, "targets", {in.rows});
     in.shared = negatives.ndim() == 1;
+    if (!in.shared) check_shape(negatives, "negatives", {in.rows, -1});
     in.count = negatives.shape(in.shared ? 0 : 1);
-    if (!in.shared) check_shape(negatives, "negatives", {in.rows, in.count});
     check_shape(loss, "loss", {in.rows});
     check_shape(grad_h, "grad_h", {in.rows, in.width});
     check_shape(grad_scores, "grad_scores", {in.rows, in.count + 1});
@@ -52,7 +50,7 @@ void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, cons
     in.kind = kind_of(name);
     in.log_q = nullptr;
     if (in.kind == SampledLoss::sampled_softmax) {
-        if (!log_q) throw py::value_error("loss is sampled_softmax, log_q is None");
+        if (!log_q) throw py::value_error("log_q is None, expected an array: the loss is sampled_softmax");
         if (in.shared) check_shape(*log_q, "log_q", {in.count});
         else check_shape(*log_q, "log_q", {in.rows, in.count});
         in.log_q = log_q->data();
@@ -67,7 +65,7 @@ void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, cons
 // Counting sort of the entries by id: stable, so that each id's sum runs in the order of the entries.
 template <typename T, typename Kernel>
 void item_gradient(Kernel kernel, const Array<int64_t>& ids, const Array<T>& coefficients, const Array<T>& source,
-                   int64_t padding_idx, Array<T>& out, int threads) {
+                   int64_t padding_idx, Array<T>& out, Threads threads) {
     check_shape(ids, "ids", {-1, -1});
     check_shape(coefficients, "coefficients", {ids.shape(0), ids.shape(1)});
     check_shape(source, "source", {ids.shape(0), -1});
@@ -100,43 +98,42 @@ void item_gradient(Kernel kernel, const Array<int64_t>& ids, const Array<T>& coe
     kernel(starts.data(), order.data(), sorted.data(), rows_of, items, out.shape(1), sums, threads);
 }
 
-template <typename T, typename Loss, typename Sum>
-void define(py::module_& m, Loss loss_kernel, Sum sum_kernel) {
-    m.def(
-        "sampled_loss",
-        [loss_kernel](const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
-                      const Array<int64_t>& negatives, const std::string& name, const std::optional<Array<T>>& log_q,
-                      double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, int threads) {
-            loss_of<T>(loss_kernel, h, item_weight, targets, negatives, name, log_q, beta, loss, grad_h, grad_scores,
-                       threads);
-        },
-        py::arg("h").noconvert(), py::arg("item_weight").noconvert(), py::arg("targets").noconvert(),
-        py::arg("negatives").noconvert(), py::arg("name"), py::arg("log_q").noconvert(), py::arg("beta"),
-        py::arg("loss").noconvert(), py::arg("grad_h").noconvert(), py::arg("grad_scores").noconvert(),
-        py::arg("threads"), "writes loss [N], grad_h [N, d] and grad_scores [N, 1 + K]");
-    m.def(
-        "item_gradient",
-        [sum_kernel](const Array<int64_t>& ids, const Array<T>& coefficients, const Array<T>& source,
-                     int64_t padding_idx, Array<T>& out, int threads) {
-            item_gradient<T>(sum_kernel, ids, coefficients, source, padding_idx, out, threads);
-        },
-        py::arg("ids").noconvert(), py::arg("coefficients").noconvert(), py::arg("source").noconvert(),
-        py::arg("padding_idx"), py::arg("out").noconvert(), py::arg("threads"),
-        "out[id] = sum of coefficients[i, j] * source[i] over ids[i, j] == id != padding_idx");
+template <typename T, typename Kernel>
+auto loss_door(Kernel kernel) {
+    return [kernel](const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
+                    const Array<int64_t>& negatives, const std::string& name, const OptionalArray<T>& log_q,
+                    double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
+        loss_of<T>(kernel, h, item_weight, targets, negatives, name, log_q, beta, loss, grad_h, grad_scores, threads);
+    };
+}
+
+template <typename T, typename Kernel>
+auto item_gradient_door(Kernel kernel) {
+    return [kernel](const Array<int64_t>& ids, const Array<T>& coefficients, const Array<T>& source,
+                    int64_t padding_idx, Array<T>& out, Threads threads) {
+        item_gradient<T>(kernel, ids, coefficients, source, padding_idx, out, threads);
+    };
 }
 
 }  // namespace
 
 void bind_sampled_loss(py::module_& m) {
-    m.def(
-        "check_ids",
-        [](const Array<int64_t>& ids, int64_t items, const std::string& name) {
-            check_shape(ids, name.c_str(), {-1});
-            check_ids(ids.data(), ids.shape(0), 1, items, name.c_str());
-        },
-        py::arg("ids").noconvert(), py::arg("items"), py::arg("name"), "IndexError unless 0 <= ids < items");
-    define<float>(m, [](auto&&... a) { sampled_loss_f32(a...); }, [](auto&&... a) { sum_by_id_f32(a...); });
-    define<double>(m, [](auto&&... a) { sampled_loss_f64(a...); }, [](auto&&... a) { sum_by_id_f64(a...); });
+    define(m, "check_ids", {"ids", "items", "name"}, "IndexError unless 0 <= ids < items",
+           [](const Array<int64_t>& ids, int64_t items, const std::string& name) {
+               if (items < 0) throw py::value_error("items is " + std::to_string(items) + ", expected at least 0");
+               check_shape(ids, name.c_str(), {-1});
+               check_ids(ids.data(), ids.shape(0), 1, items, name.c_str());
+           });
+    define(m, "sampled_loss",
+           {"h", "item_weight", "targets", "negatives", "name", "log_q", "beta", "loss", "grad_h", "grad_scores",
+            "threads"},
+           "writes loss [N], grad_h [N, d] and grad_scores [N, 1 + K]",
+           loss_door<float>([](auto&&... a) { sampled_loss_f32(a...); }),
+           loss_door<double>([](auto&&... a) { sampled_loss_f64(a...); }));
+    define(m, "item_gradient", {"ids", "coefficients", "source", "padding_idx", "out", "threads"},
+           "out[id] = sum of coefficients[i, j] * source[i] over ids[i, j] == id != padding_idx",
+           item_gradient_door<float>([](auto&&... a) { sum_by_id_f32(a...); }),
+           item_gradient_door<double>([](auto&&... a) { sum_by_id_f64(a...); }));
 }
 
 }  // namespace fastseq

@@ -1,9 +1,5 @@
 #include "tape.h"
 
-#include <pybind11/stl.h>
-
-#include <optional>
-
 #include "bindings.h"
 
 namespace fastseq {
@@ -11,8 +7,8 @@ namespace {
 
 template <typename T, typename Kernel>
 void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& items,
-           const std::optional<Array<T>>& times, Array<int64_t>& offsets, Array<int64_t>& tape,
-           std::optional<Array<T>>& tape_times, int threads) {
+           const OptionalArray<T>& times, Array<int64_t>& offsets, Array<int64_t>& tape,
+           OptionalArray<T>& tape_times, Threads threads) {
     check_shape(users, "users", {-1});
     const int64_t n = users.shape(0);
     check_shape(items, "items", {n});
@@ -24,8 +20,11 @@ void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& ite
     if (times) {
         check_shape(*times, "times", {n});
         check_shape(*tape_times, "tape_times", {n});
+        const T* time = times->data();
+        for (int64_t i = 0; i < n; ++i)
+            if (time[i] != time[i])
+                throw py::value_error("times[" + std::to_string(i) + "] is NaN, which has no place in an order");
     }
-    if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + ", expected at least 1");
     const int64_t n_users = offsets.shape(0) - 1;
     const int32_t *user = users.data(), *item = items.data();
     const T* time = times ? times->data() : nullptr;
@@ -41,29 +40,21 @@ void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& ite
                               ", expected 0 <= user < " + std::to_string(n_users));
 }
 
+template <typename T, typename Kernel>
+auto door(Kernel kernel) {
+    return [kernel](const Array<int32_t>& users, const Array<int32_t>& items, const OptionalArray<T>& times,
+                    Array<int64_t>& offsets, Array<int64_t>& tape, OptionalArray<T>& tape_times, Threads threads) {
+        build<T>(kernel, users, items, times, offsets, tape, tape_times, threads);
+    };
+}
+
 }  // namespace
 
 void bind_tape(py::module_& m) {
-    m.def(
-        "build_tape",
-        [](const Array<int32_t>& users, const Array<int32_t>& items, const std::optional<Array<int64_t>>& times,
-           Array<int64_t>& offsets, Array<int64_t>& tape, std::optional<Array<int64_t>>& tape_times, int threads) {
-            build<int64_t>([](auto... a) { return build_tape_i64(a...); }, users, items, times, offsets, tape,
-                           tape_times, threads);
-        },
-        py::arg("users").noconvert(), py::arg("items").noconvert(), py::arg("times").noconvert(),
-        py::arg("offsets").noconvert(), py::arg("tape").noconvert(), py::arg("tape_times").noconvert(),
-        py::arg("threads"), "Fills offsets, tape and tape_times: rows sorted by user, then time, then row.");
-    m.def(
-        "build_tape",
-        [](const Array<int32_t>& users, const Array<int32_t>& items, const std::optional<Array<double>>& times,
-           Array<int64_t>& offsets, Array<int64_t>& tape, std::optional<Array<double>>& tape_times, int threads) {
-            build<double>([](auto... a) { return build_tape_f64(a...); }, users, items, times, offsets, tape,
-                          tape_times, threads);
-        },
-        py::arg("users").noconvert(), py::arg("items").noconvert(), py::arg("times").noconvert(),
-        py::arg("offsets").noconvert(), py::arg("tape").noconvert(), py::arg("tape_times").noconvert(),
-        py::arg("threads"));
+    define(m, "build_tape", {"users", "items", "times", "offsets", "tape", "tape_times", "threads"},
+           "Fills offsets, tape and tape_times: rows sorted by user, then time, then row.",
+           door<int64_t>([](auto&&... a) { return build_tape_i64(a...); }),
+           door<double>([](auto&&... a) { return build_tape_f64(a...); }));
 }
 
 }  // namespace fastseq

@@ -40,7 +40,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: if shapes or dtypes disagree, ``reduction`` is unknown, ``softcap`` is not positive, or, on the
-            CPU, a target is out of range.
+            CPU, a target is out of range. On a GPU, where that would wait for the device, such a row's loss is NaN.
 
     Source: the chunked form of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025.
     """

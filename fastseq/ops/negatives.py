@@ -91,7 +91,9 @@ def sample_negatives(
         int64 [N, k].
 
     Raises:
-        ValueError: if an argument is malformed or out of range, or a user has no item left to draw.
+        ValueError: if an argument is malformed or out of range, or a user has no item left to draw. What only the data
+            shows raises on the CPU; on a GPU, where that would wait for the device, such a target's negatives are -1
+            (of which ``sampled_loss`` makes NaN).
     """
     _check_ids("users", users)
     _check_ids("positives", positives, tuple(users.shape))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastseq import ops
+from tests.ops.backends import needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 ROWS, WIDTH, STEPS = 23, 13, 10
@@ -164,7 +165,7 @@ def test_autograd_notices_the_change() -> None:
         ({"rows": torch.tensor([3, ROWS])}, IndexError, rf"rows\[1\] is {ROWS}, expected 0 to {ROWS - 1}"),
         ({"rows": torch.tensor([-1, 3])}, IndexError, r"rows\[0\] is -1"),
         ({"rows": torch.tensor([3, 3])}, ValueError, r"rows\[1\] is 3 again, as rows\[0\]"),
-        ({"step": 0}, ValueError, r"last_step\[0\] is 0, expected 0 to -1: step is 0"),
+        ({"step": 0}, ValueError, r"step is 0, expected at least 1"),
         ({"last_step": torch.zeros(3)}, ValueError, r"last_step is torch.float32 \[3\], expected torch.int64 \[23\]"),
         ({"exp_avg": torch.zeros(2, 2)}, ValueError, r"exp_avg is torch.float32 \[2, 2\]"),
         ({"grad": torch.zeros(2, 3)}, ValueError, r"grad \[2, 3\], expected \[V, d\] and \[R, d\]"),
@@ -179,3 +180,87 @@ def test_bad_arguments(change: dict[str, object], error: type[Exception], messag
         ops.adam_rows(**{**arguments, "step": 1, **change}, lr=0.1)  # type: ignore[arg-type]
     assert torch.equal(arguments["weight"], before)
     assert math.isclose(float(arguments["exp_avg"].sum()), 0.0)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def step_by_triton(tensors: State, rows: Tensor, grad: Tensor, step: int, **options: object) -> None:
+    with ops.set_backend("triton"), ops.record_served() as calls:
+        ops.adam_rows(*tensors, rows.to(DEVICE), grad.to(DEVICE), step, **options)  # type: ignore[arg-type]
+    assert calls == [("adam_rows", "triton")]
+
+
+def on_device(tensors: State) -> State:
+    return tuple(x.to(DEVICE) for x in tensors)  # type: ignore[return-value]
+
+
+@needs_triton
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("width", [WIDTH, 8])
+def test_triton(lazy: bool, width: int, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accurate as the reference in float32; two programs and two column steps at width 13, and other chunks at 8."""
+    from fastseq.kernels import adam_rows as kernel
+
+    monkeypatch.setattr(kernel, "TILE", 128)
+    monkeypatch.setattr(kernel, "COLUMNS", 8)
+    options = dict(lr=0.03, betas=(0.8, 0.99), eps=1e-6, lazy=lazy)
+    start = (*(x[:, :width].contiguous() for x in state(torch.float32)[:3]), state(torch.float32)[3])
+    fast = on_device(start)
+    plain = tuple(x.clone() for x in start)
+    exact = tuple(x.double() if x.is_floating_point() else x.clone() for x in start)
+    for step, (rows, grad) in enumerate(gradients(torch.float32), 1):
+        step_by_triton(fast, rows, grad[:, :width], step, **options)
+        with ops.set_backend("reference"):
+            ops.adam_rows(*plain, rows, grad[:, :width], step, **options)  # type: ignore[arg-type]
+            ops.adam_rows(*exact, rows, grad[:, :width].double(), step, **options)  # type: ignore[arg-type]
+    for name, x, pytorch, reference in zip(("weight", "exp_avg", "exp_avg_sq"), fast, plain, exact, strict=False):
+        assert_as_accurate(x.cpu(), pytorch, reference, 2, name)
+    assert torch.equal(fast[3].cpu(), exact[3])
+    assert torch.equal(fast[0][:2].cpu(), start[0][:2])
+
+
+@needs_triton
+def test_triton_first_step_and_late_ones() -> None:
+    """1 - beta ** step where it cancels, and where it is 1."""
+    for step in (1, 2, 1000, 10**7):
+        fast, exact = on_device(state(torch.float32)), state(torch.float32)
+        for tensors in (fast, exact):
+            tensors[3].fill_(step - 1)
+        rows, grad = next(gradients(torch.float32))
+        exact = tuple(x.double() if x.is_floating_point() else x for x in exact)
+        moved = exact[0].clone()
+        step_by_triton(fast, rows, grad, step, lr=1.0)
+        with ops.set_backend("reference"):
+            ops.adam_rows(*exact, rows, grad.double(), step, lr=1.0)  # type: ignore[arg-type]
+        moved -= exact[0]
+        before = state(torch.float32)[0].double()
+        assert relative_error(before - fast[0].cpu().double(), moved) < 1e-6, step
+
+
+@needs_triton
+def test_triton_half_strided_and_unknown_rows() -> None:
+    rows, grad = next(gradients(torch.float32))
+    weight, first, second, last_step = on_device(state(torch.float32))
+    half = (weight.bfloat16(), first.bfloat16(), second.bfloat16(), last_step.clone())
+    wide = (*(x.float() for x in half[:3]), last_step.clone())
+    step_by_triton(half, rows, grad, 1, lr=0.1)
+    step_by_triton(wide, rows, grad.bfloat16().float(), 1, lr=0.1)
+    for a, b in zip(half[:3], wide[:3], strict=True):
+        # The interpreter cuts off what does not fit into bfloat16; a GPU rounds.
+        torch.testing.assert_close(a, b.bfloat16(), rtol=2.0**-7 if DEVICE == "cpu" else 0.0, atol=0.0)
+    strided = (*(x.t().contiguous().t() for x in (weight, first, second)), last_step.clone())
+    plain = (weight.clone(), first.clone(), second.clone(), last_step.clone())
+    step_by_triton(strided, rows, grad, 1, lr=0.1)
+    step_by_triton(plain, rows, grad, 1, lr=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(strided, plain, strict=True))
+    for lazy in (False, True):  # what would raise on the CPU is left out
+        other = (weight.clone(), first.clone(), second.clone(), last_step.clone())
+        extra = torch.cat([rows, torch.tensor([-1, ROWS])]), torch.cat([grad, torch.ones(2, WIDTH)])
+        step_by_triton(other, *extra, 1, lr=0.1, lazy=lazy)
+        assert all(torch.equal(a, b) for a, b in zip(other, plain, strict=True))
+    before = weight._version
+    step_by_triton((weight, first, second, last_step), rows, grad, 1, lr=0.1)
+    assert weight._version > before, "autograd must notice the change"
+    with pytest.raises(ValueError, match="the Triton kernels compute in float32"):
+        step_by_triton(on_device(state(torch.float64)), rows, grad, 1, lr=0.1)

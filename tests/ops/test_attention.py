@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fastseq.ops import causal_attention, last_query_attention, make_rng, record_served, set_backend
 from fastseq.ops.reference.philox import keep_mask
+from tests.ops.backends import needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [0, 1, 63, 64, 65, 0, 111, 200, 2]
@@ -30,13 +32,18 @@ def offsets_of(lengths: list[int]) -> Tensor:
 
 
 def inputs(
-    op: Callable[..., Tensor], lengths: list[int], width: int, dtype: torch.dtype = torch.float64, seed: int = 0
+    op: Callable[..., Tensor],
+    lengths: list[int],
+    width: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    heads: int = HEADS,
 ) -> tuple[list[Tensor], Tensor]:
     """q, k, v that want gradients, and a random upstream gradient."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     queries = total if op is causal_attention else len(lengths)
-    shapes = [(queries, HEADS, width), (total, HEADS, width), (total, HEADS, width), (queries, HEADS, width)]
+    shapes = [(rows, heads, width) for rows in (queries, total, total, queries)]
     q, k, v, grad = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
     return [x.requires_grad_() for x in (q, k, v)], grad
 
@@ -45,9 +52,9 @@ def run(
     op: Callable[..., Tensor], qkv: list[Tensor], grad: Tensor, lengths: list[int], dropout_p: float = P, **more: Any
 ) -> list[Tensor]:
     """The output and the gradients of q, k and v."""
-    out = op(
-        *qkv, offsets_of(lengths), max_len=max(lengths, default=0), dropout_p=dropout_p, rng=RNG, site=SITE, **more
-    )
+    device, length = grad.device, max(lengths, default=0)
+    offsets, rng = offsets_of(lengths).to(device), RNG.to(device)
+    out = op(*qkv, offsets, max_len=length, dropout_p=dropout_p, rng=rng, site=SITE, **more)
     return [out.detach(), *torch.autograd.grad(out, qkv, grad)]
 
 
@@ -90,6 +97,78 @@ def test_half_types_are_computed_in_float32(op: Callable[..., Tensor], dtype: to
         assert relative_error(result, best) < 0.6 * torch.finfo(dtype).eps  # rounded once
 
 
+def check_triton(
+    op: Callable[..., Tensor], lengths: list[int], width: int, dropout_p: float, dtype: torch.dtype = torch.float32
+) -> None:
+    """The kernels against float64, by the rule; on a GPU, or without one interpreted."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    qkv, grad = inputs(op, lengths, width, dtype, heads=2)
+    exact = reference(op, in_float64(qkv), grad.double(), lengths, dropout_p)
+    pytorch = reference(op, qkv, grad, lengths, dropout_p)
+    moved = [x.detach().to(device).requires_grad_() for x in qkv]
+    with set_backend("triton"), record_served() as served:
+        results = run(op, moved, grad.to(device), lengths, dropout_p)
+    name = op.__name__
+    assert served == [(name, "triton"), (f"{name}_backward", "triton")]
+    for i, (result, other, best) in enumerate(zip(results, pytorch, exact, strict=True)):
+        assert result.dtype == dtype
+        assert_as_accurate(result.cpu(), other, best, 3 if i else 2, NAMES[i])
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("lengths", "dropout_p"), [([9], 0.0), ([0, 16, 1, 0, 3], P), ([17, 32], P), ([64, 33], P), ([70], P)]
+)
+def test_triton_one_tile(
+    lengths: list[int], dropout_p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+) -> None:
+    """Whole sequences in a tile of 16, 32, 64 or 128."""
+    kernels = importlib.import_module("fastseq.kernels.attention")
+    for key, config in kernels.CONFIGS.items():
+        monkeypatch.setitem(kernels.CONFIGS, key, config._replace(one_tile_forward=128, one_tile_backward=128))
+    check_triton(causal_attention, lengths, 24, dropout_p)
+
+
+@needs_triton
+@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 16), P), ((16, 16), 0.0)])
+@pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17]], ids=str)
+def test_triton_blocks(
+    lengths: list[int],
+    dropout_p: float,
+    tile: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    poisoned_empty: None,
+) -> None:
+    """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
+    kernels = importlib.import_module("fastseq.kernels.attention")
+    small = kernels.Config(0, 0, *(kernels.Blocks(*tile, 4, 1),) * 3)
+    for key in kernels.CONFIGS:
+        monkeypatch.setitem(kernels.CONFIGS, key, small)
+    check_triton(causal_attention, lengths, 20, dropout_p)
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("width", "longest"), [(1, 5), (8, 40), (32, 130), (60, 66), (128, 36)])
+def test_triton_configurations(op: Callable[..., Tensor], width: int, longest: int, poisoned_empty: None) -> None:
+    """Every head dim as it is launched."""
+    check_triton(op, [2, 0, longest], width, P)
+
+
+@needs_triton
+@pytest.mark.parametrize(("lengths", "dropout_p"), [([9], 0.0), ([0, 16, 1, 0, 3], P), ([64, 65, 5], P)])
+def test_triton_last_query(lengths: list[int], dropout_p: float, poisoned_empty: None) -> None:
+    check_triton(last_query_attention, lengths, 24, dropout_p)
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("longest", [30, 68])
+def test_triton_half_types(op: Callable[..., Tensor], dtype: torch.dtype, longest: int, poisoned_empty: None) -> None:
+    check_triton(op, [0, longest, 7], 24, P, dtype)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=6), st.sampled_from([1, 5, 16, 33]), st.integers(0, 2**30))
 def test_any_offsets(lengths: list[int], width: int, seed: int) -> None:
@@ -120,9 +199,13 @@ def test_last_query_is_the_last_row_of_the_full_pass() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [(torch.float32, "cpu"), (torch.float64, "cpu"), pytest.param(torch.float32, "triton", marks=needs_triton)],
+)
+def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) -> None:
     """Equal scores and one-hot values turn the output into the mask itself."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     lengths = [0, 5, 128, 17, 64]
     offsets = offsets_of(lengths)
     total = int(offsets[-1])
@@ -132,12 +215,15 @@ def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype) -> None:
     heads = torch.arange(HEADS)
     keep = keep_mask(torch.arange(total).unsqueeze(1).expand(-1, HEADS), 128, P, RNG, SITE | heads << 16)
     keep &= (torch.arange(128) <= position.unsqueeze(1)).unsqueeze(1)
-    options: dict[str, Any] = dict(max_len=128, dropout_p=P, rng=RNG, site=SITE)
-    full = causal_attention(k, k, v, offsets, **options)
+    options: dict[str, Any] = dict(max_len=128, dropout_p=P, rng=RNG.to(device), site=SITE)
+    k, v, offsets = k.to(device), v.to(device), offsets.to(device)
+    with set_backend(backend):
+        full = causal_attention(k, k, v, offsets, **options).cpu()
+        last = last_query_attention(torch.zeros(5, HEADS, 128, dtype=dtype, device=device), k, v, offsets, **options)
     assert torch.equal(full != 0, keep)
     expected = keep / (position + 1).to(dtype)[:, None, None] / (1 - P)
     torch.testing.assert_close(full, expected.to(dtype))
-    last = last_query_attention(torch.zeros(5, HEADS, 128, dtype=dtype), k, v, offsets, **options)
+    last, offsets = last.cpu(), offsets.cpu()
     assert torch.equal(last[1:] != 0, keep[(offsets[2:] - 1).long()])
     assert not last[0].any()
 
@@ -211,11 +297,17 @@ def test_large_scores_and_nan() -> None:
     assert out[50:].isfinite().all() and out[:, [0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
-def test_nothing_to_attend_to(op: Callable[..., Tensor], lengths: list[int], poisoned_empty: None) -> None:
-    qkv, grad = inputs(op, lengths, 24)
-    results = run(op, qkv, grad, lengths)
+def test_nothing_to_attend_to(
+    op: Callable[..., Tensor], lengths: list[int], backend: str, poisoned_empty: None
+) -> None:
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    qkv, grad = inputs(op, lengths, 24, torch.float32)
+    qkv = [x.detach().to(device).requires_grad_() for x in qkv]
+    with set_backend(backend):
+        results = run(op, qkv, grad.to(device), lengths)
     for result, x in zip(results, [qkv[0], *qkv], strict=True):
         assert result.shape == x.shape and not result.any()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import subprocess
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastseq import _C
-from fastseq.ops import bias_gelu_dropout, dropout, make_rng
+from fastseq.ops import bias_gelu_dropout, dropout, make_rng, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, run
+from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import relative_error
 
 OPS = {"bias_gelu_dropout", "bias_gelu_dropout_backward"}
@@ -25,7 +26,7 @@ RNG = make_rng(2**40 + 7, 3)
 
 def op(p: float, site: int = 5) -> Function:
     def function(x: Tensor, bias: Tensor) -> Tensor:
-        return bias_gelu_dropout(x, bias, dropout_p=p, rng=RNG, site=site)
+        return bias_gelu_dropout(x, bias, dropout_p=p, rng=RNG.to(x.device), site=site)
 
     return function
 
@@ -44,12 +45,44 @@ def test_accuracy(rows: int, width: int, p: float, dtype: torch.dtype, poisoned_
     check_cpu(op(p), *inputs(rows, width), dtype, OPS)
 
 
-def test_pointwise_over_the_whole_range() -> None:
+@needs_triton
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (37, 3), (13, 63), (9, 260), (23, 128), (0, 8)])
+def test_triton(rows: int, width: int, p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> None:
+    """Over the edges of a tile in both directions, several tiles a program, several programs."""
+    kernels = importlib.import_module("fastseq.kernels.bias_gelu_dropout")
+    monkeypatch.setattr(kernels, "TILE", 512)
+    monkeypatch.setattr(kernels, "PARTIALS", 3)
+    check_triton(op(p), *inputs(rows, width), OPS)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
+    check_triton(op(0.3), *inputs(11, 130), OPS, dtype)
+
+
+@needs_triton
+def test_triton_draws_the_mask_of_the_reference() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values, upstream = {"x": torch.rand(19, 300) + 0.5, "bias": torch.rand(300)}, torch.rand(19, 300) + 0.5
+    expected = run(op(0.3), values, upstream, "reference", OPS)
+    moved = {name: x.to(device) for name, x in values.items()}
+    for name, y in run(op(0.3), moved, upstream.to(device), "triton", OPS).items():
+        if name != "gradient of bias":
+            assert torch.equal(y.cpu() != 0, expected[name] != 0), name
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_pointwise_over_the_whole_range(backend: str) -> None:
     """Every value and derivative, not just their norm: also far out, where Φ is 0 or 1."""
-    z = torch.cat([torch.linspace(-12, 12, 20011), torch.tensor([-1e4, -88.0, 88.0, 1e4, 0.0])])
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    count = 20011 if backend == "cpu" or device == "cuda" else 2003
+    z = torch.cat([torch.linspace(-12, 12, count), torch.tensor([-1e4, -88.0, 88.0, 1e4, 0.0])])
     x = z.requires_grad_()
-    y = bias_gelu_dropout(x.unsqueeze(0), torch.zeros(len(z)))
-    y.sum().backward()
+    with set_backend(backend):
+        y = bias_gelu_dropout(x.unsqueeze(0).to(device), torch.zeros(len(z), device=device)).cpu()
+        y.sum().backward()
     exact = z.detach().double()
     cdf = 0.5 * torch.erfc(-exact / math.sqrt(2))
     slope = cdf + exact * torch.exp(-0.5 * exact**2) / math.sqrt(2 * math.pi)

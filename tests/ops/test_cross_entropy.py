@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastseq.ops import linear_cross_entropy, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, run
+from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import assert_as_accurate
 
 PER_ROW = {"linear_cross_entropy", "linear_cross_entropy_backward"}
@@ -23,7 +23,7 @@ CHUNK, FEWEST_ROWS, MOST_ROWS = 256, 48, 768  # of csrc/cross_entropy.cpp
 
 def op(targets: Tensor, **options: Any) -> Function:
     def function(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return linear_cross_entropy(h, weight, targets, bias=bias, **options)
+        return linear_cross_entropy(h, weight, targets.to(h.device), bias=bias, **options)
 
     return function
 
@@ -225,3 +225,102 @@ def test_errors() -> None:
         linear_cross_entropy(h, weight, targets.int())
     with pytest.raises(ValueError, match=r"bias is \[3\], expected \[7\]"):
         linear_cross_entropy(h, weight, targets, bias=torch.zeros(3))
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@needs_triton
+@pytest.mark.parametrize(("with_bias", "softcap", "programs"), [(False, None, 1), (True, None, 512), (True, 5.0, 4)])
+def test_triton(
+    with_bias: bool, softcap: float | None, programs: int, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walks whole, in four parts and in as many as there are tiles; 200 columns are two gradients and seven steps."""
+    from fastseq.kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "PROGRAMS", programs)
+    for rows, classes, width in ((1, 1, 1), (9, 17, 3), (70, 65, 24), (13, 300, 60), (5, 70, 200)):
+        values, targets = inputs(rows, classes, width, with_bias)
+        values["h"] /= width**0.5
+        targets[0] = classes - 1
+        function = op(targets, reduction="none", softcap=softcap)
+        check_triton(function, values, torch.randn(rows), PER_ROW)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_triton_half(dtype: torch.dtype) -> None:
+    """The mean over 3,000,000 rows: float16 holds neither its probabilities nor their products."""
+    values, targets = inputs(37, 65, 24, True)
+    upstream = torch.rand(37) / 3e6
+    function = op(targets, reduction="none")
+    if dtype == torch.bfloat16:
+        check_triton(function, values, upstream, PER_ROW, dtype)
+        return
+    scaled = {name: x.half() for name, x in values.items()}
+
+    def slopes(x: dict[str, Tensor], backend: str) -> Tensor:
+        arguments = [v.to(DEVICE) for v in (x["h"], x["weight"], targets, x["bias"])]
+        with set_backend(backend):
+            lse = torch.ops.fastseq.linear_cross_entropy(*arguments, -100, None, False)[1]
+            grad = upstream.to(lse.dtype).to(DEVICE)
+            settings = (arguments[2], lse, arguments[3], -100, None, False)
+            return torch.ops.fastseq.linear_cross_entropy_backward(grad, arguments[0], arguments[1], *settings)[0]
+
+    found, exact = slopes(scaled, "triton"), slopes({name: x.double() for name, x in scaled.items()}, "reference")
+    step = 2.0**-24  # of float16 near 0
+    assert found.any() and (found.double() - exact).abs().max() <= 0.51 * step + 1e-3 * exact.abs().max()
+
+
+@needs_triton
+def test_triton_sum_and_mean() -> None:
+    """On CPU tensors the summed form serves, elsewhere the sum of the rows; both from the same kernels."""
+    values, targets = inputs(13, 20, 6, True)
+    ops = PER_ROW if torch.cuda.is_available() else SUMMED
+    plain = run(op(targets), values, torch.tensor(1.7), "reference", SUMMED)
+    moved = {name: x.to(DEVICE) for name, x in values.items()}
+    found = run(op(targets), moved, torch.tensor(1.7, device=DEVICE), "triton", ops)
+    for name, x in found.items():
+        torch.testing.assert_close(x.cpu(), plain[name], rtol=1e-5, atol=1e-6)
+
+
+@needs_triton
+def test_triton_extremes() -> None:
+    """Large logits, barred items, NaN, all rows ignored, no rows, a target that is no item."""
+    h, weight = torch.eye(6) * 100, torch.randn(131, 6) * 100
+    targets = torch.arange(6)
+    values = {"h": h, "weight": weight}
+    check_triton(op(targets, reduction="none"), values, torch.randn(6), PER_ROW)
+    bias = torch.randn(300)
+    bias[:130] = float("-inf")
+    values = {"h": torch.randn(6, 3), "weight": torch.randn(300, 3), "bias": bias}
+    check_triton(op(targets + 200, reduction="none"), values, torch.randn(6), PER_ROW)
+    moved = {name: x.to(DEVICE) for name, x in values.items()}
+    moved["weight"][200] = float("nan")
+    with set_backend("triton"):
+        assert op(targets, reduction="none")(**moved).isnan().all()
+        moved["weight"][200] = 0.0
+        found = op(torch.tensor([3, 300, 3, -1, -100, 3]) + 0, reduction="none")(**moved)
+    assert found.isnan().tolist() == [False, True, False, True, False, False]
+    upstream = torch.ones((), device=DEVICE)
+    ignored = run(op(torch.full((6,), -100)), moved, upstream, "triton", set())
+    assert all(torch.equal(x, torch.zeros_like(x)) for x in ignored.values()), "mean of nothing is 0"
+    none = run(op(targets[:0]), {**moved, "h": moved["h"][:0]}, upstream, "triton", set())
+    assert all(torch.equal(x, torch.zeros_like(x)) for x in none.values())
+    with set_backend("triton"), pytest.raises(ValueError, match="the Triton kernels compute in float32"):
+        op(targets)(**{name: x.double() for name, x in moved.items()})
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's autocast; with a GPU nothing is interpreted")
+def test_triton_bfloat16_products() -> None:
+    values, targets = inputs(19, 40, 21, True)
+
+    def bf16(**leaves: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return op(targets, reduction="none")(**leaves)
+
+    plain = run(bf16, values, torch.ones(19), "reference", PER_ROW)
+    for name, x in run(bf16, values, torch.ones(19), "triton", PER_ROW).items():
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, plain[name], rtol=0.02, atol=0.02)

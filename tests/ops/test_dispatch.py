@@ -13,6 +13,8 @@ import torch
 
 from fastseq.ops import BackendError, _dispatch, dropout, explain, make_rng, record_served, set_backend
 
+from .backends import needs_triton
+
 RNG = make_rng(0)
 
 
@@ -151,3 +153,17 @@ def test_recorders_nest_and_stop() -> None:
         call()
     call()
     assert len(outer) == 2 and len(inner) == 1
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is interpreted")
+def test_triton_imported_before_its_interpreter_was_chosen() -> None:
+    """Its own functions are compiled then, and kernels that call them would fail: said at once, with the remedy."""
+    program = """
+import os
+os.environ.pop("TRITON_INTERPRET", None)
+import triton, torch, fastseq.ops as ops
+ops.dropout(torch.ones(2, 8), 0.5, ops.make_rng(0))
+"""
+    done = run_python(program, FASTSEQ_BACKEND="triton", FASTSEQ_STRICT="1")
+    assert done.returncode != 0 and "set TRITON_INTERPRET=1 when the process starts" in done.stderr

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastseq.ops import dropout, dropout_add_norm, make_rng
+from fastseq.ops import dropout, dropout_add_norm, make_rng, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, run
+from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
+from .compare import relative_error
 
 OPS = {"dropout_add_norm", "dropout_add_norm_backward"}
 RNG = make_rng(11, 2**33 + 1)
@@ -18,7 +20,7 @@ RNG = make_rng(11, 2**33 + 1)
 
 def op(p: float, eps: float = 1e-5) -> Function:
     def function(**tensors: Tensor) -> Tensor:
-        return dropout_add_norm(**tensors, eps=eps, dropout_p=p, rng=RNG, site=3)
+        return dropout_add_norm(**tensors, eps=eps, dropout_p=p, rng=RNG.to(tensors["x"].device), site=3)
 
     return function
 
@@ -43,6 +45,55 @@ def test_accuracy(rows: int, width: int, with_bias: bool, p: float, dtype: torch
     check_cpu(op(p), *inputs(rows, width, with_bias), dtype, OPS)
 
 
+@needs_triton
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("rows", "width", "with_bias"),
+    [(1, 5, True), (3, 63, False), (33, 130, True), (70, 24, True), (2, 1100, False)],
+)
+def test_triton(
+    rows: int, width: int, with_bias: bool, p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+) -> None:
+    """Several rows a tile and rows wider than one, several tiles a program, several programs."""
+    kernels = importlib.import_module("fastseq.kernels.rows")
+    monkeypatch.setattr(kernels, "TILE", 512)
+    monkeypatch.setattr(kernels, "PARTIALS", 3)
+    check_triton(op(p), *inputs(rows, width, with_bias), OPS)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
+    check_triton(op(0.3), *inputs(19, 130), OPS, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("first", ["reference", "triton"])
+def test_triton_mixes_with_the_reference(first: str) -> None:
+    """mean and rstd mean the same everywhere, so forward and backward may be served apart."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values, upstream = inputs(9, 70)
+    expected = run(op(0.3), values, upstream, "reference", OPS)
+    leaves = {name: x.to(device).requires_grad_() for name, x in values.items()}
+    with set_backend(first):
+        y = op(0.3)(**leaves)
+    with set_backend("triton" if first == "reference" else "reference"):
+        y.backward(upstream.to(device))
+    for name, x in leaves.items():
+        assert x.grad is not None
+        assert relative_error(x.grad.cpu(), expected[f"gradient of {name}"]) < 1e-6, name
+
+
+@needs_triton
+def test_triton_draws_the_mask_of_the_reference() -> None:
+    """What is dropped of x has no gradient."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values, upstream = inputs(19, 70)
+    moved = {name: x.to(device) for name, x in values.items()}
+    kept = run(op(0.3), moved, upstream.to(device), "triton", OPS)["gradient of x"].cpu() != 0
+    assert torch.equal(kept, dropout(torch.ones(19, 70), 0.3, RNG, 3) != 0)
+
+
 def test_mask_is_that_of_dropout() -> None:
     x, zero = torch.randn(19, 70), torch.zeros(19, 70)
     one, none = torch.ones(70), torch.zeros(70)
@@ -51,10 +102,14 @@ def test_mask_is_that_of_dropout() -> None:
     torch.testing.assert_close(direct, composed, rtol=1e-5, atol=1e-5)
 
 
-def test_constant_rows_stay_finite() -> None:
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_constant_rows_stay_finite(backend: str) -> None:
     """Variance 0 with WarpRec's eps of 1e-8: the output is the bias."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     bias = torch.randn(64)
-    y = dropout_add_norm(torch.full((3, 64), 1000.0), torch.zeros(3, 64), torch.ones(64), bias, eps=1e-8)
+    arguments = torch.full((3, 64), 1000.0), torch.zeros(3, 64), torch.ones(64), bias
+    with set_backend(backend):
+        y = dropout_add_norm(*(x.to(device) for x in arguments), eps=1e-8).cpu()
     torch.testing.assert_close(y, bias.expand(3, 64), rtol=0, atol=0)
 
 
@@ -73,8 +128,12 @@ def test_leading_dimensions_and_strides() -> None:
         assert torch.equal(value.reshape(expected[name].shape), expected[name])
 
 
-def test_empty_batch() -> None:
-    results = run(op(0.3), *inputs(0, 8), "cpu", OPS)
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_empty_batch(backend: str) -> None:
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    values, upstream = inputs(0, 8)
+    moved = {name: x.to(device) for name, x in values.items()}
+    results = {name: x.cpu() for name, x in run(op(0.3), moved, upstream.to(device), backend, OPS).items()}
     assert results["output"].shape == (0, 8)
     for name in ("weight", "bias", "x_bias"):
         assert torch.equal(results[f"gradient of {name}"], torch.zeros(8))

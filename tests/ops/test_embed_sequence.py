@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastseq.ops import dropout, embed_sequence, make_rng
+from fastseq.ops import dropout, embed_sequence, make_rng, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, run
+from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 
 OPS = {"embed_sequence", "embed_sequence_backward"}
 RNG = make_rng(-5, 9)
@@ -19,7 +20,8 @@ V, L = 50, 40
 
 def op(p: float, padding_idx: int | None = V) -> Function:
     def function(**tensors: Any) -> Tensor:
-        return embed_sequence(**tensors, dropout_p=p, rng=RNG, site=2, padding_idx=padding_idx)
+        rng = RNG.to(tensors["items"].device)
+        return embed_sequence(**tensors, dropout_p=p, rng=rng, site=2, padding_idx=padding_idx)
 
     return function
 
@@ -50,13 +52,68 @@ def test_accuracy(
     check_cpu(op(p), *inputs(lengths, width, parts), dtype, OPS)
 
 
-def test_padding_row_is_read_but_gets_no_gradient() -> None:
+TRITON = pytest.param("triton", marks=needs_triton)
+
+
+def moved(values: dict[str, Any], backend: str) -> dict[str, Any]:
+    """On the GPU, if there is one and ``backend`` runs there."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    return {name: x if x is None else x.to(device) for name, x in values.items()}
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("lengths", "width", "parts", "p"),
+    [
+        ([1], 5, "item position norm", 0.3),
+        ([0, 3, 1, 0, 40, 0], 63, "item position norm", 0.0),
+        ([0, 3, 1, 0, 40, 0], 63, "item position norm", 0.3),
+        ([5, 0, 9], 130, "item position", 0.3),
+        ([5, 0, 9], 130, "item", 0.0),
+        ([5, 0, 9], 24, "item norm", 0.3),
+        ([2] * 30 + [7] * 5, 8, "item position norm", 0.3),
+    ],
+)
+def test_triton(
+    lengths: list[int], width: int, parts: str, p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+) -> None:
+    """Several tiles a program and several programs, groups of sequences that end inside a tile."""
+    rows = importlib.import_module("fastseq.kernels.rows")
+    kernels = importlib.import_module("fastseq.kernels.embed_sequence")
+    monkeypatch.setattr(rows, "TILE", 256)
+    monkeypatch.setattr(rows, "PARTIALS", 3)
+    monkeypatch.setattr(kernels, "SEQUENCES", 5)
+    check_triton(op(p), *inputs(lengths, width, parts), OPS)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
+    check_triton(op(0.3), *inputs([0, 7, 12], 24), OPS, dtype)
+
+
+@needs_triton
+def test_triton_marks_what_it_cannot_read() -> None:
+    """Ids and positions without a row give NaN, in their row alone, without a look at the device."""
+    values, _ = inputs([3, 5, 1], 8)
+    values["items"] = torch.tensor([0, V + 1, 1, 2, -1, 3, 2**31, 4, 5])
+    values["position_weight"] = values["position_weight"][:4].contiguous()
+    with set_backend("triton"):
+        y = op(0.0)(**moved(values, "triton")).cpu()
+    assert y.isnan().any(1).tolist() == [False, True, False, False, True, False, True, True, False]
+    assert torch.equal(y.isnan().any(1), y.isnan().all(1))
+
+
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_padding_row_is_read_but_gets_no_gradient(backend: str) -> None:
     values, upstream = inputs([5, 9], 8, "item")
-    results = run(op(0.0), values, upstream, "cpu", OPS)
+    values = moved(values, backend)
+    upstream = upstream.to(values["items"].device)
+    results = run(op(0.0), values, upstream, backend, OPS)
     assert torch.equal(results["output"][0], values["item_weight"][V])
     assert not results["gradient of item_weight"][V].any()
-    without = run(op(0.0, None), values, upstream, "cpu", OPS)["gradient of item_weight"]
-    assert torch.equal(without[V], upstream[values["items"] == V].sum(0))
+    without = run(op(0.0, None), values, upstream, backend, OPS)["gradient of item_weight"]
+    torch.testing.assert_close(without[V], upstream[values["items"] == V].sum(0))
     assert torch.equal(without[:V], results["gradient of item_weight"][:V])
 
 
@@ -73,9 +130,11 @@ def test_item_gradient_with_a_large_catalogue() -> None:
     assert torch.equal(weight.grad, expected)
 
 
-def test_mask_is_that_of_dropout() -> None:
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_mask_is_that_of_dropout(backend: str) -> None:
     values, _ = inputs([20, 30], 70, "item")
-    y = op(0.4)(**values)
+    with set_backend(backend):
+        y = op(0.4)(**moved(values, backend)).cpu()
     assert torch.equal(y, dropout(values["item_weight"][values["items"]], 0.4, RNG, 2))
 
 
@@ -83,9 +142,12 @@ def test_threads() -> None:
     check_threads(op(0.3), *inputs([40, 0, 17] * 20, 66))
 
 
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
-def test_no_events(lengths: list[int]) -> None:
-    results = run(op(0.3), *inputs(lengths, 8), "cpu", OPS)
+def test_no_events(lengths: list[int], backend: str) -> None:
+    values, upstream = inputs(lengths, 8)
+    values = moved(values, backend)
+    results = run(op(0.3), values, upstream.to(values["items"].device), backend, OPS)
     assert results.pop("output").shape == (0, 8)
     assert all(not gradient.any() for gradient in results.values())
 

@@ -91,6 +91,20 @@ def test_equals_its_parts(
             assert_as_accurate(result, pytorch, reference, 2 if name == "loss" else 3, name)
 
 
+def test_same_bits_for_any_number_of_threads() -> None:
+    """Not with shared negatives: their scores come from BLAS, whose bits depend on the threads."""
+    case, before = inputs(rows=True, bias=True, shared=False), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            results.append(fused(case, "bpr"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("rows", [False, True])
 def test_equals_the_three_ops(rows: bool) -> None:
     case = inputs(rows=rows, bias=True, shared=False)

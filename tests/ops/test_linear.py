@@ -16,7 +16,7 @@ from torch import Tensor
 from fastseq import _C
 from fastseq.ops import linear, set_backend
 
-from .backends import check_compiled, check_cpu, check_threads, run
+from .backends import check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import assert_as_accurate
 
 OPS = {"linear", "linear_backward"}
@@ -38,13 +38,23 @@ def test_accuracy(rows: int, depth: int, columns: int, dtype: torch.dtype, poiso
     check_cpu(linear, *inputs(rows, depth, columns), dtype, OPS)
 
 
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(5, 3, 2), (47, 63, 65)])
+def test_triton(rows: int, depth: int, columns: int, dtype: torch.dtype, poisoned_empty: None) -> None:
+    """PyTorch's own product; on a GPU ops.linear does not even ask."""
+    ops = set() if torch.cuda.is_available() else OPS
+    check_triton(linear, *inputs(rows, depth, columns), ops, dtype)
+
+
 def bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return linear(x, weight, bias)
 
 
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(13, 9, 11), (49, 129, 130), (1100, 31, 48)])
-def test_autocast(rows: int, depth: int, columns: int, poisoned_empty: None) -> None:
+def test_autocast(rows: int, depth: int, columns: int, backend: str, poisoned_empty: None) -> None:
     """Operands are rounded to bfloat16, sums and results are not: closer to the truth than PyTorch's own autocast."""
     values, upstream = inputs(rows, depth, columns)
     with set_backend("reference"):
@@ -55,7 +65,7 @@ def test_autocast(rows: int, depth: int, columns: int, poisoned_empty: None) -> 
     plain_output.backward(upstream.bfloat16())
     plain = {"output": plain_output.detach()} | {f"gradient of {k}": v.grad for k, v in leaves.items()}
     rounded = run(bf16, values, upstream, "reference", OPS)
-    for name, x in run(bf16, values, upstream, "cpu", OPS).items():
+    for name, x in run(bf16, values, upstream, backend, OPS).items():
         assert x.dtype == torch.float32
         assert_as_accurate(x, plain[name], exact[name], 1.0, name)
         assert_as_accurate(x, rounded[name], rounded[name].double(), 1.0, f"{name} beside rounded operands")
@@ -84,11 +94,12 @@ def test_threads() -> None:
             check_threads(function, *inputs(*shape))
 
 
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 4), (2, 3, 0)])
-def test_empty(shape: tuple[int, int, int], poisoned_empty: None) -> None:
+def test_empty(shape: tuple[int, int, int], backend: str, poisoned_empty: None) -> None:
     values, upstream = inputs(*shape)
     expected = run(linear, values, upstream, "reference", OPS)
-    for name, x in run(linear, values, upstream, "cpu", OPS).items():
+    for name, x in run(linear, values, upstream, backend, OPS).items():
         assert torch.equal(x, expected[name]), name
 
 

@@ -18,6 +18,8 @@ from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops.philox import SITE_NEGATIVES
 from fastseq.ops.reference.philox import philox
 
+from .backends import needs_triton
+
 N_ITEMS = 37
 
 
@@ -248,3 +250,61 @@ def test_every_instruction_set_draws_the_same() -> None:
         results[name] = digest
     assert "baseline" in results
     assert len(set(results.values())) == 1 and len(results["baseline"]) == hashlib.sha256().digest_size * 2
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def draw_by_triton(*arguments: Any, **options: Any) -> Tensor:
+    moved = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments]
+    return draw("triton", *moved, **{k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}).cpu()
+
+
+@needs_triton
+@pytest.mark.parametrize("distribution", TABLES)
+@pytest.mark.parametrize(("targets", "k"), [(0, 3), (1, 1), (33, 0), (300, 1), (47, 6), (5, 67)])
+def test_triton_equals_cpp(
+    distribution: str, targets: int, k: int, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of 64 elements, walks of 16 items: users who have seen nearly everything need the exact draw."""
+    from fastseq.kernels import negatives
+
+    monkeypatch.setattr(negatives, "TILE", 64)
+    monkeypatch.setattr(negatives, "WALK_ITEMS", 16)
+    arguments = (*problem(targets), k, N_ITEMS, ops.make_rng(-(2**40) - 3, 2**35 + 9))
+    options = {**TABLES[distribution], "first": 2**32 - 20}
+    assert torch.equal(draw_by_triton(*arguments, **options), draw("cpu", *arguments, **options))
+
+
+@needs_triton
+def test_triton_exact_draw() -> None:
+    """2e-6 of the mass is left: rejection fails, the exact draw is all there is."""
+    offsets, items = lists([1], list(range(26)))
+    n = 40
+    arguments = (torch.ones(n, dtype=torch.int64), torch.full((n,), 30), offsets, items, 5, N_ITEMS, ops.make_rng(3, 1))
+    options = TABLES["skewed"]
+    assert torch.equal(draw_by_triton(*arguments, **options), draw("cpu", *arguments, **options))
+
+
+@needs_triton
+@pytest.mark.parametrize("distribution", ["uniform", "even"])
+def test_triton_shared(distribution: str, poisoned_empty: None) -> None:
+    rng, options = ops.make_rng(5, 6), TABLES[distribution]
+    moved = {name: x.to(DEVICE) for name, x in options.items()}
+    for size in (0, 1, 63, 700):
+        expected = ops.sample_shared_negatives(size, N_ITEMS, rng, **options)
+        with ops.set_backend("triton"), ops.record_served() as served:
+            drawn = ops.sample_shared_negatives(size, N_ITEMS, rng.to(DEVICE), **moved)
+        assert served == [("sample_shared_negatives", "triton")]
+        assert torch.equal(drawn.cpu(), expected)
+
+
+@needs_triton
+@pytest.mark.parametrize("options", [{}, table(0.05), table(0.05, zeros=1)], ids=["uniform", "alias", "no weight"])
+def test_triton_what_the_cpu_refuses(options: dict[str, Any]) -> None:
+    """Nothing left to draw, no such user or positive: -1, which no row of a table has; the others are drawn."""
+    offsets, items = lists([], [1], list(range(36)))
+    users, positives = torch.tensor([0, 2, 1, 3, 0, -1]), torch.tensor([36, 36, 2, 1, 37, 1])
+    drawn = draw_by_triton(users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
+    assert (drawn == -1).all(1).tolist() == [False, True, False, True, True, True]
+    assert (drawn[[0, 2]] >= 0).all()

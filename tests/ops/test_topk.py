@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastseq.ops import record_served, set_backend, topk
 from fastseq.ops.cpu import topk as cpu
+from tests.ops.backends import needs_triton
 from tests.ops.compare import assert_as_accurate
 
 
@@ -195,3 +196,91 @@ def test_no_gradient() -> None:
     h, weight = integers(3, 20)
     scores, _ = topk(h.requires_grad_(), weight.requires_grad_(), 4)
     assert not scores.requires_grad
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def assert_same_by_triton(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """The kernels give what the reference gives, bit for bit."""
+    with set_backend("reference"):
+        expected = topk(*arguments, **more)
+    moved = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments]
+    named = {name: x.to(DEVICE) for name, x in more.items()}
+    with set_backend("triton"), record_served() as calls:
+        scores, ids = topk(*moved, **named)
+    assert calls == [("topk", "triton")]
+    assert torch.equal(ids.cpu(), expected[1])
+    assert torch.equal(scores.cpu(), expected[0])
+    return scores.cpu(), ids.cpu()
+
+
+@pytest.fixture
+def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists and tiles of 16 items, so that every boundary is crossed."""
+    from fastseq.kernels import topk as kernel
+
+    monkeypatch.setattr(kernel, "SIZES", (16,))
+
+
+@needs_triton
+@pytest.mark.parametrize("programs", [1, 3])
+@pytest.mark.parametrize(("rows", "items", "k"), [(1, 1, 1), (3, 16, 16), (17, 65, 7), (2, 90, 37)])
+def test_triton(
+    rows: int, items: int, k: int, programs: int, small_lists: None, poisoned_empty: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One pass and three; the catalogue whole and in three parts."""
+    from fastseq.kernels import topk as kernel
+
+    monkeypatch.setattr(kernel, "PROGRAMS", programs)
+    h, weight = integers(rows, items)
+    bias = torch.randint(-3, 4, (items,)).float()
+    bias[::5] = float("-inf")
+    assert_same_by_triton(h, weight, k)
+    assert_same_by_triton(h, weight, k, bias=bias, **seen_lists(rows, items, 2 * items))
+
+
+@needs_triton
+def test_triton_sizes_and_dtypes(poisoned_empty: None) -> None:
+    h, weight = integers(3, 130)
+    assert_same_by_triton(h, weight, 70, **seen_lists(3, 130, 80))
+    for dtype in (torch.bfloat16, torch.float16):
+        h, weight = integers(5, 70, dtype)
+        scores, _ = assert_same_by_triton(h, weight, 10, bias=torch.randint(-3, 4, (70,)).to(dtype))
+        assert scores.dtype == dtype
+    for rows, items in ((0, 5), (3, 0)):
+        assert_same_by_triton(torch.ones(rows, 6), torch.ones(items, 6), 2)
+    with set_backend("triton"), pytest.raises(ValueError, match="the Triton kernels compute in float32"):
+        topk(h.double().to(DEVICE), weight.double().to(DEVICE), 3)
+
+
+@needs_triton
+def test_triton_real_scores(small_lists: None) -> None:
+    h, weight, bias = torch.randn(20, 70), torch.randn(130, 70), torch.randn(130)
+    with set_backend("triton"):
+        scores, ids = (x.cpu() for x in topk(h.to(DEVICE), weight.to(DEVICE), 9, bias=bias.to(DEVICE)))
+    exact = (h.double() @ weight.double().T + bias).topk(9)
+    assert_as_accurate(scores, (h @ weight.T + bias).topk(9).values, exact.values, 2, "scores")
+    assert torch.equal(ids, exact.indices)
+
+
+@needs_triton
+def test_triton_ties_infinities_and_what_the_cpu_refuses(small_lists: None) -> None:
+    """Among equal scores, 0 and -0 among them, the smaller id; NaN never; seen ids that are no items do nothing."""
+    weight = torch.zeros(60, 2)
+    weight[::2] = -0.0
+    weight[[50, 20]] = 1.0
+    seen = dict(seen_offsets=torch.tensor([0, 0, 4], dtype=torch.int32), seen_items=torch.tensor([2, 0, 50, 2]))
+    _, ids = assert_same_by_triton(torch.ones(2, 2), weight, 5, **seen)
+    assert ids.tolist() == [[20, 50, 0, 1, 2], [20, 1, 3, 4, 5]]
+    bias = torch.tensor([0.0, float("-inf"), float("inf"), 0.0])
+    _, ids = assert_same_by_triton(torch.ones(1, 1), torch.ones(4, 1), 4, bias=bias)
+    assert ids.tolist() == [[2, 0, 3, -1]]
+    bias[0] = float("nan")
+    seen = dict(seen_offsets=torch.tensor([0, 3]), seen_items=torch.tensor([-1, 4, 2**40]))
+    moved = {name: x.to(DEVICE) for name, x in {**seen, "bias": bias}.items()}
+    with set_backend("triton"):
+        scores, ids = topk(torch.ones(1, 1, device=DEVICE), torch.ones(4, 1, device=DEVICE), 4, **moved)
+    assert ids.tolist() == [[2, 3, -1, -1]]
+    assert scores.tolist() == [[float("inf"), 1.0, float("-inf"), float("-inf")]]

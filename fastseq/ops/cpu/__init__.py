@@ -1,1 +1,1 @@
-"""CPU implementations: C++ (fastseq._C) for what is not a matrix product, torch's BLAS for what is."""
+"""CPU implementations: the doors to C++ (fastseq._C)."""

@@ -1,0 +1,115 @@
+"""dropout(gelu(x + bias)): forward one read and one write, backward two reads and one write.
+
+Nothing is kept for the backward but x: z, Φ(z) and the mask are made again in registers. The gradient of the bias is
+summed on the way: each program adds up its rows and writes one row of partial sums, which are then added in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastseq.ops.philox import threshold
+
+from . import philox
+
+# Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
+# type and four words of a Philox call serve neighbouring elements.
+TILE, WIDEST = 1024, 256
+# Rows of partial sums of the bias gradient: enough programs for the largest chip with two column tiles, few enough
+# that the sum over them is small. Fixed, so that bits do not depend on the chip.
+PARTIALS = 512
+
+
+@triton.jit
+def _normal_cdf(z):
+    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+
+
+@triton.jit(do_not_specialize=["rows", "site"])
+def _forward(
+    x, bias, y, rng, rows, columns, threshold, scale, site,
+    DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < columns)
+    place = row * columns + column
+    z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    z += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    value = z * _normal_cdf(z)
+    if DROPOUT:
+        block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
+        drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
+        value = tl.where(drawn < threshold, 0.0, value * scale)
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "site", "tiles"])
+def _backward(
+    grad, x, bias, dx, partial, rng, rows, columns, tiles, threshold, scale, site,
+    DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program: ``tiles`` tiles, one below the other, and their row of partial sums."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
+    shift = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for i in range(tiles):
+        row = (tl.program_id(0).to(tl.int64) * tiles + i) * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & (column < columns)
+        place = row * columns + column
+        z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + shift
+        slope = _normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+        value = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        if DROPOUT:
+            drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
+            value = tl.where(drawn < threshold, 0.0, value * scale)
+        value *= slope
+        tl.store(dx + place, value.to(dx.dtype.element_ty), mask=inside)
+        total += tl.where(inside, value, 0.0)
+    sums = tl.sum(total, axis=0)[None, :]
+    tl.store(partial + tl.program_id(0) * columns + column, sums, mask=column < columns)
+
+
+def _tile(columns: int) -> tuple[int, int]:
+    width = min(WIDEST, max(4, triton.next_power_of_2(columns)))
+    return TILE // width, width
+
+
+def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+    source = x.contiguous()
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    y = torch.empty_like(source)
+    if y.numel() == 0:
+        return y
+    height, width = _tile(columns)
+    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+    _forward[grid](
+        source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
+        DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+    )  # fmt: skip
+    return y
+
+
+def bias_gelu_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
+) -> tuple[Tensor, Tensor]:
+    source = x.contiguous()
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    dx = torch.empty_like(source)
+    if dx.numel() == 0:
+        return dx, torch.zeros_like(bias)
+    height, width = _tile(columns)
+    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
+    programs = triton.cdiv(rows, height * tiles)
+    partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+    _backward[programs, triton.cdiv(columns, width)](
+        grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
+        threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+    )  # fmt: skip
+    return dx, partial.sum(0).to(bias.dtype)

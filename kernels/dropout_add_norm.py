@@ -1,0 +1,156 @@
+"""LayerNorm(residual + dropout(x + x_bias)): forward two reads and one write, backward three reads and two writes.
+
+A program holds whole rows in registers, so mean and variance are two exact passes over them without touching memory
+again. The backward makes the sum and its mask again from x and residual. The gradients of the vectors are summed on
+the way: each program adds up its rows and writes one row of partial sums a vector, which are then added in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastseq.ops.philox import threshold
+
+from . import philox
+from .rows import normalised_gradient, programs, statistics, tile
+
+
+@triton.jit
+def _summed(
+    x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+    BIAS: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """residual + dropout(x + x_bias) of a tile, and what dropout multiplies by: 0 or ``scale`` (1 without it)."""
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    factor = scale
+    if BIAS:
+        value += tl.load(x_bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    if DROPOUT:
+        drawn = philox.words(rng, row, tl.arange(0, COLUMNS // 4)[None, :], site, ROWS, COLUMNS // 4)
+        factor = tl.where(drawn < threshold, 0.0, scale)
+        value = tl.where(drawn < threshold, 0.0, value * scale)  # not a product with 0: x may be infinite
+    return value + tl.load(residual + place, mask=inside, other=0.0).to(tl.float32), factor
+
+
+@triton.jit(do_not_specialize=["rows", "site"])
+def _forward(
+    x, residual, weight, bias, x_bias, y, means, rstds, rng, rows, columns, eps, threshold, scale, site,
+    BIAS: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = index[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < columns)
+    place = row * columns + column
+    value, _ = _summed(
+        x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+        BIAS, DROPOUT, ROWS, COLUMNS,
+    )  # fmt: skip
+    mean, rstd, centred = statistics(value, column, columns, eps)
+    tl.store(means + index, mean, mask=index < rows)
+    tl.store(rstds + index, rstd, mask=index < rows)
+    w = tl.load(weight + column, mask=column < columns, other=0.0).to(tl.float32)
+    b = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    value = centred * rstd[:, None] * w + b
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "site", "tiles"])
+def _backward(
+    grad, x, residual, weight, x_bias, means, rstds, dx, dresidual, partial, rng, rows, columns, tiles,
+    threshold, scale, site,
+    BIAS: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program: ``tiles`` tiles, one below the other, and their rows of partial sums.
+
+    partial is float32 [2 or 3, programs, columns]: gradients of weight, bias and, where BIAS, x_bias.
+    """
+    column = tl.arange(0, COLUMNS)[None, :]
+    w = tl.load(weight + column, mask=column < columns, other=0.0).to(tl.float32)
+    dweight = tl.zeros((ROWS, COLUMNS), tl.float32)
+    dbias = tl.zeros((ROWS, COLUMNS), tl.float32)
+    dx_bias = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for i in range(tiles):
+        index = (tl.program_id(0).to(tl.int64) * tiles + i) * ROWS + tl.arange(0, ROWS)
+        row = index[:, None]
+        inside = (row < rows) & (column < columns)
+        place = row * columns + column
+        value, factor = _summed(
+            x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+            BIAS, DROPOUT, ROWS, COLUMNS,
+        )  # fmt: skip
+        mean = tl.load(means + index, mask=index < rows, other=0.0)[:, None]
+        rstd = tl.load(rstds + index, mask=index < rows, other=0.0)[:, None]
+        normal = tl.where(inside, (value - mean) * rstd, 0.0)
+        upstream = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        dweight += upstream * normal
+        dbias += upstream
+        value = normalised_gradient(upstream * w, normal, rstd, column, columns)
+        tl.store(dresidual + place, value.to(dresidual.dtype.element_ty), mask=inside)
+        value *= factor
+        tl.store(dx + place, value.to(dx.dtype.element_ty), mask=inside)
+        if BIAS:
+            dx_bias += value
+    place = tl.program_id(0) * columns + column
+    stride = tl.num_programs(0) * columns
+    tl.store(partial + place, tl.sum(dweight, axis=0)[None, :], mask=column < columns)
+    tl.store(partial + stride + place, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
+    if BIAS:
+        tl.store(partial + 2 * stride + place, tl.sum(dx_bias, axis=0)[None, :], mask=column < columns)
+
+
+def dropout_add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    source = x.contiguous()
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    y = torch.empty_like(source)
+    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    rstd = torch.empty_like(mean)
+    if y.numel() == 0:
+        return y, mean.zero_(), rstd.zero_()
+    height, width, warps = tile(columns)
+    _forward[triton.cdiv(rows, height),](
+        source, residual.contiguous(), weight.contiguous(), bias.contiguous(),
+        None if x_bias is None else x_bias.contiguous(), y, mean, rstd, rng, rows, columns, eps,
+        threshold(p), 1.0 / (1.0 - p), site,
+        BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def dropout_add_norm_backward(
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
+    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    source, other = x.contiguous(), residual.contiguous()
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    dx, dresidual = torch.empty_like(source), torch.empty_like(other)
+    none = x.new_empty(0)
+    if dx.numel() == 0:
+        empty = torch.zeros_like(weight), torch.zeros_like(weight)
+        return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
+    height, width, warps = tile(columns)
+    count, tiles = programs(rows, height)
+    vectors = 2 if x_bias is None else 3
+    partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=x.device)
+    _backward[count,](
+        grad.contiguous(), source, other, weight.contiguous(), None if x_bias is None else x_bias.contiguous(),
+        mean.contiguous(), rstd.contiguous(), dx, dresidual, partial, rng, rows, columns, tiles,
+        threshold(p), 1.0 / (1.0 - p), site,
+        BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
+    )  # fmt: skip
+    sums = partial.sum(1)
+    return (
+        dx,
+        dresidual,
+        sums[0].to(weight.dtype),
+        sums[1].to(weight.dtype),
+        none if x_bias is None else sums[2].to(x_bias.dtype),
+    )

@@ -1,0 +1,47 @@
+"""Whole rows in registers: layer normalisation, forward and backward, and the tile that holds them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
+TILE, WARP = 1024, 256
+# Rows of partial sums of the gradients of vectors: enough programs to fill the largest chip, few enough that the sum
+# over them is small. Fixed, so that bits do not depend on the chip.
+PARTIALS = 512
+
+
+@triton.jit
+def statistics(value, column, columns, eps):
+    """Mean and 1 / sqrt(variance + eps) of rows [ROWS, COLUMNS] that are zero outside, and the centred rows.
+
+    Divisions are rounded correctly, so that a constant row has variance 0 wherever its sum is exact.
+    """
+    width = columns.to(tl.float32)
+    mean = tl.div_rn(tl.sum(value, axis=1), width)
+    centred = tl.where(column < columns, value - mean[:, None], 0.0)
+    variance = tl.div_rn(tl.sum(centred * centred, axis=1), width)
+    return mean, tl.rsqrt(variance + eps), centred
+
+
+@triton.jit
+def normalised_gradient(value, normal, rstd, column, columns):
+    """The gradient of LayerNorm's input from that of its normalised rows; both [ROWS, COLUMNS], zero outside."""
+    width = columns.to(tl.float32)
+    mean = tl.div_rn(tl.sum(value, axis=1), width)[:, None]
+    slope = tl.div_rn(tl.sum(value * normal, axis=1), width)[:, None]
+    return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
+
+
+def tile(columns: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile of whole rows, and the warps of its program."""
+    width = max(4, triton.next_power_of_2(columns))
+    height = max(1, TILE // width)
+    return height, width, min(16, max(1, height * width // WARP))
+
+
+def programs(rows: int, height: int) -> tuple[int, int]:
+    """Programs that sum over rows, at most PARTIALS, and the tiles that each of them goes over."""
+    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
+    return triton.cdiv(rows, height * tiles), tiles

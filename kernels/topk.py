@@ -1,0 +1,142 @@
+"""The best unseen items: scores live in registers, a tile at a time, and only better ones are looked at twice.
+
+A program takes a few users and a part of the catalogue and keeps their best SIZE items, sorted. A score and its id are
+one integer, ordered by score and then by smaller id, so that one comparison ranks and one sort moves both. A tile whose
+scores all lie below the users' k-th best is dropped; else the items seen are removed from it (a binary search in the
+user's sorted list) and it is merged: the element-wise maximum of a descending and an ascending list holds the best of
+both. Parts are merged by a second kernel. More than SIZE items take several passes, each of the items ranked after the
+last. The order of the tiles does not show in the result.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .lists import contains, highest_bit
+from .products import float32_precision, kind, operand, product
+
+# Users of a program (the fewest that tl.dot takes: each has tiles of its own that matter), and the sizes of its lists
+# and tiles. Columns of h and weight multiplied at a time, and warps, up to 64 and above: at 128 columns sm_80 and sm_90
+# spill nothing; twice the columns or half the warps for the longer lists spill up to 0.3 KB. Not yet measured.
+USERS, SIZES = 16, (64, 128)
+LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 4), (16, 8))}
+# Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
+PROGRAMS, MOST_PARTS = 512, 32
+
+_ID_BITS = 31
+_EMPTY = tl.constexpr(-(2**63))  # below every item
+
+
+@triton.jit
+def _scan(h, weight, bias, seen_offsets, entries, bounds, lists, n_users, n_items, width, part, n_entries, k,
+          BIAS: tl.constexpr, SEEN: tl.constexpr, BOUNDED: tl.constexpr, USERS: tl.constexpr, SIZE: tl.constexpr,
+          WIDTH: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    first_user = tl.program_id(0) * USERS
+    user = first_user + tl.arange(0, USERS)[:, None]
+    some_user = user < n_users
+    h += first_user.to(tl.int64) * width
+    start = tl.program_id(1) * part
+    stop = tl.minimum(start + part, n_items)
+    slot = tl.arange(0, SIZE)[None, :]
+    best = tl.full((USERS, SIZE), _EMPTY, tl.int64)
+    if SEEN:
+        seen_start = tl.load(seen_offsets + user, mask=some_user, other=0).to(tl.int64)
+        seen_stop = tl.load(seen_offsets + user + 1, mask=some_user, other=0).to(tl.int64)
+        seen_start = tl.maximum(seen_start, 0)
+        seen_size = (tl.minimum(seen_stop, n_entries) - seen_start).to(tl.int32)
+        step = highest_bit(tl.max(seen_size))
+    if BOUNDED:
+        bound = tl.load(bounds + user, mask=some_user, other=_EMPTY)
+    for first in range(start, stop, SIZE):
+        item = first + slot
+        score, _ = product(
+            h, weight + tl.cast(first, tl.int64) * width, n_users - first_user, n_items - first, width,
+            USERS, SIZE, WIDTH, STEP, PRECISION,
+        )  # fmt: skip
+        if BIAS:
+            score += tl.load(bias + item, mask=item < n_items, other=0.0).to(tl.float32)
+        # NaN compares false, and is left out with -inf.
+        some = some_user & (item < n_items) & (score > float("-inf"))
+        score = tl.where(score == 0.0, 0.0, score)  # -0.0 is no smaller
+        bits = score.to(tl.int32, bitcast=True)
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the scores
+        key = (bits.to(tl.int64) << 32) | (0x7FFFFFFF - item).to(tl.int64)
+        worst = tl.sum(tl.where(slot == k - 1, best, 0), axis=1)[:, None]  # the k-th best so far
+        some = some & (key > worst)
+        if BOUNDED:
+            some = some & (key < bound)
+        if tl.max(some.to(tl.int32)) > 0:
+            if SEEN:
+                wide = item + tl.zeros_like(bits)
+                some = some & (contains(entries, seen_start, seen_size, step, wide, some) == 0)
+            tile = tl.sort(tl.where(some, key, _EMPTY), descending=False)
+            best = tl.sort(tl.maximum(best, tile), descending=True)
+    place = (tl.program_id(1).to(tl.int64) * n_users + user) * SIZE + slot
+    tl.store(lists + place, best, mask=some_user)
+
+
+@triton.jit
+def _merge(lists, scores, ids, bounds, n_users, parts, k, first, USERS: tl.constexpr, SIZE: tl.constexpr):
+    """The best SIZE of all parts, written to columns first ... k - 1 of the result."""
+    user = tl.program_id(0) * USERS + tl.arange(0, USERS)[:, None]
+    some_user = user < n_users
+    slot = tl.arange(0, SIZE)[None, :]
+    row = user.to(tl.int64)
+    best = tl.load(lists + row * SIZE + slot, mask=some_user, other=_EMPTY)
+    for part in range(1, parts):
+        place = (row + tl.cast(part, tl.int64) * n_users) * SIZE
+        other = tl.load(lists + place + (SIZE - 1 - slot), mask=some_user, other=_EMPTY)  # ascending
+        best = tl.sort(tl.maximum(best, other), descending=True)
+    bits = (best >> 32).to(tl.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    score = tl.where(best == _EMPTY, float("-inf"), bits.to(tl.float32, bitcast=True))
+    item = tl.where(best == _EMPTY, -1, 0x7FFFFFFF - (best & 0x7FFFFFFF))
+    inside = some_user & (first + slot < k)
+    place = row * k + first + slot
+    tl.store(scores + place, score.to(scores.dtype.element_ty), mask=inside)
+    tl.store(ids + place, item, mask=inside)
+    last = tl.sum(tl.where(slot == SIZE - 1, best, 0), axis=1)[:, None]
+    tl.store(bounds + row, last, mask=some_user)
+
+
+def _sorted_lists(offsets: Tensor, items: Tensor) -> Tensor:
+    """The seen items, ascending within each user: int32 [S]. Ids that are none are sorted too, and match nothing."""
+    users = torch.searchsorted(offsets, torch.arange(len(items), device=items.device), right=True)
+    keys = (users << _ID_BITS) + items.clamp(-1, 2**_ID_BITS - 2) + 1
+    return ((keys.sort().values & (2**_ID_BITS - 1)) - 1).to(torch.int32)
+
+
+def topk(
+    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x, table = operand(h, "h", h.dtype), operand(weight, "weight", h.dtype)
+    (n_users, width), n_items = x.shape, table.shape[0]
+    scores = torch.empty(n_users, k, dtype=h.dtype, device=h.device)
+    ids = torch.empty(n_users, k, dtype=torch.int64, device=h.device)
+    if n_users == 0:
+        return scores, ids
+    seen = seen_offsets is not None and seen_items is not None and len(seen_items) > 0
+    starts, entries = x, x
+    if seen_offsets is not None and seen_items is not None and seen:
+        starts = seen_offsets.to(torch.int64).contiguous()
+        entries = _sorted_lists(starts, seen_items)
+    size = next((size for size in SIZES if size >= k), SIZES[-1])
+    step, warps = LAUNCHES[kind(x)][size > 64]
+    columns = max(16, triton.next_power_of_2(width))
+    tiles, steps = triton.cdiv(n_users, USERS), max(1, triton.cdiv(n_items, size))
+    part = triton.cdiv(steps, min(steps, MOST_PARTS, triton.cdiv(PROGRAMS, tiles))) * size
+    parts = max(1, triton.cdiv(n_items, part))
+    lists = torch.empty(parts, n_users, size, dtype=torch.int64, device=h.device)
+    bounds = torch.empty(n_users, dtype=torch.int64, device=h.device)
+    for first in range(0, k, size):
+        _scan[tiles, parts](
+            x, table, x if bias is None else bias.contiguous(), starts, entries, bounds, lists, n_users, n_items,
+            width, part, entries.shape[0], min(size, k - first), BIAS=bias is not None, SEEN=seen, BOUNDED=first > 0,
+            USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
+            PRECISION=float32_precision(), num_warps=warps, num_stages=2,
+        )  # fmt: skip
+        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=warps)
+    return scores, ids

@@ -1,0 +1,377 @@
+"""Every function of fastseq._C: bad arguments are exceptions that name the argument, and threads change no bit.
+
+``make sanitize`` runs this under AddressSanitizer, where a door that lets something through also fails.
+FASTSEQ_FUZZ_EXAMPLES sets how many calls of each kind are tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from fastseq import _C
+
+from .doors import BUILDERS, Array, Call, Maker
+
+EXAMPLES = int(os.environ.get("FASTSEQ_FUZZ_EXAMPLES", "60"))
+fuzzed = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+ERRORS = (TypeError, ValueError, IndexError, OverflowError)
+FLOATS = (np.float32, np.float64)
+seeds = st.integers(0, 2**32 - 1)
+every_function = pytest.mark.parametrize("name", BUILDERS)
+
+
+def call(name: str, arguments: dict[str, Any]) -> Any:
+    return getattr(_C, name)(*arguments.values())
+
+
+def expect_error(name: str, arguments: dict[str, Any], culprit: str, *shown: object) -> None:
+    """The call raises one of ERRORS, with a message that holds the name ``culprit`` and what was wrong with it."""
+    with pytest.raises(ERRORS) as error:
+        call(name, arguments)
+    message = str(error.value)
+    assert re.search(rf"\b{culprit}\b", message), f"{name}: {message!r} does not name {culprit}"
+    for value in shown:
+        assert str(value) in message, f"{name}: {message!r} does not show {value}"
+
+
+def expect_no_crash(name: str, arguments: dict[str, Any]) -> None:
+    """The call works, or raises one of ERRORS with a message that names some argument."""
+    try:
+        call(name, arguments)
+    except ERRORS as error:
+        assert any(re.search(rf"\b{argument}\b", str(error)) for argument in arguments), f"{name}: {error}"
+
+
+def test_every_function_is_here() -> None:
+    functions = {name for name in dir(_C) if not name.startswith("_")} - {"DelimitedReader"}
+    assert functions - set(BUILDERS) == {"isa", "has_bfloat16_products"}, "these take no arguments; others belong here"
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 40), kind=st.sampled_from(FLOATS))
+def test_valid_arguments(name: str, seed: int, scale: int, kind: type) -> None:
+    call(name, BUILDERS[name](Maker(seed, scale, kind)).arguments)
+
+
+# ---- how an array is broken; None where this one cannot be
+
+
+def _other_type(rng: np.random.Generator, x: Array) -> Array:
+    kinds = [np.float16, np.int8, np.int16, np.uint32, np.uint64, np.bool_, np.complex128, np.object_, ">f4", ">i8"]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return x.astype(kinds[rng.integers(len(kinds))])
+
+
+def _strides(rng: np.random.Generator, x: Array) -> Array | None:
+    axis = int(rng.integers(x.ndim))
+    spread = np.repeat(x, 2, axis)
+    index = [slice(None)] * x.ndim
+    index[axis] = slice(None, None, (2, -2)[rng.integers(2)])
+    ways = [spread[tuple(index)], np.asfortranarray(x), np.broadcast_to(x[:1], x.shape) if len(x) else x]
+    way = ways[rng.integers(len(ways))]
+    return None if way.flags.c_contiguous else way
+
+
+def _misaligned(rng: np.random.Generator, x: Array) -> Array | None:
+    memory = np.zeros(x.nbytes + 1, np.uint8)[1:]
+    moved = memory.view(x.dtype).reshape(x.shape)
+    moved[...] = x
+    return None if moved.flags.aligned else moved
+
+
+def _rank(rng: np.random.Generator, x: Array) -> Array:
+    ways = [x[None], x[..., None], x.reshape(-1), np.zeros((), x.dtype)]
+    return ways[rng.integers(len(ways))]
+
+
+def _length(rng: np.random.Generator, x: Array) -> Array:
+    axis, change = int(rng.integers(x.ndim)), int(rng.integers(-3, 4))
+    size = x.shape[axis] + change
+    return np.ascontiguousarray(x.take(np.arange(max(size, 0)), axis, mode="clip")) if x.size else np.resize(x, 1)
+
+
+def _empty(rng: np.random.Generator, x: Array) -> Array:
+    shape = list(x.shape)
+    shape[rng.integers(x.ndim)] = 0
+    return np.zeros(shape, x.dtype)
+
+
+def _vast(rng: np.random.Generator, x: Array) -> Array:
+    """No elements, but an axis of 2^40 or so."""
+    shape = [0] * x.ndim
+    shape[rng.integers(x.ndim)] = int(rng.choice([2**31, 2**32, 2**40, 2**58]))
+    return np.zeros(shape if x.ndim > 1 else [0], x.dtype)
+
+
+def _contents(rng: np.random.Generator, x: Array) -> Array:
+    x = x.copy()
+    bad = [np.nan, np.inf, -np.inf, 1e38, -1e-45] if x.dtype.kind == "f" else [-1, 2**31 - 1, -(2**31)]
+    if x.dtype == np.int64:
+        bad += [2**63 - 1, -(2**63), 2**32, 2**62]
+    if x.size:
+        x.flat[rng.integers(x.size)] = bad[rng.integers(len(bad))]
+    return x
+
+
+def _readonly(rng: np.random.Generator, x: Array) -> Array:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def arrays_of(case: Call) -> list[str]:
+    return [name for name, value in case.arguments.items() if isinstance(value, np.ndarray)]
+
+
+def pick(rng: np.random.Generator, names: list[str]) -> str | None:
+    return names[rng.integers(len(names))] if names else None
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
+def test_arrays_of_another_kind(name: str, seed: int, scale: int, kind: type) -> None:
+    """Type, stride, alignment, and not an array at all: the exception names the argument, whichever it is."""
+    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    if (culprit := pick(rng, arrays_of(case))) is None:
+        return
+    x = case.arguments[culprit]
+    way = (_other_type, _strides, _misaligned, "nothing")[rng.integers(4)]
+    if way == "nothing":
+        broken = (None, 3, "x", [1.0, 2.0], object(), b"")[rng.integers(6)]
+        if broken is None:  # right where the argument is optional
+            return expect_no_crash(name, {**case.arguments, culprit: broken})
+        return expect_error(name, {**case.arguments, culprit: broken}, culprit)
+    broken = way(rng, x)
+    if broken is None:
+        return
+    if way is _strides and culprit in case.strided:
+        return expect_no_crash(name, {**case.arguments, culprit: broken})
+    shown = [broken.dtype] if way is _other_type else ["strides" if way is _strides else "not aligned"]
+    expect_error(name, {**case.arguments, culprit: broken}, culprit, *shown)
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
+def test_arrays_of_another_shape_or_content(name: str, seed: int, scale: int, kind: type) -> None:
+    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    ways: list[Callable[[np.random.Generator, Array], Array]] = [_rank, _length, _empty, _vast, _contents]
+    for _ in range(int(rng.integers(1, 3))):  # sometimes two at once
+        if (culprit := pick(rng, arrays_of(case))) is not None:
+            case.arguments[culprit] = ways[rng.integers(len(ways))](rng, np.atleast_1d(case.arguments[culprit]))
+    expect_no_crash(name, case.arguments)
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
+def test_types_mixed(name: str, seed: int, scale: int, kind: type) -> None:
+    """One array of floats in the other type that the function knows."""
+    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    if culprit := pick(rng, arrays_of(case)):
+        x = case.arguments[culprit]
+        swap = {"float32": "float64", "float64": "float32", "int32": "int64", "int64": "int32"}
+        expect_no_crash(name, {**case.arguments, culprit: x.astype(swap[x.dtype.name])})
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 8))
+def test_outputs_that_cannot_be_written(name: str, seed: int, scale: int) -> None:
+    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+    if culprit := pick(rng, sorted(case.outputs & set(arrays_of(case)))):
+        broken = _readonly(rng, case.arguments[culprit])
+        expect_error(name, {**case.arguments, culprit: broken}, culprit, "read-only")
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(1, 8))
+def test_ids_out_of_range(name: str, seed: int, scale: int) -> None:
+    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+    culprit = pick(rng, sorted(ids for ids in case.ids if case.arguments[ids].size))
+    if culprit is None:
+        return
+    low, high = case.ids[culprit]
+    x = case.arguments[culprit].copy()
+    limits = np.iinfo(x.dtype)
+    value = [low - 1, high, limits.min, limits.max][rng.integers(4)]
+    x.flat[rng.integers(x.size)] = value
+    expect_error(name, {**case.arguments, culprit: x}, culprit, value)
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(1, 8))
+def test_offsets(name: str, seed: int, scale: int) -> None:
+    """That decrease, start elsewhere, stop short or overrun."""
+    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+    if (culprit := pick(rng, sorted(case.offsets))) is None:
+        return
+    x, total = case.arguments[culprit].copy(), case.offsets[culprit]
+    place = (0, -1, rng.integers(x.size))[rng.integers(3)]
+    value = [-1, total + 1, total - 1, 2**31 - 1, -(2**31)][rng.integers(5)]
+    x[place] = value
+    if x[0] == 0 and x[-1] == total and (np.diff(x) >= 0).all():
+        return
+    expect_error(name, {**case.arguments, culprit: x}, culprit)
+
+
+@every_function
+@fuzzed
+@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
+def test_scalars(name: str, seed: int, scale: int, kind: type) -> None:
+    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    scalars = [name for name, value in case.arguments.items() if isinstance(value, int | float | str)]
+    if (culprit := pick(rng, scalars)) is None:
+        return
+    given_value = case.arguments[culprit]
+    wrong_types: list[Any] = [None, object(), 1j, [1], np.zeros(3), b"x", "x"]
+    if isinstance(given_value, str):
+        wrong_types = wrong_types[:-2]
+    if isinstance(given_value, int):
+        wrong_types += [1.5, "1"]
+    if rng.integers(3) == 0:
+        broken = wrong_types[rng.integers(len(wrong_types))]
+        if broken is None:  # right where the argument is optional
+            return expect_no_crash(name, {**case.arguments, culprit: broken})
+        return expect_error(name, {**case.arguments, culprit: broken}, culprit)
+    values: list[Any] = ["", "bpr", "ünknown"]
+    if isinstance(given_value, float):
+        values = [float("nan"), float("inf"), -float("inf"), -0.25, 1.0, 1e308, 2]
+    elif isinstance(given_value, int):
+        values = [-(2**63), -(2**31), -1, 0, 1, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, -(2**63) - 1, 2**200]
+    value = values[rng.integers(len(values))]
+    arguments = {**case.arguments, culprit: value}
+    if culprit == "threads" and not 1 <= value <= 1024:
+        expect_error(name, arguments, culprit, value if abs(value) < 2**64 else "")
+    elif culprit == "p" and not 0 <= value < 1:
+        expect_error(name, arguments, culprit)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        expect_error(name, arguments, culprit, value if abs(value) < 2**64 else "")
+    else:
+        expect_no_crash(name, arguments)
+
+
+@every_function
+@settings(fuzzed, max_examples=max(6, EXAMPLES // 10))
+@given(seed=seeds, scale=st.sampled_from([30, 120, 400]), kind=st.sampled_from(FLOATS))
+@example(seed=1, scale=120, kind=np.float32)
+def test_threads_change_no_bit(name: str, seed: int, scale: int, kind: type) -> None:
+    """One, two and eight threads write the same bits."""
+    results = []
+    for threads in (1, 2, 8):
+        case = BUILDERS[name](Maker(seed, scale, kind))
+        if "threads" not in case.arguments:
+            return
+        case.arguments["threads"] = threads
+        returned = call(name, case.arguments)
+        written = {key: case.arguments[key] for key in case.outputs if case.arguments[key] is not None}
+        results.append((returned, {key: value.tobytes() for key, value in written.items()}))
+    assert results[1] == results[0] and results[2] == results[0]
+
+
+@every_function
+@settings(fuzzed, max_examples=max(3, EXAMPLES // 20))
+@given(seed=seeds, scale=st.sampled_from([30, 120]))
+def test_threads_that_call_side_by_side(name: str, seed: int, scale: int) -> None:
+    """As the loader's thread does beside the training: the same inputs, outputs of their own."""
+
+    def outputs(case: Call) -> dict[str, bytes]:
+        call(name, case.arguments)
+        return {key: x.tobytes() for key in sorted(case.outputs) if (x := case.arguments[key]) is not None}
+
+    cases = [BUILDERS[name](Maker(seed, scale, np.float32)) for _ in range(5)]
+    for case in cases[1:]:
+        case.arguments |= {key: x for key, x in cases[0].arguments.items() if key not in case.outputs}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(outputs, cases[1:]))
+    assert results == [outputs(cases[0])] * 4
+
+
+# ---- the reader of delimited text, the only class
+
+PIECES = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.text(alphabet='0123456789abcü,;\t "\r\n.-:\0', max_size=80).map(str.encode),
+        st.sampled_from([b"u,i,t\n", b'1,2,3\n4,"5",6\n', b'"', b"1,nan,3\n", b"9223372036854775808,1,1\n", b"\n\n",
+                         b"1,2,2020-01-01 10:00:00\n", b"1,2,1e400\n", b"\xff\xfe", b'"a""b",c,7\n']),
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@settings(fuzzed, max_examples=20 * EXAMPLES)
+@given(
+    separator=st.sampled_from([",", "::", "", "\t", " ", ";", "\0", "é"]),
+    names=st.sampled_from([[], ["u"], ["u", "i"], ["u", "i", "t"], ["a", "u", "b", "i", "t"]]),
+    user=st.integers(-2, 5), item=st.integers(-2, 5), time=st.integers(-2, 5), line=st.sampled_from([0, 1, 2**61]),
+    pieces=PIECES,
+)  # fmt: skip
+def test_delimited_text(
+    separator: str, names: list[str], user: int, item: int, time: int, line: int, pieces: list[bytes]
+) -> None:
+    """Any bytes become columns of equal length, or an error that names the line."""
+    try:
+        reader = _C.DelimitedReader(separator, names, user, item, time, line)
+    except ValueError as error:
+        assert re.match("(user|item|time) is ", str(error))
+        return
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+        (users, user_codes), (items, item_codes), times = reader.finish()
+    except ValueError as error:
+        assert re.match(r"line \d+", str(error))
+        with contextlib.suppress(ValueError):  # useless, but no crash
+            reader.finish()
+        return
+    assert len(user_codes) == len(item_codes) and (times is None or len(times) == len(user_codes))
+    for ids, codes in ((users, user_codes), (items, item_codes)):
+        assert sorted(set(codes.tolist())) == list(range(len(ids)))
+    reader.finish()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [None, "text", 3, np.zeros((2, 2), np.uint8), np.zeros(4, np.int32), memoryview(b"abcdef")[::2],
+     memoryview(b"abcdef")[::-1], np.zeros((), np.uint8)],
+)  # fmt: skip
+def test_delimited_text_takes_bytes_only(piece: object) -> None:
+    with pytest.raises(ERRORS, match="piece"):
+        _C.DelimitedReader(",", ["u", "i"], 0, 1, -1, 1).feed(piece)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ((",", ["u", "i"], 2, 0, -1, 1), "user is 2"),
+        ((",", ["u", "i"], 0, -1, -1, 1), "item is -1"),
+        ((",", ["u", "i"], 0, 1, 2, 1), "time is 2"),
+        ((",", ["u", "i"], 0, 1, -1, -1), "line is -1"),
+        ((",", ["u", "i"], 0, 1, -1, 2**63 - 1), "line is 9223372036854775807"),
+        ((",\n", ["u", "i"], 0, 1, -1, 1), "separator"),
+        (('"', ["u", "i"], 0, 1, -1, 1), "separator"),
+        ((",", "ui", 0, 1, -1, 1), "names"),
+        ((",", ["u", "i"], 0, 1, -1, 2**70), "line"),
+    ],
+)
+def test_delimited_text_arguments(arguments: tuple[Any, ...], culprit: str) -> None:
+    with pytest.raises(ERRORS, match=culprit):
+        _C.DelimitedReader(*arguments)
