@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compiled import Compiled, pointer
+from .products import float32_precision
 
 ROWS = 64  # rows of a program, at least: 64 x 32 sums are 16 registers a thread
 LANES = 32  # filters of a program: at n_h = 8 four heights, which keeps the taps beyond a filter's height few
@@ -463,13 +464,15 @@ class _Shape:
         self.vertical = _power(n_v, 1, VERTICAL)
         sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
         tiles = {"ROWS": self.rows, "LANES": self.block, "WIDTH": self.width, "PRECISION": precision}
-        # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve, which
-        # with 8 spills 8 bytes unless its products are narrower.
+        # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve; with 8
+        # and 64 columns _convolve (sm_90) and _grad_x (sm_100) spill 8 and 28 bytes. In other types 4 warps spill 12 to
+        # 40 bytes of _grad_filters on gfx942.
         warps = {"num_warps": 4 if self.rows == 64 and not exact else 8}
+        narrow = {"WIDTH": min(self.width, 32)} if exact else {}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
-        self.convolve = {**sizes, **tiles, **warps, "WIDTH": min(self.width, 32) if exact else self.width}
-        self.grad_x = {**sizes, "SKIPPED": self.skipped, **tiles, **warps}
-        self.grad_filters = {**self.grad_x, "ROWS": ROWS, "num_warps": 8 if exact else 4}
+        self.convolve = {**sizes, **tiles, **warps, **narrow}
+        self.grad_x = {**sizes, "SKIPPED": self.skipped, **tiles, **warps, **narrow}
+        self.grad_filters = {**sizes, "SKIPPED": self.skipped, **tiles, "ROWS": ROWS, "num_warps": 8}
         self.histories = {
             **sizes,
             "NV": n_v,
@@ -498,7 +501,7 @@ class _Shape:
 
 
 def _shape(x: Tensor, bias_h: Tensor, weight_v: Tensor) -> _Shape:
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = float32_precision()
     exact = precision == "ieee" and x.dtype == torch.float32
     return _Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], precision, exact)
 
@@ -588,7 +591,8 @@ def caser_windows_backward(
     partial = floats(blocks, rows, shape.d)
     if rows > 0 and shape.d > 0:
         if blocks > 0:
-            grid = (triton.cdiv(rows, shape.rows - shape.length), blocks, parts)
+            columns = triton.cdiv(shape.d, shape.grad_x["WIDTH"])
+            grid = (triton.cdiv(rows, shape.rows - shape.length), blocks, columns)
             _grad_x[grid](
                 grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
             )  # fmt: skip

@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compiled import Compiled, pointer
+from .products import float32_precision
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
@@ -329,7 +330,7 @@ def _step_backward(
 
 def _launch(x: Tensor, hidden: int) -> dict[str, Any]:
     """Constants of _forward and _backward for this type and chip."""
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = float32_precision()
     shared = 227 << 10  # the interpreter has no limit
     if x.is_cuda:
         shared = getattr(torch.cuda.get_device_properties(x.device), "shared_memory_per_block_optin", 64 << 10)
