@@ -29,6 +29,7 @@ from .compiled import Compiled, pointer
 from .products import float32_precision
 
 ROWS = 64  # rows of a program, at least: 64 x 32 sums are 16 registers a thread
+SPAN = 65  # distances from a stop, or taps, that a program goes through with the same rows
 LANES = 32  # filters of a program: at n_h = 8 four heights, which keeps the taps beyond a filter's height few
 WIDTH = 64  # columns of x of one product
 HISTORIES = 8  # of a program of _histories
@@ -103,45 +104,57 @@ def _offer(
     return tl.where(taken, value, best), tl.where(taken, (real_rows - step)[:, None], position)
 
 
+@triton.jit
+def _tap(
+    x, weight_h, sums, row, tap, rows, lane, height,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds one tap to the convolutions that start at each row. A filter that is complete goes on with zeros: a choice
+    between old and new sums crashes Triton 3.7's compiler on sm_100."""
+    within = (tap < height) & (lane < LENGTH * FILTERS)
+    for start in range(0, D, WIDTH):
+        column = start + tl.arange(0, WIDTH)
+        known = ((row + tap >= 0) & (row + tap < rows))[:, None] & (column < D)[None, :]
+        value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
+        place = weight_h + _filter_place(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
+        weight = tl.load(place, mask=within[None, :] & (column < D)[:, None], other=0.0)
+        sums = tl.dot(value, weight, sums, input_precision=PRECISION)
+    return sums
+
+
 @triton.jit(do_not_specialize=["rows", "sequences", "halvings"])
 def _convolve(
     x, offsets, weight_h, rest, pooled, position_out, rows, sequences, halvings,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Maxima of the slots of ROWS - SPAN + 1 rows, with SPAN distances from the stop at a time."""
     lane, height, most = _lanes(LANES, LENGTH, FILTERS)
     number = tl.arange(0, ROWS)
-    slot = tl.program_id(0) * (ROWS - LENGTH) + number
-    owned = (number < ROWS - LENGTH) & (slot < rows + sequences)
+    slot = tl.program_id(0) * (ROWS - SPAN + 1) + number
+    owned = (number < ROWS - SPAN + 1) & (slot < rows + sequences)
     slot = tl.minimum(slot, rows + sequences - 1)
     sequence = _find(offsets, slot, 1, sequences, halvings)
     stop = slot - sequence
     real_rows = tl.minimum(stop - tl.load(offsets + sequence), LENGTH)
-    base = tl.min(stop, 0) - LENGTH
-    index = stop - base
-    row = (base + number).to(tl.int64)
-
-    sums = tl.zeros((ROWS, LANES), tl.float32)
     best = tl.zeros((ROWS, LANES), tl.float32)
     position = tl.zeros((ROWS, LANES), tl.int32)
-    for tap in range(0, most):
-        best, position = _offer(
-            sums, best, position, rest, tap, index, real_rows, lane, height, LENGTH, FILTERS, ROWS
-        )  # fmt: skip
-        within = (tap < height) & (lane < LENGTH * FILTERS)
-        for start in range(0, D, WIDTH):
-            column = start + tl.arange(0, WIDTH)
-            known = ((row + tap >= 0) & (row + tap < rows))[:, None] & (column < D)[None, :]
-            value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
-            # A filter that is complete goes on with zeros. (A choice between old and new sums crashes Triton 3.7's
-            # compiler on sm_100.)
-            place = weight_h + _filter_place(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
-            weight = tl.load(place, mask=within[None, :] & (column < D)[:, None], other=0.0)
-            sums = tl.dot(value, weight, sums, input_precision=PRECISION)
-    for step in range(most, LENGTH + 1):
-        best, position = _offer(
-            sums, best, position, rest, step, index, real_rows, lane, height, LENGTH, FILTERS, ROWS
-        )  # fmt: skip
+    for nearest in range(0, LENGTH + 1, SPAN):  # once, unless histories are long
+        furthest = tl.minimum(nearest + SPAN - 1, LENGTH)
+        base = tl.min(stop, 0) - (nearest + SPAN - 1)
+        row = (base + number).to(tl.int64)
+        sums = tl.zeros((ROWS, LANES), tl.float32)
+        for tap in range(0, tl.minimum(nearest, most)):
+            sums = _tap(x, weight_h, sums, row, tap, rows, lane, height, LENGTH, FILTERS, D, WIDTH, PRECISION)
+        for tap in range(nearest, tl.minimum(furthest + 1, most)):
+            best, position = _offer(
+                sums, best, position, rest, tap, stop - base, real_rows, lane, height, LENGTH, FILTERS, ROWS
+            )  # fmt: skip
+            sums = _tap(x, weight_h, sums, row, tap, rows, lane, height, LENGTH, FILTERS, D, WIDTH, PRECISION)
+        for step in range(tl.maximum(nearest, most), furthest + 1):
+            best, position = _offer(
+                sums, best, position, rest, step, stop - base, real_rows, lane, height, LENGTH, FILTERS, ROWS
+            )  # fmt: skip
 
     place = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
     inside = owned[:, None] & (lane < LENGTH * FILTERS)[None, :]
@@ -260,36 +273,39 @@ def _sequence_of(offsets, row, rows, sequences, halvings):
 def _grad_x(
     grad_slots, distance, offsets, weight_h, partial, rows, sequences, halvings,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, SKIPPED: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of filters' part of the gradient of ROWS - LENGTH rows: partial [blocks, rows, D]."""
+    """One block of filters' part of the gradient of ROWS - SPAN + 1 rows: partial [blocks, rows, D]. SPAN taps at a
+    time."""
     lane, height, most = _lanes(LANES, LENGTH, FILTERS)
     number = tl.arange(0, ROWS)
-    first = tl.program_id(0) * (ROWS - LENGTH)
-    row = (first - LENGTH + number).to(tl.int64)  # where filters start
-    sequence, _, end = _sequence_of(offsets, row, rows, sequences, halvings)
-    end = tl.where(row < rows, end, -1)
+    first = tl.program_id(0) * (ROWS - SPAN + 1)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
-    sums = tl.zeros((ROWS, LANES), tl.float32)
     result = tl.zeros((ROWS, WIDTH), tl.float32)
-    for i in range(0, LENGTH - most):
-        sums = _arrivals(
-            sums, grad_slots, distance, row, sequence, end, lane, LENGTH - i, LENGTH, FILTERS, SKIPPED
-        )  # fmt: skip
-    for i in range(0, most):
-        tap = most - 1 - i
-        sums = _arrivals(
-            sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
-        )  # fmt: skip
-        # Row first + k is met by this tap of the filter that starts tap rows earlier.
-        place = tl.minimum(number + LENGTH - tap, ROWS - 1)[:, None] + tl.zeros((ROWS, LANES), tl.int32)
-        met = tl.gather(sums, place, 0).to(weight_h.dtype.element_ty)
-        inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
-        source = weight_h + _filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
-        weight = tl.load(source, mask=inside, other=0.0)
-        result = tl.dot(met, weight, result, input_precision=PRECISION)
+    for lowest in range(0, LENGTH, SPAN):  # once, unless histories are long
+        row = (first - (lowest + SPAN - 1) + number).to(tl.int64)  # where filters start
+        sequence, _, end = _sequence_of(offsets, row, rows, sequences, halvings)
+        end = tl.where(row < rows, end, -1)
+        sums = tl.zeros((ROWS, LANES), tl.float32)
+        above = tl.minimum(lowest + SPAN, most)
+        for i in range(0, tl.where(lowest < above, LENGTH - above, 0)):
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, LENGTH - i, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+        for i in range(lowest, above):
+            tap = lowest + above - 1 - i
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+            # Row first + k is met by this tap of the filter that starts tap rows earlier.
+            place = tl.minimum(number + (lowest + SPAN - 1 - tap), ROWS - 1)[:, None]
+            met = tl.gather(sums, place + tl.zeros((ROWS, LANES), tl.int32), 0).to(weight_h.dtype.element_ty)
+            inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
+            source = weight_h + _filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
+            weight = tl.load(source, mask=inside, other=0.0)
+            result = tl.dot(met, weight, result, input_precision=PRECISION)
     target = first + number
-    written = ((number < ROWS - LENGTH) & (target < rows))[:, None] & (column < D)[None, :]
+    written = ((number < ROWS - SPAN + 1) & (target < rows))[:, None] & (column < D)[None, :]
     place = (tl.program_id(1) * rows.to(tl.int64) + target)[:, None] * D + column[None, :]
     tl.store(partial + place, result, mask=written)
 
@@ -455,23 +471,27 @@ def _power(size: int, least: int, most: int) -> int:
 class _Shape:
     """Sizes, and the constants of every launch."""
 
-    def __init__(self, length: int, n_h: int, n_v: int, d: int, precision: str, exact: bool) -> None:
+    def __init__(self, length: int, n_h: int, n_v: int, d: int, precision: str, size: int) -> None:
         self.length, self.n_h, self.n_v, self.d = length, n_h, n_v, d
         self.lanes, self.skipped = length * n_h, n_v * d
-        self.rows = max(ROWS, triton.next_power_of_2(2 * length))  # at most half are only there for others
+        # At least half of the rows are the program's own. More than 128 would not fit on the chip: longer histories
+        # are gone through in spans, each of which starts with the first tap again.
+        self.span = min(length + 1, SPAN)
+        self.rows = max(ROWS, triton.next_power_of_2(2 * self.span - 2))
         self.block = _power(self.lanes, 16, LANES)
         self.width = _power(d, 16, WIDTH)
         self.vertical = _power(n_v, 1, VERTICAL)
         sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
         tiles = {"ROWS": self.rows, "LANES": self.block, "WIDTH": self.width, "PRECISION": precision}
+        exact = size == 4 and precision == "ieee"
         # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve; with 8
         # and 64 columns _convolve (sm_90) and _grad_x (sm_100) spill 8 and 28 bytes. In other types 4 warps spill 12 to
-        # 40 bytes of _grad_filters on gfx942.
+        # 40 bytes of _grad_filters on gfx942, and tf32 with 128 rows and 64 columns 240 bytes of _convolve.
         warps = {"num_warps": 4 if self.rows == 64 and not exact else 8}
-        narrow = {"WIDTH": min(self.width, 32)} if exact else {}
+        narrow = {"WIDTH": min(self.width, 32)} if size == 4 and (exact or self.rows > 64) else {}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
-        self.convolve = {**sizes, **tiles, **warps, **narrow}
-        self.grad_x = {**sizes, "SKIPPED": self.skipped, **tiles, **warps, **narrow}
+        self.convolve = {**sizes, **tiles, **warps, **narrow, "SPAN": self.span}
+        self.grad_x = {**sizes, "SKIPPED": self.skipped, **tiles, **warps, **narrow, "SPAN": self.span}
         self.grad_filters = {**sizes, "SKIPPED": self.skipped, **tiles, "ROWS": ROWS, "num_warps": 8}
         self.histories = {
             **sizes,
@@ -497,13 +517,12 @@ class _Shape:
             "STEPS": _power(length + 1, 1, 32),
         }
         self.finish_filters = {**sizes, "LANES": _power(n_h, 1, 16), "WIDTH": self.width}
-        self.grad_vertical = {**self.histories, "STEPS": triton.next_power_of_2(length + 1)}
+        self.grad_vertical = {**self.histories, "STEPS": triton.next_power_of_2(length + 1), "num_warps": 8}
 
 
 def _shape(x: Tensor, bias_h: Tensor, weight_v: Tensor) -> _Shape:
     precision = float32_precision()
-    exact = precision == "ieee" and x.dtype == torch.float32
-    return _Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], precision, exact)
+    return _Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], precision, x.element_size())
 
 
 def caser_windows(
@@ -536,7 +555,7 @@ def caser_windows(
         blocks = triton.cdiv(shape.lanes, shape.block)
         rest = torch.empty(shape.length + 1, shape.lanes, dtype=torch.float32, device=x.device)
         _rest[(blocks,)](weight_h, bias_h, padding_row, rest, **shape.rest)
-        grid = (triton.cdiv(slots, shape.rows - shape.length), blocks)
+        grid = (triton.cdiv(slots, shape.rows - shape.span + 1), blocks)
         _convolve[grid](
             x, offsets, weight_h, rest, pooled, positions, rows, count, halvings, **shape.convolve
         )  # fmt: skip
@@ -592,7 +611,7 @@ def caser_windows_backward(
     if rows > 0 and shape.d > 0:
         if blocks > 0:
             columns = triton.cdiv(shape.d, shape.grad_x["WIDTH"])
-            grid = (triton.cdiv(rows, shape.rows - shape.length), blocks, columns)
+            grid = (triton.cdiv(rows, shape.rows - shape.span + 1), blocks, columns)
             _grad_x[grid](
                 grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
             )  # fmt: skip
@@ -641,7 +660,7 @@ def caser_windows_backward(
 
 def _compiled(dtype: torch.dtype, precision: str, length: int, n_h: int, n_v: int, d: int, rows: int) -> list[Compiled]:
     """Every kernel for ``rows`` rows in sequences of 100, with a history that ends after each."""
-    shape = _Shape(length, n_h, n_v, d, precision, precision == "ieee" and dtype == torch.float32)
+    shape = _Shape(length, n_h, n_v, d, precision, dtype.itemsize)
     count = rows // 100
     slots, taps = rows + count, length * (length + 1) // 2 * n_h
     kind, size = pointer(dtype), dtype.itemsize
@@ -707,7 +726,9 @@ COMPILED = [
     for sizes, kinds in (
         ((20, 8, 4, 64), (*_KINDS, (torch.float16, "ieee"))),
         ((50, 8, 4, 64), _KINDS),
-        ((5, 16, 4, 128), _KINDS[:1]),
+        ((5, 16, 4, 128), _KINDS),
+        ((100, 8, 4, 64), _KINDS),
+        ((200, 8, 4, 64), _KINDS),
     )
     for dtype, precision in kinds
     for entry in _compiled(dtype, precision, *sizes, 2048)

@@ -456,3 +456,21 @@ COMPILED = [
     for dtype, precision in kinds
     for entry in _compiled(dtype, hidden, precision, bias, 48, 200)
 ]
+
+
+def _compiled_steps(dtype: torch.dtype, hidden: int, sequences: int) -> list[Compiled]:
+    """One event of every sequence, above WIDEST."""
+    floats, wide = pointer(dtype), pointer(torch.float32)
+    common: dict[str, Any] = {"offsets": pointer(torch.int32), "h": floats, "saved": floats, "t": 3, "HIDDEN": hidden}
+    common |= {"sequences": sequences, "ROWS": STEP_ROWS, "COLUMNS": STEP_COLUMNS}
+    forward = {"x": floats, "a": wide, "state": wide}
+    backward = {**dict.fromkeys(("grad", "d_x", "d_hidden", "previous"), floats), "carry": wide, "d_a": wide}
+    shape = f"{dtype}, {sequences} sequences, H {hidden}".removeprefix("torch.")
+    elements = sequences * hidden
+    return [
+        Compiled(_step, shape, {**common, **forward}, bytes=elements * (5 * 4 + 8 * dtype.itemsize)),
+        Compiled(_step_backward, shape, {**common, **backward}, bytes=elements * (5 * 4 + 13 * dtype.itemsize)),
+    ]
+
+
+COMPILED += [entry for dtype in (torch.float32, torch.bfloat16) for entry in _compiled_steps(dtype, 256, 48)]
