@@ -249,6 +249,7 @@ TRITON = [
     ([4, 0, 1] * 6, 130, True, torch.float32),  # a product a step
     ([3, 2], 144, False, torch.bfloat16),
     ([1], 1, True, torch.float32),
+    ([1, 1, 1], 6, False, torch.float32),  # no state before any event
     ([0, 0], 5, True, torch.float32),
     ([], 5, False, torch.float32),
     BFLOAT16,
