@@ -11,7 +11,6 @@ import pytest
 
 from fastseq import memory
 
-
 PROGRAM = """
 import numpy as np
 from fastseq import memory
