@@ -144,7 +144,9 @@ def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
     row |= {"roof_us": 1e6 * max(roofs), "bound": "memory" if roofs[0] >= roofs[1] else "compute"}
     try:
         built = source(entry)
-        options = {"num_warps": entry.num_warps, "num_stages": entry.num_stages}
+        options = {"num_warps": entry.num_warps}
+        if entry.num_stages is not None:
+            options["num_stages"] = entry.num_stages
         key = json.dumps([VERSION, triton.__version__, name, built.hash(), options])
         path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         if path.exists():

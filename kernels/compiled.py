@@ -25,7 +25,7 @@ class Compiled:
             launcher does it: 1 becomes a constant, multiples of 16 are known to be such, unless the kernel forbids it.
         bytes: what must be read and written once, whatever the kernel; with flops, the roof.
         flops: additions and multiplications that the result needs. Element-wise work may be left out.
-        num_warps, num_stages: as in the launch.
+        num_warps, num_stages: as in the launch; None where it leaves the stages to Triton.
         matrix: how products are formed: "tf32", "bf16" or "fp16" (matrix instructions are expected), or None.
         seed: whether a seed configuration launches it (``--seed-shapes``).
         only: architectures where this configuration is launched; empty: all.
@@ -37,7 +37,7 @@ class Compiled:
     bytes: int
     flops: int = 0
     num_warps: int = 4
-    num_stages: int = 3
+    num_stages: int | None = None
     matrix: str | None = None
     seed: bool = False
     only: tuple[str, ...] = ()

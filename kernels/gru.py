@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compiled import Compiled, pointer
+from .products import float32_precision
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
@@ -329,7 +330,7 @@ def _step_backward(
 
 def _launch(x: Tensor, hidden: int) -> dict[str, Any]:
     """Constants of _forward and _backward for this type and chip."""
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = float32_precision()
     shared = 227 << 10  # the interpreter has no limit
     if x.is_cuda:
         shared = getattr(torch.cuda.get_device_properties(x.device), "shared_memory_per_block_optin", 64 << 10)
@@ -455,3 +456,21 @@ COMPILED = [
     for dtype, precision in kinds
     for entry in _compiled(dtype, hidden, precision, bias, 48, 200)
 ]
+
+
+def _compiled_steps(dtype: torch.dtype, hidden: int, sequences: int) -> list[Compiled]:
+    """One event of every sequence, above WIDEST."""
+    floats, wide = pointer(dtype), pointer(torch.float32)
+    common: dict[str, Any] = {"offsets": pointer(torch.int32), "h": floats, "saved": floats, "t": 3, "HIDDEN": hidden}
+    common |= {"sequences": sequences, "ROWS": STEP_ROWS, "COLUMNS": STEP_COLUMNS}
+    forward = {"x": floats, "a": wide, "state": wide}
+    backward = {**dict.fromkeys(("grad", "d_x", "d_hidden", "previous"), floats), "carry": wide, "d_a": wide}
+    shape = f"{dtype}, {sequences} sequences, H {hidden}".removeprefix("torch.")
+    elements = sequences * hidden
+    return [
+        Compiled(_step, shape, {**common, **forward}, bytes=elements * (5 * 4 + 8 * dtype.itemsize)),
+        Compiled(_step_backward, shape, {**common, **backward}, bytes=elements * (5 * 4 + 13 * dtype.itemsize)),
+    ]
+
+
+COMPILED += [entry for dtype in (torch.float32, torch.bfloat16) for entry in _compiled_steps(dtype, 256, 48)]

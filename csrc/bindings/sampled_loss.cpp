@@ -75,6 +75,7 @@ void item_gradient(Kernel kernel, const Array<int64_t>& ids, const Array<T>& coe
         throw py::value_error("ids has " + std::to_string(rows) + " rows, at most 2147483647 are supported");
     const int64_t* id = ids.data();
     check_ids(id, rows, columns, items, "ids");
+    if (out.size() == 0) return;  // however many rows it has
     const T *coefficient = coefficients.data(), *rows_of = source.data();
     T* sums = out.mutable_data();
     py::gil_scoped_release release;

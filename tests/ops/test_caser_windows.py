@@ -15,6 +15,7 @@ from torch import Tensor
 from fastseq import ops
 from fastseq.ops import record_served
 from fastseq.ops.reference import caser_windows as reference
+from tests.ops.backends import needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 FLOATS = (0, 4, 5, 6, 7, 8)  # the differentiable arguments
@@ -276,6 +277,131 @@ def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
         ops.caser_windows(*arguments)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of tests reach across several tiles, spans, blocks of filters and runs of rows."""
+    from fastseq.kernels import caser_windows
+
+    sizes = {"ROWS": 16, "SPAN": 7, "LANES": 16, "WIDTH": 16, "HISTORIES": 4, "VERTICAL": 2, "CHUNKS": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(caser_windows, name, value)
+
+
+def triton(arguments: Arguments, upstream: Tensor, position: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Output, positions and the six gradients, with given positions or its own."""
+    moved = [a.to(DEVICE) for a in arguments]
+    with ops.set_backend("triton"), record_served() as calls:
+        output, found = forward(*moved)
+        chosen = found if position is None else position.to(DEVICE)
+        grads = backward(upstream.to(DEVICE), *moved, chosen)
+    assert calls == [("caser_windows", "triton"), ("caser_windows_backward", "triton")]
+    return tuple(t.cpu() for t in (output, found, *grads))
+
+
+@needs_triton
+@pytest.mark.usefixtures("poisoned_empty", "small_tiles")
+@pytest.mark.parametrize(
+    ("length", "d", "n_h", "n_v", "stops_of"),
+    [
+        (1, 4, 2, 2, every_stop),
+        (2, 17, 1, 1, last_stop),
+        (7, 5, 8, 4, every_stop),
+        (4, 18, 17, 1, every_stop),
+        (6, 8, 0, 2, every_stop),
+        (6, 8, 3, 0, last_stop),
+        (9, 3, 2, 3, every_stop),
+        (15, 3, 1, 1, last_stop),
+    ],
+)
+def test_triton_equals_the_reference_bit_for_bit(
+    length: int, d: int, n_h: int, n_v: int, stops_of: Callable[[int], Iterable[int]]
+) -> None:
+    """Small whole numbers: ties abound and every sum is exact. Sequences empty, short, of L rows, and of many tiles."""
+    sizes = [0, 1, length, 2 * length + 31, 0, length - 1]
+    arguments, upstream = make(length, d, n_h, n_v, sizes, stops_of, whole=True, dtype=torch.float32)
+    twice = torch.arange(len(arguments[2])) // 2 if stops_of is last_stop else slice(None)  # some histories twice
+    arguments[2], arguments[3] = arguments[2][twice], arguments[3][twice]
+    output, position, *grads = triton(arguments, upstream)
+    expected, expected_position = reference.caser_windows(*arguments)
+    assert torch.equal(output, expected)
+    assert torch.equal(position, expected_position)
+    for i, x, y in zip(FLOATS, grads, gradients(plain, arguments, upstream), strict=True):
+        assert torch.equal(x, y), NAMES[i]
+
+
+@needs_triton
+@pytest.mark.usefixtures("poisoned_empty")
+@pytest.mark.parametrize(
+    ("length", "d", "n_h", "n_v", "dtype"),
+    [
+        (20, 64, 8, 4, torch.float32),
+        (13, 24, 3, 2, torch.float16),
+        (33, 7, 1, 5, torch.float32),
+        pytest.param(
+            20, 64, 8, 4, torch.bfloat16,
+            marks=pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no bfloat16 product"),
+        ),
+    ],
+)  # fmt: skip
+def test_triton_is_as_accurate_as_pytorch(length: int, d: int, n_h: int, n_v: int, dtype: torch.dtype) -> None:
+    """The constants that ship. As on the CPU, from the same positions; and the same bits twice."""
+    sizes = [0, 1, length - 1, 2 * length + 7]
+    arguments, upstream = make(length, d, n_h, n_v, sizes, lambda size: range(size % 5, size + 1, 5), dtype=dtype)
+    exact = [a.double() if a.is_floating_point() else a for a in arguments]
+    output, position = reference.caser_windows(*exact)
+    results = triton(arguments, upstream, position)
+    if length == 20:
+        assert all(torch.equal(a, b) for a, b in zip(results, triton(arguments, upstream, position), strict=True))
+    assert_as_accurate(results[0], plain(arguments), output, 2, "output")
+    theirs = gradients(plain, arguments, upstream)
+    for i, x, y, z in zip(FLOATS, results[2:], theirs, gradients(plain, exact, upstream.double()), strict=True):
+        assert_as_accurate(x, y, z, 3, f"gradient of {NAMES[i]}")
+
+
+@needs_triton
+@pytest.mark.usefixtures("poisoned_empty", "small_tiles")
+def test_triton_shares_without_a_trace() -> None:
+    """A history's output is the same alone and among others; other sequences' rows never reach it, nor its gradient."""
+    arguments, upstream = make(5, 6, 3, 2, [7, 9, 8], dtype=torch.float32)
+    shared = triton(arguments, upstream)[0]
+    for i in range(0, len(arguments[3]), 9):
+        alone = [*arguments[:2], arguments[2][i : i + 1], arguments[3][i : i + 1], *arguments[4:]]
+        assert torch.equal(triton(alone, upstream[i : i + 1])[0][0], shared[i])
+    arguments, upstream = make(5, 6, 3, 2, [7, 9, 8], lambda n: [n] if n == 9 else [], dtype=torch.float32)
+    poisoned = [a.clone() for a in arguments]
+    poisoned[0][:7] = poisoned[0][16:] = float("nan")
+    for x, y in zip(triton(poisoned, upstream), triton(arguments, upstream), strict=True):
+        assert torch.equal(x, y)
+    poisoned = [a.clone() for a in arguments]
+    poisoned[0][13] = float("nan")
+    assert torch.equal(triton(poisoned, upstream)[0].isnan(), plain(poisoned).isnan())
+
+
+@needs_triton
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 3]])
+def test_triton_without_histories_and_of_padding_alone(lengths: list[int]) -> None:
+    arguments, upstream = make(4, 6, 2, 3, lengths, lambda length: [], dtype=torch.float32)
+    output, _, *grads = triton(arguments, upstream)
+    assert output.shape == (0, 3 * 6 + 4 * 2) and not any(g.any() for g in grads)
+    arguments, upstream = make(4, 6, 2, 3, [0, 0], dtype=torch.float32)
+    inputs = dict(zip(NAMES, arguments, strict=True))
+    exact = run(ops.caser_windows, {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()},
+                upstream, "reference", set())  # fmt: skip
+    moved = {name: x.to(DEVICE) for name, x in inputs.items()}
+    for name, x in run(ops.caser_windows, moved, upstream.to(DEVICE), "triton", set()).items():
+        torch.testing.assert_close(x.cpu(), exact[name].float(), rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_triton_has_no_float64() -> None:
+    arguments, _ = make(4, 6, 2, 3, [3])
+    with ops.set_backend("triton"), pytest.raises(ValueError, match=r"x is torch.float64.*float64 is for the CPU"):
+        forward(*[a.to(DEVICE) for a in arguments])
 
 
 ON_ANOTHER_INSTRUCTION_SET = """

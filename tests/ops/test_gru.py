@@ -249,6 +249,7 @@ TRITON = [
     ([4, 0, 1] * 6, 130, True, torch.float32),  # a product a step
     ([3, 2], 144, False, torch.bfloat16),
     ([1], 1, True, torch.float32),
+    ([1, 1, 1], 6, False, torch.float32),  # no state before any event
     ([0, 0], 5, True, torch.float32),
     ([], 5, False, torch.float32),
     BFLOAT16,
@@ -301,3 +302,12 @@ def test_triton_gates_are_accurate_and_never_nan() -> None:
     with ops.set_backend("triton"):
         h = ops.gru(bad, torch.zeros(3, 1, device=device), offsets_of([1, 1]).to(device), max_len=1)
     assert h[0].isnan().all() and h[1].item() == 0.0
+
+
+@needs_triton
+def test_triton_has_no_float64() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, weight, _, _ = inputs([3], 4, False, torch.float64)
+    message = r"x_gates is torch.float64.*float64 is for the CPU"
+    with ops.set_backend("triton"), pytest.raises(ValueError, match=message):
+        ops.gru(x.to(device), weight.to(device), offsets_of([3]).to(device), max_len=3)

@@ -1,0 +1,77 @@
+"""benchmarks/compile_report.py: what kernel files list, and what makes a row fail."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ops.backends import needs_triton
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "compile_report.py"
+FAULTS = """
+import json, sys
+sys.path.insert(0, "benchmarks")
+import compile_report as c
+row = {"architecture": "sm_80", "spilled_bytes": 0, "shared_bytes": 163 << 10, "expected": None, "matrix": []}
+changes = [{}, {"spilled_bytes": 4}, {"shared_bytes": (163 << 10) + 1}, {"expected": "tf32"},
+           {"expected": "tf32", "matrix": ["mma"]}, {"error": "CompilationError: at 1:1"}]
+print(json.dumps([c.faults({**row, **change}) for change in changes]))
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: this one's kernels are those of the interpreter."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+@needs_triton
+def test_every_entry_names_its_kernels_arguments() -> None:
+    import fastseq.kernels
+
+    folder = Path(fastseq.kernels.__path__[0])
+    seeds: dict[str, int] = {}
+    for path in sorted(folder.glob("*.py")):
+        module = importlib.import_module(f"fastseq.kernels.{path.stem}")
+        for entry in getattr(module, "COMPILED", []):
+            name = f"{path.stem}.{entry.kernel.__name__}, {entry.shape}"
+            assert set(entry.arguments) == set(entry.kernel.arg_names), name
+            assert entry.bytes > 0 and entry.flops >= 0, name
+            assert entry.matrix in (None, "tf32", "bf16", "fp16"), name
+            seeds[path.stem] = seeds.get(path.stem, 0) + entry.seed
+    assert {"dropout", "gru", "caser_windows"} <= seeds.keys()
+    assert all(seeds.values()), "a file lists nothing that a seed configuration launches"
+
+
+@needs_triton
+def test_faults() -> None:
+    result = python("-c", FAULTS)
+    assert result.returncode == 0, result.stderr
+    none, spill, shared, missing, found, error = json.loads(result.stdout)
+    assert none == found == []
+    assert spill == ["spills 4 bytes"] and shared == ["shared memory over the limit of 163 KB"]
+    assert missing == ["no matrix instruction, expected tf32"] and error == ["CompilationError: at 1:1"]
+
+
+@needs_triton
+def test_report(tmp_path: Path) -> None:
+    """Compiled, then read from the cache: the same rows, as JSON and as a table."""
+    arguments = (str(SCRIPT), "--only", "dropout", "--seed-shapes", "--arch", "sm_90", "--cache", str(tmp_path))
+    first = python(*arguments, "--json")
+    if "ptxas" in first.stdout and first.returncode:
+        pytest.skip("this Triton has no ptxas")
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows: list[dict[str, Any]] = json.loads(first.stdout)
+    assert len(rows) == len(list(tmp_path.glob("*.json"))) > 0
+    for row in rows:
+        assert row["kernel"] == "_dropout" and row["registers"] > 0 and row["faults"] == []
+        assert row["roof_us"] == pytest.approx(1e6 * row["bytes"] / 3.35e12)
+    assert json.loads(python(*arguments, "--json").stdout) == rows
+    table = python(*arguments).stdout.splitlines()
+    assert len(table) == 1 + len(rows) and all(line.endswith("ok") for line in table[1:])
