@@ -169,8 +169,7 @@ def test_reductions_and_dtypes() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_same_bits_for_any_number_of_threads(loss: str, shared: bool) -> None:
-    """Shared negatives go through BLAS, whose bits may depend on the threads for odd sizes: even ones here."""
-    case = inputs(256, 64, 32, 40, shared=shared)
+    case = inputs(257, 61, 29, 40, shared=shared)
     threads = torch.get_num_threads()
     try:
         results = []

@@ -1,4 +1,4 @@
-"""Sampled losses on the CPU: csrc/sampled_loss.cpp; with shared negatives the scores are matrix products."""
+"""Sampled losses on the CPU: csrc/sampled_loss.cpp; with shared negatives the scores are csrc/linear.cpp's products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fastseq import _C
 
 from ._arrays import array, prepared
-from ._products import transposed_product
+from ._products import product, transposed_product
 
 
 def sampled_loss(
@@ -31,7 +31,7 @@ def sampled_loss(
     if negatives.dim() == 1:
         _C.check_ids(array(negatives), table.shape[0], "negatives")
         shared = table[negatives]
-        torch.mm(x, shared.t(), out=d_scores[:, 1:])
+        d_scores[:, 1:] = product(x, shared)
     _C.sampled_loss(
         array(x),
         array(table),
@@ -46,7 +46,7 @@ def sampled_loss(
         torch.get_num_threads(),
     )
     if shared is not None:
-        d_h.addmm_(d_scores[:, 1:], shared)
+        d_h += product(d_scores[:, 1:], shared.t())
     return rows, d_h, d_scores
 
 
