@@ -16,7 +16,7 @@ from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from . import hyperparameters
 from .catalogue import Catalogue
-from .initialisation import parameter_groups, set_seed
+from .initialisation import init_weights, parameter_groups, set_seed
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import recommend
@@ -26,11 +26,12 @@ class SequentialRecommender(nn.Module, ABC):
     """A model that scores every item as the next one of a history.
 
     A subclass annotates its hyperparameters (those with a class-level value may be left out), builds its modules
-    in ``__init__``, calls ``self.apply(init_weights)`` at the end, and defines ``encode``.
+    in ``__init__``, calls ``self.apply(self._init_weights)`` at the end, and defines ``encode``.
 
     Args:
         params: hyperparameters. Besides those of WarpRec, every model takes ``loss``, ``negatives``,
-            ``negative_distribution``, ``negative_alpha``, ``gbce_t`` and ``window_stride`` (hyperparameters.py).
+            ``negative_distribution``, ``negative_alpha``, ``gbce_t``, ``window_stride`` and ``initializer_range``
+            (hyperparameters.py).
         info: ``n_users`` and ``n_items``, both at least 1.
         seed: seeds Python's, numpy's and torch's global generators, as WarpRec does: the same seed gives the same
             parameters. Also the seed of ``rng``.
@@ -67,6 +68,7 @@ class SequentialRecommender(nn.Module, ABC):
     negative_alpha: float
     gbce_t: float
     window_stride: int | None
+    initializer_range: float | None
 
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__()
@@ -126,6 +128,9 @@ class SequentialRecommender(nn.Module, ABC):
         """Seeds the global generators, as WarpRec does before it builds a model."""
         self.seed = seed
         set_seed(seed)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module, self.initializer_range)
 
     def set_rng(self, seed: int, step: int) -> None:
         """The dropout masks of the next training forward are those of (seed, step)."""

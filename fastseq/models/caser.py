@@ -13,7 +13,6 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from .base import SequentialRecommender
-from .initialisation import init_weights
 
 SITE_CONVOLUTIONS = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
 
@@ -61,7 +60,7 @@ class Caser(SequentialRecommender):
             self.conv_h = nn.ModuleList(nn.Conv2d(1, self.n_h, (height, d)) for height in range(1, length + 1))
         self.fc1 = nn.Linear(self.n_v * d + self.n_h * length, d)
         self.fc2 = nn.Linear(2 * d, d)
-        self.apply(init_weights)
+        self.apply(self._init_weights)
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.batch import JaggedBatch
 from .base import SequentialRecommender
-from .initialisation import init_weights
 from .jagged import select_rows
 
 SITE_EMBEDDING = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
@@ -43,7 +42,7 @@ class GRU4Rec(SequentialRecommender):
         # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.
         self.gru_layers = nn.GRU(self.embedding_size, self.hidden_size, self.num_layers, bias=False, batch_first=True)
         self.dense = nn.Linear(self.hidden_size, self.embedding_size)
-        self.apply(init_weights)
+        self.apply(self._init_weights)
 
     def encode(self, batch: JaggedBatch) -> Tensor:
         gates, weight_hh = self._last_gates(batch)

@@ -89,6 +89,7 @@ RULES: dict[str, Number | Choice] = {
     "negative_alpha": Number(),
     "gbce_t": Number(high=1.0),
     "window_stride": Number(integer=True, low=1, optional=True),
+    "initializer_range": Number(above=True, optional=True),
 }
 
 # What every model takes beyond WarpRec's keys. The defaults are WarpRec's behaviour.
@@ -99,6 +100,7 @@ OBJECTIVE: dict[str, Any] = {
     "negative_alpha": 0.75,
     "gbce_t": 0.75,
     "window_stride": None,  # max_seq_len
+    "initializer_range": None,  # Xavier's
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def set_seed(seed: int) -> None:
@@ -17,19 +17,23 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, std: float | None = None) -> None:
     """For ``model.apply``: xavier normal for Linear, Conv and Embedding weights (the padding row zero), xavier
     uniform for recurrent weights, LayerNorm 1 and 0, biases 0. Other modules keep what torch gave them.
+
+    Args:
+        std: standard deviation of Linear, Conv and Embedding weights in place of Xavier's, whose deviation falls with
+            the number of items: .006 for the embeddings of 54,542 items beside .13 for those of 50 positions.
     """
     with torch.no_grad():
         match module:
             case nn.Linear() | nn.Conv1d() | nn.Conv2d():
                 if module.weight.numel() > 0:  # a Caser without filters of one kind draws nothing
-                    nn.init.xavier_normal_(module.weight)
+                    _normal(module.weight, std)
                 if module.bias is not None:
                     module.bias.zero_()
             case nn.Embedding():
-                nn.init.xavier_normal_(module.weight)
+                _normal(module.weight, std)
                 if module.padding_idx is not None:
                     module.weight[module.padding_idx].zero_()
             case nn.RNNBase():
@@ -41,6 +45,13 @@ def init_weights(module: nn.Module) -> None:
             case nn.LayerNorm():
                 module.weight.fill_(1.0)
                 module.bias.zero_()
+
+
+def _normal(weight: Tensor, std: float | None) -> None:
+    if std is None:
+        nn.init.xavier_normal_(weight)
+    else:
+        weight.normal_(0.0, std)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

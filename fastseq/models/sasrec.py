@@ -12,7 +12,6 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from .base import SequentialRecommender
-from .initialisation import init_weights
 from .jagged import select_rows
 
 # Dropout sites of the random stream (fastseq/ops/philox.py): the embedding's, then these in every layer.
@@ -60,7 +59,7 @@ class SASRec(SequentialRecommender):
         # In the state_dict of WarpRec; the ops know that they are causal.
         mask = torch.ones(self.max_seq_len, self.max_seq_len, dtype=torch.bool).triu(diagonal=1)
         self.register_buffer("causal_mask", mask)
-        self.apply(init_weights)
+        self.apply(self._init_weights)
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:

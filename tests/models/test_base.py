@@ -93,6 +93,7 @@ def test_an_unknown_hyperparameter_names_the_nearest(key: str, nearest: str) -> 
         ("negatives", "none", "one of per_target, shared, shared_unseen"),
         ("gbce_t", 1.5, "a number >= 0 and <= 1"),
         ("window_stride", 0, "an integer >= 1 or null"),
+        ("initializer_range", 0.0, "a number > 0 or null"),
     ],
 )
 def test_a_value_out_of_range_names_what_is_accepted(key: str, value: Any, accepted: str) -> None:
@@ -146,6 +147,21 @@ def test_get_params_rebuilds_the_model_and_adds_nothing_to_warprecs_keys() -> No
         "negatives": "shared",
         "window_stride": 7,
     }.items() <= model.get_params().items()
+
+
+@pytest.mark.parametrize(("model", "params"), [(GRU4Rec, GRU), (SASRec, SAS)])
+def test_initializer_range_is_the_deviation_of_linear_and_embedding_weights(model: Any, params: dict[str, Any]) -> None:
+    """And of nothing else: the padding row stays zero, the rest what WarpRec makes of it."""
+    built, usual = (model({**params, "initializer_range": std}, INFO) for std in (0.02, None))
+    assert not built.item_embedding.weight[-1].any()
+    for name, module in built.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            weight = module.weight[:-1] if module is built.item_embedding else module.weight
+            assert weight.std().item() == pytest.approx(0.02, rel=6 / weight.numel() ** 0.5), name
+        elif isinstance(module, torch.nn.LayerNorm):
+            assert module.weight.eq(1).all()
+    assert built.get_params()["initializer_range"] == 0.02
+    assert "initializer_range" not in usual.get_params()
 
 
 def test_warprecs_extra_arguments_are_ignored() -> None:
