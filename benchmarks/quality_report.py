@@ -21,19 +21,21 @@ Runs = dict[Setting, dict[int, dict[str, Any]]]  # ... by seed
 METRICS = ("HR@10", "NDCG@10")
 
 
-def read(paths: list[Path]) -> tuple[Runs, list[dict[str, Any]]]:
-    """Runs by setting and seed, the longest where one stands twice, and the peers' records, the last of each."""
+def read(paths: list[Path]) -> tuple[Runs, Runs, list[dict[str, Any]]]:
+    """fp32 and bf16 runs by setting and seed, the longest where one stands twice, and the last record of each peer."""
     runs: Runs = {}
+    bf16: Runs = {}
     peers: dict[str, dict[str, Any]] = {}
     for line in "\n".join(path.read_text() for path in paths).splitlines():
         record = json.loads(line)
         if record["kind"] == "peer":
             peers[record["peer"]] = record
             continue
-        seeds = runs.setdefault((record["model"], record["batches"]), {})
+        kept = bf16 if record.get("precision") == "bf16" else runs
+        seeds = kept.setdefault((record["model"], record["batches"]), {})
         if record["epochs"] > seeds.get(record["seed"], {"epochs": 0})["epochs"]:
             seeds[record["seed"]] = record
-    return runs, list(peers.values())
+    return runs, bf16, list(peers.values())
 
 
 def epoch_seconds(seeds: dict[int, dict[str, Any]], clock: str) -> float:
@@ -122,6 +124,36 @@ def paired(runs: Runs, settings: list[Setting], epochs: int) -> list[str]:
     return [*lines, ""]
 
 
+def precisions(runs: Runs, bf16: Runs) -> str:
+    """bf16 beside fp32: runs of the same model, batches and seed, as far as both go."""
+    out = [
+        "bf16 and fp32, paired seeds, test part:",
+        "",
+        row(
+            [
+                "model, batches",
+                "seeds",
+                "epochs",
+                "fp32 HR, NDCG",
+                "bf16 HR, NDCG",
+                "bf16 minus fp32, NDCG, seed by seed",
+            ]
+        ),
+        row(["---"] * 6),
+    ]
+    for setting in bf16:
+        seeds = sorted(set(bf16[setting]) & set(runs.get(setting, {})))
+        both = [bf16[setting][seed] for seed in seeds], [runs[setting][seed] for seed in seeds]
+        if not seeds:
+            continue
+        epochs = min(run["epochs"] for part in both for run in part)
+        low, full = ([found for run in part if (found := best_until(run, epochs))] for part in both)
+        scores = [", ".join(spread([found[metric] for found in part]) for metric in METRICS) for part in (full, low)]
+        gaps = ", ".join(f"{a['NDCG@10'] - b['NDCG@10']:+.4f}" for a, b in zip(low, full, strict=True))
+        out.append(row([f"{setting[0]}, {name_of(setting[1])}", len(seeds), epochs, *scores, gaps]))
+    return "\n".join(out)
+
+
 def draw(runs: Runs, peers: list[dict[str, Any]], clock: str, path: Path) -> None:
     """NDCG@10 of the test part over seconds of training, one panel a model; the peers beside SASRec."""
     from matplotlib.figure import Figure
@@ -163,9 +195,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG to draw")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     chosen = parser.parse_args()
-    runs, peers = read(chosen.results)
+    runs, bf16, peers = read(chosen.results)
     clock = f"{chosen.clock}_seconds"
     print(tables(runs, clock))
+    if bf16:
+        print(precisions(runs, bf16))
     if chosen.figure is not None:
         draw(runs, peers, clock, chosen.figure)
 

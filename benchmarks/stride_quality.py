@@ -2,6 +2,7 @@
 
     python benchmarks/stride_quality.py --data ml-100k.inter --out FILE                                  # every run
     python benchmarks/stride_quality.py --data ml-100k.inter --out FILE --models SASRec --batches 50 25
+    python benchmarks/stride_quality.py --data ml-100k.inter --out FILE --batches L --precision bf16  # fp32's pairs
 
 Runs of the same model and seed start from the same weights and differ only in the batches: a window stride, or one
 sequence per target. After every --every epochs both held-out parts are ranked: leave-one-out, the whole catalogue,
@@ -38,7 +39,11 @@ def finished(path: Path) -> dict[tuple[Any, ...], int]:
     """Epochs of every run that the file holds."""
     lines = path.read_text().splitlines() if path.exists() else []
     runs = [json.loads(line) for line in lines if line.strip()]
-    return {(r["model"], r["batches"], r["seed"]): r["epochs"] for r in runs if r["kind"] == "run"}
+    return {
+        (r["model"], r["batches"], r["seed"], r.get("precision", "fp32")): r["epochs"]
+        for r in runs
+        if r["kind"] == "run"
+    }
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -48,7 +53,9 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, every: int) -> dict[str, Any]:
+def train(
+    name: str, batches: int | str, seed: int, split: Any, epochs: int, every: int, precision: Any
+) -> dict[str, Any]:
     """Trains one model.
 
     Returns:
@@ -83,6 +90,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, eve
 
     options = TrainingOptions(
         seed=seed,
+        precision=precision,
         validation_metric=None,
         per_target=batches == PER_TARGET,
         progress_every_seconds=float("inf"),  # only after epochs
@@ -95,6 +103,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, eve
         "model": name,
         "batches": batches,
         "seed": seed,
+        "precision": precision,
         "epochs": curve["epoch"][-1] if curve["epoch"] else 0,
         "stopped": result.stopped,
         "curve": curve,
@@ -106,10 +115,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="interactions in any format fastseq reads")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; runs it holds are not repeated")
     parser.add_argument("--models", nargs="+", default=list(PARAMS), choices=list(PARAMS))
-    parser.add_argument("--batches", nargs="+", help="strides, or 'per-target'; default: L, L/2, 1 and per-target")
+    parser.add_argument("--batches", nargs="+", help="strides, or 'L', 'per-target'; default: L, L/2, 1 and per-target")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, help=f"default, shared and single sequences: {EPOCHS}")
     parser.add_argument("--every", type=int, default=2, help="epochs between rankings")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, help="default: torch's")
     chosen = parser.parse_args()
     own_process()
@@ -127,13 +137,14 @@ def main() -> None:
     for name in chosen.models:
         longest = PARAMS[name]["max_seq_len"]
         wanted = chosen.batches or [longest, longest // 2, 1, "per-target"]
-        settings += [(name, PER_TARGET if str(b) == "per-target" else int(b)) for b in wanted]
+        known = {"per-target": PER_TARGET, "L": longest}
+        settings += [(name, known.get(str(b)) or int(b)) for b in wanted]
     for seed in chosen.seeds:
         for name, batches in settings:
             epochs = chosen.epochs or EPOCHS[name][batches in (1, PER_TARGET)]
-            if finished(chosen.out).get((name, batches, seed), 0) >= epochs:
+            if finished(chosen.out).get((name, batches, seed, chosen.precision), 0) >= epochs:
                 continue
-            record = train(name, batches, seed, split, epochs, chosen.every)
+            record = train(name, batches, seed, split, epochs, chosen.every, chosen.precision)
             if record["epochs"]:
                 append(chosen.out, record | about)
             print(name, batches, seed, record["stopped"], record["epochs"], flush=True)
