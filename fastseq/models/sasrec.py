@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ class SASRec(SequentialRecommender):
 
     ``dropout_prob`` is the embedding's dropout, ``attn_dropout_prob`` every other one. ``embedding_size`` is a multiple
     of ``n_heads``. A history has at most ``max_seq_len`` events, and no padding id among them.
+    ``initializer_range`` is the deviation of the first weights; the positions start at 1 / sqrt(embedding_size) of it.
 
     Source: Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; WarpRec 2.2.8's variant of it.
     """
@@ -60,6 +62,9 @@ class SASRec(SequentialRecommender):
         mask = torch.ones(self.max_seq_len, self.max_seq_len, dtype=torch.bool).triu(diagonal=1)
         self.register_buffer("causal_mask", mask)
         self.apply(self._init_weights)
+        if self.initializer_range is not None:
+            with torch.no_grad():  # an item outweighs its position, as where items are multiplied by sqrt(d)
+                self.position_embedding.weight.div_(math.sqrt(d))
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any]) -> dict[str, Any]:
