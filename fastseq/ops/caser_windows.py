@@ -29,14 +29,16 @@ def caser_windows(
 
     Args:
         x: [T, d], the embedded events of a jagged batch, any floating type; the weights and padding_row have the same.
-        offsets: integers [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
-        sequences: integers [N], the sequence of each history.
-        stops: integers [N], the row after each history's last one: offsets[s] (an empty history) … offsets[s + 1].
+        offsets: int32 [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
+        sequences: int64 [N], the sequence of each history.
+        stops: int64 [N], the row after each history's last one: offsets[s] (an empty history) … offsets[s + 1].
         weight_h: [L(L + 1)/2, n_h, d]; row h(h − 1)/2 + j is tap j (from the oldest) of the filters of height h.
         bias_h: [L, n_h], by height.
         weight_v: [n_v, L], from the oldest row to the last one of the padded history.
         bias_v: [n_v].
         padding_row: [d].
+
+    x must be finite: an infinite or NaN row may reach the histories just before it as NaN.
 
     Returns:
         [N, n_v·d + L·n_h]: the vertical outputs [n_v, d], then the pooled horizontal ones [L, n_h]. n_h and n_v may
@@ -51,9 +53,7 @@ def caser_windows(
     WSDM 2018, equations 3 to 7.
     """
     _check(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
-    out, _ = _caser_windows(
-        x, offsets.int(), sequences.long(), stops.long(), weight_h, bias_h, weight_v, bias_v, padding_row
-    )
+    out, _ = _caser_windows(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
     return out
 
 
@@ -75,7 +75,7 @@ def _check(
         )
     d, (length, n_h), n_v = x.shape[1], bias_h.shape, weight_v.shape[0]
     wanted = {
-        "offsets": (offsets, [offsets.shape[0]]),
+        "offsets": (offsets, [offsets.numel()]),
         "sequences": (sequences, [stops.shape[0]]),
         "stops": (stops, [stops.shape[0]]),
         "weight_h": (weight_h, [length * (length + 1) // 2, n_h, d]),
@@ -87,10 +87,10 @@ def _check(
     for name, (tensor, shape) in wanted.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {shape}")
-        index = name in ("offsets", "sequences", "stops")
-        if index and (tensor.is_floating_point() or tensor.is_complex()):
-            raise ValueError(f"{name} is {tensor.dtype}, expected integers")
-        if not index and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        index = {"offsets": torch.int32, "sequences": torch.int64, "stops": torch.int64}.get(name)
+        if index is not None and tensor.dtype != index:
+            raise ValueError(f"{name} is {tensor.dtype}, expected {index}")
+        if index is None and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} is {tensor.dtype} and x is {x.dtype}, expected one type")
 
 

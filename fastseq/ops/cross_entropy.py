@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._dispatch import bfloat16_products, register
+from ._total import total
 
 
 def linear_cross_entropy(
@@ -58,10 +59,10 @@ def linear_cross_entropy(
     if reduction == "none":
         return _linear_cross_entropy(*settings)[0]
     if h.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
-        total = _summed_linear_cross_entropy(*settings)[0]
+        summed = _summed_linear_cross_entropy(*settings)[0]
     else:
-        total = _linear_cross_entropy(*settings)[0].sum()
-    return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
+        summed = total(_linear_cross_entropy(*settings)[0])
+    return summed if reduction == "sum" else summed / (targets != ignore_index).sum().clamp(min=1)
 
 
 def _fake(
@@ -108,6 +109,8 @@ def _setup_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _summed_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # what was saved is constant: its part of a second derivative would be left out
+        raise RuntimeError("fastseq::summed_linear_cross_entropy has no second derivative: leave out create_graph=True")
     dh, dweight, dbias = (gradient * grad.to(gradient.dtype) for gradient in ctx.saved_tensors)
     return dh, dweight, None, dbias if ctx.has_bias else None, None, None, None
 

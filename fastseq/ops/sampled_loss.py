@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._dispatch import register
+from ._total import total
 
 LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
 REDUCTIONS = ("none", "mean", "sum")
@@ -94,7 +95,7 @@ def reduce(rows: Tensor, reduction: str) -> Tensor:
     """The mean (0 if there are none), the sum, or the rows themselves."""
     if reduction == "none":
         return rows
-    return rows.sum() if reduction == "sum" else rows.sum() / max(rows.shape[0], 1)
+    return total(rows) if reduction == "sum" else total(rows) / max(rows.shape[0], 1)
 
 
 def check_sampled_loss(

@@ -269,7 +269,9 @@ def test_compiles_without_a_graph_break() -> None:
         (4, torch.zeros(9, 2, 5, dtype=torch.float64), r"weight_h has shape \[9, 2, 5\], expected \[10, 2, 5\]"),
         (8, torch.zeros(4, dtype=torch.float64), r"padding_row has shape \[4\], expected \[5\]"),
         (8, torch.zeros(5), "padding_row is torch.float32 and x is torch.float64, expected one type"),
-        (3, torch.tensor([7.0]), "stops is torch.float32, expected integers"),
+        (3, torch.tensor([7.0]), "stops is torch.float32, expected torch.int64"),
+        (1, torch.tensor([0, 7, 9 + 2**32]), "offsets is torch.int64, expected torch.int32"),
+        (1, torch.tensor(0, dtype=torch.int32), r"offsets has shape \[\], expected \[1\]"),
     ],
 )
 def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:

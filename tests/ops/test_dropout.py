@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,3 +135,25 @@ def test_second_derivatives() -> None:
     assert torch.equal(second, 2 * (op(torch.ones(3, 8))) ** 2)
     with pytest.raises(RuntimeError, match=r"bias_gelu_dropout_backward has no derivative.*create_graph"):
         torch.autograd.grad(ops.bias_gelu_dropout(x, torch.ones(8)).sum(), [x], create_graph=True)
+
+
+def cross_entropy(reduction: Literal["none", "mean", "sum"]) -> Callable[[Tensor], Tensor]:
+    return lambda x: ops.linear_cross_entropy(x, torch.ones(5, 8), torch.tensor([0, 4, 2]), reduction=reduction)
+
+
+OFFSETS = torch.tensor([0, 1, 3], dtype=torch.int32)
+WITHOUT_SECOND: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": lambda x: ops.causal_attention(*x.view(3, 1, 8).expand(3, 3, 1, 8), OFFSETS, max_len=2),
+    "norm": lambda x: ops.dropout_add_norm(x, x, torch.ones(8), torch.zeros(8)),
+    "gru": lambda x: ops.gru(x[:, :6], torch.ones(6, 2), OFFSETS, max_len=2),
+    "sampled": lambda x: ops.sampled_loss(x, torch.ones(5, 8), torch.tensor([0, 4, 2]), torch.ones(3, 2).long()),
+    **{f"cross entropy, {r}": cross_entropy(r) for r in ("none", "mean", "sum")},  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SECOND)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_second_derivative_is_left_out_in_silence(name: str, backend: str) -> None:
+    x = torch.linspace(-1.0, 1.0, 24).view(3, 8).requires_grad_()
+    with ops.set_backend(backend), pytest.raises(RuntimeError, match="leave out create_graph=True"):
+        torch.autograd.grad(WITHOUT_SECOND[name](x).sum(), [x], create_graph=True)

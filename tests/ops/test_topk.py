@@ -122,18 +122,14 @@ def test_nobody_or_nothing(rows: int, items: int) -> None:
 def test_scores_are_held_for_a_bounded_number_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "TILE_BYTES", 1 << 16)
     sizes: list[int] = []
-    product, mm = cpu.product, torch.mm
+    product = cpu.product
 
-    def recorded(a: Tensor, b: Tensor, bias: None, *, out: Tensor) -> Tensor:
-        sizes.append(out.numel() * out.element_size())
-        return product(a, b, bias, out=out)
-
-    def recorded_mm(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        sizes.append(out.numel() * out.element_size())
-        return mm(a, b, out=out)
+    def recorded(*operands: Tensor | None, **where: Tensor) -> Tensor:
+        scores = product(*operands, **where)
+        sizes.append(scores.numel() * scores.element_size())
+        return scores
 
     monkeypatch.setattr(cpu, "product", recorded)
-    monkeypatch.setattr(torch, "mm", recorded_mm)
     h, weight = integers(600 + cpu.FEWEST_PACKED // 2, 1000)  # of 512 users, 88, and 32 by the other way
     topk(h[:600], weight, 3)
     topk(h[600:], weight, 3)
@@ -147,12 +143,15 @@ def thread_counts() -> Iterator[list[int]]:
     torch.set_num_threads(before)
 
 
-def test_results_do_not_depend_on_threads(thread_counts: list[int]) -> None:
-    h, weight = integers(40, 500)
+@pytest.mark.parametrize("users", [1, 7, 63, 64])
+def test_results_do_not_depend_on_threads(users: int, thread_counts: list[int]) -> None:
+    """Of scores that are not exact in any order of summation, as whole numbers would be."""
+    generator = torch.Generator().manual_seed(users)
+    h, weight = (torch.randn(rows, 128, generator=generator) for rows in (users, 5003))
     results = []
     for count in thread_counts:
         torch.set_num_threads(count)
-        results.append(topk(h, weight, 9, **seen_lists(40, 500, 30)))
+        results.append(topk(h, weight, 9, **seen_lists(users, 5003, 30)))
     for scores, ids in results[1:]:
         assert torch.equal(scores, results[0][0]) and torch.equal(ids, results[0][1])
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
+from .._total import total
 from ._arrays import array, compute_type, prepared
 from ._rows import matrix
 
@@ -60,4 +61,4 @@ def summed_linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss, _, gradients = _run(h, weight, targets, bias, ignore_index, softcap, bfloat16, gradients=True)
     assert gradients is not None
-    return loss.sum(), *gradients
+    return total(loss), *gradients

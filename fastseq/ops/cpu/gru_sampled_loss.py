@@ -28,6 +28,9 @@ def gru_sampled_loss(
     beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, ...]:
+    if rows is not None and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < x_gates.shape[0]:
+        wrong = rows[(rows < 0) | (rows >= x_gates.shape[0])][0]
+        raise IndexError(f"rows holds {int(wrong)}, expected 0 <= row < {x_gates.shape[0]}, the number of events")
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     weight, bias = prepared(dense_weight, counted.dtype), prepared(dense_bias, counted.dtype)

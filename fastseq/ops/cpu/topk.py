@@ -1,4 +1,4 @@
-"""The best unseen items on the CPU: tiles of scores by BLAS, merged into one heap for each user by csrc/topk.cpp."""
+"""The best unseen items on the CPU: tiles of scores, merged into one heap for each user by csrc/topk.cpp."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._products import product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
-FEWEST_PACKED = 64  # users below which the product is bound by reading the items: packing them would double that
+FEWEST_PACKED = 64  # users below which the product is bound by reading the items: the users are its packed operand
 
 
 def topk(
@@ -42,7 +42,7 @@ def topk(
             scores = buffer[: shape[0] * shape[1]].view(shape)
             bias_part = None if shift is None else shift[columns]
             if shape[0] < FEWEST_PACKED:
-                torch.mm(users[rows], items[columns].t(), out=scores)
+                scores.copy_(product(items[columns], users[rows]).t())
                 scores += 0.0 if bias_part is None else bias_part
             else:
                 product(users[rows], items[columns], bias_part, out=scores)
