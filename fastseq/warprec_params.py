@@ -92,9 +92,7 @@ class FastKeys(RecomModel):
         problem: ConfigurationError | None = None
         for values in product(*(choices[key] for key in related)):
             try:
-                self._check(
-                    {key: given[0] for key, given in choices.items()} | dict(zip(related, values, strict=True))
-                )
+                self._check({key: given[0] for key, given in choices.items()} | dict(zip(related, values, strict=True)))
                 return
             except ConfigurationError as error:
                 problem = problem or error
