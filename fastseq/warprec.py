@@ -122,7 +122,7 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                 this process, so there is nothing for workers to do.
         """
         if self.window_stride is not None:
-            return self._window_loader(sessions, kwargs.get("seed", self.seed))
+            return self._window_loader(sessions, int(kwargs.get("seed", self.seed)))
         user = {"include_user_id": True} if self.needs_user else {}
         return sessions.get_sequential_dataloader(
             max_seq_len=self.max_seq_len,
@@ -201,11 +201,11 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
 
     def configure_optimizers(self) -> Any:
         """WarpRec's optimizer and schedule; its Adam in one fused pass over each group, where that is possible."""
-        taken = _OPTIMIZER_CHOICES & self._optimizer_kwargs.keys()
+        options: dict[str, Any] = self._optimizer_kwargs
         # Under a gradient scaler a fused optimizer unscales by itself, and Lightning then refuses to clip gradients.
         scaled = self._trainer is not None and self._trainer.precision == "16-mixed"
-        if self._optimizer_name.upper() == "ADAM" and not taken and not scaled:
-            self._optimizer_kwargs = {**self._optimizer_kwargs, "fused": True}
+        if self._optimizer_name.upper() == "ADAM" and not (_OPTIMIZER_CHOICES & options.keys()) and not scaled:
+            self._optimizer_kwargs: dict[str, Any] = {**options, "fused": True}
         return super().configure_optimizers()
 
     # What a checkpoint holds.
