@@ -277,7 +277,7 @@ def _print_comparisons(report: Report) -> None:
                 (
                     f"windows, stride {c.window_stride}",
                     c.window_speed,
-                    c.window_targets_per_second / reference,
+                    c.window_speed / reference,
                 ),
             ]
             name, speed, ratio = speeds[row]

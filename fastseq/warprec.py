@@ -10,6 +10,7 @@ Caser. ``python -m fastseq.warprec`` prints the file to name under ``general.cus
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -122,7 +123,7 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                 this process, so there is nothing for workers to do.
         """
         if self.window_stride is not None:
-            return self._window_loader(sessions, int(kwargs.get("seed", self.seed)))
+            return self._window_loader(sessions, kwargs.get("seed", 42))  # left out: as WarpRec
         user = {"include_user_id": True} if self.needs_user else {}
         return sessions.get_sequential_dataloader(
             max_seq_len=self.max_seq_len,
@@ -392,4 +393,4 @@ def custom_module(*, as_new_names: bool = False) -> Path:
 
 
 if __name__ == "__main__":
-    print(custom_module())
+    print(custom_module(as_new_names="--new-names" in sys.argv))
