@@ -68,7 +68,6 @@ from . import warprec_params  # noqa: E402
 
 # What makes a module know its tensors. An adapter and its core share them: one set of tensors, WarpRec's names.
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_OPTIMIZER_CHOICES = {"fused", "foreach", "capturable", "differentiable"}  # of torch.optim.Adam, which exclude fused
 
 
 class Adapter(IterativeRecommender, SequentialRecommenderUtils):
@@ -201,13 +200,13 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         return self._core.predict(user_indices, user_seq, seq_len, item_indices=item_indices)
 
     def configure_optimizers(self) -> Any:
-        """WarpRec's optimizer and schedule; its Adam in one fused pass over each group, where that is possible."""
-        options: dict[str, Any] = self._optimizer_kwargs
-        # Under a gradient scaler a fused optimizer unscales by itself, and Lightning then refuses to clip gradients.
-        scaled = self._trainer is not None and self._trainer.precision == "16-mixed"
-        if self._optimizer_name.upper() == "ADAM" and not (_OPTIMIZER_CHOICES & options.keys()) and not scaled:
-            self._optimizer_kwargs: dict[str, Any] = {**options, "fused": True}
-        return super().configure_optimizers()
+        """WarpRec's optimizer and schedule; its Adam and AdamW in one fused pass over each group."""
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        if isinstance(optimizer, torch.optim.Adam):
+            for group in optimizer.param_groups:  # WarpRec's wrapper passes no such option on
+                group["fused"] = True
+        return configured
 
     # What a checkpoint holds.
 
