@@ -25,6 +25,7 @@ class Plain(nn.Module):
     """
 
     item_embedding: nn.Embedding
+    user_embedding: nn.Embedding
 
     def __init__(self, params: dict[str, Any], info: dict[str, int], seed: int = 42) -> None:
         super().__init__()
@@ -43,6 +44,7 @@ class Plain(nn.Module):
         """WarpRec's initial values, for ``apply``."""
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_normal_(module.weight.data)
+            assert module.bias is not None
             nn.init.zeros_(module.bias.data)
         elif isinstance(module, nn.Embedding):
             nn.init.xavier_normal_(module.weight.data)
