@@ -121,7 +121,7 @@ setup(
         "fastseq.kernels",
     ],
     package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
-    package_data={"fastseq": ["py.typed"]},
+    package_data={"fastseq": ["py.typed", "custom_modules/*.py"]},
     ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,4 +1,4 @@
-"""The command line: fastseq train | evaluate | recommend | bench.
+"""The command line: fastseq train | evaluate | recommend | verify | bench.
 
 Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
 Answers go to stdout (one JSON document with --json), progress and errors to stderr.
@@ -28,6 +28,7 @@ from .errors import CheckpointError, ConfigError, DataError
 if TYPE_CHECKING:
     from .experiment import Outcome
     from .training import Evaluation
+    from .verify import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -224,6 +225,71 @@ def recommend(
     for name, events, answer in zip(names, histories, answers, strict=True):
         table.add_row(str(name), " ".join(map(str, events[-3:])), " ".join(map(str, answer.items)))
     stdout.print(table)
+
+
+@app.command()
+def verify(
+    config: Annotated[Path, typer.Option(help="YAML, fastseq's or WarpRec's.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Interactions instead of the configuration's.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Most targets of the compared and timed batch.", min=1)] = 256,
+    repeats: Annotated[int, typer.Option(help="Timed steps of each side.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare every model with WarpRec's on your data, then time both.
+
+    Same weights: scores; same batch: loss and gradients, in float64 and float32. Without WarpRec: against a plain
+    restatement of its models. Exit code 1 when they differ.
+    """
+    from .verify import verify as run
+
+    report = run(config, data, batch_size=batch_size, repeats=repeats)
+    if as_json:
+        rows = [
+            {
+                "model": c.model,
+                "errors": {f"{what} {dtype}": error for (what, dtype), error in c.errors.items()},
+                "worst_gradient": c.worst,
+                "differing": c.differing,
+                "batch_size": c.batch_size,
+                "reference_seconds": c.reference_seconds,
+                "seconds": c.seconds,
+                "window_stride": c.window_stride,
+                "window_targets_per_second": c.window_speed,
+            }
+            for c in report.comparisons
+        ]
+        print(json.dumps({"reference": report.reference, "same": report.same, "models": rows}))
+    else:
+        _print_comparisons(report)
+    if not report.same:
+        raise typer.Exit(1)
+
+
+def _print_comparisons(report: Report) -> None:
+    table = Table("model", "error in", "float64", "float32", "training step", "targets/s", "speed")
+    for c in report.comparisons:
+        for row, what in enumerate(("scores", "loss", "gradients")):
+            errors = [f"{c.errors[what, dtype]:.1e}" for dtype in ("float64", "float32")]
+            reference = c.batch_size / c.reference_seconds
+            speeds = [
+                (f"reference, {c.batch_size} rows", reference, 1.0),
+                ("fastseq, same batch", c.batch_size / c.seconds, c.reference_seconds / c.seconds),
+                (
+                    f"windows, stride {c.window_stride}",
+                    c.window_speed,
+                    c.window_speed / reference,
+                ),
+            ]
+            name, speed, ratio = speeds[row]
+            table.add_row("" if row else c.model, what, *errors, name, f"{speed:,.0f}", f"{ratio:.1f}×")
+        table.add_section()
+    stdout.print(table)
+    stdout.print(f"compared with {report.reference}", highlight=False, markup=False)
+    for c in report.comparisons:
+        if c.differing:
+            stdout.print(f"[bold red]{c.model} DIFFERS[/]: {', '.join(c.differing)}; worst gradient: {c.worst}")
+    if report.same:
+        stdout.print("[bold]same scores, loss and gradients[/]")
 
 
 @bench.command("train")

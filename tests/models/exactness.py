@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import offsets_of
+from fastseq.restatement import Plain
 from tests.ops.compare import assert_as_accurate, relative_error
-
-from .restatement import Plain
 
 N_ITEMS = 23
 INFO = {"n_users": 7, "n_items": N_ITEMS}
@@ -49,7 +48,7 @@ def pair(
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         if padding_row == "non-zero":
             model.item_embedding.weight[N_ITEMS] = torch.randn(params["embedding_size"])
-    plain = plain_class(params, N_ITEMS).double()
+    plain = plain_class(params, INFO).double()
     plain.load_state_dict(model.state_dict(), strict=True)
     return model, plain
 

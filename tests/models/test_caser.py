@@ -13,11 +13,11 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.errors import ConfigError, DataError
 from fastseq.models.jagged import offsets_of
 from fastseq.ops import record_served
+from fastseq.restatement import PlainCaser
 from tests.ops.compare import assert_as_accurate, relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
-from .restatement_caser import PlainCaser
 
 N_USERS = INFO["n_users"]
 PARAMS: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_is_as_accurate_as_pytorch_in_float32(negatives: int) -> None:
 def test_same_seed_gives_the_same_parameters(n_h: int, n_v: int, seed: int) -> None:
     params = {**PARAMS, "n_h": n_h, "n_v": n_v}
     ours = Caser(params, INFO, seed=seed).state_dict()
-    theirs = PlainCaser(params, N_ITEMS, seed).state_dict()
+    theirs = PlainCaser(params, INFO, seed).state_dict()
     vertical = ["conv_v.weight", "conv_v.bias"] if n_v else []
     horizontal = [f"conv_h.{i}.{part}" for i in range(9 if n_h else 0) for part in ("weight", "bias")]
     linear = [f"{name}.{part}" for name in ("fc1", "fc2") for part in ("weight", "bias")]

@@ -9,11 +9,11 @@ import torch
 
 from fastseq import GRU4Rec
 from fastseq.ops import record_served
+from fastseq.restatement import PlainGRU4Rec
 from tests.ops.compare import relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
-from .restatement import PlainGRU4Rec
 
 PARAMS: dict[str, Any] = {
     "embedding_size": 12,
@@ -54,7 +54,7 @@ def test_is_as_accurate_as_pytorch_in_float32(negatives: int, layers: int) -> No
 @pytest.mark.parametrize("layers", [1, 3])
 def test_same_seed_gives_the_same_parameters(seed: int, layers: int) -> None:
     params = {**PARAMS, "num_layers": layers}
-    ours, theirs = GRU4Rec(params, INFO, seed=seed).state_dict(), PlainGRU4Rec(params, N_ITEMS, seed).state_dict()
+    ours, theirs = GRU4Rec(params, INFO, seed=seed).state_dict(), PlainGRU4Rec(params, INFO, seed).state_dict()
     names = [f"gru_layers.weight_{part}_l{k}" for k in range(layers) for part in ("ih", "hh")]
     assert list(ours) == ["item_embedding.weight", *names, "dense.weight", "dense.bias"] == list(theirs)
     for name, value in theirs.items():

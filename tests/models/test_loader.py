@@ -15,12 +15,11 @@ from fastseq.data.loader import Loader
 from fastseq.data.negatives import NegativeSampler
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models.base import SequentialRecommender
+from fastseq.restatement import Plain, PlainCaser, PlainGRU4Rec, PlainSASRec
 from tests.data.tapes import random_tape, tape
 from tests.ops.compare import relative_error
 
 from . import test_caser, test_gru4rec, test_sasrec
-from .restatement import Plain, PlainGRU4Rec, PlainSASRec
-from .restatement_caser import PlainCaser
 
 LENGTH = 6
 MODELS: dict[str, tuple[type[SequentialRecommender], type[Plain], dict[str, Any]]] = {
@@ -32,7 +31,7 @@ MODELS: dict[str, tuple[type[SequentialRecommender], type[Plain], dict[str, Any]
 
 @pytest.fixture(scope="module")
 def split() -> Split:
-    return leave_one_out(random_tape(PlainCaser.n_users, 40, 25, seed=2))
+    return leave_one_out(random_tape(7, 40, 25, seed=2))
 
 
 def loaders(split: Split, model: SequentialRecommender, **options: Any) -> tuple[Loader, Loader]:
@@ -68,7 +67,7 @@ def build(name: str, split: Split, **changes: Any) -> tuple[SequentialRecommende
     model = model_class(params, {"n_users": data.n_users, "n_items": data.n_items}).double()
     with torch.no_grad():
         model.item_embedding.weight[data.n_items] = torch.randn(model.embedding_size)
-    plain = plain_class(params, data.n_items).double()
+    plain = plain_class(params, {"n_users": data.n_users, "n_items": data.n_items}).double()
     plain.load_state_dict(model.state_dict())
     return model, plain
 

@@ -9,11 +9,11 @@ import torch
 
 from fastseq import SASRec
 from fastseq.ops import record_served
+from fastseq.restatement import PlainSASRec
 from tests.ops.compare import relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
-from .restatement import PlainSASRec
 
 PARAMS: dict[str, Any] = {
     "embedding_size": 24,
@@ -54,7 +54,7 @@ def test_is_as_accurate_as_pytorch_in_float32(negatives: int) -> None:
 @pytest.mark.parametrize("seed", [42, 7])
 def test_same_seed_gives_the_same_parameters(seed: int) -> None:
     params = {**PARAMS, "dropout_prob": 0.3, "attn_dropout_prob": 0.2}
-    ours, theirs = SASRec(params, INFO, seed=seed).state_dict(), PlainSASRec(params, N_ITEMS, seed).state_dict()
+    ours, theirs = SASRec(params, INFO, seed=seed).state_dict(), PlainSASRec(params, INFO, seed).state_dict()
     assert list(ours) == list(theirs)
     for name, value in theirs.items():
         assert ours[name].dtype == value.dtype

@@ -1,0 +1,308 @@
+"""``fastseq verify``: fastseq beside WarpRec, on the user's configuration and data.
+
+The same weights must give the same scores, the same batch the same loss and gradients; then a training step of each is
+timed, in turn. Without WarpRec its place is taken by the plain restatement (restatement.py), and the result says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from . import experiment
+from .config import MODELS as NAMES
+from .config import Config, Reader, load_config
+from .data.interactions import Interactions
+from .data.loader import Loader
+from .data.negatives import NegativeSampler
+from .errors import ConfigError
+from .models import MODELS, SequentialRecommender
+from .models.hyperparameters import OBJECTIVE
+from .ops import make_rng
+from .restatement import PLAIN
+
+# Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@dataclass
+class Comparison:
+    """One model on both sides.
+
+    Attributes:
+        errors: relative errors ‖ours − theirs‖ / ‖theirs‖ by (what, dtype), the largest over the parameters for
+            gradients; ``worst`` names that parameter.
+        batch_size: targets of a timed step.
+        reference_seconds, seconds: one training step of each on the same batch, medians.
+        window_speed: targets per second of training on shared windows of that stride, over a few steps.
+    """
+
+    model: str
+    errors: dict[tuple[str, str], float] = field(default_factory=dict)
+    worst: str = ""
+    batch_size: int = 0
+    reference_seconds: float = 0.0
+    seconds: float = 0.0
+    window_stride: int = 0
+    window_speed: float = 0.0
+
+    @property
+    def differing(self) -> list[str]:
+        """What differs by more than its tolerance, as "scores (float64)"; a NaN differs."""
+        limits = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCES.items()}
+        return [f"{what} ({dtype})" for (what, dtype), error in self.errors.items() if not error <= limits[dtype]]
+
+
+@dataclass
+class Report:
+    """All models of a configuration, and what they were compared with."""
+
+    reference: str
+    comparisons: list[Comparison]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not any(comparison.differing for comparison in self.comparisons)
+
+
+def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, repeats: int = 3) -> Report:
+    """Compares and times every model of a configuration.
+
+    Args:
+        config: fastseq's or WarpRec's YAML. Of a search space the first value is taken.
+        data: interactions instead of the configuration's.
+        batch_size: targets of the compared and timed batch, or the configuration's if that is smaller.
+        repeats: timed steps of each side, in turn; at least 1.
+
+    Raises:
+        ConfigError, DataError: naming the key, or the file and line, that cannot be used.
+    """
+    chosen = read_config(config, data)
+    interactions = experiment.read(chosen)
+    reference, build = sides()
+    comparisons = []
+    for entry in chosen.models:
+        seed = entry.optimization.properties.seed
+        params = MODELS[entry.name].check_params(entry.params)
+        stride = params["window_stride"] or params["max_seq_len"]
+        # WarpRec's objective is what both sides have.
+        params = {key: value for key, value in params.items() if key not in OBJECTIVE}
+        params["batch_size"] = min(params["batch_size"], batch_size)
+        info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
+        theirs, ours = build(entry.name, params, info, seed)
+        comparison = Comparison(entry.name, batch_size=params["batch_size"], window_stride=stride)
+        comparisons.append(comparison)
+        _perturb(ours, seed)
+        batch = padded_batch(interactions, params, MODELS[entry.name].needs_user, seed)
+        state = ours.state_dict()
+        for dtype in TOLERANCES:
+            for model in (theirs, ours):
+                model.to(dtype).load_state_dict(state, strict=True)
+            _compare(comparison, theirs, ours, batch, MODELS[entry.name].needs_user, dtype)
+        _time(comparison, theirs, ours, batch, repeats)
+        _time_windows(comparison, MODELS[entry.name], {**params, "window_stride": stride}, info, interactions, seed)
+    return Report(reference, comparisons)
+
+
+def sides() -> tuple[str, Callable[[str, dict[str, Any], dict[str, int], int], tuple[Any, Any]]]:
+    """What is compared with, in words, and what builds (theirs, ours) from name, params, info and seed.
+
+    With WarpRec that is its own class, and fastseq's as WarpRec would build it.
+    """
+    try:
+        from . import warprec as adapters
+    except ImportError as error:
+        cause = str(error)
+
+        def plain(name: str, params: dict[str, Any], info: dict[str, int], seed: int) -> tuple[Any, Any]:
+            return PLAIN[name](params, info, seed), MODELS[name](params, info, seed=seed)
+
+        return f"the built-in restatement of WarpRec's models in plain PyTorch ({cause})", plain
+    from warprec.recommenders import sequential_recommender as originals
+
+    def real(name: str, params: dict[str, Any], info: dict[str, int], seed: int) -> tuple[Any, Any]:
+        pair = getattr(originals, name)(params, info, seed=seed), getattr(adapters, name)(params, info, seed=seed)
+        for model in pair:
+            model.log = lambda *args, **kwargs: None  # there is no trainer to log to
+        return pair
+
+    return f"WarpRec {adapters.version('warprec')}", real
+
+
+def read_config(path: Path, data: Path | None) -> Config:
+    """What verify needs of a configuration: reader, filters and the models that fastseq has.
+
+    Raises:
+        ConfigError: if it cannot be read, or names none of them.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("models"), dict):
+        raise ConfigError(f"{path}: expected a section 'models:' with at least one of {', '.join(NAMES)}")
+    known = {name.lower(): name for name in NAMES}
+    models = {}
+    for name, entry in tree["models"].items():
+        plain = known.get(str(name).lower().removeprefix("fast"))
+        if plain is not None and isinstance(entry, dict):
+            models[plain] = _one_trial(entry)
+    if not models:
+        raise ConfigError(f"{path}: 'models' names none of {', '.join(NAMES)}, so there is nothing to verify")
+    reader = {key: value for key, value in (tree.get("reader") or {}).items() if key in Reader.model_fields}
+    if "loading_strategy" in reader:  # WarpRec, which requires it, reads columns whatever the file is called
+        reader.setdefault("file_format", "tabular")
+    if data is not None:
+        reader["local_path"] = str(data)
+        # Another file than the one that the configuration describes: its name says what it is.
+        for key in ("file_format", "sep", "labels"):
+            reader.pop(key, None)
+    wanted = {"reader": reader, "filtering": tree.get("filtering"), "models": models}
+    return load_config(yaml.safe_dump(wanted, sort_keys=False))
+
+
+def _one_trial(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The first trial of a search space, without what does not change a model."""
+    trial = {}
+    for key, value in entry.items():
+        if isinstance(value, list) and value:
+            named = isinstance(value[0], str) and len(value) > 1 and key not in ("loss", "precision")
+            value = value[1] if named else value[0]
+        if key not in ("meta", "early_stopping", "optimization", "precision"):
+            trial[str(key)] = value
+    seed = ((entry.get("optimization") or {}).get("properties") or {}).get("seed")
+    if seed is not None:
+        trial["optimization"] = {"properties": {"seed": seed}}
+    return trial
+
+
+def padded_batch(data: Interactions, params: Mapping[str, Any], needs_user: bool, seed: int) -> tuple[Tensor, ...]:
+    """A batch of WarpRec's shape from targets drawn over all of the data.
+
+    Returns:
+        ``(user [B],)`` where needed, then ``seq [B, L]``, ``len [B]``, ``pos [B]`` and, with negatives, ``neg [B, K]``.
+    """
+    length, padding = params["max_seq_len"], data.n_items
+    targets = np.setdiff1d(np.arange(data.n_events), data.offsets[:-1])
+    drawn = np.random.default_rng(seed).choice(targets, min(params["batch_size"], len(targets)), replace=False)
+    users = np.searchsorted(data.offsets, drawn, side="right") - 1
+    starts = np.maximum(data.offsets[users], drawn - length)
+    sequences = torch.full((len(drawn), length), padding)
+    for row, (start, stop) in enumerate(zip(starts, drawn, strict=True)):
+        sequences[row, : stop - start] = torch.from_numpy(data.items[start:stop])
+    parts = [sequences, torch.from_numpy(drawn - starts), torch.from_numpy(data.items[drawn])]
+    if needs_user:
+        parts.insert(0, torch.from_numpy(users))
+    if params["neg_samples"] > 0:
+        sampler = NegativeSampler(data, params["neg_samples"])
+        sampler.check_drawable()
+        parts.append(sampler.sample(torch.from_numpy(users), parts[-1], make_rng(seed))[0])
+    return tuple(parts)
+
+
+def _perturb(model: torch.nn.Module, seed: int) -> None:
+    """Moves every weight a little, zeros and ones of the initialisation and the padding row among them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def _relative(ours: Tensor, theirs: Tensor, floor: float = 0.0) -> float:
+    size = max(float(theirs.double().norm()), floor)
+    return float((ours.double() - theirs.double()).norm()) / size if size else float(ours.double().norm())
+
+
+def _compare(
+    result: Comparison, theirs: Any, ours: Any, batch: tuple[Tensor, ...], needs_user: bool, dtype: torch.dtype
+) -> None:
+    """Scores, loss and gradients, dropout off: each side draws masks of its own."""
+    user, sequences, lengths = batch[:3] if needs_user else (torch.zeros(len(batch[0]), dtype=torch.int64), *batch[:2])
+    found: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    for model in (theirs, ours):
+        model.eval()
+        with torch.no_grad():
+            scores = model.predict(user_indices=user, user_seq=sequences, seq_len=lengths)
+        model.zero_grad(set_to_none=True)
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        }
+        found.append((scores, loss.detach(), gradients))
+        model.zero_grad(set_to_none=True)
+    (scores, loss, expected), (our_scores, our_loss, gradients) = found
+    # A gradient that is zero but for rounding is measured by the others.
+    floor = 1e-3 * max(float(gradient.norm()) for gradient in expected.values())
+    errors = {name: _relative(gradients[name], gradient, floor) for name, gradient in expected.items()}
+    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    name = str(dtype).removeprefix("torch.")
+    result.worst = worst
+    result.errors["scores", name] = _relative(our_scores, scores)
+    result.errors["loss", name] = _relative(our_loss, loss)
+    result.errors["gradients", name] = errors[worst]
+
+
+def _step(model: Any, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)
+    loss().backward()
+    optimizer.step()
+    return time.perf_counter() - start
+
+
+def _time(result: Comparison, theirs: Any, ours: Any, batch: tuple[Tensor, ...], repeats: int) -> None:
+    """A training step of both on the same batch, in turn; the first of each is not counted."""
+    seconds: list[list[float]] = [[], []]
+    pairs = [(model.float().train(), model.configure_optimizers()) for model in (theirs, ours)]
+    for _ in range(repeats + 1):
+        for (model, optimizer), times in zip(pairs, seconds, strict=True):
+            times.append(_step(model, optimizer, lambda model=model: model.training_step(batch, 0)))  # type: ignore[misc]
+    result.reference_seconds, result.seconds = (statistics.median(times[1:]) for times in seconds)
+
+
+def _time_windows(
+    result: Comparison,
+    kind: type[SequentialRecommender],
+    params: dict[str, Any],
+    info: dict[str, int],
+    data: Interactions,
+    seed: int,
+    limit: float = 2.0,
+) -> None:
+    """Shared windows, loader and optimizer included, for about ``limit`` seconds after a first step."""
+    model = kind({**params, "batch_size": 2048}, info, seed=seed).train()
+    optimizer = model.configure_optimizers()
+    sampler = NegativeSampler(data, model.neg_samples) if model.neg_samples > 0 else None
+    loader = Loader(
+        data,
+        batch_size=2048,
+        max_len=model.max_seq_len,
+        window_stride=model.window_stride,
+        seed=seed,
+        sampler=sampler,
+        context=model.needs_context,
+        l2=model.reg_weight > 0,
+        prefetch=0,
+    )
+    targets, start, first = 0, 0.0, True
+    while True:
+        for batch in loader.batches(0):
+            _step(model, optimizer, lambda batch=batch: model.loss(batch))  # type: ignore[misc]
+            if first:
+                first, start = False, time.perf_counter()
+                continue
+            targets += batch.n_targets
+            if time.perf_counter() - start > limit:
+                result.window_speed = targets / (time.perf_counter() - start)
+                return

@@ -1,0 +1,85 @@
+"""fastseq verify against the built-in restatement: a verdict that can be either."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fastseq import GRU4Rec
+from fastseq import verify as module
+
+PARAMS = {
+    "embedding_size": 16,
+    "hidden_size": [16, 32],
+    "num_layers": 1,
+    "dropout_prob": 0.1,
+    "reg_weight": 0.001,
+    "weight_decay": 0.0,
+    "learning_rate": 0.001,
+    "epochs": 1,
+    "batch_size": 64,
+    "neg_samples": 2,
+    "max_seq_len": 8,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration on the embedded data, and no WarpRec."""
+    monkeypatch.setitem(sys.modules, "fastseq.warprec", None)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"models": {"GRU4Rec": PARAMS, "BPR": {"epochs": 3}}}))
+    return path
+
+
+def test_the_same_is_the_same_and_says_with_what(config: Path) -> None:
+    report = module.verify(config, batch_size=32, repeats=1)
+    assert report.same and "restatement" in report.reference
+    (result,) = report.comparisons
+    assert set(result.errors) == {(w, d) for w in ("scores", "loss", "gradients") for d in ("float64", "float32")}
+    assert min(result.reference_seconds, result.seconds, result.window_speed) > 0
+
+
+def test_a_model_that_scores_otherwise_differs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = GRU4Rec.score
+    monkeypatch.setattr(GRU4Rec, "score", lambda self, h, items=None: score(self, h, items) * (1 + 1e-6))
+    (result,) = module.verify(config, batch_size=32, repeats=1).comparisons
+    assert result.differing == ["scores (float64)"]
+
+
+def test_a_nan_differs() -> None:
+    assert module.Comparison("X", {("loss", "float32"): float("nan")}).differing == ["loss (float32)"]
+    assert torch.float32 in module.TOLERANCES
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ("raise PackageNotFoundError", "not installed"),
+        ("return '2.1.0'", "WarpRec 2.1.0 is installed, which is too old"),
+        ("return '2.3.0'", "WarpRec 2.3.0 is installed, which is too new"),
+    ],
+)
+def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(found: str, words: str) -> None:
+    code = (
+        "import importlib.metadata as m\nfrom importlib.metadata import PackageNotFoundError\n"
+        f"def version(name):\n    {found}\nm.version = version\nimport fastseq.warprec\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and words in last
+    assert "pip install 'fastseq-rec[warprec]' installs 2.2.8" in last
+
+
+@pytest.mark.parametrize("name", ["fastseq_warprec.py", "fastseq_warprec_new_names.py"])
+def test_a_worker_without_fastseq_is_told_what_to_install(name: str) -> None:
+    path = Path(module.__file__).with_name("custom_modules") / name
+    code = f"import sys, runpy\nsys.modules['fastseq'] = None\nrunpy.run_path({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "fastseq is not installed for" in done.stderr.strip().splitlines()[-1]

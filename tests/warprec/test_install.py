@@ -1,0 +1,148 @@
+"""The registries: replaced, beside, undone, taken by somebody else; and the parameter classes they hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.warprec.real import INFO, PARAMS, adapters, originals
+
+from warprec.errors import ConfigurationError, RegistryError  # isort: skip
+from warprec.utils.registry import model_registry, params_registry  # isort: skip
+
+NAMES = list(PARAMS)
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    saved = [(r, dict(r._registry), dict(r._spelled)) for r in (model_registry, params_registry)]
+    yield
+    adapters.uninstall()
+    for registry, entries, spelled in saved:
+        registry._registry, registry._spelled = entries, spelled
+
+
+@pytest.fixture
+def installed() -> None:
+    adapters.install()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_install_replaces_and_uninstall_gives_back(times: int) -> None:
+    theirs = {name: (model_registry.get_class(name), params_registry.get_class(name)) for name in NAMES}
+    for _ in range(times):
+        adapters.install()
+    for name in NAMES:
+        assert model_registry.get_class(name.lower()) is getattr(adapters, name)
+        assert params_registry.registered_name(params_registry.get_class(name)) == name.upper()
+        assert isinstance(model_registry.get(name, PARAMS[name], INFO), getattr(adapters, name))
+        assert model_registry.spelled_name(model_registry.get_class(name)) == name
+    assert os.environ["RAY_RUNTIME_ENV_HOOK"] == "fastseq.warprec.ray_runtime_env"
+    adapters.uninstall()
+    assert theirs == {name: (model_registry.get_class(name), params_registry.get_class(name)) for name in NAMES}
+    assert "RAY_RUNTIME_ENV_HOOK" not in os.environ
+
+
+def test_new_names_stand_beside_warprecs() -> None:
+    adapters.install(as_new_names=True)
+    model = model_registry.get("FastCaser", PARAMS["Caser"], INFO)
+    assert model.name == "FastCaser" and model.get_params() == PARAMS["Caser"]
+    assert model_registry.get_class("Caser") is originals.Caser
+    params = params_registry.get("FastCaser", **PARAMS["Caser"], window_stride=3)
+    assert params.window_stride == ["grid", 3]
+    adapters.uninstall()
+    assert "FASTCASER" not in model_registry.list_registered() + params_registry.list_registered()
+
+
+@pytest.mark.parametrize(("new_names", "name"), [(False, "GRU4Rec"), (True, "FastGRU4Rec")])
+def test_somebody_elses_entry_is_refused_and_nothing_changed(new_names: bool, name: str) -> None:
+    other = type("MyModel", (originals.GRU4Rec,), {"__module__": "somewhere.else"})
+    model_registry._registry[name.upper()] = other
+    before = dict(model_registry._registry), dict(params_registry._registry)
+    with pytest.raises(RegistryError, match=f"{name} in WarpRec's Recommender registry is already somewhere.else.MyMo"):
+        adapters.install(as_new_names=new_names)
+    assert before == (model_registry._registry, params_registry._registry)
+
+
+def test_uninstall_leaves_what_somebody_registered_since(installed: None) -> None:
+    other = type("MyModel", (originals.GRU4Rec,), {"__module__": "somewhere.else"})
+    model_registry._registry["GRU4REC"] = other
+    adapters.uninstall()
+    assert model_registry.get_class("GRU4Rec") is other
+    assert model_registry.get_class("SASRec") is originals.SASRec
+
+
+def test_rays_environment_keeps_what_the_user_set() -> None:
+    assert adapters.ray_runtime_env({"py_modules": [1]}) == {
+        "py_modules": [1],
+        "worker_process_setup_hook": "fastseq.warprec.install",
+    }
+    mine = {"worker_process_setup_hook": "mine"}
+    assert adapters.ray_runtime_env(mine) == mine
+
+
+@pytest.mark.parametrize("flag", [[], ["--new-names"]])
+def test_the_module_prints_a_file_that_installs(flag: list[str]) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "fastseq.warprec", *flag], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    code = (
+        "from warprec.utils.helpers import load_custom_modules as load; from warprec.utils.registry import *;"
+        f"load({shown!r}); print(model_registry.get_class({'FastSASRec' if flag else 'SASRec'!r}).__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("fastseq.warprec")
+
+
+def trial(name: str, **keys: Any) -> Any:
+    """A checked configuration of one model, as WarpRec checks it: first all combinations, then one trial."""
+    params = params_registry.get(name, **{**PARAMS[name], **keys})
+    params.validate_all_combinations()
+    params.validate_single_trial_params()
+    return params
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_left_out_keys_leave_warprecs_search_space(installed: None, name: str) -> None:
+    ours = params_registry.get(name, **PARAMS[name]).model_dump(exclude={"meta", "optimization", "early_stopping"})
+    assert {key for key, value in ours.items() if value is None} == {"window_stride", "loss", "precision"}
+    adapters.uninstall()
+    theirs = params_registry.get(name, **PARAMS[name]).model_dump(exclude={"meta", "optimization", "early_stopping"})
+    assert {key: value for key, value in ours.items() if value is not None} == theirs
+
+
+def test_keys_are_values_or_search_spaces(installed: None) -> None:
+    params = trial("SASRec", window_stride=[2, 7], loss=["bpr", "gbce"], precision="fp32")
+    assert params.window_stride == ["grid", 2, 7]
+    assert params.loss == ["grid", "bpr", "gbce"] and params.precision == ["grid", "fp32"]
+    random = {"strategy": "random"}
+    params = trial("SASRec", window_stride=["randint", 1, 7], loss=["choice", "bpr", "bce"], optimization=random)
+    assert params.window_stride == ["randint", 1, 7] and params.loss == ["choice", "bpr", "bce"]
+    # One valid combination is enough; invalid trials are refused when their turn comes.
+    params = params_registry.get("GRU4Rec", **{**PARAMS["GRU4Rec"], "window_stride": [50, 5]})
+    params.validate_all_combinations()
+    with pytest.raises(ConfigurationError, match="window_stride is 50"):
+        params.validate_single_trial_params()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"window_stride": 0}, "window_stride"),
+        ({"window_stride": 8}, r"window_stride is 8, expected 1 to max_seq_len \(7\)"),
+        ({"loss": "hinge"}, "loss"),
+        ({"loss": "cross_entropy"}, "loss 'cross_entropy' .* neg_samples 0"),
+        ({"loss": "bce", "neg_samples": 0}, "loss 'bce' needs neg_samples"),
+        ({"precision": "int8"}, "precision"),
+        ({"window_strid": 3}, "no hyperparameter 'window_strid'"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_refused_by_name(installed: None, name: str, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        trial(name, **keys)
