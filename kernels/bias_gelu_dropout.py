@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox
+from . import philox, tuning
 from .compiled import Compiled, pointer
 from .rows import refuse_float64
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
 # type and four words of a Philox call serve neighbouring elements.
 TILE, WIDEST = 1024, 256
+TILES = (512, 2048, 4096)  # for FASTSEQ_AUTOTUNE
 # Rows of partial sums of the bias gradient: enough programs for the largest chip with two column tiles, few enough
 # that the sum over them is small. Fixed, so that bits do not depend on the chip.
 PARTIALS = 512
@@ -78,9 +79,9 @@ def _backward(
     tl.store(partial + tl.program_id(0) * columns + column, sums, mask=column < columns)
 
 
-def _tile(columns: int) -> tuple[int, int]:
+def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
     width = min(WIDEST, max(4, triton.next_power_of_2(columns)))
-    return TILE // width, width
+    return elements // width, width
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
@@ -90,12 +91,16 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-    height, width = _tile(columns)
-    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
-    _forward[grid](
-        source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
-        DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
-    )  # fmt: skip
+
+    def launch(elements: int) -> None:
+        height, width = _tile(columns, elements)
+        grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+        _forward[grid](
+            source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
+            DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+        )  # fmt: skip
+
+    tuning.run(("bias_gelu_dropout forward", columns, x.dtype, p > 0.0), TILE, TILES, launch)
     return y
 
 
@@ -107,15 +112,20 @@ def bias_gelu_dropout_backward(
     dx = torch.empty_like(source)
     if dx.numel() == 0:
         return dx, torch.zeros_like(bias)
-    height, width = _tile(columns)
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    programs = triton.cdiv(rows, height * tiles)
-    partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
-    _backward[programs, triton.cdiv(columns, width)](
-        grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
-        threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
-    )  # fmt: skip
-    return dx, partial.sum(0).to(bias.dtype)
+
+    def launch(elements: int) -> Tensor:
+        height, width = _tile(columns, elements)
+        tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
+        programs = triton.cdiv(rows, height * tiles)
+        partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+        _backward[programs, triton.cdiv(columns, width)](
+            grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
+            threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+        )  # fmt: skip
+        return partial.sum(0)
+
+    dbias = tuning.run(("bias_gelu_dropout backward", columns, x.dtype, p > 0.0), TILE, TILES, launch)
+    return dx, dbias.to(bias.dtype)
 
 
 def _compiled(dtype: torch.dtype, rows: int, columns: int, p: float) -> list[Compiled]:

@@ -9,21 +9,40 @@ into parts whose sums are added afterwards, in order. Exact: no term is left out
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
+from .compiled import Compiled, pointer
 from .products import float32_precision, kind, operand, product
+
+
+class Tiles(NamedTuple):
+    """The side whose result it is (forward: rows), the other side, columns of h and weight multiplied at a time."""
+
+    mine: int
+    others: int
+    step: int
+    warps: int
+    stages: int
+
 
 # Programs that fill a large chip, four each on 128 multiprocessors: few tiles are cut into so many parts.
 PROGRAMS = 512
-# Tile of the side whose result it is (forward: rows), tile of the other side, columns of h and weight multiplied at a
-# time, warps, stages. "ieee" is float32 without the matrix unit. Spills on sm_80 and sm_90 at 128 columns: none, but 8
-# bytes of "ieee" with bias and softcap; twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB.
-# Not yet measured.
-FORWARD = {"half": (64, 128, 128, 4, 2), "tf32": (64, 64, 128, 4, 2), "ieee": (64, 64, 32, 8, 2)}
-BACKWARD = {"half": (64, 32, 128, 4, 2), "tf32": (64, 32, 128, 4, 2), "ieee": (64, 32, 32, 8, 2)}
+# "ieee" is float32 without the matrix unit. Twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB
+# at 128 columns. Not yet measured.
+FORWARD = {"half": Tiles(64, 128, 128, 4, 2), "tf32": Tiles(64, 64, 128, 4, 2), "ieee": Tiles(64, 64, 32, 8, 2)}
+BACKWARD = {"half": Tiles(64, 32, 128, 4, 2), "tf32": Tiles(64, 32, 128, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
+# What FASTSEQ_AUTOTUNE tries besides.
+CANDIDATES = {
+    "half": (Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 128, 8, 2), Tiles(64, 32, 64, 4, 3)),
+    "tf32": (Tiles(128, 64, 64, 8, 2), Tiles(64, 32, 64, 4, 3), Tiles(64, 64, 64, 8, 2)),
+    "ieee": (Tiles(32, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2), Tiles(64, 64, 16, 8, 2)),
+}
 # Columns of a gradient that one program sums: wider ones compute their logits once for each such part.
 GRADIENT_WIDTH = 128
 COMBINED_ROWS = 128
@@ -172,6 +191,20 @@ def _parts(tiles: int, length: int, tile: int) -> tuple[int, int]:
     return max(1, triton.cdiv(length, part)), part
 
 
+def _forward(chosen: Tiles, width: int) -> dict[str, int]:
+    columns = max(16, triton.next_power_of_2(width))
+    tile = {"ROWS": chosen.mine, "ITEMS": chosen.others, "WIDTH": columns, "STEP": min(chosen.step, columns)}
+    return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
+
+
+def _backward(chosen: Tiles, width: int) -> dict[str, int]:
+    columns = max(16, triton.next_power_of_2(width))
+    step = min(chosen.step, columns)
+    across = columns if step == columns else min(columns, GRADIENT_WIDTH)
+    tile = {"A": chosen.mine, "B": chosen.others, "WIDTH": columns, "STEP": step, "COLUMNS": across}
+    return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
+
+
 def linear_cross_entropy(
     h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
     bfloat16: bool,
@@ -182,19 +215,22 @@ def linear_cross_entropy(
     lses = torch.empty_like(losses)
     if n_rows == 0:
         return losses, lses
-    rows, items, step, warps, stages = FORWARD[kind(x)]
-    columns = max(16, triton.next_power_of_2(width))
-    tiles = triton.cdiv(n_rows, rows)
-    parts, part = _parts(tiles, n_items, items)
-    partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
-    _losses[tiles, parts](
-        x, table, shift, targets, *partial, n_rows, n_items, width, part, softcap or 1.0,
-        BIAS=bias is not None, SOFTCAP=softcap is not None, ROWS=rows, ITEMS=items, WIDTH=columns,
-        STEP=min(step, columns), PRECISION=float32_precision(), num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    _combine[(triton.cdiv(n_rows, COMBINED_ROWS),)](
-        *partial, targets, losses, lses, n_rows, n_items, parts, ignore_index, ROWS=COMBINED_ROWS
-    )
+
+    def launch(chosen: Tiles) -> None:
+        tiles = triton.cdiv(n_rows, chosen.mine)
+        parts, part = _parts(tiles, n_items, chosen.others)
+        partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
+        _losses[tiles, parts](
+            x, table, shift, targets, *partial, n_rows, n_items, width, part, softcap or 1.0,
+            BIAS=bias is not None, SOFTCAP=softcap is not None, PRECISION=float32_precision(),
+            **_forward(chosen, width),
+        )  # fmt: skip
+        _combine[(triton.cdiv(n_rows, COMBINED_ROWS),)](
+            *partial, targets, losses, lses, n_rows, n_items, parts, ignore_index, ROWS=COMBINED_ROWS
+        )
+
+    way = kind(x)
+    tuning.run(("cross_entropy forward", way, width), FORWARD[way], CANDIDATES[way], launch)
     return losses, lses
 
 
@@ -205,14 +241,12 @@ def linear_cross_entropy_backward(
     x, table, targets, shift = _operands(h, weight, targets, bias, bfloat16)
     lse = lse.contiguous()
     width, n_items = x.shape[1], table.shape[0]
-    mine, others, step, warps, stages = BACKWARD[kind(x)]
-    columns = max(16, triton.next_power_of_2(width))
-    step = min(step, columns)
-    across = columns if step == columns else min(columns, GRADIENT_WIDTH)
+    way = kind(x)
 
-    def gradient(a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
-        tiles = triton.cdiv(a.shape[0], mine)
-        parts, part = _parts(tiles, b.shape[0], others)
+    def gradient(chosen: Tiles, a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
+        launch = _backward(chosen, width)
+        tiles = triton.cdiv(a.shape[0], chosen.mine)
+        parts, part = _parts(tiles, b.shape[0], chosen.others)
         shape = (parts, a.shape[0], width)
         total = torch.empty(shape, dtype=dtype if parts == 1 else torch.float32, device=h.device)
         bias_dtype = dtype if bias is None else bias.dtype
@@ -221,18 +255,21 @@ def linear_cross_entropy_backward(
             dtype=bias_dtype if parts == 1 else torch.float32, device=h.device,
         )  # fmt: skip
         if total.numel() > 0 or bias_total.numel() > 0:
-            _gradient[tiles, parts, max(1, triton.cdiv(width, across))](
+            _gradient[tiles, parts, max(1, triton.cdiv(width, launch["COLUMNS"]))](
                 a, b, shift, targets, lse, grad, grad.stride(0), total, bias_total, a.shape[0], b.shape[0], width,
                 n_items, part, ignore_index, softcap or 1.0, ITEMS=items, BIAS=bias is not None,
-                SOFTCAP=softcap is not None, A=mine, B=others, WIDTH=columns, STEP=step, COLUMNS=across,
-                PRECISION=float32_precision(), num_warps=warps, num_stages=stages,
+                SOFTCAP=softcap is not None, PRECISION=float32_precision(), **launch,
             )  # fmt: skip
         if parts == 1:
             return total[0], bias_total[0]
         return total.sum(0).to(dtype), bias_total.sum(0).to(bias_dtype)
 
-    dh, _ = gradient(x, table, h.dtype, items=False)
-    dweight, dbias = gradient(table, x, weight.dtype, items=True)
+    def tuned(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+        key = (f"cross_entropy gradient of {name}", way, width)
+        return tuning.run(key, BACKWARD[way], CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
+
+    dh, _ = tuned("h", x, table, h.dtype, False)
+    dweight, dbias = tuned("weight", table, x, weight.dtype, True)
     return dh, dweight, h.new_empty(0) if bias is None else dbias
 
 
@@ -247,3 +284,49 @@ def summed_linear_cross_entropy(
         grad, h, weight, targets, lse, bias, ignore_index, softcap, bfloat16
     )  # fmt: skip
     return losses.sum(), *gradients
+
+
+def _compiled(dtype: torch.dtype, way: str, rows: int, items: int, width: int, more: bool) -> list[Compiled]:
+    """Every kernel; with ``more``, a bias and a softcap."""
+    arguments: dict[str, Any] = dict.fromkeys(("h", "weight", "bias", "a", "b"), pointer(dtype))
+    names = ("largest", "sums", "hits", "losses", "lses", "grad", "d_a", "d_bias")
+    arguments |= {**dict.fromkeys(names, pointer(torch.float32)), "targets": pointer(torch.int64)}
+    arguments |= {"n_rows": rows, "n_items": items, "width": width, "part": 512, "parts": 8, "stride": 0}
+    arguments |= {"ignore_index": -100, "softcap": 4.0 if more else 1.0, "BIAS": more, "SOFTCAP": more}
+    arguments["PRECISION"] = "tf32" if way == "tf32" else "ieee"
+    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
+    forward, backward = _forward(FORWARD[way], width), _backward(BACKWARD[way], width)
+    both, product = (rows + items) * width * dtype.itemsize, 2 * rows * items * width
+    name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
+    sizes = f"{rows} x {items}, width {width}{', bias, softcap' if more else ''}"
+    given = {"ITEMS": False, "a_rows": rows, "b_rows": items}, {"ITEMS": True, "a_rows": items, "b_rows": rows}
+    launches: list[tuple[Any, str, dict[str, Any], int, int]] = [
+        (_losses, "", forward, both, product),
+        (_gradient, ", of h", {**backward, **given[0]}, both + rows * width * dtype.itemsize, 2 * product),
+        (_gradient, ", of weight", {**backward, **given[1]}, both + items * width * dtype.itemsize, 2 * product),
+    ]
+    if width == 128 and not more:
+        launches += [(_combine, "", {"ROWS": COMBINED_ROWS, "num_warps": 4}, 4 * rows * (3 * 8 + 4), 0)]
+    return [
+        Compiled(
+            kernel,
+            f"{name}, {sizes}{side}",
+            {argument: {**arguments, **constants}[argument] for argument in kernel.arg_names},
+            bytes=moved,
+            flops=flops,
+            num_warps=constants["num_warps"],
+            num_stages=constants.get("num_stages"),
+            matrix=matrix if flops else None,
+            seed=width == 128 and not more,
+        )
+        for kernel, side, constants, moved, flops in launches
+    ]
+
+
+_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
+COMPILED = [
+    entry
+    for dtype, way in _KINDS
+    for width, more in ((128, False), (128, True), (64, False), (256, False))
+    for entry in _compiled(dtype, way, 2048, 3417, width, more)
+]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox
+from . import philox, tuning
 from .compiled import Compiled, pointer
 
 
@@ -28,10 +28,15 @@ def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexp
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
-def _tile(columns: int) -> tuple[int, int]:
-    """Rows and columns of a program: 2,048 elements, 16 a thread with 4 warps, four words a Philox call."""
+# Elements of a program: 16 a thread with 4 warps, four words a Philox call. Not yet measured.
+TILE = 2048
+TILES = (512, 1024, 4096)  # for FASTSEQ_AUTOTUNE
+
+
+def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
+    """Rows and columns of a program."""
     width = min(256, max(4, triton.next_power_of_2(columns)))
-    return 2048 // width, width
+    return elements // width, width
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
@@ -40,9 +45,13 @@ def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-    height, width = _tile(columns)
-    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
-    _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
+
+    def launch(elements: int) -> None:
+        height, width = _tile(columns, elements)
+        grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+        _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
+
+    tuning.run(("dropout", columns, x.dtype), TILE, TILES, launch)
     return y
 
 

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, rows
+from . import philox, rows, tuning
 from .compiled import Compiled, pointer
 from .rows import normalised_gradient, statistics
 from .segments import segment_sum
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
-# Elements a warp of the backward: with 8 a thread it needs just over 128 registers, and ptxas spills a few.
-BACKWARD_WARP = 128
+# Elements of the backward's tile, and those a warp: with 8 a thread it needs just over 128 registers, and spills a few.
+BACKWARD = (rows.TILE, 128)
 
 
 @triton.jit
@@ -168,15 +168,20 @@ def embed_sequence(
     rstd = torch.empty_like(mean)
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    height, width, warps = rows.tile(columns)
-    _forward[triton.cdiv(n_rows, height),](
-        items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
-        _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(), columns,
-        item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
-        threshold(p), 1.0 / (1.0 - p), site,
-        POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
-        COLUMNS=width, num_warps=warps,
-    )  # fmt: skip
+
+    def launch(chosen: tuple[int, int]) -> None:
+        height, width, warps = rows.tile(columns, chosen)
+        _forward[triton.cdiv(n_rows, height),](
+            items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
+            _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
+            columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
+            threshold(p), 1.0 / (1.0 - p), site,
+            POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
+            COLUMNS=width, num_warps=warps,
+        )  # fmt: skip
+
+    key = ("embed_sequence forward", columns, item_weight.dtype, position_weight is None, norm_weight is None, p > 0.0)
+    tuning.run(key, (rows.TILE, rows.WARP), rows.CANDIDATES, launch)
     return y, mean, rstd
 
 
@@ -191,28 +196,36 @@ def embed_sequence_backward(
         empty = [none if x is None else torch.zeros_like(x) for x in (position_weight, norm_weight, norm_weight)]
         return torch.zeros_like(item_weight, memory_format=torch.contiguous_format), *empty
     grad, offsets = grad.contiguous(), offsets.contiguous()
-    height, width, warps = rows.tile(columns, BACKWARD_WARP)
     gradient, dweight, dbias, dposition = grad, none, none, none
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
-        count, tiles = rows.programs(n_rows, height)
-        vectors = 0 if norm_weight is None else 2
-        partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=grad.device)
-        _backward[count,](
-            grad, items.contiguous(), offsets, item_weight.contiguous(), _maybe(position_weight), _maybe(norm_weight),
-            mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences, sequences.bit_length(),
-            columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], tiles,
-            threshold(p), 1.0 / (1.0 - p), site,
-            POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
-            COLUMNS=width, num_warps=warps,
-        )  # fmt: skip
+
+        def launch(chosen: tuple[int, int]) -> Tensor:
+            height, width, warps = rows.tile(columns, chosen)
+            count, tiles = rows.programs(n_rows, height)
+            vectors = 0 if norm_weight is None else 2
+            partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=grad.device)
+            _backward[count,](
+                grad, items.contiguous(), offsets, item_weight.contiguous(), _maybe(position_weight),
+                _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
+                sequences.bit_length(), columns, item_weight.shape[0],
+                0 if position_weight is None else position_weight.shape[0], tiles,
+                threshold(p), 1.0 / (1.0 - p), site,
+                POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
+                COLUMNS=width, num_warps=warps,
+            )  # fmt: skip
+            return partial.sum(1)
+
+        key = ("embed_sequence backward", columns, grad.dtype, position_weight is None, norm_weight is None, p > 0.0)
+        sums = tuning.run(key, BACKWARD, rows.CANDIDATES, launch)
         if norm_weight is not None:
-            dweight, dbias = partial.sum(1).to(norm_weight.dtype)
+            dweight, dbias = sums.to(norm_weight.dtype)
     if position_weight is not None:
         per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
         groups = triton.cdiv(sequences, per_group)
         sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
         if sums.numel():
+            height, width, warps = rows.tile(columns, BACKWARD)
             _position_gradient[position_weight.shape[0], groups](
                 gradient, offsets, sums, sequences, per_group, columns, ROWS=height, COLUMNS=width, num_warps=warps
             )
@@ -224,7 +237,7 @@ def embed_sequence_backward(
 
 def _compiled(dtype: torch.dtype, events: int, columns: int, position: bool, norm: bool, p: float) -> list[Compiled]:
     height, width, forward_warps = rows.tile(columns)
-    backward_warps = rows.tile(columns, BACKWARD_WARP)[2]
+    backward_warps = rows.tile(columns, BACKWARD)[2]
     tensors: dict[str, Any] = dict.fromkeys(("grad", "y", "item_weight"), pointer(dtype))
     tensors |= {"position_weight": pointer(dtype) if position else None, "rng": pointer(torch.int64) if p else None}
     tensors |= dict.fromkeys(("norm_weight", "norm_bias"), pointer(dtype) if norm else None)

@@ -8,6 +8,8 @@ catalogue, and has nothing to do as a rule.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,11 +18,14 @@ from torch import Tensor
 from fastseq.ops.negatives import ATTEMPTS, WORDS_PER_NEGATIVE
 from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
 
-from . import philox
+from . import philox, tuning
+from .compiled import Compiled, pointer
 from .lists import contains, count_at_most, highest_bit
 
 # Elements of a tile of targets and draws, and warps. The walk over the catalogue: items and draws at a time.
+# Bound by searches in lists, so small tiles for many programs. Not yet measured.
 TILE, WARPS = 256, 4
+TILES = ((128, 4), (256, 8), (512, 4), (1024, 8))  # for FASTSEQ_AUTOTUNE
 WALK_ITEMS, WALK_DRAWS = 256, 16
 
 _BLOCKS = tl.constexpr(WORDS_PER_NEGATIVE // 4)
@@ -178,6 +183,12 @@ def _shared(rng, probability, alias, out, size, n_items, site, WEIGHTED: tl.cons
     tl.store(out + draw, item, mask=draw < size)
 
 
+def _tile(k: int, tile: int, least: int) -> dict[str, int]:
+    """Targets and draws of a program; least: the fewest draws, 4 where a Philox call serves four."""
+    draws = max(least, min(tile, triton.next_power_of_2(k)))
+    return {"TARGETS": tile // draws, "DRAWS": draws}
+
+
 def sample_negatives(
     users: Tensor,
     positives: Tensor,
@@ -196,19 +207,19 @@ def sample_negatives(
     if out.numel() == 0:
         return out
     seen = (users.contiguous(), positives.contiguous(), seen_offsets.contiguous(), seen_items.contiguous(), rng)
-    draws = min(TILE, triton.next_power_of_2(k))
-    if probability is None or alias is None:
-        draws = max(4, draws)
-        targets = TILE // draws
-        grid = (triton.cdiv(n_targets, targets), triton.cdiv(k, draws))
-        _uniform[grid](*seen, out, n_targets, n_users, n_items, k, first, TARGETS=targets, DRAWS=draws,
-                       num_warps=WARPS)  # fmt: skip
+    weighted = probability is not None and alias is not None
+    tables = (probability.contiguous(), alias.contiguous()) if probability is not None and alias is not None else ()
+    kernel = _weighted if weighted else _uniform
+
+    def launch(chosen: tuple[int, int]) -> None:
+        tile = _tile(k, chosen[0], 1 if weighted else 4)
+        grid = (triton.cdiv(n_targets, tile["TARGETS"]), triton.cdiv(k, tile["DRAWS"]))
+        kernel[grid](*seen, *tables, out, n_targets, n_users, n_items, k, first, **tile, num_warps=chosen[1])
+
+    tuning.run(("sample_negatives", weighted, k), (TILE, WARPS), TILES, launch)
+    if not tables:
         return out
-    probability, alias = probability.contiguous(), alias.contiguous()
-    targets = TILE // draws
-    grid = (triton.cdiv(n_targets, targets), triton.cdiv(k, draws))
-    _weighted[grid](*seen, probability, alias, out, n_targets, n_users, n_items, k, first, TARGETS=targets,
-                    DRAWS=draws, num_warps=WARPS)  # fmt: skip
+    probability, alias = tables
     masses = probability.index_add(0, alias, 2**32 - probability)  # integers: exact in any order
     _complement[(n_targets,)](*seen, masses, out, n_items, k, first, ITEMS=WALK_ITEMS, DRAWS=WALK_DRAWS,
                               num_warps=1)  # fmt: skip
@@ -227,3 +238,27 @@ def sample_shared_negatives(
         else rng, out, size, n_items, SITE_SHARED_NEGATIVES, WEIGHTED=weighted, DRAWS=TILE, num_warps=WARPS,
     )  # fmt: skip
     return out
+
+
+def _compiled(kernel: Any, name: str, constants: dict[str, Any], k: int, moved: int, warps: int) -> Compiled:
+    tensors = ("users", "positives", "seen_offsets", "seen_items", "rng", "probability", "alias", "masses", "out")
+    given: dict[str, Any] = dict.fromkeys(tensors, pointer(torch.int64))
+    given |= {"n_targets": 2048, "n_users": 6040, "n_items": 3416, "k": k, "first": 0, "size": 1024}
+    given |= {"site": SITE_SHARED_NEGATIVES, **constants}
+    arguments = {argument: given[argument] for argument in kernel.arg_names}
+    return Compiled(kernel, name, arguments, bytes=moved, num_warps=warps, seed=k <= 2 and kernel is _uniform)
+
+
+# The seeds' one and two negatives, 64, and shared ones. Bytes: ids in and out; the lists are what the data has.
+COMPILED = [
+    *(
+        _compiled(kernel, f"2048 x {k}", _tile(k, TILE, least), k, 8 * 2048 * (k + 2), WARPS)
+        for kernel, least in ((_uniform, 4), (_weighted, 1))
+        for k in (1, 2, 64)
+    ),
+    _compiled(_complement, "2048 x 64", {"ITEMS": WALK_ITEMS, "DRAWS": WALK_DRAWS}, 64, 8 * 2048 * 64, 1),
+    *(
+        _compiled(_shared, f"1024, {name}", {"WEIGHTED": name == "weighted", "DRAWS": TILE}, 1024, 8 * 1024, WARPS)
+        for name in ("uniform", "weighted")
+    ),
+]

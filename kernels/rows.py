@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
+CANDIDATES = ((512, 128), (1024, 128), (2048, 256), (2048, 512))  # for FASTSEQ_AUTOTUNE
 # Rows of a tile at most: more, of a narrow width, are more statistics and positions than a thread has registers for.
 MOST_ROWS = 16
 # Rows of partial sums of the gradients of vectors: enough programs to fill the largest chip, few enough that the sum
@@ -44,10 +45,11 @@ def refuse_float64(x: Tensor, name: str) -> None:
         raise ValueError(f"{name} is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
 
 
-def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and the warps of its program."""
+def tile(columns: int, chosen: tuple[int, int] = (TILE, WARP)) -> tuple[int, int, int]:
+    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements and those a warp."""
+    elements, per_warp = chosen
     width = max(4, triton.next_power_of_2(columns))
-    height = min(MOST_ROWS, max(1, TILE // width))
+    height = min(MOST_ROWS, max(1, elements // width))
     return height, width, min(16, max(1, height * width // per_warp))
 
 

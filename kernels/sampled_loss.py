@@ -10,17 +10,22 @@ product gives the gradient of h. The gradient of the table: kernels/segments.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
+from .compiled import Compiled, pointer
 from .segments import segment_sum
 
 # Elements of the tile of gathered rows [COUNT, WIDTH], 16 a thread: one warp a row of h up to that width. (32 spill a
 # few bytes, and with several rows a program every thread would hold the scalars of all.) With shared negatives, the
 # scores read at a time and the warps for that. Not yet measured.
 TILE, SHARED_TILE, SHARED_WARPS = 512, 1024, 4
+TILES, SHARED_TILES = (128, 256, 512, 1024), ((512, 2), (1024, 4), (1024, 8), (2048, 8))  # for FASTSEQ_AUTOTUNE
 # Elements and warps of the backward's element-wise kernel.
 SCALE_TILE, SCALE_WARPS = 1024, 4
 
@@ -155,6 +160,20 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
     tl.store(ids + place, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
 
 
+def _launch(shared: bool, width: int, count: int, tile: int | tuple[int, int]) -> dict[str, int]:
+    """Constants of a launch for ``count`` negatives; tile: elements, with shared negatives scores and warps."""
+    columns, most = triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(max(count, 1))
+    if isinstance(tile, tuple):
+        return {"COUNT": min(most, tile[0]), "WIDTH": columns, "num_warps": tile[1]}
+    some = min(most, max(1, tile // columns))
+    return {"COUNT": some, "WIDTH": columns, "num_warps": min(8, max(1, some * columns // TILE))}
+
+
+def _scale_tile(width: int, count: int) -> tuple[int, int]:
+    columns = min(128, triton.next_power_of_2(max(width, 1 + count)))
+    return SCALE_TILE // columns, columns
+
+
 def sampled_loss(
     h: Tensor,
     item_weight: Tensor,
@@ -174,19 +193,19 @@ def sampled_loss(
     if n_rows == 0:
         return losses, d_h, d_scores
     h, item_weight, negatives = h.contiguous(), item_weight.contiguous(), negatives.contiguous()
-    columns, most = triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(max(count, 1))
-    if shared:
-        rows = item_weight[negatives].float()
-        torch.mm(h.float(), rows.t(), out=d_scores[:, 1:])
-        some, warps = min(most, SHARED_TILE), SHARED_WARPS
-    else:
-        rows, some = None, min(most, max(1, TILE // columns))
-        warps = min(8, max(1, some * columns // TILE))
-    _sampled_loss[(n_rows,)](
-        h, item_weight, targets.contiguous(), negatives, h if log_q is None else log_q.contiguous(), losses, d_h,
-        d_scores, beta if loss == "gbce" else 1.0, count, width, item_weight.shape[0],
-        LOSS="bce" if loss == "gbce" else loss, SHARED=shared, COUNT=some, WIDTH=columns, num_warps=warps,
-    )  # fmt: skip
+    settings: tuple[Any, ...] = (TILE, TILES) if not shared else ((SHARED_TILE, SHARED_WARPS), SHARED_TILES)
+    rows = item_weight[negatives].float() if shared else None
+
+    def launch(tile: Any) -> None:
+        if rows is not None:
+            torch.mm(h.float(), rows.t(), out=d_scores[:, 1:])
+        _sampled_loss[(n_rows,)](
+            h, item_weight, targets.contiguous(), negatives, h if log_q is None else log_q.contiguous(), losses, d_h,
+            d_scores, beta if loss == "gbce" else 1.0, count, width, item_weight.shape[0],
+            LOSS="bce" if loss == "gbce" else loss, SHARED=shared, **_launch(shared, width, count, tile),
+        )  # fmt: skip
+
+    tuning.run(("sampled_loss", loss, shared, width, h.dtype), *settings, launch)
     if rows is not None:
         d_h.addmm_(d_scores[:, 1:], rows)
     return losses, d_h, d_scores
@@ -218,8 +237,7 @@ def sampled_loss_backward(
     grad_h = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     coefficients = torch.empty(d_scores.shape, dtype=torch.float32, device=h.device)
     ids = torch.empty(d_scores.shape, dtype=torch.int32, device=h.device)
-    columns = min(128, triton.next_power_of_2(max(width, 1 + count)))
-    height = SCALE_TILE // columns
+    height, columns = _scale_tile(width, count)
     grid = (triton.cdiv(n_rows, height), triton.cdiv(max(width, 1 + count), columns))
     if n_rows > 0:
         _scale[grid](
@@ -228,3 +246,51 @@ def sampled_loss_backward(
             ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
         )  # fmt: skip
     return grad_h, segment_sum(ids, coefficients, h, padding_idx, n_items, kind)
+
+
+def _compiled(dtype: torch.dtype, loss: str, rows: int, width: int, count: int, shared: bool) -> list[Compiled]:
+    """The forward and, for negatives of each target, the backward's element-wise kernel."""
+    floats: dict[str, Any] = dict.fromkeys(("h", "table", "grad_h"), pointer(dtype))
+    floats |= dict.fromkeys(("losses", "d_h", "d_scores", "grad", "coefficients"), pointer(torch.float32))
+    floats["log_q"] = pointer(torch.float32 if loss == "sampled_softmax" else dtype)
+    ids = {**dict.fromkeys(("targets", "negatives"), pointer(torch.int64)), "ids": pointer(torch.int32)}
+    numbers = {"beta": 1.0, "count": count, "width": width, "n_items": 3417, "n_rows": rows, "stride": 1}
+    launch = _launch(shared, width, count, (SHARED_TILE, SHARED_WARPS) if shared else TILE)
+    height, columns = _scale_tile(width, count)
+    scores = rows * (1 + count)
+    gathered = (0 if shared else scores) * width * dtype.itemsize
+    name = f"{dtype} {loss}, {rows} x {width}, {count} {'shared' if shared else 'each'}".removeprefix("torch.")
+    kernels = [(_sampled_loss, {"LOSS": loss, "SHARED": shared, **launch}, gathered + 8 * scores + 4 * rows * width)]
+    if not shared:
+        scaled = {"ROWS": height, "COLUMNS": columns, "num_warps": SCALE_WARPS}
+        kernels += [(_scale, scaled, 20 * scores + rows * width * (4 + dtype.itemsize))]
+    return [
+        Compiled(
+            kernel,
+            name,
+            {argument: {**floats, **ids, **numbers, **constants}[argument] for argument in kernel.arg_names},
+            bytes=moved,
+            num_warps=constants["num_warps"],
+            seed=loss == "bpr" and width == 128,
+        )
+        for kernel, constants, moved in kernels
+    ]
+
+
+# The seeds' losses (one and two negatives); every other loss; odd, narrow and wide rows.
+_SHAPES = (
+    ("bpr", 128, 1, False),
+    ("bpr", 128, 2, False),
+    ("bce", 128, 64, False),
+    ("sampled_softmax", 128, 64, False),
+    ("bpr", 63, 3, False),
+    ("bce", 512, 3, False),
+    ("bpr", 64, 256, True),
+    ("sampled_softmax", 64, 1024, True),
+)
+COMPILED = [
+    entry
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for loss, width, count, shared in _SHAPES
+    for entry in _compiled(dtype, loss, 2048, width, count, shared)
+]

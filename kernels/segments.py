@@ -9,16 +9,22 @@ over less than 2 CHUNK entries itself. Gathered rows never reach memory.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
+from .compiled import Compiled, pointer
+
 # Entries of a chunk: long enough that partial sums are little traffic, short enough for the walk of one program.
 CHUNK = 64
-# Elements of a tile of gathered rows, and the warps that hold it: 16 rows of 128 columns are 32 registers a thread.
-# Most segments are shorter than that, so more would be masked off. Not yet measured.
-TILE, WARPS = 2048, 2
+# Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
+# segments are shorter than that, so more would be masked off. Not yet measured.
+ENTRIES, WARPS = 16, 2
+CANDIDATES = ((8, 1), (8, 2), (16, 4), (32, 4))  # for FASTSEQ_AUTOTUNE
 
 
 @triton.jit
@@ -107,16 +113,53 @@ def segment_sum(
     starts = torch.searchsorted(sorted_ids, torch.arange(n_rows + 1, dtype=torch.int32, device=ids.device))
     weights = source if coefficients is None else coefficients.contiguous()
     columns = min(128, triton.next_power_of_2(width))
-    shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": TILE // 128, "COLUMNS": columns}
     per_row, across = max(entries // max(rows, 1), 1), triton.cdiv(width, columns)
     chunks = entries // CHUNK
     partial = torch.empty(chunks, width, dtype=torch.float32, device=source.device)
-    if chunks:
-        _sum_chunks[chunks, across](
-            sorted_ids, order, weights, source, partial, per_row, width, **shape, num_warps=WARPS
-        )
-    _sum_segments[n_rows, across](
-        starts, order, weights, source, partial, table, per_row, width,
-        -1 if padding_idx is None else padding_idx, **shape, num_warps=WARPS,
-    )  # fmt: skip
+
+    def launch(chosen: tuple[int, int]) -> None:
+        shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": chosen[0], "COLUMNS": columns}
+        if chunks:
+            _sum_chunks[chunks, across](
+                sorted_ids, order, weights, source, partial, per_row, width, **shape, num_warps=chosen[1]
+            )
+        _sum_segments[n_rows, across](
+            starts, order, weights, source, partial, table, per_row, width,
+            -1 if padding_idx is None else padding_idx, **shape, num_warps=chosen[1],
+        )  # fmt: skip
+
+    tuning.run(("segment_sum", coefficients is None, width, source.dtype), (ENTRIES, WARPS), CANDIDATES, launch)
     return table
+
+
+def _compiled(dtype: torch.dtype, weighted: bool, entries: int, rows: int, width: int) -> list[Compiled]:
+    columns = min(128, triton.next_power_of_2(width))
+    given: dict[str, Any] = {"sorted_ids": pointer(torch.int32), "source": pointer(dtype), "table": pointer(dtype)}
+    given |= {**dict.fromkeys(("order", "starts"), pointer(torch.int64)), "partial": pointer(torch.float32)}
+    given |= {"coefficients": pointer(torch.float32 if weighted else dtype), "per_row": 2 if weighted else 1}
+    given |= {"width": width, "padding_idx": rows - 1, "CHUNK": CHUNK, "WEIGHTED": weighted}
+    given |= {"ENTRIES": ENTRIES, "COLUMNS": columns}
+    name = f"{dtype}{' weighted' if weighted else ''}, {entries} entries, {rows} x {width}".removeprefix("torch.")
+    read = entries * (8 + width * dtype.itemsize)
+    return [
+        Compiled(
+            kernel,
+            name,
+            {argument: given[argument] for argument in kernel.arg_names},
+            bytes=read + written,
+            num_warps=WARPS,
+            seed=width == 128 and dtype != torch.float16,
+        )
+        for kernel, written in (
+            (_sum_chunks, entries // CHUNK * width * 4),
+            (_sum_segments, rows * (8 + width * dtype.itemsize)),
+        )
+    ]
+
+
+COMPILED = [
+    entry
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for weighted, width in ((True, 128), (False, 128), (False, 63))
+    for entry in _compiled(dtype, weighted, 4096, 3417, width)
+]

@@ -10,19 +10,26 @@ last. The order of the tiles does not show in the result.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
+from .compiled import Compiled, pointer
 from .lists import contains, highest_bit
 from .products import float32_precision, kind, operand, product
 
 # Users of a program (the fewest that tl.dot takes: each has tiles of its own that matter), and the sizes of its lists
-# and tiles. Columns of h and weight multiplied at a time, and warps, up to 64 and above: at 128 columns sm_80 and sm_90
-# spill nothing; twice the columns or half the warps for the longer lists spill up to 0.3 KB. Not yet measured.
+# and tiles. Columns of h and weight multiplied at a time, and warps, up to 64 and above: twice the columns or half the
+# warps for the longer lists spill up to 0.3 KB, and 4 warps of "ieee" for the shorter ones 48 bytes. Not yet measured.
 USERS, SIZES = 16, (64, 128)
-LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 4), (16, 8))}
+LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
+# What FASTSEQ_AUTOTUNE tries besides.
+CANDIDATES = {"half": ((64, 4), (64, 8), (128, 8)), "tf32": ((64, 4), (32, 8)), "ieee": ((16, 4), (16, 8), (32, 4))}
 # Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
 PROGRAMS, MOST_PARTS = 512, 32
 
@@ -124,19 +131,65 @@ def topk(
         starts = seen_offsets.to(torch.int64).contiguous()
         entries = _sorted_lists(starts, seen_items)
     size = next((size for size in SIZES if size >= k), SIZES[-1])
-    step, warps = LAUNCHES[kind(x)][size > 64]
-    columns = max(16, triton.next_power_of_2(width))
+    way, columns = kind(x), max(16, triton.next_power_of_2(width))
     tiles, steps = triton.cdiv(n_users, USERS), max(1, triton.cdiv(n_items, size))
     part = triton.cdiv(steps, min(steps, MOST_PARTS, triton.cdiv(PROGRAMS, tiles))) * size
     parts = max(1, triton.cdiv(n_items, part))
     lists = torch.empty(parts, n_users, size, dtype=torch.int64, device=h.device)
     bounds = torch.empty(n_users, dtype=torch.int64, device=h.device)
-    for first in range(0, k, size):
+
+    def scan(first: int, step: int, warps: int) -> None:
         _scan[tiles, parts](
             x, table, x if bias is None else bias.contiguous(), starts, entries, bounds, lists, n_users, n_items,
             width, part, entries.shape[0], min(size, k - first), BIAS=bias is not None, SEEN=seen, BOUNDED=first > 0,
             USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
             PRECISION=float32_precision(), num_warps=warps, num_stages=2,
         )  # fmt: skip
+
+    warps = LAUNCHES[way][size > 64][1]
+    for first in range(0, k, size):
+        key, launch = ("topk", way, width, size, first > 0), partial(scan, first)
+        tuning.run(key, LAUNCHES[way][size > 64], CANDIDATES[way], lambda chosen, launch=launch: launch(*chosen))
         _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=warps)
     return scores, ids
+
+
+def _compiled(dtype: torch.dtype, way: str, users: int, items: int, width: int, size: int) -> list[Compiled]:
+    """The search with seen items and, where a first pass may not be the last, with a bound; and the merge."""
+    step, warps = LAUNCHES[way][size > 64]
+    columns = max(16, triton.next_power_of_2(width))
+    arguments: dict[str, Any] = dict.fromkeys(("h", "weight", "bias", "scores"), pointer(dtype))
+    arguments |= dict.fromkeys(("seen_offsets", "bounds", "lists", "ids"), pointer(torch.int64))
+    arguments |= {"entries": pointer(torch.int32), "n_users": users, "n_items": items, "width": width, "part": 256}
+    arguments |= {"n_entries": 160 * users, "k": 10, "parts": 32, "first": 0, "BIAS": False, "SEEN": True}
+    arguments |= {"BOUNDED": size == SIZES[-1], "USERS": USERS, "SIZE": size, "WIDTH": columns}
+    arguments |= {"STEP": min(columns, step), "PRECISION": "tf32" if way == "tf32" else "ieee"}
+    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
+    name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
+    launches: list[tuple[Any, int, int, int | None]] = [
+        (_scan, (users + items) * width * dtype.itemsize, 2 * users * items * width, 2),
+        (_merge, 8 * users * size * 32, 0, None),
+    ]
+    return [
+        Compiled(
+            kernel,
+            f"{name}, {users} users, {items} x {width}, best {size}",
+            {argument: arguments[argument] for argument in kernel.arg_names},
+            bytes=moved,
+            flops=flops,
+            num_warps=warps,
+            num_stages=stages,
+            matrix=matrix if flops else None,
+            seed=width == 128 and size == SIZES[0],
+        )
+        for kernel, moved, flops, stages in launches
+    ]
+
+
+_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
+COMPILED = [
+    entry
+    for dtype, way in _KINDS
+    for width, size in ((128, 64), (128, 128), (63, 64))
+    for entry in _compiled(dtype, way, 256, 3416, width, size)
+]
