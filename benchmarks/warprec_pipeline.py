@@ -21,32 +21,12 @@ from typing import Any
 
 import yaml
 
-SEED: dict[str, dict[str, Any]] = {
-    "Caser": {"embedding_size": 64, "n_h": 8, "n_v": 4, "dropout_prob": 0.5, "weight_decay": 0.0, "neg_samples": 1},
-    "GRU4Rec": {
-        "embedding_size": 128,
-        "hidden_size": 128,
-        "num_layers": 1,
-        "dropout_prob": 0.2,
-        "weight_decay": 0.0001,
-        "neg_samples": 2,
-    },
-    "SASRec": {
-        "embedding_size": 128,
-        "n_layers": 2,
-        "n_heads": 4,
-        "inner_size": 512,
-        "dropout_prob": 0.3,
-        "attn_dropout_prob": 0.3,
-        "weight_decay": 0.0,
-        "neg_samples": 1,
-    },
-}
+from fastseq.bench import SEED_CONFIGURATIONS
 
 
 def configuration(chosen: argparse.Namespace, side: str) -> dict[str, Any]:
     """A `train` configuration of the seed's model."""
-    params = SEED[chosen.model] | {
+    params = SEED_CONFIGURATIONS[chosen.model] | {
         "learning_rate": 0.001,
         "reg_weight": 0.0,
         "batch_size": chosen.batch_size,
@@ -113,7 +93,7 @@ def main() -> None:
     """Rounds of all sides in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a RecBole .inter file with ratings and timestamps")
-    parser.add_argument("--model", choices=sorted(SEED), default="SASRec")
+    parser.add_argument("--model", choices=sorted(SEED_CONFIGURATIONS), default="SASRec")
     parser.add_argument("--max-len", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--epochs", type=int, default=1)

@@ -75,6 +75,17 @@ def gru_sampled_loss(
     return reduce(losses, reduction)
 
 
+def check_rows(rows: Tensor | None, events: int) -> None:
+    """For the implementations that run where looking at ``rows`` costs nothing.
+
+    Raises:
+        IndexError: naming the row that is not one of the events.
+    """
+    wrong = None if rows is None else rows[(rows < 0) | (rows >= events)]
+    if wrong is not None and wrong.numel():
+        raise IndexError(f"rows holds {int(wrong[0])}, expected 0 <= row < {events}, the number of events")
+
+
 def _fake(
     x_gates: Tensor,
     weight_hh: Tensor,

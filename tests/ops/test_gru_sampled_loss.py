@@ -91,9 +91,9 @@ def test_equals_its_parts(
             assert_as_accurate(result, pytorch, reference, 2 if name == "loss" else 3, name)
 
 
-def test_same_bits_for_any_number_of_threads() -> None:
-    """Not with shared negatives: their scores come from BLAS, whose bits depend on the threads."""
-    case, before = inputs(rows=True, bias=True, shared=False), torch.get_num_threads()
+@pytest.mark.parametrize("shared", [False, True])
+def test_same_bits_for_any_number_of_threads(shared: bool) -> None:
+    case, before = inputs(rows=True, bias=True, shared=shared), torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 8):
@@ -182,6 +182,13 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ops.gru_sampled_loss(**{**good, **change})
+    for backend in ("cpu", "reference"):
+        for wrong in (-1, sum(LENGTHS)):
+            rows = case["rows"].clone()
+            rows[2] = wrong
+            message = f"rows holds {wrong}, expected 0 <= row < {sum(LENGTHS)}"
+            with ops.set_backend(backend), pytest.raises(IndexError, match=message):
+                ops.gru_sampled_loss(**{**good, "rows": rows})
 
 
 @needs_triton

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gru_sampled_loss import check_rows
 from ._arrays import prepared
 from ._products import product, transposed_product
 from .gru import gru, gru_backward
@@ -28,9 +29,7 @@ def gru_sampled_loss(
     beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, ...]:
-    if rows is not None and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < x_gates.shape[0]:
-        wrong = rows[(rows < 0) | (rows >= x_gates.shape[0])][0]
-        raise IndexError(f"rows holds {int(wrong)}, expected 0 <= row < {x_gates.shape[0]}, the number of events")
+    check_rows(rows, x_gates.shape[0])
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     weight, bias = prepared(dense_weight, counted.dtype), prepared(dense_bias, counted.dtype)
