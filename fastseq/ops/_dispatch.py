@@ -13,6 +13,7 @@ so the table of implementations is the folder listing, and a new kernel is serve
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 import warnings
@@ -192,6 +193,31 @@ def _autocast(op: str, key: str) -> Callable[..., Any]:
             return getattr(torch.ops.fastseq, op).default(*_promote(arguments))
 
     return cast
+
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_floating(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless each tensor is of one of the types FLOATING; None is left out."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype not in FLOATING:
+            raise ValueError(f"{name} is {x.dtype}, expected torch.float32, bfloat16, float16 or float64")
+
+
+def check_one_type(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all are of one type among FLOATING (under autocast, which casts them, of any)."""
+    check_floating(**tensors)
+    (first, x), *others = ((name, x) for name, x in tensors.items() if x is not None)
+    for name, other in others:
+        if other.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {other.dtype} and {first} is {x.dtype}, expected one type")
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError unless ``eps`` is a number, at least 0."""
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps is {eps}, expected a number, at least 0")
 
 
 def bfloat16_products(device: str) -> bool:

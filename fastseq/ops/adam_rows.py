@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_floating, register
 
 
 def adam_rows(
@@ -43,7 +45,8 @@ def adam_rows(
         lazy: see above.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit, a row given twice, or a step not above ``last_step``.
+        ValueError: for a shape, dtype, lr, beta or eps that does not fit, a row given twice, or a step not above
+            ``last_step``.
         IndexError: for a row that is out of range (on the CPU).
 
     Source: Kingma & Ba, "Adam", ICLR 2015.
@@ -58,6 +61,15 @@ def adam_rows(
     for name, value, count in (("last_step", last_step, weight.shape[0]), ("rows", rows, grad.shape[0])):
         if value.dtype != torch.int64 or value.shape != (count,):
             raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected torch.int64 [{count}]")
+    check_floating(weight=weight)
+    check_floating(grad=grad)
+    for name, number, below in (
+        ("lr", lr, math.inf),
+        ("eps", eps, math.inf),
+        *((f"betas[{i}]", b, 1.0) for i, b in enumerate(betas)),
+    ):
+        if not 0.0 <= number < below:
+            raise ValueError(f"{name} is {number}, expected at least 0 and below {below}")
     if not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=torch.int64, device=weight.device)
     with torch.no_grad():

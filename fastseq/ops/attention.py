@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_one_type, register
 from .philox import check_dropout
 
 MAX_HEAD_DIM = 128
@@ -100,6 +100,7 @@ def _checked(
 ) -> float:
     """Raises ValueError for what can be seen without reading data; returns the scale."""
     check_dropout(dropout_p, rng, site)
+    check_one_type(q=q, k=k, v=v)
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected [rows, heads, head dim]")
     if k.shape != v.shape or q.shape[1:] != k.shape[1:]:
@@ -110,8 +111,6 @@ def _checked(
         raise ValueError(f"head dim is {width}, expected 1 to {MAX_HEAD_DIM}: use more heads")
     if not 1 <= heads <= 0xFFFF:
         raise ValueError(f"q has {heads} heads, expected 1 to {0xFFFF}")
-    if not (q.dtype == k.dtype == v.dtype) and not torch.is_autocast_enabled(q.device.type):
-        raise ValueError(f"q is {q.dtype}, k is {k.dtype}, v is {v.dtype}, expected one type")
     if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
     return 1.0 / math.sqrt(width) if scale is None else float(scale)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_one_type, register
 
 
 def caser_windows(
@@ -90,8 +90,7 @@ def _check(
         index = {"offsets": torch.int32, "sequences": torch.int64, "stops": torch.int64}.get(name)
         if index is not None and tensor.dtype != index:
             raise ValueError(f"{name} is {tensor.dtype}, expected {index}")
-        if index is None and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {tensor.dtype} and x is {x.dtype}, expected one type")
+    check_one_type(x=x, weight_h=weight_h, bias_h=bias_h, weight_v=weight_v, bias_v=bias_v, padding_row=padding_row)
 
 
 def _fake(

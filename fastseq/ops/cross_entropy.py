@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._dispatch import bfloat16_products, register
+from ._dispatch import bfloat16_products, check_one_type, register
 from ._total import total
 
 
@@ -45,6 +45,7 @@ def linear_cross_entropy(
 
     Source: the chunked form of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025.
     """
+    check_one_type(h=h, weight=weight, bias=bias)
     if h.dim() != 2 or weight.dim() != 2 or weight.shape[1] != h.shape[1]:
         raise ValueError(f"h is {list(h.shape)} and weight {list(weight.shape)}, expected [N, d] and [V, d]")
     if targets.dtype != torch.int64 or targets.shape != h.shape[:1]:

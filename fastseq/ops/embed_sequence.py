@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_eps, check_one_type, register
 from .philox import check_dropout
 
 
@@ -43,11 +43,16 @@ def embed_sequence(
         [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes or dtypes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or
-            malformed; on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
+        ValueError: if shapes or dtypes disagree, ``eps``, ``dropout_p`` or ``site`` is out of range, or ``rng`` is
+            missing or malformed; on the CPU also if an id is out of range, a sequence longer than L, or ``offsets``
+            malformed.
 
     Source: the embedding of SASRec (Kang and McAuley, ICDM 2018) with the normalisation of WarpRec and RecBole.
     """
+    check_one_type(
+        item_weight=item_weight, position_weight=position_weight, norm_weight=norm_weight, norm_bias=norm_bias
+    )
+    check_eps(eps)
     width = item_weight.shape[1:]
     if items.dtype != torch.int64 or items.dim() != 1:
         raise ValueError(f"items is {items.dtype} {list(items.shape)}, expected torch.int64 [T]")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_floating, register
 
 
 def gru(
@@ -38,7 +38,7 @@ def gru(
         bias_hh.
 
     Raises:
-        ValueError: if a shape or the dtype of ``offsets`` is not as above; on the CPU also if ``offsets`` is malformed
+        ValueError: if a shape or type is not as above; on the CPU also if ``offsets`` is malformed
             or a sequence is longer than ``max_len``.
 
     Source: Cho et al., EMNLP 2014, with the reset gate after the product as in cuDNN and torch.nn.GRU.
@@ -50,6 +50,7 @@ def gru(
 
 def check_gru(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None) -> None:
     """Raises ValueError unless the arguments of ``gru`` fit together."""
+    check_floating(x_gates=x_gates, weight_hh=weight_hh, bias_hh=bias_hh)
     if weight_hh.dim() != 2 or weight_hh.shape[0] != 3 * weight_hh.shape[1]:
         raise ValueError(f"weight_hh has shape {list(weight_hh.shape)}, expected [3H, H]")
     if x_gates.dim() != 2 or x_gates.shape[1] != weight_hh.shape[0]:

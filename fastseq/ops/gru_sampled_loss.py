@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_floating, register
 from .gru import check_gru
 from .sampled_loss import check_sampled_loss, reduce
 
@@ -57,6 +57,7 @@ def gru_sampled_loss(
     Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016.
     """
     check_gru(x_gates, weight_hh, offsets, bias_hh)
+    check_floating(x_gates=x_gates, dense_weight=dense_weight, dense_bias=dense_bias)
     hidden = weight_hh.shape[1]
     if dense_weight.dim() != 2 or dense_weight.shape[1] != hidden:
         raise ValueError(f"dense_weight has shape {list(dense_weight.shape)}, expected [d, {hidden}]")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import bfloat16_products, register
+from ._dispatch import bfloat16_products, check_one_type, register
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,8 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
-        raise ValueError(f"x is {x.dtype} and weight {weight.dtype}, expected one type")
+    check_one_type(x=x, weight=weight, bias=bias)
     return _linear(x, weight, bias, bfloat16_products("cpu"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_floating, register
 from ._total import total
 
 LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
@@ -109,6 +109,8 @@ def check_sampled_loss(
     padding_idx: int | None,
 ) -> None:
     """Raises ValueError unless the arguments of ``sampled_loss`` fit together."""
+    check_floating(h=h, item_weight=item_weight)
+    check_floating(log_q=log_q)
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
     if reduction not in REDUCTIONS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._dispatch import register
+from ._dispatch import check_one_type, register
 
 
 def topk(
@@ -45,9 +45,7 @@ def topk(
         raise ValueError(f"h is {list(h.shape)} and weight is {list(weight.shape)}, expected [B, d] and [V, d]")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}, expected [{weight.shape[0]}]")
-    kinds = {x.dtype for x in (h, weight, bias) if x is not None}
-    if len(kinds) > 1 and not torch.is_autocast_enabled(h.device.type):
-        raise ValueError(f"h, weight and bias have types {sorted(map(str, kinds))}, expected one type")
+    check_one_type(h=h, weight=weight, bias=bias)
     if (seen_offsets is None) != (seen_items is None):
         raise ValueError("seen_offsets and seen_items go together: one of them is None")
     if seen_offsets is not None and seen_items is not None:

@@ -343,7 +343,7 @@ def test_scale_is_the_inverse_root_of_the_head_dim() -> None:
         (dict(dropout_p=0.5), "rng is None"),
         (dict(site=0x8000), "site is 32768"),
         (dict(k=torch.zeros(6, 2, 16)), r"q is \[6, 2, 8\], k is \[6, 2, 16\]"),
-        (dict(q=torch.zeros(6, 2, 8).half()), "q is torch.float16, k is torch.float32"),
+        (dict(q=torch.zeros(6, 2, 8).half()), "k is torch.float32 and q is torch.float16"),
         (dict(q=torch.zeros(5, 2, 8)), "q has 5 rows and k has 6"),
         (dict(q=torch.zeros(6, 16)), r"expected \[rows, heads, head dim\]"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import pytest
@@ -190,3 +191,9 @@ def test_triton_refuses_float64() -> None:
     values = {name: x.double() if x.is_floating_point() else x for name, x in values.items()}
     with set_backend("triton"), pytest.raises(ValueError, match=r"item_weight is torch\.float64"):
         op(0.0)(**values)
+
+
+@pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
+def test_eps_out_of_range(eps: float) -> None:
+    with pytest.raises(ValueError, match=f"eps is {eps}, expected a number, at least 0"):
+        embed_sequence(torch.tensor([0]), torch.tensor([0, 1]).int(), torch.ones(2, 3), eps=eps, padding_idx=None)
