@@ -6,7 +6,8 @@ One row per configuration and architecture: registers a thread, spilled bytes, s
 the roof of the shape: the time below which no kernel can be on that chip, from the bytes that must move and the FLOPs
 that must be done. Nothing is run or timed. The exit status is 1 if a row spills, needs more shared memory than the
 architecture has, lacks a matrix instruction where one is expected, or does not compile. What is compiled is listed in
-COMPILED of every kernel file (docs/kernels.md). Rows are cached by the kernel's source, arguments and Triton's version.
+kernels/compiled/ (docs/kernels.md). A row is cached by the
+source of its kernel and what that calls, its arguments and Triton's version.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-VERSION = 1  # of a row: part of the cache's key
+VERSIONS = {"cuda": 1, "hip": 2}  # of a row: part of the cache's key
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ ARCHITECTURES = {
 
 
 def entries() -> Iterator[tuple[str, int, Any]]:
-    """(file, index, Compiled) of every kernel file that lists what it launches."""
-    import fastseq.kernels
+    """(file, index, Compiled) of every launch listed in kernels/compiled/."""
+    import fastseq.kernels.compiled
 
-    for info in sorted(pkgutil.iter_modules(fastseq.kernels.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"fastseq.kernels.{info.name}")
-        for index, entry in enumerate(getattr(module, "COMPILED", [])):
+    for info in sorted(pkgutil.iter_modules(fastseq.kernels.compiled.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"fastseq.kernels.compiled.{info.name}")
+        for index, entry in enumerate(module.COMPILED):
             yield info.name, index, entry
 
 
@@ -102,6 +103,18 @@ def source(entry: Any) -> Any:
     return ASTSource(entry.kernel, signature, constants, attributes)
 
 
+def key_of(built: Any, name: str, options: dict[str, int]) -> str:
+    """What a cached row depends on: sources, arguments, compiler. Not where in its file a kernel stands."""
+    import triton
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("fastseq.kernels")]:
+        for value in vars(module).values():
+            if isinstance(value, triton.JITFunction):
+                value.starting_line_number = 1
+    key = json.dumps([VERSIONS[ARCHITECTURES[name].backend], triton.__version__, name, built.hash(), options])
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def cuda_row(compiled: Any, log: str) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     found = re.search(r"Used (\d+) registers", log)
@@ -125,7 +138,7 @@ def hip_row(compiled: Any) -> dict[str, Any]:
 
     return {
         "registers": last("vgpr_count"),
-        "spilled_bytes": 4 * (last("vgpr_spill_count") + last("sgpr_spill_count")),
+        "spilled_bytes": 4 * last("vgpr_spill_count"),  # scalar registers spill to lanes of vector ones, not to memory
         "matrix": ["mfma"] if "v_mfma" in assembly else [],
         "shared_bytes": compiled.metadata.shared,
     }
@@ -136,7 +149,7 @@ def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    entry = importlib.import_module(f"fastseq.kernels.{file}").COMPILED[index]
+    entry = importlib.import_module(f"fastseq.kernels.compiled.{file}").COMPILED[index]
     architecture = ARCHITECTURES[name]
     row = {"file": file, "kernel": entry.kernel.__name__, "shape": entry.shape, "architecture": name}
     row |= {"num_warps": entry.num_warps, "bytes": entry.bytes, "flops": entry.flops, "expected": entry.matrix}
@@ -147,8 +160,7 @@ def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
         options = {"num_warps": entry.num_warps}
         if entry.num_stages is not None:
             options["num_stages"] = entry.num_stages
-        key = json.dumps([VERSION, triton.__version__, name, built.hash(), options])
-        path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        path = Path(cache) / f"{key_of(built, name, options)}.json"
         if path.exists():
             return row | json.loads(path.read_text())
         triton.knobs.compilation.always_compile = True  # a cached binary has no log
