@@ -32,10 +32,14 @@ class Tiles(NamedTuple):
 
 # Programs that fill a large chip, four each on 128 multiprocessors: few tiles are cut into so many parts.
 PROGRAMS = 512
-# "ieee" is float32 without the matrix unit. Twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB
-# at 128 columns. Not yet measured.
+# "ieee" is float32 without the matrix unit. The largest tiles among those tried that neither spill nor need more shared
+# memory than there is on any architecture of the compile report: twice the tile of the other side, or 4 warps for
+# "ieee", spill 0.1 to 17 KB at 128 columns. Not yet measured.
 FORWARD = {"half": Tiles(64, 128, 128, 4, 2), "tf32": Tiles(64, 64, 128, 4, 2), "ieee": Tiles(64, 64, 32, 8, 2)}
-BACKWARD = {"half": Tiles(64, 32, 128, 4, 2), "tf32": Tiles(64, 32, 128, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
+# Above 128 columns the same tiles need up to 256 KB, and "ieee" spills 0.6 KB.
+WIDE_FORWARD = {"half": Tiles(64, 64, 128, 4, 2), "tf32": Tiles(64, 32, 64, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
+# 32 rows spill 12 to 500 bytes for "ieee" on gfx942; on sm_100 two stages of "tf32", and 4 warps of float16, 8 to 120.
+BACKWARD = {"half": Tiles(64, 32, 128, 8, 2), "tf32": Tiles(64, 32, 128, 4, 1), "ieee": Tiles(64, 16, 32, 8, 2)}
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {
     "half": (Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 128, 8, 2), Tiles(64, 32, 64, 4, 3)),
@@ -196,6 +200,10 @@ def _forward(chosen: Tiles, width: int) -> dict[str, int]:
     return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
 
 
+def _forward_tiles(way: str, width: int) -> Tiles:
+    return FORWARD[way] if width <= 128 else WIDE_FORWARD[way]
+
+
 def _backward(chosen: Tiles, width: int) -> dict[str, int]:
     columns = max(16, triton.next_power_of_2(width))
     step = min(chosen.step, columns)
@@ -229,7 +237,7 @@ def linear_cross_entropy(
         )
 
     way = kind(x)
-    tuning.run(("cross_entropy forward", way, width), FORWARD[way], CANDIDATES[way], launch)
+    tuning.run(("cross_entropy forward", way, width), _forward_tiles(way, width), CANDIDATES[way], launch)
     return losses, lses
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ._dispatch import register
-from .gru import check_gru
-from .sampled_loss import check_sampled_loss, reduce
+from .gru import check_gru, check_gru_data
+from .sampled_loss import check_sampled_data, check_sampled_loss, reduce
 
 
 def gru_sampled_loss(
@@ -86,6 +86,25 @@ def check_rows(rows: Tensor | None, events: int) -> None:
         raise IndexError(f"rows holds {int(wrong[0])}, expected 0 <= row < {events}, the number of events")
 
 
+def _check_data(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    *_: Any,
+) -> None:
+    check_gru_data(x_gates, weight_hh, offsets, bias_hh, max_len)
+    check_rows(rows, x_gates.shape[0])
+    check_sampled_data(item_weight, targets, negatives)
+
+
 def _fake(
     x_gates: Tensor,
     weight_hh: Tensor,
@@ -159,6 +178,7 @@ _gru_sampled_loss = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 _gru_sampled_loss_backward = register(
     f"gru_sampled_loss_backward(Tensor grad, {_ARGUMENTS},"

@@ -1,0 +1,97 @@
+"""Checks of what only data shows: offsets, ids and rows, which become addresses.
+
+C++ checks them while it reads them. For the other implementations every op names such a check (``register(check=...)``
+in _dispatch.py), made of the functions below, which runs before the implementation does: on the CPU always; on a GPU,
+where a look at the data waits for the device, only where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it. Messages
+are those of C++.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_chosen: bool | None = True if os.environ.get("FASTSEQ_CHECK", "") not in ("", "0") else None
+
+
+class check_data:  # a class in lower case: used as a function and as a context, like torch.set_grad_enabled
+    """Chooses whether ops look at the data of their arguments for ids, rows and offsets that are out of range.
+
+    True: always; every op on a GPU then waits for the device, except while a CUDA graph is captured. None, the default:
+    on the CPU only (FASTSEQ_CHECK=1 in the environment makes True the default). False: never where a Triton kernel or
+    plain PyTorch serves, for tests of what they do unchecked: wrong offsets then reach memory of others. C++ always
+    checks. Takes effect at once, process-wide; as a context manager it is undone at the end of the block.
+    """
+
+    def __init__(self, on: bool | None) -> None:
+        global _chosen
+        self._previous, _chosen = _chosen, on
+
+    def __enter__(self) -> check_data:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def wanted(device: str) -> bool:
+    """Whether to look at data on this type of device now."""
+    if not (device == "cpu" if _chosen is None else _chosen):
+        return False
+    return device != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def same_device(names: Sequence[str], arguments: Sequence[Any]) -> None:
+    """Raises ValueError unless all tensors are where the first one is."""
+    first = ""
+    device: torch.device | None = None
+    for name, x in zip(names, arguments, strict=True):
+        if not isinstance(x, Tensor):
+            continue
+        if device is None:
+            first, device = name, x.device
+        elif x.device != device:
+            raise ValueError(f"{name} is on {x.device}, expected {device} as {first}: {name}.to({str(device)!r})")
+
+
+def in_range(
+    name: str, x: Tensor, end: int, expected: str, *, first: int = 0, error: type[Exception] = ValueError
+) -> None:
+    """Raises ``error`` with the first entry of ``x`` outside first ... end - 1: "name[i, j] is x, expected ..."."""
+    wrong = ((x < first) | (x >= end)).nonzero()
+    if wrong.shape[0]:
+        place = wrong[0].tolist()
+        raise error(f"{name}[{', '.join(map(str, place))}] is {int(x[tuple(place)])}, expected {expected}")
+
+
+def offsets_of_rows(offsets: Tensor, rows: int, longest: int | None = None) -> None:
+    """Raises ValueError unless offsets starts at 0, never decreases and ends at ``rows``, in steps of at most max_len.
+
+    Args:
+        longest: the argument max_len, or None where there is none.
+    """
+    if offsets.shape[0] < 1:
+        raise ValueError("offsets is empty, expected at least the 0 it starts with")
+    if offsets[0] != 0:
+        raise ValueError(f"offsets must start at 0, not {int(offsets[0])}")
+    lengths = offsets.diff()
+    falls = (lengths < 0).nonzero()
+    if falls.shape[0]:
+        i = int(falls[0]) + 1
+        raise ValueError(f"offsets decreases at index {i}: {int(offsets[i - 1])} then {int(offsets[i])}")
+    if offsets[-1] != rows:
+        raise ValueError(f"offsets ends at {int(offsets[-1])}, expected the number of rows, {rows}")
+    if longest is not None:
+        no_longer(lengths, longest, f"rows, more than max_len, {longest}")
+
+
+def no_longer(lengths: Tensor, longest: int, what: str) -> None:
+    """Raises ValueError with the first sequence of more than ``longest`` events: "sequence 2 has 9 what"."""
+    beyond = (lengths > longest).nonzero()
+    if beyond.shape[0]:
+        raise ValueError(f"sequence {int(beyond[0])} has {int(lengths[beyond[0, 0]])} {what}")
