@@ -85,7 +85,7 @@ def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     refuse_float64(x, "x")
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     if y.numel() == 0:
@@ -106,7 +106,7 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
 def bias_gelu_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
 ) -> tuple[Tensor, Tensor]:
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx = torch.empty_like(source)
     if dx.numel() == 0:

@@ -338,7 +338,7 @@ def caser_windows_backward(
         steps = triton.cdiv(shape.length + 1, shape.distances["STEPS"])
         _distances[(runs, blocks, steps)](grad_slots, distance, sums, slots, tiles, **shape.distances)
         padded = sums.sum(0).cumsum(0)
-        grad_bias_h = padded[-1].view(bias_h.shape).to(bias_h.dtype)
+        grad_bias_h = padded[-1].view(bias_h.shape).to(bias_h.dtype, copy=True)
         if shape.d > 0:
             met = floats(weight_h.shape[0], shape.d)
             _finish_filters[(shape.length, shape.length, parts)](
@@ -355,6 +355,6 @@ def caser_windows_backward(
             grad, x, offsets, sequences, stops, weight_v, padding_row, sums, met, size, tiles, **shape.grad_vertical
         )
         total = sums.sum(0).to(weight_v.dtype)
-        grad_weight_v, grad_bias_v = total[:, :-1].contiguous(), total[:, -1].contiguous()
+        grad_weight_v, grad_bias_v = total[:, :-1].clone(), total[:, -1].clone()
         grad_padding = grad_padding + met.sum(0)
     return grad_x, grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding.to(padding_row.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox, tuning
+from .rows import refuse_float64
 
 
 @triton.jit
@@ -39,7 +40,8 @@ def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
-    source = x.contiguous()
+    refuse_float64(x, "x")
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     if y.numel() == 0:

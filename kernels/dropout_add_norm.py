@@ -109,7 +109,7 @@ def dropout_add_norm(
     eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(x, "x")
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
@@ -134,7 +134,7 @@ def dropout_add_norm_backward(
     grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
     mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    source, other = x.contiguous(), residual.contiguous()
+    source, other, rng = x.contiguous(), residual.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx, dresidual = torch.empty_like(source), torch.empty_like(other)
     none = x.new_empty(0)
@@ -156,10 +156,6 @@ def dropout_add_norm_backward(
 
     key = ("dropout_add_norm backward", columns, x.dtype, p > 0.0)
     sums = tuning.run(key, (TILE, WARP), CANDIDATES, launch)
-    return (
-        dx,
-        dresidual,
-        sums[0].to(weight.dtype),
-        sums[1].to(weight.dtype),
-        none if x_bias is None else sums[2].to(x_bias.dtype),
-    )
+    # Copies: outputs of an op share no memory.
+    dweight, dbias = (x.to(weight.dtype, copy=True) for x in sums[:2])
+    return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)

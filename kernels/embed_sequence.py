@@ -160,6 +160,7 @@ def embed_sequence(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows.refuse_float64(item_weight, "item_weight")
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
+    rng = philox.adjacent(rng)
     y = torch.empty((n_rows, columns), dtype=item_weight.dtype, device=items.device)
     mean = torch.empty(0 if norm_weight is None else n_rows, dtype=torch.float32, device=items.device)
     rstd = torch.empty_like(mean)
@@ -188,12 +189,14 @@ def embed_sequence_backward(
     site: int, padding_idx: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
-    none = item_weight.new_empty(0)
+    rng = philox.adjacent(rng)
     if grad.numel() == 0:
-        empty = [none if x is None else torch.zeros_like(x) for x in (position_weight, norm_weight, norm_weight)]
+        parts = (position_weight, norm_weight, norm_weight)
+        empty = [item_weight.new_empty(0) if x is None else torch.zeros_like(x) for x in parts]
         return torch.zeros_like(item_weight, memory_format=torch.contiguous_format), *empty
     grad, offsets = grad.contiguous(), offsets.contiguous()
-    gradient, dweight, dbias, dposition = grad, none, none, none
+    gradient = grad
+    dweight, dbias, dposition = (item_weight.new_empty(0) for _ in range(3))
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
 
@@ -216,7 +219,7 @@ def embed_sequence_backward(
         key = ("embed_sequence backward", columns, grad.dtype, position_weight is None, norm_weight is None, p > 0.0)
         sums = tuning.run(key, BACKWARD, rows.CANDIDATES, launch)
         if norm_weight is not None:
-            dweight, dbias = sums.to(norm_weight.dtype)
+            dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in sums)  # outputs of an op share no memory
     if position_weight is not None:
         per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
         groups = triton.cdiv(sequences, per_group)

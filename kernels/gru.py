@@ -16,7 +16,7 @@ over all.
 The backward pass walks from the last event to the first with the gates that the forward pass saved. It writes the
 gradient of both kinds of gates and the states before, and one matrix product makes the weight's gradient of them. No
 sum crosses programs, so results do not depend on how sequences are grouped. ``max_len`` bounds nothing up to
-``WIDEST``: lengths are read from ``offsets`` on the device. A longer sequence is therefore no error here.
+``WIDEST``: lengths are read from ``offsets`` on the device.
 """
 
 from __future__ import annotations

@@ -203,7 +203,13 @@ def sample_negatives(
     out = torch.empty(n_targets, k, dtype=torch.int64, device=users.device)
     if out.numel() == 0:
         return out
-    seen = (users.contiguous(), positives.contiguous(), seen_offsets.contiguous(), seen_items.contiguous(), rng)
+    seen = (
+        users.contiguous(),
+        positives.contiguous(),
+        seen_offsets.contiguous(),
+        seen_items.contiguous(),
+        rng.contiguous(),
+    )
     weighted = probability is not None and alias is not None
     tables = (probability.contiguous(), alias.contiguous()) if probability is not None and alias is not None else ()
     kernel = _weighted if weighted else _uniform
@@ -226,7 +232,7 @@ def sample_negatives(
 def sample_shared_negatives(
     size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
 ) -> Tensor:
-    out = torch.empty(size, dtype=torch.int64, device=rng.device)
+    out, rng = torch.empty(size, dtype=torch.int64, device=rng.device), rng.contiguous()
     if size == 0:
         return out
     weighted = probability is not None and alias is not None

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
+from .rows import WIDEST
 from .segments import segment_sum
 
 # Elements of the tile of gathered rows [COUNT, WIDTH], 16 a thread: one warp a row of h up to that width. (32 spill a
@@ -185,6 +186,8 @@ def sampled_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if h.dtype == torch.float64:
         raise ValueError("h is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    if h.shape[1] > WIDEST:
+        raise ValueError(f"h has {h.shape[1]} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
     (n_rows, width), count, shared = h.shape, negatives.shape[-1], negatives.dim() == 1
     losses = torch.empty(n_rows, dtype=torch.float32, device=h.device)
     d_h = torch.empty(n_rows, width, dtype=torch.float32, device=h.device)

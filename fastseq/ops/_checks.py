@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_chosen: bool | None = True if os.environ.get("FASTSEQ_CHECK", "") not in ("", "0") else None
+
+def from_environment() -> bool | None:
+    """True if FASTSEQ_CHECK asks for checks everywhere; None, the default, if not."""
+    return True if os.environ.get("FASTSEQ_CHECK", "") not in ("", "0") else None
+
+
+_chosen = from_environment()
 
 
 class check_data:  # a class in lower case: used as a function and as a context, like torch.set_grad_enabled

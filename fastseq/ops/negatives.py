@@ -162,7 +162,7 @@ def _check_data(
 
 def _check_table(n_items: int, probability: Tensor | None, alias: Tensor | None) -> None:
     if probability is not None and alias is not None:
-        _checks.in_range("probability", probability, 2**32 + 1, "0 <= value <= 4294967296")
+        _checks.in_range("probability", probability, 2**32 + 1, "0 <= value < 4294967297")
         _checks.in_range("alias", alias, n_items, f"0 <= value < {n_items}")
 
 
