@@ -1,6 +1,6 @@
 """Compiles every shipped kernel configuration ahead of time, without a GPU, and checks what came out.
 
-    python benchmarks/compile_report.py [--seed-shapes] [--arch sm_90 ...] [--only gru ...] [--json]
+    python benchmarks/compile_report.py [--seed-shapes] [--arch sm_90 ...] [--only gru ...] [--json | --markdown]
 
 One row per configuration and architecture: registers a thread, spilled bytes, shared memory, matrix instructions, and
 the roof of the shape: the time below which no kernel can be on that chip, from the bytes that must move and the FLOPs
@@ -212,6 +212,43 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/kernels_compiled.md: a line for each launch, its architectures side by side."""
+    import triton
+
+    names = [name for name in ARCHITECTURES if any(row["architecture"] == name for row in rows)]
+    chips = [f"{ARCHITECTURES[name].chip} ({name})" for name in names]
+    header = ["kernel", "launch", *chips, "products", "roof"]
+    lines = [header, ["---"] * len(header)]
+    launches: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        launches.setdefault((f"{row['file']} `{row['kernel']}`", row["shape"]), {})[row["architecture"]] = row
+    for place, found in launches.items():
+        cells, products = [], []
+        for name in names:
+            row = found.get(name)
+            if row is None or "error" in row:
+                cells.append("-" if row is None else "refused")
+                continue
+            cell = f"{row['registers']} / {row['shared_bytes'] / 1024:.3g}"
+            cells.append("; ".join([cell, *row["faults"]]))
+            products += row["matrix"] or ["FMA" if row["flops"] else "none"]
+        reference = found.get("sm_90") or next(iter(found.values()))
+        roof = f"{reference['roof_us']:.2f} µs, {reference['bound']}"
+        lines.append([*place, *cells, ", ".join(dict.fromkeys(products)), roof])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    bad = sum(bool(row["faults"]) for row in rows)
+    spills = "no row spills" if not bad else "faults are named"
+    return f"""# Every launch, compiled
+
+Written by `python benchmarks/compile_report.py --markdown` with Triton {triton.__version__}:
+{len(rows)} compilations, {bad} with a fault. Registers a thread / KB of shared memory a program; {spills}.
+Roof: the time below which the H100 (or the only chip of the line) cannot be, from bytes and FLOPs alone.
+Nothing here is measured. [kernels.md](kernels.md) says how the list is made.
+
+{table}"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
@@ -219,7 +256,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="FILE", help="kernel files, for example gru; default: all")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fastseq" / "compile_report")
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    output.add_argument("--markdown", action="store_true", help="docs/kernels_compiled.md instead of the table")
     chosen = parser.parse_args()
     try:
         import triton  # noqa: F401
@@ -241,7 +280,7 @@ def main() -> int:
         row["faults"] = faults(row)
         refused = row["architecture"] == "gfx942" and "error" in row  # AMD's chips where Triton accepts the kernel
         failed |= bool(row["faults"]) and not refused
-    print(json.dumps(rows, indent=1) if chosen.json else report(rows))
+    print(json.dumps(rows, indent=1) if chosen.json else markdown(rows) if chosen.markdown else report(rows))
     return int(failed)
 
 

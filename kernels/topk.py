@@ -28,6 +28,8 @@ USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {"half": ((64, 4), (64, 8), (128, 8)), "tf32": ((64, 4), (32, 8)), "ieee": ((16, 4), (16, 8), (32, 4))}
+# The next step's columns are fetched ahead, but on AMD's chips, whose 64 KB they would not leave room in.
+STAGES = 1 if torch.version.hip else 2
 # Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
 PROGRAMS, MOST_PARTS = 512, 32
 
@@ -141,7 +143,7 @@ def topk(
             x, table, x if bias is None else bias.contiguous(), starts, entries, bounds, lists, n_users, n_items,
             width, part, entries.shape[0], min(size, k - first), BIAS=bias is not None, SEEN=seen, BOUNDED=first > 0,
             USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
-            PRECISION=float32_precision(), num_warps=warps, num_stages=2,
+            PRECISION=float32_precision(), num_warps=warps, num_stages=STAGES,
         )  # fmt: skip
 
     warps = LAUNCHES[way][size > 64][1]

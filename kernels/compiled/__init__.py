@@ -67,7 +67,10 @@ def distinct(entries: Iterable[Compiled], sizes: frozenset[str] = frozenset()) -
             same launch for another shape.
     """
     kept: dict[tuple[object, ...], Compiled] = {}
+    entries = iter(entries)
     for entry in entries:
+        if not hasattr(entry.kernel, "params"):  # in the interpreter, which compiles nothing
+            return [entry, *entries]
         told: list[object] = []
         for parameter in entry.kernel.params:
             value = entry.arguments[parameter.name]

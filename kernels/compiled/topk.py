@@ -23,9 +23,11 @@ def _compiled(dtype: torch.dtype, way: str, users: int, items: int, width: int, 
     arguments |= {"STEP": min(columns, step), "PRECISION": "tf32" if way == "tf32" else "ieee"}
     matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
     name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
-    launches: list[tuple[Any, int, int, int | None]] = [
-        (_scan, (users + items) * width * dtype.itemsize, 2 * users * items * width, 2),
-        (_merge, 8 * users * size * 32, 0, None),
+    scanned = (users + items) * width * dtype.itemsize, 2 * users * items * width
+    launches: list[tuple[Any, int, int, int | None, tuple[str, ...]]] = [
+        (_scan, *scanned, 2, ("sm_80", "sm_90", "sm_100")),
+        (_scan, *scanned, 1, ("gfx942",)),
+        (_merge, 8 * users * size * 32, 0, None, ()),
     ]
     return [
         Compiled(
@@ -38,8 +40,9 @@ def _compiled(dtype: torch.dtype, way: str, users: int, items: int, width: int, 
             num_stages=stages,
             matrix=matrix if flops else None,
             seed=width == 128 and size == SIZES[0],
+            only=only,
         )
-        for kernel, moved, flops, stages in launches
+        for kernel, moved, flops, stages, only in launches
     ]
 
 
