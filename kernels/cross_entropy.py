@@ -38,8 +38,14 @@ PROGRAMS = 512
 FORWARD = {"half": Tiles(64, 128, 128, 4, 2), "tf32": Tiles(64, 64, 128, 4, 2), "ieee": Tiles(64, 64, 32, 8, 2)}
 # Above 128 columns the same tiles need up to 256 KB, and "ieee" spills 0.6 KB.
 WIDE_FORWARD = {"half": Tiles(64, 64, 128, 4, 2), "tf32": Tiles(64, 32, 64, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
-# 32 rows spill 12 to 500 bytes for "ieee" on gfx942; on sm_100 two stages of "tf32", and 4 warps of float16, 8 to 120.
-BACKWARD = {"half": Tiles(64, 32, 128, 8, 2), "tf32": Tiles(64, 32, 128, 4, 1), "ieee": Tiles(64, 16, 32, 8, 2)}
+# Larger ones spill 8 to 560 bytes somewhere, with a bias and a softcap or with more than 128 columns. float16, whose
+# slopes are multiplied as tf32, spills with two stages on sm_100.
+BACKWARD = {
+    "half": Tiles(64, 32, 128, 4, 2),
+    "float16": Tiles(64, 32, 128, 4, 1),
+    "tf32": Tiles(64, 32, 128, 4, 1),
+    "ieee": Tiles(32, 16, 32, 4, 2),
+}
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {
     "half": (Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 128, 8, 2), Tiles(64, 32, 64, 4, 3)),
@@ -204,6 +210,10 @@ def _forward_tiles(way: str, width: int) -> Tiles:
     return FORWARD[way] if width <= 128 else WIDE_FORWARD[way]
 
 
+def _backward_tiles(way: str, dtype: torch.dtype) -> Tiles:
+    return BACKWARD["float16" if dtype == torch.float16 else way]
+
+
 def _backward(chosen: Tiles, width: int) -> dict[str, int]:
     columns = max(16, triton.next_power_of_2(width))
     step = min(chosen.step, columns)
@@ -273,8 +283,8 @@ def linear_cross_entropy_backward(
         return total.sum(0).to(dtype), bias_total.sum(0).to(bias_dtype)
 
     def tuned(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-        key = (f"cross_entropy gradient of {name}", way, width)
-        return tuning.run(key, BACKWARD[way], CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
+        key, default = (f"cross_entropy gradient of {name}", x.dtype, way, width), _backward_tiles(way, x.dtype)
+        return tuning.run(key, default, CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
 
     dh, _ = tuned("h", x, table, h.dtype, False)
     dweight, dbias = tuned("weight", table, x, weight.dtype, True)

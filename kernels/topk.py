@@ -26,6 +26,7 @@ from .products import float32_precision, kind, operand, product
 # warps for the longer lists spill up to 0.3 KB, and 4 warps of "ieee" for the shorter ones 48 bytes. Not yet measured.
 USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
+MERGE_WARPS = 8  # 4 spill 16 bytes of half types on sm_100
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {"half": ((64, 4), (64, 8), (128, 8)), "tf32": ((64, 4), (32, 8)), "ieee": ((16, 4), (16, 8), (32, 4))}
 # The next step's columns are fetched ahead, but on AMD's chips, whose 64 KB they would not leave room in.
@@ -146,9 +147,9 @@ def topk(
             PRECISION=float32_precision(), num_warps=warps, num_stages=STAGES,
         )  # fmt: skip
 
-    warps = LAUNCHES[way][size > 64][1]
     for first in range(0, k, size):
         key, launch = ("topk", way, width, size, first > 0), partial(scan, first)
         tuning.run(key, LAUNCHES[way][size > 64], CANDIDATES[way], lambda chosen, launch=launch: launch(*chosen))
-        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=warps)
+        merged = {"USERS": USERS, "SIZE": size, "num_warps": MERGE_WARPS}
+        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, **merged)
     return scores, ids

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..cross_entropy import (
-    BACKWARD,
     COMBINED_ROWS,
     _backward,
+    _backward_tiles,
     _combine,
     _forward,
     _forward_tiles,
@@ -28,7 +28,7 @@ def _compiled(dtype: torch.dtype, way: str, rows: int, items: int, width: int, m
     arguments |= {"ignore_index": -100, "softcap": 4.0 if more else 1.0, "BIAS": more, "SOFTCAP": more}
     arguments["PRECISION"] = "tf32" if way == "tf32" else "ieee"
     matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
-    forward, backward = _forward(_forward_tiles(way, width), width), _backward(BACKWARD[way], width)
+    forward, backward = _forward(_forward_tiles(way, width), width), _backward(_backward_tiles(way, dtype), width)
     both, product = (rows + items) * width * dtype.itemsize, 2 * rows * items * width
     name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
     sizes = f"{rows} x {items}, width {width}{', bias, softcap' if more else ''}"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton
 
-from ..topk import LAUNCHES, SIZES, USERS, _merge, _scan
+from ..topk import LAUNCHES, MERGE_WARPS, SIZES, USERS, _merge, _scan
 from . import Compiled, pointer
 
 
@@ -36,7 +36,7 @@ def _compiled(dtype: torch.dtype, way: str, users: int, items: int, width: int, 
             {argument: arguments[argument] for argument in kernel.arg_names},
             bytes=moved,
             flops=flops,
-            num_warps=warps,
+            num_warps=warps if kernel is _scan else MERGE_WARPS,
             num_stages=stages,
             matrix=matrix if flops else None,
             seed=width == 128 and size == SIZES[0],
