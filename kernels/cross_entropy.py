@@ -43,7 +43,7 @@ WIDE_FORWARD = {"half": Tiles(64, 64, 128, 4, 2), "tf32": Tiles(64, 32, 64, 4, 2
 BACKWARD = {
     "half": Tiles(64, 32, 128, 4, 2),
     "float16": Tiles(64, 32, 128, 4, 1),
-    "tf32": Tiles(64, 32, 128, 4, 1),
+    "tf32": Tiles(32, 32, 64, 4, 2),
     "ieee": Tiles(32, 16, 32, 4, 2),
 }
 # What FASTSEQ_AUTOTUNE tries besides.
