@@ -52,17 +52,15 @@ def wanted(device: str) -> bool:
     return device != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def same_device(names: Sequence[str], arguments: Sequence[Any]) -> None:
-    """Raises ValueError unless all tensors are where the first one is."""
-    first = ""
-    device: torch.device | None = None
-    for name, x in zip(names, arguments, strict=True):
-        if not isinstance(x, Tensor):
-            continue
-        if device is None:
-            first, device = name, x.device
-        elif x.device != device:
-            raise ValueError(f"{name} is on {x.device}, expected {device} as {first}: {name}.to({str(device)!r})")
+def same_device(op: str, arguments: Sequence[Any]) -> None:
+    """Raises ValueError unless all tensors among the arguments of ``fastseq::<op>`` are where the first one is."""
+    tensors = [(place, x) for place, x in enumerate(arguments) if isinstance(x, Tensor)]
+    first, device = tensors[0][0], tensors[0][1].device
+    for place, x in tensors:
+        if x.device != device:
+            names = [argument.name for argument in getattr(torch.ops.fastseq, op).default._schema.arguments]
+            remedy = f"{names[place]}.to({str(device)!r})"
+            raise ValueError(f"{names[place]} is on {x.device}, expected {device} as {names[first]}: {remedy}")
 
 
 def in_range(
