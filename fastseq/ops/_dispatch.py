@@ -13,7 +13,6 @@ so the table of implementations is the folder listing, and a new kernel is serve
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import threading
 import warnings
@@ -24,6 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from . import _checks
 
 Backend = Literal["reference", "cpu", "triton"]
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "triton")
@@ -53,6 +54,7 @@ class Served:
 
 
 _files: dict[str, str] = {}  # op -> file
+_data_checks: dict[str, Callable[..., None]] = {}  # op -> check of what only its arguments' data shows
 _served: dict[tuple[str, str], Served] = {}
 _warned: set[tuple[str, str]] = set()
 _recorders: list[list[tuple[str, Backend]]] = []
@@ -171,6 +173,10 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     chosen = served(op, device)
     for calls in _recorders:
         calls.append((op, chosen.backend))
+    if device != "cpu":
+        _checks.same_device(op, arguments)
+    if chosen.backend != "cpu" and op in _data_checks and _checks.wanted(device):
+        _data_checks[op](*arguments)
     return chosen.function(*arguments)
 
 
@@ -195,31 +201,6 @@ def _autocast(op: str, key: str) -> Callable[..., Any]:
     return cast
 
 
-FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def check_floating(**tensors: Tensor | None) -> None:
-    """Raises ValueError unless each tensor is of one of the types FLOATING; None is left out."""
-    for name, x in tensors.items():
-        if x is not None and x.dtype not in FLOATING:
-            raise ValueError(f"{name} is {x.dtype}, expected torch.float32, bfloat16, float16 or float64")
-
-
-def check_one_type(**tensors: Tensor | None) -> None:
-    """Raises ValueError unless all are of one type among FLOATING (under autocast, which casts them, of any)."""
-    check_floating(**tensors)
-    (first, x), *others = ((name, x) for name, x in tensors.items() if x is not None)
-    for name, other in others:
-        if other.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {other.dtype} and {first} is {x.dtype}, expected one type")
-
-
-def check_eps(eps: float) -> None:
-    """Raises ValueError unless ``eps`` is a number, at least 0."""
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps is {eps}, expected a number, at least 0")
-
-
 def bfloat16_products(device: str) -> bool:
     """Whether autocast asks for matrix products in bfloat16. Ops that have one take it as an argument."""
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -232,6 +213,7 @@ def register(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Any:
     """Defines ``fastseq::<op>`` from its schema and returns the callable overload.
 
@@ -240,9 +222,13 @@ def register(
         file: name of the file, the same in every folder, that holds the implementations.
         fake: shapes and dtypes of the outputs, on meta tensors.
         setup_context, backward: as of torch.library.register_autograd; both or neither.
+        check: raises for what only the data of the arguments shows, and is called with them where that may be looked at
+            (_checks.py). None for an op that takes no data for addresses, or what its forward op has checked.
     """
     op = schema.split("(", 1)[0]
     _files[op] = file
+    if check is not None:
+        _data_checks[op] = check
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
         LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._dispatch import check_floating, register
+from . import _checks
+from ._dispatch import register
 
 
 def adam_rows(
@@ -47,7 +48,7 @@ def adam_rows(
     Raises:
         ValueError: for a shape, dtype, lr, beta or eps that does not fit, a row given twice, or a step not above
             ``last_step``.
-        IndexError: for a row that is out of range (on the CPU).
+        IndexError: for a row that is out of range (on the CPU, or with FASTSEQ_CHECK=1).
 
     Source: Kingma & Ba, "Adam", ICLR 2015.
     """
@@ -61,8 +62,8 @@ def adam_rows(
     for name, value, count in (("last_step", last_step, weight.shape[0]), ("rows", rows, grad.shape[0])):
         if value.dtype != torch.int64 or value.shape != (count,):
             raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected torch.int64 [{count}]")
-    check_floating(weight=weight)
-    check_floating(grad=grad)
+    _checks.floating(weight=weight)
+    _checks.floating(grad=grad)
     for name, number, below in (
         ("lr", lr, math.inf),
         ("eps", eps, math.inf),
@@ -77,6 +78,26 @@ def adam_rows(
             weight.detach(), exp_avg, exp_avg_sq, last_step, rows, grad.detach().to(weight.dtype), step,
             lr, betas[0], betas[1], eps, lazy,
         )  # fmt: skip
+
+
+def _check_data(
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor, grad: Tensor, step: Tensor,
+    *_: float,
+) -> None:  # fmt: skip
+    count = weight.shape[0]
+    _checks.in_range("rows", rows, count, f"0 to {count - 1}", error=IndexError)
+    if rows.unique().shape[0] < rows.shape[0]:
+        seen: dict[int, int] = {}
+        for i, row in enumerate(rows.tolist()):
+            if row in seen:
+                raise ValueError(
+                    f"rows[{i}] is {row} again, as rows[{seen[row]}]: sum the gradients of equal rows first"
+                )
+            seen[row] = i
+    now = int(step)
+    if now < 1:
+        raise ValueError(f"step is {now}, expected at least 1")
+    _checks.in_range("last_step", last_step, now, f"0 to {now - 1}: step is {now}")
 
 
 def _fake(
@@ -101,4 +122,5 @@ _adam_rows = register(
     " Tensor grad, Tensor step, float lr, float beta1, float beta2, float eps, bool lazy) -> ()",
     file="adam_rows",
     fake=_fake,
+    check=_check_data,
 )

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import check_one_type, register
+from . import _checks
+from ._dispatch import register
 from .philox import check_dropout
 
 
@@ -38,7 +39,7 @@ def bias_gelu_dropout(
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
     """
-    check_one_type(x=x, bias=bias)
+    _checks.one_type(x=x, bias=bias)
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(x.shape[-1:])}: one value per column of x")
     check_dropout(dropout_p, rng, site)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import check_floating, register
+from . import _checks
+from ._dispatch import register
 from .philox import check_dropout
 
 
@@ -30,7 +31,7 @@ def dropout(x: Tensor, p: float, rng: Tensor | None = None, site: int = 0) -> Te
     Source: Srivastava et al., "Dropout", JMLR 2014; the mask is fastseq's own stream.
     """
     check_dropout(p, rng, site, name="p")
-    check_floating(x=x)
+    _checks.floating(x=x)
     if x.dim() == 0:
         raise ValueError("x has no dimensions, expected [..., C]: the mask is counted by rows and columns")
     if p == 0.0:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import check_eps, check_floating, register
+from . import _checks
+from ._dispatch import register
 from .philox import check_dropout
 
 
@@ -45,8 +46,8 @@ def dropout_add_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016; post-norm layer of Vaswani et al., NeurIPS 2017.
     """
-    check_floating(x=x, residual=residual, weight=weight, bias=bias, x_bias=x_bias)
-    check_eps(eps)
+    _checks.floating(x=x, residual=residual, weight=weight, bias=bias, x_bias=x_bias)
+    _checks.eps_of(eps)
     if residual.shape != x.shape:
         raise ValueError(f"residual is {list(residual.shape)}, expected the shape of x, {list(x.shape)}")
     for name, vector in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):

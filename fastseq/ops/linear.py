@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import bfloat16_products, check_one_type, register
+from . import _checks
+from ._dispatch import bfloat16_products, register
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    check_one_type(x=x, weight=weight, bias=bias)
+    _checks.one_type(x=x, weight=weight, bias=bias)
     return _linear(x, weight, bias, bfloat16_products("cpu"))
 
 

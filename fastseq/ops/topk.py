@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._dispatch import check_one_type, register
+from . import _checks
+from ._dispatch import register
 
 
 def topk(
@@ -34,8 +35,8 @@ def topk(
 
     Raises:
         ValueError: if k < 1, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN (a diverged
-            model must not pass for a ranking). The last two read data: on the CPU they raise; on a GPU, where that
-            would wait for the device, such an id is ignored and a NaN is never returned.
+            model must not pass for a ranking). The last two read data: on the CPU they raise (a seen id on a GPU too,
+            with FASTSEQ_CHECK=1); on a GPU without it such an id is ignored, and a NaN is never returned.
 
     Source: partial selection by a bounded heap (Knuth, TAOCP vol. 3, 5.2.3).
     """
@@ -45,7 +46,7 @@ def topk(
         raise ValueError(f"h is {list(h.shape)} and weight is {list(weight.shape)}, expected [B, d] and [V, d]")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}, expected [{weight.shape[0]}]")
-    check_one_type(h=h, weight=weight, bias=bias)
+    _checks.one_type(h=h, weight=weight, bias=bias)
     if (seen_offsets is None) != (seen_items is None):
         raise ValueError("seen_offsets and seen_items go together: one of them is None")
     if seen_offsets is not None and seen_items is not None:
@@ -60,6 +61,23 @@ def topk(
     return result
 
 
+def _check_data(
+    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+) -> None:
+    if seen_offsets is None or seen_items is None:
+        return
+    entries, items = seen_items.shape[0], weight.shape[0]
+    first, last = int(seen_offsets[0]), int(seen_offsets[-1])
+    if first != 0 or last != entries:
+        raise ValueError(f"seen_offsets starts at {first} and ends at {last}, expected 0 and {entries}")
+    falls = (seen_offsets.diff() < 0).nonzero()
+    if falls.shape[0]:
+        i = int(falls[0]) + 1
+        found = f"seen_offsets decreases at index {i}: {int(seen_offsets[i - 1])} then {int(seen_offsets[i])}"
+        raise ValueError(f"{found}, expected ranges of {entries} seen items")
+    _checks.in_range("seen_items", seen_items, items, f"0 <= id < {items}")
+
+
 def _fake(
     h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -71,4 +89,5 @@ _topk = register(
     " -> (Tensor scores, Tensor ids)",
     file="topk",
     fake=_fake,
+    check=_check_data,
 )

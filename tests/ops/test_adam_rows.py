@@ -258,7 +258,8 @@ def test_triton_half_strided_and_unknown_rows() -> None:
     for lazy in (False, True):  # what would raise on the CPU is left out
         other = (weight.clone(), first.clone(), second.clone(), last_step.clone())
         extra = torch.cat([rows, torch.tensor([-1, ROWS])]), torch.cat([grad, torch.ones(2, WIDTH)])
-        step_by_triton(other, *extra, 1, lr=0.1, lazy=lazy)
+        with ops.check_data(False):
+            step_by_triton(other, *extra, 1, lr=0.1, lazy=lazy)
         assert all(torch.equal(a, b) for a, b in zip(other, plain, strict=True))
     before = weight._version
     step_by_triton((weight, first, second, last_step), rows, grad, 1, lr=0.1)

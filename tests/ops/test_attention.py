@@ -123,7 +123,7 @@ def test_triton_one_tile(
     lengths: list[int], dropout_p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
 ) -> None:
     """Whole sequences in a tile of 16, 32, 64 or 128."""
-    kernels = importlib.import_module("fastseq.kernels.attention")
+    kernels = importlib.import_module("fastseq.kernels.attention_common")
     for key, config in kernels.CONFIGS.items():
         monkeypatch.setitem(kernels.CONFIGS, key, config._replace(one_tile_forward=128, one_tile_backward=128))
     check_triton(causal_attention, lengths, 24, dropout_p)
@@ -140,7 +140,7 @@ def test_triton_blocks(
     poisoned_empty: None,
 ) -> None:
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
-    kernels = importlib.import_module("fastseq.kernels.attention")
+    kernels = importlib.import_module("fastseq.kernels.attention_common")
     small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
     for key in kernels.CONFIGS:
         monkeypatch.setitem(kernels.CONFIGS, key, small)
