@@ -24,8 +24,8 @@ LENGTHS = {
     + [8] * 14 + [7] * 25 + [6] * 35 + [5] * 50 + [4] * 100,
 }  # fmt: skip
 
-FLOAT32, TF32, BFLOAT16, AUTOCAST = "float32", "tf32", "bfloat16", "bfloat16 products"
-# autocast over float32: what `precision: bf16` trains with
+FLOAT32, TF32, BFLOAT16, FLOAT16 = "float32", "tf32", "bfloat16", "float16"
+AUTOCAST = "bfloat16 products"  # autocast over float32: what `precision: bf16` trains with
 FORWARD, BOTH = "forward", "forward + backward"
 DIRECTIONS = [FORWARD, BOTH]
 
@@ -73,8 +73,8 @@ class Case:
     def work(self, direction: str, dtype: str) -> tuple[float, float, str | None]:
         """(bytes, FLOPs, how products are formed) of a direction in a type; see ``chips.Architecture.roof``."""
         parts = 2 if direction == BOTH else 1
-        size = 2 if dtype == BFLOAT16 else 4
-        kinds = {TF32: "tf32", BFLOAT16: "bf16", AUTOCAST: "bf16"}
+        size = 2 if dtype in (BFLOAT16, FLOAT16) else 4
+        kinds = {TF32: "tf32", BFLOAT16: "bf16", AUTOCAST: "bf16", FLOAT16: "fp16"}
         formed = kinds.get(dtype) if self.products else None
         return sum(self.elements[:parts]) * size + parts * self.indices, sum(self.flops[:parts]), formed
 

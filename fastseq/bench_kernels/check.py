@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..ops import record_served, set_backend
-from .case import AUTOCAST, BFLOAT16, BOTH, TF32, Case, Function
+from .case import AUTOCAST, BFLOAT16, BOTH, FLOAT16, TF32, Case, Function
 
 # Error allowed to an op, relative in the norm, for rounding and sums in another order. PyTorch's half-precision chains
 # round between their parts and may lose more; that does not make them rivals of another function.
 RIVALS = 4
-TOLERANCE = {"float32": 1e-4, TF32: 5e-3, BFLOAT16: 2e-2, AUTOCAST: 2e-2}
+TOLERANCE = {"float32": 1e-4, TF32: 5e-3, BFLOAT16: 2e-2, FLOAT16: 5e-3, AUTOCAST: 2e-2}
+KINDS = {BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
 
 
 class Mismatch(AssertionError):
@@ -28,8 +29,8 @@ class Prepared:
     Args:
         case: what is measured.
         implementation: a name of ``case.functions``, or "compiled".
-        dtype: "float32" (products exact), "tf32" (float32 with products in it), "bfloat16", or AUTOCAST: float32 leaves
-            under autocast to bfloat16. Integer leaves stay as they are.
+        dtype: "float32" (products exact), "tf32" (float32 with products in it), "bfloat16", "float16", or AUTOCAST:
+            float32 leaves under autocast to bfloat16. Integer leaves stay as they are.
         backend: which implementation must serve the op; None: the device's own.
 
     Raises:
@@ -38,7 +39,7 @@ class Prepared:
 
     def __init__(self, case: Case, implementation: str, dtype: str, backend: str | None = None) -> None:
         self.case, self.implementation, self.dtype = case, implementation, dtype
-        self.kind = torch.bfloat16 if dtype == BFLOAT16 else torch.float32
+        self.kind = KINDS.get(dtype, torch.float32)
         self.leaves = [x.to(self.kind) if x.is_floating_point() else x for x in case.leaves]
         self.upstream = None if case.upstream is None else case.upstream.to(self.kind)
         self.backend = backend

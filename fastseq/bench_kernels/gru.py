@@ -18,8 +18,8 @@ NO_COMPILE = "torch.compile does not trace nn.GRU: a graph break around the call
 
 def packing(lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Rows of the jagged batch in the order of a packed one (step by step; lengths descend), and its batch sizes."""
-    starts, length = offsets_of(lengths)[:-1].long(), torch.tensor(lengths)
-    sizes = [int((length > step).sum()) for step in range(max(lengths))]
+    starts = offsets_of(lengths)[:-1].long()
+    sizes = [sum(length > step for length in lengths) for step in range(max(lengths))]
     rows = [starts[:size] + step for step, size in enumerate(sizes)]
     return torch.cat(rows), torch.tensor(sizes)
 

@@ -42,7 +42,7 @@ def sized(device: torch.device, shape: str, users: int, items: int, length: int,
     else:  # a permutation of 1M items for each of 2,048 users takes seconds; strides that meet no item twice do not
         start, step = torch.randint(0, items, (users, 1), device=device), max(1, items // length)
         seen = ((start + step * torch.arange(length, device=device)) % items).flatten()
-    chunk = max(1, CHUNK_BYTES[device.type] // (items * 4))
+    chunk = max(1, CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"] // (items * 4))
     rows = torch.arange(min(chunk, users), device=device).repeat_interleave(length)
 
     def fastseq(p: float, h: Tensor, weight: Tensor) -> Tensor:
