@@ -397,7 +397,7 @@ def bench_kernels(
     if as_json:
         print(json.dumps(report.document(results, about)))
     else:
-        _print_kernels(report.rows(results), about)
+        _print_kernels(results, about)
     if plot is not None:
         report.plot(results, plot, about)
     if interrupted:
@@ -406,19 +406,19 @@ def bench_kernels(
         raise typer.Exit(1)
 
 
-def _print_kernels(rows: Any, about: dict[str, Any]) -> None:
-    from .bench_kernels.report import HEADER, cells, summary
+def _print_kernels(results: Any, about: dict[str, Any]) -> None:
+    from .bench_kernels.report import HEADER, cells, rows, summary
 
     table = Table(*HEADER, title=f"{about['device']}, torch {about['torch']}, {about['date']}")
     last = ""
-    for row in rows:
+    for row in rows(results):
         if row.ours.op != last and last:
             table.add_section()
         last = row.ours.op
         table.add_row(*cells(row))
     wide = stdout if stdout.is_terminal else Console(width=240)
     wide.print(table)
-    for line in summary(rows):
+    for line in summary(results):
         wide.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -42,7 +42,7 @@ class Case:
         leaves: their arguments; floating ones are cast to the type that is measured.
         upstream: gradient of the output; None: there are no gradients.
         dropout_p: of "forward + backward", a step of training; "forward" is evaluation.
-        tolerance: error allowed, relative in the norm; None: that of the type.
+        tolerances: error allowed by type, relative in the norm, where it is not that of the type (``check.TOLERANCE``).
         valid: judges a result of an implementation that draws random numbers of its own, in place of the reference.
         agree: agree(found, expected, leaves) in place of equal integers.
         no_compile: why there is no "compiled".
@@ -60,7 +60,7 @@ class Case:
     leaves: Sequence[Tensor]
     upstream: Tensor | None = None
     dropout_p: float = 0.0
-    tolerance: float | None = None
+    tolerances: Mapping[str, float] = field(default_factory=dict)
     valid: Callable[[Any], bool] | None = None
     agree: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], bool] | None = None
     no_compile: str = ""

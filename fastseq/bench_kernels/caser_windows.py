@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import caser_windows
-from .case import BATCHES, EVENTS, FLOAT32, Case, Spec, dtypes_of
+from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec, dtypes_of
 
 D, N_H, N_V = 64, 8, 4
 SHAPES = [(20, "shared"), (20, "per target"), (50, "shared")]
@@ -59,7 +59,8 @@ def case(device: torch.device, length: int, kind: str, targets: int | None = Non
     return Case(
         "caser_windows", f"L={length}, {kind}, {n} targets", {"fastseq": fastseq, "eager": eager}, leaves,
         torch.randn(n, width, device=device),
-        tolerance=1e-2,  # rounding moves a maximum here and there
+        # Rounding moves a maximum here and there, and its gradient to another row.
+        tolerances={FLOAT32: 1e-2, TF32: 5e-2, BFLOAT16: 3e-2, FLOAT16: 2e-2},
         no_compile=NO_COMPILE.get((length, kind), ""), products=True, indices=16 * n,
         elements=(forward, forward + sum(x.numel() for x in leaves)),
         flops=(horizontal + vertical, 2 * (2 * n * N_H * taps * d + vertical)),

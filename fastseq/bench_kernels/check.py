@@ -46,8 +46,9 @@ class Prepared:
         self.functions: Mapping[str, Function] = {
             name: _under_autocast(f) if dtype == AUTOCAST else f for name, f in case.functions.items()
         }
-        if implementation == "compiled":
+        if implementation in ("compiled", "flex"):
             torch._dynamo.reset()  # each case is compiled for its own shapes
+        if implementation == "compiled":
             self.function = torch.compile(self.functions["eager"])
         elif implementation in self.functions:
             self.function = self.functions[implementation]
@@ -97,7 +98,7 @@ class Prepared:
         if p not in expected:
             with products("float32"), set_backend("reference"):
                 expected[p] = self._result(self.functions["fastseq"], p, torch.float32)
-        limit = (TOLERANCE.get(self.dtype, 0.0) if case.tolerance is None else case.tolerance) * (1 if ours else RIVALS)
+        limit = case.tolerances.get(self.dtype, TOLERANCE.get(self.dtype, 0.0)) * (1 if ours else RIVALS)
         if case.agree is not None:
             if not case.agree(found, expected[p], self.leaves):
                 raise Mismatch(f"{self.implementation} disagrees with the reference of {case.op}")

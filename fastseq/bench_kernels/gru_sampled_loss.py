@@ -26,7 +26,7 @@ from .case import (
     lengths_of,
     offsets_of,
 )
-from .gru import HIDDEN, NO_COMPILE, SHAPE, gru_work, packed_gru, packing
+from .gru import HIDDEN, NO_COMPILE, ROUNDING, SHAPE, gru_work, packed_gru, packing
 from .sampled_loss import never_the_target
 
 NEGATIVES = 2
@@ -68,7 +68,7 @@ def jagged(device: torch.device, shape: str, lengths: list[int], n_items: int, w
     dense = 2 * events * hidden * width
     return Case(
         "gru_sampled_loss", shape, {"fastseq": fastseq, "eager": eager}, leaves, torch.rand(events, device=device),
-        no_compile=NO_COMPILE, products=True, indices=8 * events * (1 + NEGATIVES),
+        no_compile=NO_COMPILE, tolerances=ROUNDING, products=True, indices=8 * events * (1 + NEGATIVES),
         elements=(forward + gathered, backward + gathered + leaves[-1].numel()),
         flops=(products + dense, more + 2 * dense),
     )  # fmt: skip

@@ -41,9 +41,10 @@ class Row:
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """One row for each op, shape, direction and type, in the order of the results."""
+    """One row for each op, shape, direction and type, op after op. What was not started is no row: see ``summary``."""
     groups: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
+    order = list(dict.fromkeys(result.op for result in results))
+    for result in sorted((r for r in results if r.direction), key=lambda r: order.index(r.op)):
         groups.setdefault((result.op, result.shape, result.dtype, result.direction), []).append(result)
     found = []
     for group in groups.values():
@@ -56,7 +57,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
 def cells(row: Row) -> list[str]:
     """A row of the table, as HEADER names it."""
     ours, best = row.ours, row.best
-    place = [ours.op, ours.shape, ours.direction or "–", ours.dtype]
+    place = [ours.op, ours.shape, ours.direction, ours.dtype]
     if ours.median is None:
         return [*place, ours.skipped or "–", *["–"] * (len(HEADER) - 5)]
     against = "–" if best is None else f"{best.implementation} {milliseconds(best)}"
@@ -79,16 +80,18 @@ def megabytes(count: int | None) -> str:
     return "–" if count is None else f"{count / 1e6:,.1f} MB"
 
 
-def summary(table: Sequence[Row], bar: float = BAR) -> list[str]:
-    """What was not measured and why, and how many rows lie below the bar."""
-    compared = [row.ratio for row in table if row.ratio is not None]
-    lines = [f"{sum(ratio < bar for ratio in compared)} of {len(compared)} below {bar:g}×."]
+def summary(results: Sequence[Result], bar: float = BAR) -> list[str]:
+    """How many rows lie below the bar, and what was not measured and why."""
+    compared = [row.ratio for row in rows(results) if row.ratio is not None]
+    lines = [f"{sum(ratio < bar for ratio in compared)} of {len(compared)} below {bar:g}× of the best other."]
+    if any(
+        r.implementation == OURS and r.device == "cuda" and r.median is not None and r.roof is None for r in results
+    ):
+        lines.append("No roof: this GPU's bandwidth and rates are not listed in fastseq/bench_kernels/chips.py.")
     reasons: dict[str, list[str]] = {}
-    for row in table:
-        for result in (row.ours, *row.rivals):
-            if result.skipped:
-                name = f"{result.implementation} in {result.op} {result.dtype}"
-                reasons.setdefault(result.skipped, []).append(name)
+    for result in results:
+        if result.skipped:
+            reasons.setdefault(result.skipped, []).append(f"{result.implementation} of {result.op} ({result.dtype})")
     for why, names in reasons.items():
         unique = list(dict.fromkeys(names))
         more = f" and {len(unique) - 4} more" if len(unique) > 4 else ""
@@ -103,7 +106,7 @@ def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
     lines = ["# Kernel benchmarks", "", about, ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cell.replace("|", "/") for cell in cells(row)) + " |" for row in table]
-    return "\n".join([*lines, "", *summary(table), ""])
+    return "\n".join([*lines, "", *summary(results), ""])
 
 
 def document(results: Sequence[Result], machine: Mapping[str, Any]) -> dict[str, Any]:
