@@ -116,7 +116,7 @@ if [[ -n $sanitizer ]]; then
   fi
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # every tensor an allocation of its own, with nothing of ours behind it
   for tool in memcheck racecheck; do
-    stage "$tool" 40 triton "$sanitizer" --tool "$tool" --error-exitcode 1 --target-processes application-only \
+    stage "$tool" 60 triton "$sanitizer" --tool "$tool" --error-exitcode 1 --target-processes application-only \
       "${small[@]}"
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
@@ -126,8 +126,8 @@ else
   done
 fi
 
-kernels=("$PYTHON" -m fastseq.cli bench kernels --device cuda --seconds 0.1 --budget 85 --json)
-stage kernels 115 "triton typer rich" bash -c '"${@:2}" > "$1"' kernels "$work/kernels.json" "${kernels[@]}"
+kernels=("$PYTHON" benchmarks/kernels.py --device cuda --seconds 0.1 --budget 75)
+stage kernels 100 triton bash -c '"${@:2}" > "$1"' kernels "$work/kernels.json" "${kernels[@]}"
 
 if [[ $dry ]]; then
   exit 0

@@ -365,7 +365,7 @@ def bench_kernels(
     import torch
 
     from .bench_kernels import report
-    from .bench_kernels.run import machine, run
+    from .bench_kernels.run import collect, machine, run
     from .bench_kernels.suite import modules
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -379,19 +379,18 @@ def bench_kernels(
         modules(only or [])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--only") from error
-    where, results, interrupted = torch.device(chosen), [], False
-    try:
-        for result in run(
+    where = torch.device(chosen)
+    results, interrupted = collect(
+        run(
             where,
             only=only or [],
             against=against or [],
             seconds=seconds,
             budget=budget,
             on_start=lambda spec, dtype: stderr.print(f"{spec.op}, {dtype} …", highlight=False),
-        ):
-            results.append(result)
-    except KeyboardInterrupt:
-        interrupted = True
+        )
+    )
+    if interrupted:
         stderr.print("interrupted: what follows was measured before")
     about = machine(where)
     if as_json:

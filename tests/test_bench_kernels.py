@@ -22,7 +22,7 @@ from fastseq.bench_kernels import attention, report, timing
 from fastseq.bench_kernels.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, Case, Spec
 from fastseq.bench_kernels.check import Mismatch, Prepared, assert_close, step
 from fastseq.bench_kernels.chips import ARCHITECTURES, chip_of
-from fastseq.bench_kernels.run import Result, measure, run
+from fastseq.bench_kernels.run import Result, collect, measure, run
 from fastseq.bench_kernels.suite import FILES, by_importance, specs, tiny
 from fastseq.ops import set_backend
 
@@ -357,6 +357,30 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         code, _, err = here("bench", "kernels", *arguments, folder=tmp_path)
         assert code == 2 and message in " ".join(err.replace("│", " ").split())
+
+
+def test_the_script_needs_no_more_than_the_core() -> None:
+    """On a machine with PyTorch and little else: what gpu_check.sh runs there."""
+    program = (
+        "import runpy, sys\n"
+        "for name in ('polars', 'pydantic', 'yaml', 'typer', 'rich', 'matplotlib', 'pytest', 'hypothesis'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['kernels.py', '--device', 'cpu', '--only', 'dropout', '--against', 'eager', '--seconds', '0']\n"
+        "runpy.run_path('benchmarks/kernels.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=OPS.parents[1])
+    assert done.returncode == 0, done.stderr
+    assert [r["implementation"] for r in json.loads(done.stdout)["results"]] == ["fastseq", "eager"]
+
+
+def test_ctrl_c_keeps_what_was_measured() -> None:
+    def results() -> Iterator[Result]:
+        yield timed_row("fastseq", 0.1)
+        raise KeyboardInterrupt
+
+    found, interrupted = collect(results())
+    assert [r.median for r in found] == [0.1] and interrupted
+    assert collect(iter(found)) == (found, False)
 
 
 def test_importing_fastseq_loads_none_of_it() -> None:

@@ -17,10 +17,14 @@ from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec,
 D, N_H, N_V = 64, 8, 4
 SHAPES = [(20, "shared"), (20, "per target"), (50, "shared")]
 TARGETS = {20: EVENTS, 50: EVENTS // 4}  # eager takes seconds a step at L = 50
-NO_COMPILE = {
-    (20, "per target"): "compiled as shared: the same padded windows",
-    (50, "shared"): "50 convolutions of different sizes take torch.compile minutes; L = 20 is compiled",
-}
+LARGE = (200, "shared")
+
+
+def no_compile(length: int, kind: str) -> str:
+    """Why torch.compile is left out."""
+    if length > 20:
+        return f"{length} convolutions of different sizes take torch.compile minutes; L = 20 is compiled"
+    return "compiled as shared: the same padded windows" if kind == "per target" else ""
 
 
 def case(device: torch.device, length: int, kind: str, targets: int | None = None, d: int = D) -> Case:
@@ -61,7 +65,7 @@ def case(device: torch.device, length: int, kind: str, targets: int | None = Non
         torch.randn(n, width, device=device),
         # Rounding moves a maximum here and there, and its gradient to another row.
         tolerances={FLOAT32: 1e-2, TF32: 5e-2, BFLOAT16: 3e-2, FLOAT16: 2e-2},
-        no_compile=NO_COMPILE.get((length, kind), ""), products=True, indices=16 * n,
+        no_compile=no_compile(length, kind), products=True, indices=16 * n,
         elements=(forward, forward + sum(x.numel() for x in leaves)),
         flops=(horizontal + vertical, 2 * (2 * n * N_H * taps * d + vertical)),
     )  # fmt: skip
@@ -70,7 +74,7 @@ def case(device: torch.device, length: int, kind: str, targets: int | None = Non
 def suite(device: str) -> list[Spec]:
     if device == "cpu":
         return [Spec("caser_windows", partial(case, length=n, kind=kind), [FLOAT32]) for n, kind in SHAPES]
-    shapes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(200, "shared", EVENTS)]
+    shapes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(*LARGE, EVENTS)]
     return [
         Spec("caser_windows", partial(case, length=length, kind=kind, targets=targets), dtypes_of(True))
         for length, kind, targets in shapes

@@ -64,13 +64,15 @@ class Prepared:
         for x in self.leaves:
             x.requires_grad_(backward and x.is_floating_point())
         function, leaves, upstream = self.function, self.leaves, self.upstream
-        with torch.set_grad_enabled(backward), products(self.dtype):
-            if backward:
-                yield lambda: step(function, p, leaves, upstream)
-            else:
-                yield lambda: function(p, *leaves)
-        for x in self.leaves:
-            x.requires_grad_(False)
+        try:
+            with torch.set_grad_enabled(backward), products(self.dtype):
+                if backward:
+                    yield lambda: step(function, p, leaves, upstream)
+                else:
+                    yield lambda: function(p, *leaves)
+        finally:
+            for x in self.leaves:  # which may be those of the case
+                x.requires_grad_(False)
 
     def check(self, expected: dict[float, list[Tensor]] | None = None) -> None:
         """The op must match its reference in float32, dropout mask included, and be served by its fast path; the others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import torch
@@ -45,7 +46,9 @@ def packed_gru(packed: PackedSequence, weight_ih: Tensor, weight_hh: Tensor) -> 
     zero = packed.data.new_zeros(1, int(packed.batch_sizes[0]), weight_hh.shape[1])
     training = torch.is_grad_enabled()  # cuDNN keeps what its backward needs only then
     weights = [weight_ih, weight_hh]
-    return torch.gru(packed.data, packed.batch_sizes, zero, weights, False, 1, 0.0, training, False)[0]
+    with warnings.catch_warnings():  # of weights that are not one piece, as a module's are: a copy of 400 KB
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of")
+        return torch.gru(packed.data, packed.batch_sizes, zero, weights, False, 1, 0.0, training, False)[0]
 
 
 def case(device: torch.device, shape: str = SHAPE, targets: int = EVENTS, hidden: int = HIDDEN) -> Case:

@@ -170,6 +170,17 @@ def run(
             torch.cuda.empty_cache()
 
 
+def collect(results: Iterator[Result]) -> tuple[list[Result], bool]:
+    """All results, and whether Ctrl-C ended them early: those before it are kept."""
+    found: list[Result] = []
+    try:
+        for result in results:
+            found.append(result)
+    except KeyboardInterrupt:
+        return found, True
+    return found, False
+
+
 def named(spec: Spec) -> str:
     """A case in words before it is built."""
     words = getattr(spec.build, "keywords", {})

@@ -63,7 +63,7 @@ def sized(device: torch.device, shape: str, users: int, items: int, length: int,
         (ours,), (best,) = found, expected
         listed = seen.view(users, 1, length)
         scores, wanted = (torch.einsum("ud,ukd->uk", h, weight[ids]) for ids in (ours, best))
-        limit = 2e-2 if leaves[0].dtype == torch.bfloat16 else 2e-3
+        limit = 4e-2 if leaves[0].dtype == torch.bfloat16 else 4e-3  # of rounded scores; of tf32's products
         near = (scores - wanted).abs() <= limit * h.norm(dim=1, keepdim=True)
         return bool(near.all()) and not bool((ours[:, :, None] == listed).any())
 
