@@ -78,7 +78,10 @@ stage() {
     124 | 137) verdict=timeout ;;
     *) verdict=failed ;;
   esac
-  note=$(grep -E '[0-9]+ (passed|failed|error)|(ERROR|RACECHECK) SUMMARY' "$work/$name.log" | tail -n 1 | tr -d '=\t' | sed 's/^ *//; s/ *$//')
+  note=$(grep -E '[0-9]+ (passed|failed|error|skipped)|(ERROR|RACECHECK) SUMMARY' "$work/$name.log" | tail -n 1 | tr -d '=\t' | sed 's/^ *//; s/ *$//')
+  if [[ $verdict == passed && $note == *skipped* && $note != *passed* ]]; then
+    verdict=failed note="nothing ran: $note"
+  fi
   record "$name" "$verdict" "$((SECONDS - started))" "$note"
 }
 

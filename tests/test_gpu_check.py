@@ -21,7 +21,7 @@ case "$*" in
   *"find_spec('$MISSING')"*) exit 1 ;;
   *gpu_report.py* | *"print(max"*) exec "{python}" "$@" ;;
   *pytest*tests/ops*) echo "=== 1 failed, 2 passed in 0.10s ==="; exit 1 ;;
-  *pytest*) echo "3 passed in 0.20s" ;;
+  *pytest*) echo "${GPU_TESTS:-3 passed in 0.20s}" ;;
   *benchmarks/kernels.py*) cat "{kernels}" ;;
 esac
 """
@@ -115,6 +115,13 @@ def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str],
     assert done.returncode == 1
     assert "gpu: missing, 0 s. not installed: hypothesis (pip install hypothesis)" in done.stdout
     assert "memcheck: passed" in done.stdout and "kernels" not in (tmp_path / "work" / "stages.tsv").read_text()
+
+
+def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    done = check(environment | {"GPU_TESTS": "231 skipped in 1.32s"}, "--out", tmp_path, "--only", "gpu")
+    assert done.returncode == 1 and "gpu: failed" in done.stdout and "nothing ran: 231 skipped" in done.stdout
+    some = check(environment | {"GPU_TESTS": "9 passed, 1 skipped in 1s"}, "--out", tmp_path, "--only", "gpu")
+    assert some.returncode == 0, some.stdout
 
 
 def test_all_passed(environment: dict[str, str], tmp_path: Path) -> None:
