@@ -288,6 +288,17 @@ def test_nothing_wrong_is_timed() -> None:
     assert ours.failed and "served by" in ours.skipped
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_every_rival_is_measured(file: str) -> None:
+    """One after the other on the same case: an op that works in place must leave the next one its inputs."""
+    for case in tiny(CPU, [file]):
+        against = [name for name in case.functions if name != "fastseq"]
+        kind = FLOAT32 if case.leaves else "int64"
+        found = list(measure(case, kind, [FORWARD, BOTH], CPU, timing.cpu_clock, against=against, seconds=0))
+        assert len(found) == 2 * len(case.functions)
+        assert [r.skipped for r in found] == [""] * len(found)
+
+
 def test_run_stops_at_its_budget() -> None:
     built: list[str] = []
 

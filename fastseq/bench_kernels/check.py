@@ -40,7 +40,8 @@ class Prepared:
     def __init__(self, case: Case, implementation: str, dtype: str, backend: str | None = None) -> None:
         self.case, self.implementation, self.dtype = case, implementation, dtype
         self.kind = KINDS.get(dtype, torch.float32)
-        self.leaves = [x.to(self.kind) if x.is_floating_point() else x for x in case.leaves]
+        # Copies: an op that works in place must leave the case to the next implementation as it was.
+        self.leaves = [x.to(self.kind if x.is_floating_point() else x.dtype, copy=True) for x in case.leaves]
         self.upstream = None if case.upstream is None else case.upstream.to(self.kind)
         self.backend = backend
         self.functions: Mapping[str, Function] = {
@@ -71,7 +72,7 @@ class Prepared:
                 else:
                     yield lambda: function(p, *leaves)
         finally:
-            for x in self.leaves:  # which may be those of the case
+            for x in self.leaves:
                 x.requires_grad_(False)
 
     def check(self, expected: dict[float, list[Tensor]] | None = None) -> None:
