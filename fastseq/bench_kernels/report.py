@@ -149,7 +149,7 @@ def plot(results: Sequence[Result], path: Path, machine: Mapping[str, Any]) -> N
         axes.scatter(times, places, s=60, label="roof", marker="|", color="black")
     labels = [f"{r.op}, {r.shape}, {r.direction}, {r.dtype}" for r in (row.ours for row in table)]
     axes.set_yticks(range(len(table)), labels, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(table) - 0.5, -0.5)  # the first row on top
     axes.set_xscale("log")
     axes.set_xlabel("median, ms")
     axes.grid(axis="both", alpha=0.3)

@@ -100,6 +100,8 @@ def test_small(capsys: pytest.CaptureFixture[str]) -> None:
     small.main(["--device", "cpu", "--only", "gru", "negatives", "--dtypes", BFLOAT16])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "gru tiny bfloat16" and len(lines) == 4
+    small.main(["--device", "cpu"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(tiny(CPU))
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             small.main([])
