@@ -112,6 +112,7 @@ setup(
     version=VERSION,
     packages=[
         "fastseq",
+        "fastseq.bench_kernels",
         "fastseq.ops",
         "fastseq.ops.reference",
         "fastseq.ops.cpu",

@@ -25,43 +25,15 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fastseq.bench_kernels.chips import ARCHITECTURES
+
 VERSIONS = {"cuda": 1, "hip": 2}  # of a row: part of the cache's key
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A chip's limits, from its maker's data sheet (dense rates, the largest model of the family)."""
-
-    chip: str
-    backend: str
-    number: Any
-    warp: int
-    shared_limit: int  # bytes a block may have
-    bandwidth: float  # bytes a second
-    rates: dict[str | None, float]  # FLOPs a second, by how products are formed
-
-
-ARCHITECTURES = {
-    "sm_80": Architecture(
-        "A100", "cuda", 80, 32, 163 << 10, 2.04e12, {None: 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12}
-    ),
-    "sm_90": Architecture(
-        "H100", "cuda", 90, 32, 227 << 10, 3.35e12, {None: 67e12, "tf32": 494e12, "bf16": 989e12, "fp16": 989e12}
-    ),
-    "sm_100": Architecture(
-        "B200", "cuda", 100, 32, 227 << 10, 8.0e12, {None: 75e12, "tf32": 1.1e15, "bf16": 2.25e15, "fp16": 2.25e15}
-    ),
-    "gfx942": Architecture(
-        "MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12, {None: 163e12, "tf32": 654e12, "bf16": 1.3e15, "fp16": 1.3e15}
-    ),
-}
 
 
 def entries() -> Iterator[tuple[str, int, Any]]:
@@ -153,8 +125,8 @@ def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
     architecture = ARCHITECTURES[name]
     row = {"file": file, "kernel": entry.kernel.__name__, "shape": entry.shape, "architecture": name}
     row |= {"num_warps": entry.num_warps, "bytes": entry.bytes, "flops": entry.flops, "expected": entry.matrix}
-    roofs = entry.bytes / architecture.bandwidth, entry.flops / architecture.rates[entry.matrix]
-    row |= {"roof_us": 1e6 * max(roofs), "bound": "memory" if roofs[0] >= roofs[1] else "compute"}
+    roof, bound = architecture.roof(entry.bytes, entry.flops, entry.matrix)
+    row |= {"roof_us": 1e6 * roof, "bound": bound}
     try:
         built = source(entry)
         options = {"num_warps": entry.num_warps}

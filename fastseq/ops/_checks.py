@@ -1,7 +1,7 @@
 """Checks of arguments that several ops share: their types, and what only data shows.
 
 That is offsets, ids and rows, which become addresses. C++ checks them while it reads them. For the other
-implementations every op names such a check (``register(check=...)`` in _dispatch.py), made of the functions below, which
+implementations every op names such a check (``register(check=...)`` in _dispatch.py), made of the functions below. It
 runs before the implementation does: on the CPU always; on a GPU, where a look at the data waits for the device, only
 where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it. Messages are those of C++.
 """
