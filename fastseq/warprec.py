@@ -101,14 +101,17 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                 f"{self.name}: precision is {self.precision!r}, expected {' or '.join(warprec_params.PRECISIONS)}"
             )
         # As an attribute it would be a second owner of every tensor, under other names.
-        object.__setattr__(self, "_core", core)
+        object.__setattr__(self, "_held", core)
         for registry in _REGISTRIES:
             self.__dict__[registry] = core.__dict__[registry]
 
-    def train(self, mode: bool = True) -> Adapter:
-        """Training or evaluation mode, of the core too."""
-        self._core.training = mode
-        return super().train(mode)
+    @property
+    def _core(self) -> SequentialRecommender:
+        """The core model, in this module's mode: after a validation Lightning sets ``training`` itself, without
+        ``train``, in the adapter and the modules it finds."""
+        core: SequentialRecommender = self.__dict__["_held"]
+        core.training = self.training
+        return core
 
     # What WarpRec calls.
 

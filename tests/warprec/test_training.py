@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.warprec.real import INFO, PARAMS, adapters, sessions
 
@@ -23,13 +24,25 @@ MODELS = pytest.mark.parametrize("name", list(PARAMS))
 EPOCHS = 4
 
 
+class Modes(L.Callback):
+    """In which modes adapter and core have trained."""
+
+    def __init__(self) -> None:
+        self.found: set[tuple[bool, bool]] = set()
+
+    def on_before_zero_grad(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
+        self.found.add((module.training, module._held.training))
+
+
 def train(
     name: str, ranks: int, epochs: int = EPOCHS, resume: Path | None = None, save: Path | None = None, **changes: Any
 ) -> dict[str, torch.Tensor]:
-    """The weights after training ``epochs`` in all, on ``ranks`` processes."""
+    """The weights after training ``epochs`` in all, on ``ranks`` processes, with a validation after each epoch."""
     params = {**PARAMS[name], "window_stride": 4, "reg_weight": 0.0, **changes}
     model = getattr(adapters, name)(params, INFO, seed=5)
     loader = model.get_dataloader(None, sessions(), num_workers=1, persistent_workers=True, seed=5)
+    model.validation_step = lambda *_: None
+    modes = Modes()
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -39,9 +52,12 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[RandomStateCallback(loader)],
+        num_sanity_val_steps=0,
+        callbacks=[modes, RandomStateCallback(loader)],
     )
-    trainer.fit(model, train_dataloaders=loader, ckpt_path=resume, weights_only=False)
+    validation = DataLoader(torch.arange(2))
+    trainer.fit(model, loader, validation, ckpt_path=resume, weights_only=False)
+    assert modes.found == {(True, True)}  # else there is no dropout
     if save is not None:
         trainer.save_checkpoint(save)
     return {key: value.clone() for key, value in model.state_dict().items()}
