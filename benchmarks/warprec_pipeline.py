@@ -41,7 +41,7 @@ from warprec.utils.callback import WarpRecCallback
 
 class Keep(WarpRecCallback):
     def on_evaluation_complete(self, model, params, results, *args, **kwargs):
-        found = {f"{name}@{k}": float(value.mean()) for k, row in results.items() for name, value in row.items()}
+        found = {f"{name}@{k}": float(value.nanmean()) for k, row in results.items() for name, value in row.items()}
         with open("metrics.json", "w") as file:
             json.dump(found, file)
 """
