@@ -9,9 +9,11 @@ INSTALLED := $(VENV)/.installed
 WARPREC_PYTHON ?= python3.12
 WARPREC_VENV ?= .venv-warprec
 WARPREC_INSTALLED := $(WARPREC_VENV)/.installed
+RECTOOLS := .venv-rectools/.installed
+RECBOLE := .venv-recbole/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test test-warprec sanitize lint build clean
+.PHONY: demo test test-warprec peers sanitize lint build clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
@@ -22,6 +24,9 @@ test: $(INSTALLED)
 
 test-warprec: $(WARPREC_INSTALLED)
 	$(WARPREC_VENV)/bin/python -m pytest -q tests/warprec
+
+# The environments of benchmarks/peers.py, a few GB.
+peers: $(INSTALLED) $(WARPREC_INSTALLED) $(RECTOOLS) $(RECBOLE)
 
 sanitize: $(INSTALLED)
 	PYTHON=$(BIN)/python tests/sanitize/run.sh address
@@ -50,5 +55,18 @@ $(WARPREC_INSTALLED): $(SOURCES)
 	$(WARPREC_VENV)/bin/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,warprec]"
 	touch $(WARPREC_INSTALLED)
 
+$(RECTOOLS):
+	$(PYTHON) -m venv .venv-rectools
+	.venv-rectools/bin/python -m pip install -q "$(TORCH)" "rectools[torch]==0.19.0"
+	touch $(RECTOOLS)
+
+# Without its dependencies: it wants a Ray of 2023, for its own parameter search alone, and does not know numpy 2.
+$(RECBOLE):
+	$(PYTHON) -m venv .venv-recbole
+	.venv-recbole/bin/python -m pip install -q "$(TORCH)" "numpy<2" "pandas<2.3" "scipy<1.14" scikit-learn pyyaml tqdm colorlog==4.7.2 \
+		colorama==0.4.4 tensorboard tabulate plotly texttable psutil thop
+	.venv-recbole/bin/python -m pip install -q --no-deps recbole==1.2.1
+	touch $(RECBOLE)
+
 clean:
-	rm -rf build dist runs $(VENV) $(WARPREC_VENV) fastseq/*.so
+	rm -rf build dist runs $(VENV) $(WARPREC_VENV) .venv-rectools .venv-recbole fastseq/*.so

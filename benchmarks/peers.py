@@ -1,12 +1,17 @@
 """fastseq beside a peer, in turn, in one run: throughput of both sides and their ratio.
 
-    python benchmarks/peers.py --peer warprec --peer-python VENV/bin/python --model SASRec --data FILE --max-len 200
-    python benchmarks/peers.py --peer rectools --peer-python VENV/bin/python --model SASRec --data FILE --max-len 200
+    make peers    # once: .venv-warprec, .venv-rectools and .venv-recbole, each with the same torch
+    python benchmarks/peers.py --peer warprec --model SASRec --data FILE --max-len 200
+    python benchmarks/peers.py --peer rectools --model SASRec --data FILE --max-len 200
+    python benchmarks/peers.py --peer recbole --model GRU4Rec --data FILE --max-len 50 --epochs 10
 
---peer-python is an interpreter of an environment that has the peer (WarpRec 2.2.8; RecTools 0.19) and the same torch.
-Each round measures the peer, then fastseq, both in a fresh process. WarpRec: its own loader and its own training step
-on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between the first batch and the last,
-so its setup does not count. Nothing else should run on the machine.
+--peer-python is an interpreter of another environment that has the peer (WarpRec 2.2.8; RecTools 0.19; RecBole 1.2.1).
+Each round measures the peer, then fastseq, both in a fresh process. WarpRec and RecBole: their own loader and their
+own training step on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between the first
+batch and the last, so its setup does not count. Nothing else should run on the machine.
+
+--epochs also trains both sides that long, in the sizes of stride_quality.py, and adds the NDCG@10 of each on the test
+part of fastseq's split (peers_quality.py), fastseq on shared windows and on one sequence per target.
 """
 
 from __future__ import annotations
@@ -16,9 +21,13 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def sequences(path: Path) -> list[list[int]]:
@@ -74,6 +83,29 @@ def measure_warprec(chosen: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         optimizer.zero_grad()
         model.training_step(batch, place).backward()
+        optimizer.step()
+        steps.append(time.perf_counter() - start)
+    seconds = statistics.median(loading[1:] or loading) + statistics.median(steps[1:] or steps)
+    return {"targets_per_s": chosen.peer_batch_size / seconds, "batch_size": chosen.peer_batch_size}
+
+
+def measure_recbole(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Runs in the peer's environment: RecBole's loader and training step."""
+    import torch
+    from recbole_peer import prepare
+
+    params = json.loads(chosen.params) | {"batch_size": chosen.peer_batch_size, "max_seq_len": chosen.max_len}
+    loader, model, _ = prepare(sequences(chosen.data), chosen.model, params, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"])
+    model.train()
+    batches, loading, steps = iter(loader), [], []
+    for _ in range(chosen.peer_batches):
+        start = time.perf_counter()
+        batch = next(batches)
+        loading.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        model.calculate_loss(batch).backward()
         optimizer.step()
         steps.append(time.perf_counter() - start)
     seconds = statistics.median(loading[1:] or loading) + statistics.median(steps[1:] or steps)
@@ -145,6 +177,29 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def rank(chosen: argparse.Namespace) -> dict[str, Any]:
+    """NDCG@10 on the test part after ``epochs`` of the peer, of fastseq's windows and of its one target a sequence."""
+    import peers_quality
+    import stride_quality
+
+    from fastseq.data import leave_one_out, read_interactions
+
+    split = leave_one_out(read_interactions(chosen.data))
+    curves = {chosen.peer: peers_quality.measure(chosen)["curve"]}
+    for batches in (stride_quality.PARAMS[chosen.model]["max_seq_len"], stride_quality.PER_TARGET):
+        run = stride_quality.train(chosen.model, batches, chosen.seed, split, chosen.epochs, chosen.epochs, "fp32")
+        curves[f"fastseq, {'per target' if batches == stride_quality.PER_TARGET else f'stride {batches}'}"] = run[
+            "curve"
+        ]
+    sizes = stride_quality.COMMON | stride_quality.PARAMS[chosen.model]
+    return {
+        "epochs": chosen.epochs,
+        "seed": chosen.seed,
+        "params": sizes,
+        "NDCG@10": {side: curve["test NDCG@10"][-1] for side, curve in curves.items()},
+    }
+
+
 def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
     from fastseq.bench import seed_params, versions
@@ -153,6 +208,7 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     peer: list[dict[str, Any]] = []
     own: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen.variants}
     command = [chosen.peer_python, __file__, *sys.argv[1:], "--worker", "--params", json.dumps(params)]
+    command += ["--data", str(chosen.lines)]
     for _ in range(chosen.rounds):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -174,16 +230,29 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
             | {"peak_rss_mb": max(x["peak_rss_mb"] for x in measured)}
             for variant, measured in own.items()
         },
+        **({"quality": rank(chosen)} if chosen.epochs else {}),
         "versions": versions(),
     }
 
 
+def write_lines(data: Path, folder: Path) -> Path:
+    """The data as `user item` lines, which a peer's environment can read without fastseq."""
+    from fastseq.data import read_interactions
+
+    interactions = read_interactions(data)
+    path = folder / "data.txt"
+    with path.open("w") as file:
+        for user, (start, stop) in enumerate(pairwise(interactions.offsets.tolist())):
+            file.writelines(f"{user} {item}\n" for item in interactions.items[start:stop].tolist())
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, choices=("warprec", "rectools"))
-    parser.add_argument("--peer-python", required=True, help="interpreter of the peer's environment")
+    parser.add_argument("--peer", required=True, choices=("warprec", "rectools", "recbole"))
+    parser.add_argument("--peer-python", help="interpreter of the peer's environment; default: what `make peers` made")
     parser.add_argument("--model", default="SASRec", choices=("SASRec", "GRU4Rec", "Caser"))
-    parser.add_argument("--data", type=Path, required=True, help="`user item` lines, or one user a line")
+    parser.add_argument("--data", type=Path, required=True, help="interactions in any format fastseq reads")
     parser.add_argument("--max-len", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each fastseq measurement")
@@ -197,21 +266,28 @@ def main() -> None:
         default=["fp32"],
         help="of fastseq, in each round",
     )
-    parser.add_argument("--peer-batch-size", type=int, default=256, help="targets (WarpRec) or sequences (RecTools)")
-    parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec: batches measured")
+    parser.add_argument("--peer-batch-size", type=int, default=256, help="targets, or sequences (RecTools)")
+    parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec, RecBole: batches measured")
     parser.add_argument("--peer-loss", default="BCE", help="RecTools: BCE, gBCE or softmax")
     parser.add_argument("--peer-every", type=int, default=1, help="RecTools: trains on every n-th user")
+    parser.add_argument("--epochs", type=int, help="also train that long and rank")
+    parser.add_argument("--seed", type=int, default=1, help="with --epochs")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--params", default="{}", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        measure = {"warprec": measure_warprec, "rectools": measure_rectools}[chosen.peer]
+        measure = {"warprec": measure_warprec, "rectools": measure_rectools, "recbole": measure_recbole}[chosen.peer]
         print(json.dumps(measure(chosen)))
         return
     if chosen.peer == "rectools" and chosen.model != "SASRec":
         parser.error("RecTools has SASRec alone")
-    print(json.dumps(compare(chosen), indent=None if chosen.json else 2))
+    chosen.peer_python = chosen.peer_python or str(ROOT / f".venv-{chosen.peer}" / "bin" / "python")
+    if not Path(chosen.peer_python).exists():
+        parser.error(f"{chosen.peer_python} does not exist: `make peers` makes it, or name another with --peer-python")
+    with tempfile.TemporaryDirectory() as folder:
+        chosen.lines = write_lines(chosen.data, Path(folder))
+        print(json.dumps(compare(chosen), indent=None if chosen.json else 2))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,21 @@ def own_process() -> None:
     glibc keeps freed memory instead of returning it. A training step allocates gradients as large as the item table
     and frees them again: returned to the system, each step takes them back with a page fault for every 4 KB.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    wait_briefly()
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
             mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def wait_briefly() -> bool:
+    """Only how OpenMP threads wait: in this process if torch is not imported yet, and in those that it starts.
+
+    Returns:
+        Whether GOMP_SPINCOUNT was set here: neither it nor OMP_WAIT_POLICY was the user's choice already.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return False
+    os.environ["GOMP_SPINCOUNT"] = "2000"
+    return True

@@ -254,6 +254,7 @@ def verify(
                 "reference_seconds": c.reference_seconds,
                 "seconds": c.seconds,
                 "window_stride": c.window_stride,
+                "window_batch_size": c.window_batch_size,
                 "window_targets_per_second": c.window_speed,
             }
             for c in report.comparisons
@@ -275,7 +276,7 @@ def _print_comparisons(report: Report) -> None:
                 (f"reference, {c.batch_size} rows", reference, 1.0),
                 ("fastseq, same batch", c.batch_size / c.seconds, c.reference_seconds / c.seconds),
                 (
-                    f"windows, stride {c.window_stride}",
+                    f"windows, stride {c.window_stride}, {c.window_batch_size} targets",
                     c.window_speed,
                     c.window_speed / reference,
                 ),
@@ -285,6 +286,8 @@ def _print_comparisons(report: Report) -> None:
         table.add_section()
     stdout.print(table)
     stdout.print(f"compared with {report.reference}", highlight=False, markup=False)
+    note = "windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation"
+    stdout.print(note, highlight=False, markup=False)
     for c in report.comparisons:
         if c.differing:
             stdout.print(f"[bold red]{c.model} DIFFERS[/]: {', '.join(c.differing)}; worst gradient: {c.worst}")

@@ -33,6 +33,8 @@ from .restatement import PLAIN
 # Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
+WINDOW_BATCH = 2048  # targets of a timed step on shared windows: the seed's batch size, whatever is compared
+
 
 @dataclass
 class Comparison:
@@ -43,7 +45,8 @@ class Comparison:
             gradients; ``worst`` names that parameter.
         batch_size: targets of a timed step.
         reference_seconds, seconds: one training step of each on the same batch, medians.
-        window_speed: targets per second of training on shared windows of that stride, over a few steps.
+        window_speed: targets per second of training on shared windows of that stride, over a few steps of the core
+            model, without WarpRec's adapter and trainer, on batches of ``window_batch_size`` targets.
     """
 
     model: str
@@ -53,6 +56,7 @@ class Comparison:
     reference_seconds: float = 0.0
     seconds: float = 0.0
     window_stride: int = 0
+    window_batch_size: int = WINDOW_BATCH
     window_speed: float = 0.0
 
     @property
@@ -281,12 +285,12 @@ def _time_windows(
     limit: float = 2.0,
 ) -> None:
     """Shared windows, loader and optimizer included, for about ``limit`` seconds after a first step."""
-    model = kind({**params, "batch_size": 2048}, info, seed=seed).train()
+    model = kind({**params, "batch_size": result.window_batch_size}, info, seed=seed).train()
     optimizer = model.configure_optimizers()
     sampler = NegativeSampler(data, model.neg_samples) if model.neg_samples > 0 else None
     loader = Loader(
         data,
-        batch_size=2048,
+        batch_size=result.window_batch_size,
         max_len=model.max_seq_len,
         window_stride=model.window_stride,
         seed=seed,

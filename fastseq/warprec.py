@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ._process import wait_briefly
 from .data.ids import IdMap
 from .data.interactions import Interactions
 from .data.loader import Loader
@@ -101,14 +102,17 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                 f"{self.name}: precision is {self.precision!r}, expected {' or '.join(warprec_params.PRECISIONS)}"
             )
         # As an attribute it would be a second owner of every tensor, under other names.
-        object.__setattr__(self, "_core", core)
+        object.__setattr__(self, "_held", core)
         for registry in _REGISTRIES:
             self.__dict__[registry] = core.__dict__[registry]
 
-    def train(self, mode: bool = True) -> Adapter:
-        """Training or evaluation mode, of the core too."""
-        self._core.training = mode
-        return super().train(mode)
+    @property
+    def _core(self) -> SequentialRecommender:
+        """The core model, in this module's mode: after a validation Lightning sets ``training`` itself, without
+        ``train``, in the adapter and the modules it finds."""
+        core: SequentialRecommender = self.__dict__["_held"]
+        core.training = self.training
+        return core
 
     # What WarpRec calls.
 
@@ -316,6 +320,7 @@ class FastCaser(Caser):
 _REPLACING: tuple[type[Adapter], ...] = (SASRec, GRU4Rec, Caser)
 _BESIDE: tuple[type[Adapter], ...] = (FastSASRec, FastGRU4Rec, FastCaser)
 _originals: dict[tuple[int, str], type] = {}  # what was replaced, by registry and key
+_waits: set[str] = set()  # GOMP_SPINCOUNT, where install has set it
 _RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"  # names a function through which ray.init passes its runtime environment
 
 
@@ -353,6 +358,10 @@ def install(*, as_new_names: bool = False) -> None:
             _originals[id(registry), key] = present
         registry._registry[key] = ours
         registry._spelled[key] = ours.__name__
+    # A Ray that this process starts hands it on to its workers. There a trial's threads spin on cores that Ray's own
+    # processes need: measured, a whole epoch took 2 to 12 times the CPU time.
+    if wait_briefly():
+        _waits.add("GOMP_SPINCOUNT")
     if not as_new_names:
         os.environ.setdefault(_RAY_HOOK, f"{__name__}.{ray_runtime_env.__name__}")
 
@@ -368,6 +377,8 @@ def uninstall() -> None:
                     del registry._registry[key], registry._spelled[key]
                 else:
                     registry._registry[key] = original
+    while _waits:
+        os.environ.pop(_waits.pop(), None)
     if os.environ.get(_RAY_HOOK) == f"{__name__}.{ray_runtime_env.__name__}":
         del os.environ[_RAY_HOOK]
 

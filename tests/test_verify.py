@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from fastseq import GRU4Rec
 from fastseq import verify as module
+from fastseq.cli import app
 
 PARAMS = {
     "embedding_size": 16,
@@ -83,3 +86,12 @@ def test_a_worker_without_fastseq_is_told_what_to_install(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "fastseq is not installed for" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_command_says_what_the_timing_of_windows_is(config: Path) -> None:
+    command = ["verify", "--config", str(config), "--batch-size", "32", "--repeats", "1"]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0 and "windows, stride 8, 2048 targets" in " ".join(shown.stdout.split())
+    assert "the core model in batches of its own" in shown.stdout
+    (row,) = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["models"]
+    assert (row["batch_size"], row["window_batch_size"]) == (32, 2048)

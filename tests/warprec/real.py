@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,37 @@ def sessions(longest: int = 20, seed: int = 0) -> Sessions:
     seen.sort_indices()
     names = {f: {i: i for i in range(n)} for f, n in (("user", N_USERS), ("item", N_ITEMS))}
     return Sessions(nw.from_native(frame), names["user"], names["item"], seen)
+
+
+def subset(shared_data: Path, folder: Path, users: int) -> Path:
+    """ml-100k without the users above a number."""
+    header, *rows = (shared_data / "ml-100k.inter").read_text().splitlines()
+    path = folder / "small.inter"
+    path.write_text("\n".join([header, *(row for row in rows if int(row.split("\t")[0]) <= users)]) + "\n")
+    return path
+
+
+def configuration(data: Path, models: dict[str, Any], custom_modules: list[str]) -> dict[str, Any]:
+    """A configuration for every pipeline; results go below ``runs`` in the folder it is started in."""
+    one_out = {"strategy": "temporal_leave_k_out", "k": 1}
+    return {
+        "reader": {
+            "loading_strategy": "dataset",
+            "data_type": "transaction",
+            "reading_method": "local",
+            "rating_type": "explicit",
+            "local_path": str(data),
+            "labels": {
+                "user_id_label": "user_id:token",
+                "item_id_label": "item_id:token",
+                "rating_label": "rating:float",
+                "timestamp_label": "timestamp:float",
+            },
+            "dtypes": {"timestamp_type": "float64"},
+        },
+        "writer": {"dataset_name": "data", "writing_method": "local", "local_experiment_path": "runs"},
+        "splitter": {"test_splitting": one_out, "validation_splitting": one_out},
+        "models": models,
+        "evaluation": {"top_k": [10], "metrics": ["nDCG", "HitRate"], "validation_metric": "nDCG@10"},
+        "general": {"ray_address": "local", "custom_modules": custom_modules},
+    }

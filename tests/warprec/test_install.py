@@ -86,6 +86,19 @@ def test_rays_environment_keeps_what_the_user_set() -> None:
     assert adapters.ray_runtime_env(mine) == mine
 
 
+@pytest.mark.parametrize("new_names", [False, True])
+def test_workers_started_afterwards_do_not_spin(monkeypatch: pytest.MonkeyPatch, new_names: bool) -> None:
+    for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(key, raising=False)
+    adapters.install(as_new_names=new_names)
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    adapters.uninstall()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # the user's choice stays
+    adapters.install(as_new_names=new_names)
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
 @pytest.mark.parametrize("flag", [[], ["--new-names"]])
 def test_the_module_prints_a_file_that_installs(flag: list[str]) -> None:
     shown = subprocess.run(
