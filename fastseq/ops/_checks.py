@@ -66,10 +66,11 @@ def floating(**tensors: Tensor | None) -> None:
 def one_type(**tensors: Tensor | None) -> None:
     """Raises ValueError unless all are of one type among FLOATING (under autocast, which casts them, of any)."""
     floating(**tensors)
-    (first, x), *others = ((name, x) for name, x in tensors.items() if x is not None)
-    for name, other in others:
-        if other.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {other.dtype} and {first} is {x.dtype}, expected one type")
+    given = [(name, x) for name, x in tensors.items() if x is not None]
+    for name, x in given[1:]:
+        first, other = given[0]
+        if x.dtype != other.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {x.dtype} and {first} is {other.dtype}, expected one type")
 
 
 def eps_of(eps: float) -> None:

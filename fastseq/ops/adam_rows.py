@@ -52,6 +52,7 @@ def adam_rows(
 
     Source: Kingma & Ba, "Adam", ICLR 2015.
     """
+    _checks.floating(weight=weight, grad=grad)
     if weight.dim() != 2 or grad.dim() != 2 or grad.shape[1] != weight.shape[1]:
         shapes = f"weight has shape {list(weight.shape)} and grad {list(grad.shape)}"
         raise ValueError(f"{shapes}, expected [V, d] and [R, d]")
@@ -62,8 +63,6 @@ def adam_rows(
     for name, value, count in (("last_step", last_step, weight.shape[0]), ("rows", rows, grad.shape[0])):
         if value.dtype != torch.int64 or value.shape != (count,):
             raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected torch.int64 [{count}]")
-    _checks.floating(weight=weight)
-    _checks.floating(grad=grad)
     for name, number, below in (
         ("lr", lr, math.inf),
         ("eps", eps, math.inf),
@@ -71,6 +70,13 @@ def adam_rows(
     ):
         if not 0.0 <= number < below:
             raise ValueError(f"{name} is {number}, expected at least 0 and below {below}")
+    for name, value in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("last_step", last_step)):
+        if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+            raise ValueError(f"{name} has elements that share memory, which cannot be updated: pass {name}.clone()")
+    if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.numel() != 1):
+        raise ValueError(
+            f"step is {step.dtype} {list(step.shape)}, expected an integer or torch.int64 with one element"
+        )
     if not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=torch.int64, device=weight.device)
     with torch.no_grad():

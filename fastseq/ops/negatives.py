@@ -101,8 +101,8 @@ def sample_negatives(
     _check_ids("seen_offsets", seen_offsets)
     _check_ids("seen_items", seen_items)
     _check_common(n_items, rng, probability, alias)
-    if k < 0 or first < 0 or threads < 0:
-        raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0")
+    if not 0 <= k < 2**31 or first < 0 or threads < 0:
+        raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0, and k below 2**31")
     return _sample_negatives(
         users, positives, seen_offsets, seen_items, k, n_items, rng, probability, alias, first, threads
     )
@@ -130,8 +130,8 @@ def sample_shared_negatives(
         ValueError: if an argument is malformed or out of range.
     """
     _check_common(n_items, rng, probability, alias)
-    if size < 0 or threads < 0:
-        raise ValueError(f"size is {size}, threads is {threads}: expected none below 0")
+    if not 0 <= size < 2**31 or threads < 0:
+        raise ValueError(f"size is {size}, threads is {threads}: expected none below 0, and size below 2**31")
     return _sample_shared_negatives(size, n_items, rng, probability, alias, threads)
 
 

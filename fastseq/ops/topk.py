@@ -23,7 +23,7 @@ def topk(
     Args:
         h: [B, d], any floating type; float16 and bfloat16 are computed and ranked in float32.
         weight: [V, d], the type of ``h``. A padding row is an item like any other: leave it out (``weight[:-1]``).
-        k: at least 1; may exceed V.
+        k: at least 1 and below 2^31; may exceed V.
         bias: [V] or None, the type of ``h``. An item with bias −inf is never returned.
         seen_offsets, seen_items: both or neither. User b has seen seen_items[seen_offsets[b] : seen_offsets[b + 1]].
             int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
@@ -34,14 +34,14 @@ def topk(
         held for a bounded number of users at a time, never [B, V].
 
     Raises:
-        ValueError: if k < 1, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN (a diverged
-            model must not pass for a ranking). The last two read data: on the CPU they raise (a seen id on a GPU too,
-            with FASTSEQ_CHECK=1); on a GPU without it such an id is ignored, and a NaN is never returned.
+        ValueError: if k is out of range, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN
+            (a diverged model must not pass for a ranking). The last two read data: on the CPU they raise (a seen id on
+            a GPU too, with FASTSEQ_CHECK=1); on a GPU without it such an id is ignored, and a NaN is never returned.
 
     Source: partial selection by a bounded heap (Knuth, TAOCP vol. 3, 5.2.3).
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    if not 1 <= k < 2**31:
+        raise ValueError(f"k is {k}, expected 1 ... 2**31 - 1")
     if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1]:
         raise ValueError(f"h is {list(h.shape)} and weight is {list(weight.shape)}, expected [B, d] and [V, d]")
     if bias is not None and bias.shape != weight.shape[:1]:

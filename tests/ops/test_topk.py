@@ -162,7 +162,7 @@ SEEN = dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(k=0), "k is 0, expected at least 1"),
+        (dict(k=0), "k is 0, expected 1 ... 2"),
         (dict(weight=torch.ones(5, 4)), r"h is \[2, 3\] and weight is \[5, 4\]"),
         (dict(weight=torch.ones(5, 3).double()), "weight is torch.float64 and h is torch.float32"),
         (dict(bias=torch.ones(4)), r"bias is \[4\], expected \[5\]"),
