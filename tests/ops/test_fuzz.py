@@ -5,6 +5,7 @@ FASTSEQ_FUZZ_EXAMPLES and FASTSEQ_FUZZ_SEED: as of tests/bindings/test_doors.py.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -127,3 +128,19 @@ def test_a_vast_max_len_costs_nothing(name: str, backend: str) -> None:
     with ops.set_backend(backend):
         expected = results(name, arguments)[0]
         torch.testing.assert_close(results(name, {**arguments, "max_len": 2**31 - 1})[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("linear_cross_entropy", {"softcap": math.inf}),
+        ("sampled_loss", {"loss": "gbce", "beta": math.nan}),
+        ("sampled_loss", {"loss": "gbce", "beta": -3.0}),
+        ("gru_sampled_loss", {"loss": "gbce", "beta": math.inf}),
+        ("causal_attention", {"scale": math.nan}),
+        ("last_query_attention", {"scale": math.inf}),
+    ],
+)
+def test_numbers_out_of_range_are_named(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{list(change)[-1]} is .*, expected a (positive )?number"):
+        results(name, {**CALLS[name](), **change})
