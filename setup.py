@@ -112,6 +112,7 @@ setup(
     version=VERSION,
     packages=[
         "fastseq",
+        "fastseq.bench_kernels",
         "fastseq.ops",
         "fastseq.ops.reference",
         "fastseq.ops.cpu",
@@ -119,8 +120,9 @@ setup(
         "fastseq.data",
         "fastseq.training",
         "fastseq.kernels",
+        "fastseq.kernels.compiled",
     ],
-    package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
+    package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels", "fastseq.kernels.compiled": "kernels/compiled"},
     package_data={"fastseq": ["py.typed", "custom_modules/*.py"]},
     ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},

@@ -1,4 +1,4 @@
-"""linear on the CPU beside torch.nn.functional.linear, for the products of a SASRec layer.
+"""linear on the CPU beside torch.nn.functional.linear: fastseq/bench_kernels/linear.py.
 
 pytest benchmarks/bench_linear.py --benchmark-only
 """
@@ -8,22 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
-from op_bench import DIRECTIONS, EVENTS, IMPLEMENTATIONS, PRECISIONS, measure
-from torch import Tensor
+from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, PRECISIONS, measure
 
-from fastseq.ops import linear
-
-SHAPES = {"query, key, value": (128, 384), "feed-forward in": (128, 512), "feed-forward out": (512, 128)}
-
-
-def fastseq(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return linear(x, weight, bias)
-
-
-def eager(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(x, weight, bias)
+from fastseq.bench_kernels.linear import SHAPES, case
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -31,9 +18,4 @@ def eager(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear(benchmark: Any, shape: str, dtype: str, direction: str, implementation: str) -> None:
-    width, out = SHAPES[shape]
-    leaves = [torch.randn(EVENTS, width), torch.randn(out, width) / width**0.5, torch.randn(out)]
-    measure(
-        benchmark, implementation, {"fastseq": fastseq, "eager": eager}, leaves, torch.randn(EVENTS, out),
-        op="linear", shape=f"[{EVENTS}, {width}] x [{out}, {width}]", direction=direction, dtype=dtype,
-    )  # fmt: skip
+    measure(benchmark, implementation, case(CPU, *SHAPES[shape]), direction=direction, dtype=dtype)

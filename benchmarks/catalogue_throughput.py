@@ -249,7 +249,7 @@ def cross_entropy(chosen: argparse.Namespace) -> dict[str, Any]:
 def training_memory(data: Path, precision: str, batch_size: int) -> float:
     """Peak memory of a fresh process that trains SASRec with the full softmax."""
     command = [sys.executable, str(Path(__file__).with_name("train_throughput.py")), "--model", "SASRec", "--json"]
-    command += ["--data", str(data), "--max-len", "50", "--loss", "cross_entropy", "--seconds", "5"]
+    command += ["--data", str(data), "--max-len", "50", "--loss", "cross_entropy", "--seconds", "5", "--warmup", "0"]
     command += ["--batch-size", str(batch_size), "--precision", precision]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["peak_rss_mb"])

@@ -1,12 +1,13 @@
 """Compiles every shipped kernel configuration ahead of time, without a GPU, and checks what came out.
 
-    python benchmarks/compile_report.py [--seed-shapes] [--arch sm_90 ...] [--only gru ...] [--json]
+    python benchmarks/compile_report.py [--seed-shapes] [--arch sm_90 ...] [--only gru ...] [--json | --markdown]
 
 One row per configuration and architecture: registers a thread, spilled bytes, shared memory, matrix instructions, and
 the roof of the shape: the time below which no kernel can be on that chip, from the bytes that must move and the FLOPs
 that must be done. Nothing is run or timed. The exit status is 1 if a row spills, needs more shared memory than the
 architecture has, lacks a matrix instruction where one is expected, or does not compile. What is compiled is listed in
-COMPILED of every kernel file (docs/kernels.md). Rows are cached by the kernel's source, arguments and Triton's version.
+kernels/compiled/ (docs/kernels.md). A row is cached by the
+source of its kernel and what that calls, its arguments and Triton's version.
 """
 
 from __future__ import annotations
@@ -24,52 +25,24 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-VERSION = 1  # of a row: part of the cache's key
+from fastseq.bench_kernels.chips import ARCHITECTURES
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A chip's limits, from its maker's data sheet (dense rates, the largest model of the family)."""
-
-    chip: str
-    backend: str
-    number: Any
-    warp: int
-    shared_limit: int  # bytes a block may have
-    bandwidth: float  # bytes a second
-    rates: dict[str | None, float]  # FLOPs a second, by how products are formed
-
-
-ARCHITECTURES = {
-    "sm_80": Architecture(
-        "A100", "cuda", 80, 32, 163 << 10, 2.04e12, {None: 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12}
-    ),
-    "sm_90": Architecture(
-        "H100", "cuda", 90, 32, 227 << 10, 3.35e12, {None: 67e12, "tf32": 494e12, "bf16": 989e12, "fp16": 989e12}
-    ),
-    "sm_100": Architecture(
-        "B200", "cuda", 100, 32, 227 << 10, 8.0e12, {None: 75e12, "tf32": 1.1e15, "bf16": 2.25e15, "fp16": 2.25e15}
-    ),
-    "gfx942": Architecture(
-        "MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12, {None: 163e12, "tf32": 654e12, "bf16": 1.3e15, "fp16": 1.3e15}
-    ),
-}
+VERSIONS = {"cuda": 1, "hip": 2}  # of a row: part of the cache's key
 
 
 def entries() -> Iterator[tuple[str, int, Any]]:
-    """(file, index, Compiled) of every kernel file that lists what it launches."""
-    import fastseq.kernels
+    """(file, index, Compiled) of every launch listed in kernels/compiled/."""
+    import fastseq.kernels.compiled
 
-    for info in sorted(pkgutil.iter_modules(fastseq.kernels.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"fastseq.kernels.{info.name}")
-        for index, entry in enumerate(getattr(module, "COMPILED", [])):
+    for info in sorted(pkgutil.iter_modules(fastseq.kernels.compiled.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"fastseq.kernels.compiled.{info.name}")
+        for index, entry in enumerate(module.COMPILED):
             yield info.name, index, entry
 
 
@@ -102,6 +75,18 @@ def source(entry: Any) -> Any:
     return ASTSource(entry.kernel, signature, constants, attributes)
 
 
+def key_of(built: Any, name: str, options: dict[str, int]) -> str:
+    """What a cached row depends on: sources, arguments, compiler. Not where in its file a kernel stands."""
+    import triton
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("fastseq.kernels")]:
+        for value in vars(module).values():
+            if isinstance(value, triton.JITFunction):
+                value.starting_line_number = 1
+    key = json.dumps([VERSIONS[ARCHITECTURES[name].backend], triton.__version__, name, built.hash(), options])
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def cuda_row(compiled: Any, log: str) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     found = re.search(r"Used (\d+) registers", log)
@@ -125,7 +110,7 @@ def hip_row(compiled: Any) -> dict[str, Any]:
 
     return {
         "registers": last("vgpr_count"),
-        "spilled_bytes": 4 * (last("vgpr_spill_count") + last("sgpr_spill_count")),
+        "spilled_bytes": 4 * last("vgpr_spill_count"),  # scalar registers spill to lanes of vector ones, not to memory
         "matrix": ["mfma"] if "v_mfma" in assembly else [],
         "shared_bytes": compiled.metadata.shared,
     }
@@ -136,19 +121,18 @@ def compile_row(file: str, index: int, name: str, cache: str) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    entry = importlib.import_module(f"fastseq.kernels.{file}").COMPILED[index]
+    entry = importlib.import_module(f"fastseq.kernels.compiled.{file}").COMPILED[index]
     architecture = ARCHITECTURES[name]
     row = {"file": file, "kernel": entry.kernel.__name__, "shape": entry.shape, "architecture": name}
     row |= {"num_warps": entry.num_warps, "bytes": entry.bytes, "flops": entry.flops, "expected": entry.matrix}
-    roofs = entry.bytes / architecture.bandwidth, entry.flops / architecture.rates[entry.matrix]
-    row |= {"roof_us": 1e6 * max(roofs), "bound": "memory" if roofs[0] >= roofs[1] else "compute"}
+    roof, bound = architecture.roof(entry.bytes, entry.flops, entry.matrix)
+    row |= {"roof_us": 1e6 * roof, "bound": bound}
     try:
         built = source(entry)
         options = {"num_warps": entry.num_warps}
         if entry.num_stages is not None:
             options["num_stages"] = entry.num_stages
-        key = json.dumps([VERSION, triton.__version__, name, built.hash(), options])
-        path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        path = Path(cache) / f"{key_of(built, name, options)}.json"
         if path.exists():
             return row | json.loads(path.read_text())
         triton.knobs.compilation.always_compile = True  # a cached binary has no log
@@ -200,6 +184,43 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/kernels_compiled.md: a line for each launch, its architectures side by side."""
+    import triton
+
+    names = [name for name in ARCHITECTURES if any(row["architecture"] == name for row in rows)]
+    chips = [f"{ARCHITECTURES[name].chip} ({name})" for name in names]
+    header = ["kernel", "launch", *chips, "products", "roof"]
+    lines = [header, ["---"] * len(header)]
+    launches: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        launches.setdefault((f"{row['file']} `{row['kernel']}`", row["shape"]), {})[row["architecture"]] = row
+    for place, found in launches.items():
+        cells, products = [], []
+        for name in names:
+            row = found.get(name)
+            if row is None or "error" in row:
+                cells.append("-" if row is None else "refused")
+                continue
+            cell = f"{row['registers']} / {row['shared_bytes'] / 1024:.3g}"
+            cells.append("; ".join([cell, *row["faults"]]))
+            products += row["matrix"] or ["FMA" if row["flops"] else "none"]
+        reference = found.get("sm_90") or next(iter(found.values()))
+        roof = f"{reference['roof_us']:.2f} µs, {reference['bound']}"
+        lines.append([*place, *cells, ", ".join(dict.fromkeys(products)), roof])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    bad = sum(bool(row["faults"]) for row in rows)
+    spills = "no row spills" if not bad else "faults are named"
+    return f"""# Every launch, compiled
+
+Written by `python benchmarks/compile_report.py --markdown` with Triton {triton.__version__}:
+{len(rows)} compilations, {bad} with a fault. Registers a thread / KB of shared memory a program; {spills}.
+Roof: the time below which the H100 (or the only chip of the line) cannot be, from bytes and FLOPs alone.
+Nothing here is measured. [kernels.md](kernels.md) says how the list is made.
+
+{table}"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
@@ -207,7 +228,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="FILE", help="kernel files, for example gru; default: all")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fastseq" / "compile_report")
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    output.add_argument("--markdown", action="store_true", help="docs/kernels_compiled.md instead of the table")
     chosen = parser.parse_args()
     try:
         import triton  # noqa: F401
@@ -229,7 +252,7 @@ def main() -> int:
         row["faults"] = faults(row)
         refused = row["architecture"] == "gfx942" and "error" in row  # AMD's chips where Triton accepts the kernel
         failed |= bool(row["faults"]) and not refused
-    print(json.dumps(rows, indent=1) if chosen.json else report(rows))
+    print(json.dumps(rows, indent=1) if chosen.json else markdown(rows) if chosen.markdown else report(rows))
     return int(failed)
 
 

@@ -43,7 +43,8 @@ def rows(benchmarks: Sequence[Mapping[str, Any]]) -> list[Row]:
     for benchmark in benchmarks:
         info = benchmark["extra_info"]
         if "implementation" in info:
-            key = (info["op"], info["shape"], info["direction"], info["dtype"])
+            shape = info["shape"] + (f" on {info['gpu']}" if "gpu" in info else "")
+            key = (info["op"], shape, info["direction"], info["dtype"])
             groups.setdefault(key, {})[info["implementation"]] = benchmark["stats"]
     result = []
     for key, timed in groups.items():

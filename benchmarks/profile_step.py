@@ -85,6 +85,7 @@ def main() -> None:
 
     from fastseq.bench import everything, read, seed_params
     from fastseq.models import MODELS
+    from fastseq.ops import linear
     from fastseq.training import Trainer, TrainingOptions
 
     data = read(chosen.data)
@@ -116,10 +117,6 @@ def main() -> None:
     targets = statistics.mean(batch.n_targets for batch in batches)
     work = statistics.mean(flops(model, batch) for batch in batches)
     a, b = torch.randn(2048, 512), torch.randn(128, 512)
-    try:
-        from fastseq.ops import linear
-    except ImportError:  # an older checkout beside a newer one
-        linear = torch.nn.functional.linear
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision == "bf16"):
         rate = 2 * 2048 * 512 * 128 / median_seconds(lambda: linear(a, b), 200)
     source, target = torch.ones(1 << 25), torch.empty(1 << 25)

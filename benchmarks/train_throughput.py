@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="targets of one optimizer step")
     parser.add_argument("--per-target", action="store_true", help="WarpRec's own batches: one sequence per target")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--warmup", type=float, default=2.0, help="seconds of a first run, not counted; 0 for memory")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
     own_process()
@@ -43,6 +44,7 @@ def main() -> None:
             precision=chosen.precision,
             per_target=chosen.per_target,
             seconds=chosen.seconds,
+            warmup_seconds=chosen.warmup,
         )
     except (ConfigError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -42,10 +42,12 @@ FASTSEQ_INLINE T gelu(T z) {
     return z * normal_cdf(z);
 }
 
-// gelu'(z) = Φ(z) + z φ(z), φ the normal density.
+// gelu'(z) = Φ(z) + z φ(z), φ the normal density. bounded_exp never reaches 0, which a vast z would multiply; from 40 on
+// the second summand is below every rounding of the first.
 template <typename T>
 FASTSEQ_INLINE T gelu_derivative(T z) {
-    return normal_cdf(z) + z * bounded_exp(T(-0.5) * z * z) * T(0.39894228040143267794);
+    const T a = z < T(-40) ? T(-40) : (z > T(40) ? T(40) : z);
+    return normal_cdf(z) + a * bounded_exp(T(-0.5) * a * a) * T(0.39894228040143267794);
 }
 
 }  // namespace fastseq

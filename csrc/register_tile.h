@@ -65,8 +65,7 @@ void product_of(int count, const T* const* rows, int64_t stride, const T* b, int
     if constexpr (R > 1) return product_of<C, R - 1>(count, rows, stride, b, ldb, depth, sums);
 }
 
-// The same for pairs of bfloat16, with float sums. Without the instruction: the two products of a pair in float, which
-// are exact there.
+// The same for pairs of bfloat16, with float sums.
 #ifdef __AVX512F__
 template <int R, int C>
 __attribute__((target("avx512bf16"))) void pair_product(const BFloat16Pair* const* rows, int64_t stride,
@@ -95,19 +94,37 @@ __attribute__((target("avx512bf16"))) void pair_product(const BFloat16Pair* cons
 }
 #endif
 
+// Without the instruction: both values of every pair as floats, whose products are exact; first all the low ones, so
+// that no more registers are needed than for floats. Not inlined: where the compiler knows how the rows lie it makes
+// vectors of their values and takes them apart again.
 template <int R, int C>
 void pair_product_in_float(const BFloat16Pair* const* rows, int64_t stride, const BFloat16Pair* b, int64_t ldb,
                            int64_t depth, float* sums) {
-    constexpr int width = C * Simd<float>::lanes;
-    for (int i = 0; i < R * width; ++i) sums[i] = 0.0f;
-    for (int64_t k = 0; k < depth; ++k)
+    using Vector = typename Simd<float>::Vector;
+    typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+    constexpr int lanes = Simd<float>::lanes;
+    Vector sum[R][C] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        Bits column[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) __builtin_memcpy(&column[c], b + k * ldb + c * lanes, sizeof(Bits));
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const BFloat16Pair pair = rows[r][k * stride];
-            const float low = low_of(pair), high = high_of(pair);
-#pragma omp simd
-            for (int l = 0; l < width; ++l)
-                sums[r * width + l] += low * low_of(b[k * ldb + l]) + high * high_of(b[k * ldb + l]);
+            const Bits pair = Bits{} + static_cast<uint32_t>(rows[r][k * stride]);  // unpacked as a vector, like column
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[r][c] += (Vector)(pair << 16) * (Vector)(column[c] << 16);
         }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const Bits pair = Bits{} + static_cast<uint32_t>(rows[r][k * stride]);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[r][c] += (Vector)(pair & 0xffff0000u) * (Vector)(column[c] & 0xffff0000u);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) __builtin_memcpy(sums + (r * C + c) * lanes, &sum[r][c], sizeof(Vector));
 }
 
 template <int C, int R>

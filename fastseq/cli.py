@@ -343,6 +343,87 @@ def bench_predict(
     _print_figures(predict_throughput(model, data, max_len, k=k, batch_size=batch_size, seconds=seconds), as_json)
 
 
+@bench.command("kernels")
+def bench_kernels(
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda: the Triton kernels; cpu: C++, few shapes (default: cuda where there is one)."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="An op by its file in fastseq/ops, gru for example; may be repeated.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Only this rival: eager, compiled, nested, flex, …; may be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Rounds of each measurement, in time.", min=0.0)] = 0.3,
+    budget: Annotated[float | None, typer.Option(help="Start no case after so many seconds.", min=0.0)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the times into this .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every op beside what PyTorch offers on the same inputs, forward and with its gradients.
+
+    Nothing is timed that has not passed its check against the reference in the same run. torch.compile takes most of
+    the time: --against eager leaves it out. Ctrl-C reports what was measured so far. Exit code 1 when an op is wrong.
+    """
+    import torch
+
+    from .bench_kernels import report
+    from .bench_kernels.run import collect, machine, run
+    from .bench_kernels.suite import modules
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen not in ("cuda", "cpu"):
+        raise typer.BadParameter(f"{chosen!r}: expected cuda or cpu", param_hint="--device")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"'cuda': PyTorch {torch.__version__} sees no GPU; take cpu", param_hint="--device")
+    if plot is not None and (plot.suffix not in (".png", ".svg", ".pdf") or not plot.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{plot}: expected a .png, .svg or .pdf in a folder that exists", param_hint="--plot")
+    try:
+        modules(only or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--only") from error
+    where = torch.device(chosen)
+    results, interrupted = collect(
+        run(
+            where,
+            only=only or [],
+            against=against or [],
+            seconds=seconds,
+            budget=budget,
+            on_start=lambda spec, dtype: stderr.print(f"{spec.op}, {dtype} …", highlight=False),
+        )
+    )
+    if interrupted:
+        stderr.print("interrupted: what follows was measured before")
+    about = machine(where)
+    if as_json:
+        print(json.dumps(report.document(results, about)))
+    else:
+        _print_kernels(results, about)
+    if plot is not None:
+        report.plot(results, plot, about)
+    if interrupted:
+        raise typer.Exit(130)
+    if any(result.failed for result in results):
+        raise typer.Exit(1)
+
+
+def _print_kernels(results: Any, about: dict[str, Any]) -> None:
+    from .bench_kernels.report import HEADER, cells, rows, summary
+
+    table = Table(*HEADER, title=f"{about['device']}, torch {about['torch']}, {about['date']}")
+    last = ""
+    for row in rows(results):
+        if row.ours.op != last and last:
+            table.add_section()
+        last = row.ours.op
+        table.add_row(*cells(row))
+    wide = stdout if stdout.is_terminal else Console(width=240)
+    wide.print(table)
+    for line in summary(results):
+        wide.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
     own_process()

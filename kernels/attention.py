@@ -13,82 +13,22 @@ units with float32 sums. Softmax and its statistics are float32 always.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.philox import threshold
+from .attention_common import Blocks, Inputs, by_blocks, head_operand, head_rows, keep_mask, one_tile, store_rows
+from .last_query_attention import last_query_attention, last_query_attention_backward
 
-from . import philox
-from .compiled import Compiled, pointer
-from .products import kind
-from .rows import refuse_float64
-
-
-class Blocks(NamedTuple):
-    """A tile of scores of the kernels that go block by block, and the warps and pipeline stages of a program."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-
-
-class Config(NamedTuple):
-    """What is launched for one kind of operand: whole sequences up to a length, blocks beyond it."""
-
-    one_tile_forward: int
-    one_tile_backward: int
-    rows_per_warp: int  # of such a tile, with 8 warps at most
-    forward: Blocks
-    backward_queries: Blocks
-    backward_keys: Blocks
-
-
-# By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said with
-# dropout: large tiles and few warps among those tried that spill on none of the architectures of the compile report
-# and need at most 64 KB of shared memory. Triton multiplies float32 without matrix units by holding whole
-# operands in registers: a product over 64 columns already spills with tiles of 64 x 64, hence its small ones. Which is
-# fastest is not yet measured.
-CONFIGS = {
-    ("ieee", 32): Config(64, 64, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 1)),
-    ("ieee", 64): Config(32, 32, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 128): Config(16, 16, 4, Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 4, 1)),
-    ("tf32", 32): Config(64, 64, 16, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
-    ("tf32", 64): Config(64, 32, 4, Blocks(32, 64, 4, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("tf32", 128): Config(64, 32, 8, Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 1), Blocks(16, 32, 8, 1)),
-    ("half", 32): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
-    ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
-    ("half", 128): Config(64, 64, 4, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
-}
-# Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
-LAST_KEYS = 64
-
-
-@triton.jit
-def _kept(rng, row, first_key, head, site, threshold, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Which softmax weights survive dropout: bool [QUERIES, KEYS]. first_key is a multiple of 4."""
-    block = first_key // 4 + tl.arange(0, KEYS // 4)[None, :]
-    return philox.words(rng, row[:, None], block, site | (head << 16), QUERIES, KEYS // 4) >= threshold
-
-
-@triton.jit
-def _rows(x, row, valid, head, row_stride, head_stride, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows of one head, zero where there are none and in columns D ... WIDTH."""
-    column = tl.arange(0, WIDTH)[None, :]
-    place = row[:, None] * row_stride + head.to(tl.int64) * head_stride + column
-    return tl.load(x + place, mask=valid[:, None] & (column < D), other=0.0)
-
-
-@triton.jit
-def _store_rows(x, value, row, valid, head, heads, D: tl.constexpr, WIDTH: tl.constexpr):
-    """The converse, to a contiguous [rows, heads, D]."""
-    column = tl.arange(0, WIDTH)[None, :]
-    place = (row[:, None] * heads + head) * D + column
-    tl.store(x + place, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
+__all__ = [
+    "causal_attention",
+    "causal_attention_backward",
+    "last_query_attention",
+    "last_query_attention_backward",
+]
 
 
 @triton.jit(do_not_specialize=["site"])
@@ -105,8 +45,8 @@ def _forward_tile(
     index = tl.arange(0, LENGTH)
     valid = index < length
     row = start.to(tl.int64) + index
-    query = _rows(q, row, valid, head, q_row, q_head, D, WIDTH)
-    key = _rows(k, row, valid, head, k_row, k_head, D, WIDTH)
+    query = head_rows(q, row, valid, head, q_row, q_head, D, WIDTH)
+    key = head_rows(k, row, valid, head, k_row, k_head, D, WIDTH)
     score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     score = tl.where(index[None, :] <= index[:, None], score, float("-inf"))
     top = tl.max(score, axis=1)
@@ -114,10 +54,10 @@ def _forward_tile(
     total = tl.sum(weight, axis=1)
     tl.store(lse + row * heads + head, top + tl.log(total), mask=valid)
     if DROPOUT:
-        weight = tl.where(_kept(rng, row, 0, head, site, threshold, LENGTH, LENGTH), weight, 0.0)
-    value = _rows(v, row, valid, head, v_row, v_head, D, WIDTH)
+        weight = tl.where(keep_mask(rng, row, 0, head, site, threshold, LENGTH, LENGTH), weight, 0.0)
+    value = head_rows(v, row, valid, head, v_row, v_head, D, WIDTH)
     sums = tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
-    _store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
+    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
@@ -138,14 +78,14 @@ def _forward_blocks(
     index = first + tl.arange(0, QUERIES)
     valid = index < length
     row = start.to(tl.int64) + index
-    query = _rows(q, row, valid, head, q_row, q_head, D, WIDTH)
+    query = head_rows(q, row, valid, head, q_row, q_head, D, WIDTH)
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)
     for at in range(0, tl.minimum(first + QUERIES, length), KEYS):
         key_index = at + tl.arange(0, KEYS)
         key_row = start.to(tl.int64) + key_index
-        key = _rows(k, key_row, key_index < length, head, k_row, k_head, D, WIDTH)
+        key = head_rows(k, key_row, key_index < length, head, k_row, k_head, D, WIDTH)
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(key_index[None, :] <= index[:, None], score, float("-inf"))
         larger = tl.maximum(top, tl.max(score, axis=1))  # finite: key 0 is seen by all, in the first block
@@ -153,12 +93,12 @@ def _forward_blocks(
         shrink = tl.exp(top - larger)
         total = total * shrink + tl.sum(weight, axis=1)
         if DROPOUT:
-            weight = tl.where(_kept(rng, row, at, head, site, threshold, QUERIES, KEYS), weight, 0.0)
-        value = _rows(v, key_row, key_index < length, head, v_row, v_head, D, WIDTH)
+            weight = tl.where(keep_mask(rng, row, at, head, site, threshold, QUERIES, KEYS), weight, 0.0)
+        value = head_rows(v, key_row, key_index < length, head, v_row, v_head, D, WIDTH)
         sums = sums * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         top = larger
     tl.store(lse + row * heads + head, top + tl.log(total), mask=valid)
-    _store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
+    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit
@@ -184,26 +124,26 @@ def _backward_tile(
     index = tl.arange(0, LENGTH)
     valid = index < length
     row = start.to(tl.int64) + index
-    query = _rows(q, row, valid, head, q_row, q_head, D, WIDTH)
-    key = _rows(k, row, valid, head, k_row, k_head, D, WIDTH)
+    query = head_rows(q, row, valid, head, q_row, q_head, D, WIDTH)
+    key = head_rows(k, row, valid, head, k_row, k_head, D, WIDTH)
     weight = _weights(
         query, key, tl.load(lse + row * heads + head, mask=valid, other=0.0), index, index, valid, scale, PRECISION
     )
-    value = _rows(v, row, valid, head, v_row, v_head, D, WIDTH)
-    upstream = _rows(grad, row, valid, head, heads * D, D, D, WIDTH)
+    value = head_rows(v, row, valid, head, v_row, v_head, D, WIDTH)
+    upstream = head_rows(grad, row, valid, head, heads * D, D, D, WIDTH)
     slope = tl.dot(upstream, tl.trans(value), input_precision=PRECISION)  # of the weights, dropped or not
     used = weight
     if DROPOUT:
-        kept = _kept(rng, row, 0, head, site, threshold, LENGTH, LENGTH)
+        kept = keep_mask(rng, row, 0, head, site, threshold, LENGTH, LENGTH)
         slope = tl.where(kept, slope * keep_scale, 0.0)
         used = tl.where(kept, weight * keep_scale, 0.0)
     sums = tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
-    _store_rows(dv, sums, row, valid, head, heads, D, WIDTH)
+    store_rows(dv, sums, row, valid, head, heads, D, WIDTH)
     # The weights sum to 1 but for the rounding of lse, which would not cancel in slope - mean: divided out.
     mean = tl.sum(weight * slope, axis=1) / tl.where(valid, tl.sum(weight, axis=1), 1.0)
     slope = (weight * (slope - mean[:, None]) * scale).to(query.dtype)
-    _store_rows(dq, tl.dot(slope, key, input_precision=PRECISION), row, valid, head, heads, D, WIDTH)
-    _store_rows(dk, tl.dot(tl.trans(slope), query, input_precision=PRECISION), row, valid, head, heads, D, WIDTH)
+    store_rows(dq, tl.dot(slope, key, input_precision=PRECISION), row, valid, head, heads, D, WIDTH)
+    store_rows(dk, tl.dot(tl.trans(slope), query, input_precision=PRECISION), row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
@@ -224,9 +164,9 @@ def _backward_queries(
     index = first + tl.arange(0, QUERIES)
     valid = index < length
     row = start.to(tl.int64) + index
-    query = _rows(q, row, valid, head, q_row, q_head, D, WIDTH)
-    upstream = _rows(grad, row, valid, head, heads * D, D, D, WIDTH)
-    result = _rows(out, row, valid, head, heads * D, D, D, WIDTH)
+    query = head_rows(q, row, valid, head, q_row, q_head, D, WIDTH)
+    upstream = head_rows(grad, row, valid, head, heads * D, D, D, WIDTH)
+    result = head_rows(out, row, valid, head, heads * D, D, D, WIDTH)
     mean = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1)
     tl.store(means + row * heads + head, mean, mask=valid)
     norm = tl.load(lse + row * heads + head, mask=valid, other=0.0)
@@ -234,16 +174,16 @@ def _backward_queries(
     for at in range(0, tl.minimum(first + QUERIES, length), KEYS):
         key_index = at + tl.arange(0, KEYS)
         key_row = start.to(tl.int64) + key_index
-        key = _rows(k, key_row, key_index < length, head, k_row, k_head, D, WIDTH)
-        value = _rows(v, key_row, key_index < length, head, v_row, v_head, D, WIDTH)
+        key = head_rows(k, key_row, key_index < length, head, k_row, k_head, D, WIDTH)
+        value = head_rows(v, key_row, key_index < length, head, v_row, v_head, D, WIDTH)
         weight = _weights(query, key, norm, index, key_index, valid, scale, PRECISION)
         slope = tl.dot(upstream, tl.trans(value), input_precision=PRECISION)
         if DROPOUT:
-            kept = _kept(rng, row, at, head, site, threshold, QUERIES, KEYS)
+            kept = keep_mask(rng, row, at, head, site, threshold, QUERIES, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
         slope = (weight * (slope - mean[:, None]) * scale).to(key.dtype)
         sums += tl.dot(slope, key, input_precision=PRECISION)
-    _store_rows(dq, sums, row, valid, head, heads, D, WIDTH)
+    store_rows(dq, sums, row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
@@ -264,351 +204,84 @@ def _backward_keys(
     key_index = first + tl.arange(0, KEYS)
     key_valid = key_index < length
     key_row = start.to(tl.int64) + key_index
-    key = _rows(k, key_row, key_valid, head, k_row, k_head, D, WIDTH)
-    value = _rows(v, key_row, key_valid, head, v_row, v_head, D, WIDTH)
+    key = head_rows(k, key_row, key_valid, head, k_row, k_head, D, WIDTH)
+    value = head_rows(v, key_row, key_valid, head, v_row, v_head, D, WIDTH)
     key_sums = tl.zeros((KEYS, WIDTH), tl.float32)
     value_sums = tl.zeros((KEYS, WIDTH), tl.float32)
     for at in range(first // QUERIES * QUERIES, length, QUERIES):
         index = at + tl.arange(0, QUERIES)
         valid = index < length
         row = start.to(tl.int64) + index
-        query = _rows(q, row, valid, head, q_row, q_head, D, WIDTH)
-        upstream = _rows(grad, row, valid, head, heads * D, D, D, WIDTH)
+        query = head_rows(q, row, valid, head, q_row, q_head, D, WIDTH)
+        upstream = head_rows(grad, row, valid, head, heads * D, D, D, WIDTH)
         norm = tl.load(lse + row * heads + head, mask=valid, other=0.0)
         mean = tl.load(means + row * heads + head, mask=valid, other=0.0)
         weight = _weights(query, key, norm, index, key_index, valid, scale, PRECISION)
         slope = tl.dot(upstream, tl.trans(value), input_precision=PRECISION)
         used = weight
         if DROPOUT:
-            kept = _kept(rng, row, first, head, site, threshold, QUERIES, KEYS)
+            kept = keep_mask(rng, row, first, head, site, threshold, QUERIES, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
             used = tl.where(kept, weight * keep_scale, 0.0)
         value_sums += tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
         slope = (weight * (slope - mean[:, None]) * scale).to(query.dtype)
         key_sums += tl.dot(tl.trans(slope), query, input_precision=PRECISION)
-    _store_rows(dk, key_sums, key_row, key_valid, head, heads, D, WIDTH)
-    _store_rows(dv, value_sums, key_row, key_valid, head, heads, D, WIDTH)
-
-
-@triton.jit
-def _query(q, sequence, head, q_row, q_head, D: tl.constexpr, WIDTH: tl.constexpr):
-    column = tl.arange(0, WIDTH)
-    place = sequence * q_row + head.to(tl.int64) * q_head + column
-    return tl.load(q + place, mask=column < D, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _last_score(query, k, key_row, valid, head, k_row, k_head, scale, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Keys [KEYS, WIDTH] and the query's scores with them, -inf where there is none."""
-    key = _rows(k, key_row, valid, head, k_row, k_head, D, WIDTH).to(tl.float32)
-    return key, tl.where(valid, tl.sum(key * query[None, :], axis=1) * scale, float("-inf"))
-
-
-@triton.jit
-def _last_kept(rng, row, first_key, head, site, threshold, KEYS: tl.constexpr):
-    block = first_key // 4 + tl.arange(0, KEYS // 4)[None, :]
-    drawn = philox.words(rng, row, block, site | (head << 16), 1, KEYS // 4)
-    return tl.reshape(drawn, (KEYS,)) >= threshold
-
-
-@triton.jit(do_not_specialize=["site"])
-def _last_forward(
-    q, k, v, out, lse, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, scale, threshold, keep_scale, site,
-    DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The last query of one sequence and head."""
-    sequence, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    column = tl.arange(0, WIDTH)
-    start = tl.load(offsets + sequence).to(tl.int64)
-    stop = tl.load(offsets + sequence + 1).to(tl.int64)
-    length = (stop - start).to(tl.int32)
-    query = _query(q, sequence, head, q_row, q_head, D, WIDTH)
-    top = tl.full((1,), float("-inf"), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    sums = tl.zeros((WIDTH,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        _, score = _last_score(query, k, start + key_index, valid, head, k_row, k_head, scale, D, WIDTH)
-        larger = tl.maximum(top, tl.max(score, axis=0))
-        weight = tl.exp(score - larger)
-        shrink = tl.exp(top - larger)
-        total = total * shrink + tl.sum(weight, axis=0)
-        if DROPOUT:
-            weight = tl.where(_last_kept(rng, stop - 1, at, head, site, threshold, KEYS), weight, 0.0)
-        value = _rows(v, start + key_index, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
-        sums = sums * shrink + tl.sum(weight[:, None] * value, axis=0)
-        top = larger
-    some = length > 0  # zeros for an empty sequence
-    total = tl.where(some, total, 1.0)
-    norm = tl.where(some, top, 0.0) + tl.log(total)
-    tl.store(lse + sequence * heads + head + tl.arange(0, 1), norm)
-    place = (sequence * heads + head) * D + column
-    tl.store(out + place, (sums * (keep_scale / total)).to(out.dtype.element_ty), mask=column < D)
-
-
-@triton.jit(do_not_specialize=["site"])
-def _last_backward(
-    grad, q, k, v, lse, dq, dk, dv, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, scale, threshold,
-    keep_scale, site,
-    DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """All three gradients of one sequence and head: its keys and values have no other query."""
-    sequence, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    column = tl.arange(0, WIDTH)
-    inside = column < D
-    start = tl.load(offsets + sequence).to(tl.int64)
-    stop = tl.load(offsets + sequence + 1).to(tl.int64)
-    length = (stop - start).to(tl.int32)
-    place = (sequence * heads + head) * D + column
-    query = _query(q, sequence, head, q_row, q_head, D, WIDTH)
-    upstream = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-    norm = tl.load(lse + sequence * heads + head)
-    # The mean slope, which grad · out would give too, but from a result that has been rounded; over weights that sum
-    # to 1 but for the rounding of lse, which would not cancel in slope - mean.
-    mean = tl.zeros((1,), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        row = start + key_index
-        _, score = _last_score(query, k, row, valid, head, k_row, k_head, scale, D, WIDTH)
-        weight = tl.exp(score - norm)
-        value = _rows(v, row, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
-        slope = tl.sum(value * upstream[None, :], axis=1)
-        if DROPOUT:
-            slope = tl.where(_last_kept(rng, stop - 1, at, head, site, threshold, KEYS), slope * keep_scale, 0.0)
-        mean += tl.sum(weight * slope, axis=0)
-        total += tl.sum(weight, axis=0)
-    mean /= tl.where(length > 0, total, 1.0)
-    sums = tl.zeros((WIDTH,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        row = start + key_index
-        key, score = _last_score(query, k, row, valid, head, k_row, k_head, scale, D, WIDTH)
-        weight = tl.exp(score - norm)
-        value = _rows(v, row, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
-        slope = tl.sum(value * upstream[None, :], axis=1)
-        used = weight
-        if DROPOUT:
-            kept = _last_kept(rng, stop - 1, at, head, site, threshold, KEYS)
-            slope = tl.where(kept, slope * keep_scale, 0.0)
-            used = tl.where(kept, weight * keep_scale, 0.0)
-        _store_rows(dv, used[:, None] * upstream[None, :], row, valid, head, heads, D, WIDTH)
-        slope = weight * (slope - mean) * scale
-        _store_rows(dk, slope[:, None] * query[None, :], row, valid, head, heads, D, WIDTH)
-        sums += tl.sum(slope[:, None] * key, axis=0)
-    tl.store(dq + place, sums.to(dq.dtype.element_ty), mask=inside)
-
-
-def _config(way: str, width: int) -> tuple[Config, str]:
-    """The launches for heads of ``width`` (padded), and ``input_precision`` of their products."""
-    return CONFIGS[way, max(32, width)], "tf32" if way == "tf32" else "ieee"  # half types have one way only
-
-
-def _tile(config: Config, max_len: int) -> dict[str, int]:
-    """The launch of a kernel that holds whole sequences."""
-    length = max(16, triton.next_power_of_2(max_len))
-    return {"LENGTH": length, "num_warps": min(8, max(1, length // config.rows_per_warp)), "num_stages": 1}
-
-
-def _blocks(blocks: Blocks) -> dict[str, int]:
-    return {"QUERIES": blocks.queries, "KEYS": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
-
-
-class _Inputs:
-    """What the wrappers share: operands as they are read, and the arguments of every kernel."""
-
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, p: float, rng: Tensor | None, site: int,
-        scale: float,
-    ) -> None:  # fmt: skip
-        self.q, self.k, self.v = (_operand(x) for x in (q, k, v))
-        self.strides = [s for x in (self.q, self.k, self.v) for s in x.stride()[:2]]
-        self.offsets, self.rng, self.max_len = offsets.contiguous(), rng, max_len
-        self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
-        self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
-        width = max(16, triton.next_power_of_2(q.shape[2]))
-        self.config, precision = _config(kind(self.q), width)
-        self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
-        self.products: dict[str, Any] = {**self.shape, "PRECISION": precision}
-
-
-def _operand(x: Tensor) -> Tensor:
-    """With adjacent columns, where it lies if possible; no bfloat16 for the interpreter, which multiplies its bits."""
-    refuse_float64(x, "q")
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        x = x.float()
-    return x if x.stride(2) == 1 else x.contiguous()
+    store_rows(dk, key_sums, key_row, key_valid, head, heads, D, WIDTH)
+    store_rows(dv, value_sums, key_row, key_valid, head, heads, D, WIDTH)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    x = _Inputs(q, k, v, offsets, *settings)
+    x = Inputs(q, k, v, offsets, *settings)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
+    tensors = (x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides)
+
+    def tile(rows_per_warp: int) -> None:
+        launch = one_tile(x.max_len, rows_per_warp)
+        _forward_tile[x.sequences, x.heads](*tensors, *x.drawn, **x.products, **launch)
+
+    def blocks(chosen: Blocks) -> None:
+        count = triton.cdiv(x.max_len, chosen.queries)
+        _forward_blocks[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
+
     if x.max_len <= x.config.one_tile_forward:
-        _forward_tile[x.sequences, x.heads](
-            x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn,
-            **x.products, **_tile(x.config, x.max_len),
-        )  # fmt: skip
+        x.tune("forward of one tile", x.config.rows_per_warp, tile)
     else:
-        count = triton.cdiv(x.max_len, x.config.forward.queries)
-        _forward_blocks[x.sequences * count, x.heads](
-            x.q,
-            x.k,
-            x.v,
-            out,
-            lse,
-            x.offsets,
-            x.rng,
-            *x.strides,
-            count,
-            *x.drawn,
-            **x.products,
-            **_blocks(x.config.forward),
-        )
+        x.tune("forward", x.config.forward, blocks)
     return out, lse
 
 
 def causal_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = _Inputs(q, k, v, offsets, *settings)
+    x = Inputs(q, k, v, offsets, *settings)
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     if dq.numel() == 0:
         return dq, dk, dv
-    grad, out, lse = _operand(grad).contiguous(), out.contiguous(), lse.contiguous()
+    grad, out, lse = head_operand(grad).contiguous(), out.contiguous(), lse.contiguous()
+    given, ends = (grad, x.q, x.k, x.v), (x.offsets, x.rng, *x.strides)
+
+    def tile(rows_per_warp: int) -> None:
+        launch = one_tile(x.max_len, rows_per_warp)
+        _backward_tile[x.sequences, x.heads](*given, lse, dq, dk, dv, *ends, *x.drawn, **x.products, **launch)
+
     if x.max_len <= x.config.one_tile_backward:
-        _backward_tile[x.sequences, x.heads](
-            grad,
-            x.q,
-            x.k,
-            x.v,
-            lse,
-            dq,
-            dk,
-            dv,
-            x.offsets,
-            x.rng,
-            *x.strides,
-            *x.drawn,
-            **x.products,
-            **_tile(x.config, x.max_len),
-        )
+        x.tune("backward of one tile", x.config.rows_per_warp, tile)
         return dq, dk, dv
     means = torch.empty_like(lse)
-    blocks = x.config.backward_queries
-    count = triton.cdiv(x.max_len, blocks.queries)
-    _backward_queries[x.sequences * count, x.heads](
-        grad,
-        x.q,
-        x.k,
-        x.v,
-        out,
-        lse,
-        means,
-        dq,
-        x.offsets,
-        x.rng,
-        *x.strides,
-        count,
-        *x.drawn,
-        **x.products,
-        **_blocks(blocks),
-    )
-    blocks = x.config.backward_keys
-    count = triton.cdiv(x.max_len, blocks.keys)
-    _backward_keys[x.sequences * count, x.heads](
-        grad,
-        x.q,
-        x.k,
-        x.v,
-        lse,
-        means,
-        dk,
-        dv,
-        x.offsets,
-        x.rng,
-        *x.strides,
-        count,
-        *x.drawn,
-        **x.products,
-        **_blocks(blocks),
-    )
+
+    def queries(chosen: Blocks) -> None:
+        count = triton.cdiv(x.max_len, chosen.queries)
+        tensors = (*given, out, lse, means, dq, *ends)
+        _backward_queries[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
+
+    def keys(chosen: Blocks) -> None:
+        count = triton.cdiv(x.max_len, chosen.keys)
+        tensors = (*given, lse, means, dk, dv, *ends)
+        _backward_keys[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
+
+    x.tune("gradient of queries", x.config.backward_queries, queries)
+    x.tune("gradient of keys", x.config.backward_keys, keys)
     return dq, dk, dv
-
-
-def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    x = _Inputs(q, k, v, offsets, *settings)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if out.numel() == 0:
-        return out, lse
-    _last_forward[x.sequences, x.heads](
-        x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides, *x.drawn, **x.shape, KEYS=LAST_KEYS
-    )  # fmt: skip
-    return out, lse
-
-
-def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = _Inputs(q, k, v, offsets, *settings)
-    dq, dk, dv = (torch.empty(y.shape, dtype=q.dtype, device=q.device) for y in (q, k, v))
-    if dq.numel() == 0:
-        return dq, dk, dv
-    _last_backward[x.sequences, x.heads](
-        _operand(grad).contiguous(), x.q, x.k, x.v, lse.contiguous(), dq, dk, dv, x.offsets, x.rng, *x.strides,
-        *x.drawn, **x.shape, KEYS=LAST_KEYS,
-    )  # fmt: skip
-    return dq, dk, dv
-
-
-def _compiled(dtype: torch.dtype, way: str, width: int) -> list[Compiled]:
-    """Every launch for 64 sequences, 4 heads; for the longest sequence of each kernel, 200 beyond one tile."""
-    config, precision = _config(way, triton.next_power_of_2(max(16, width)))
-    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
-    shape = {"DROPOUT": True, "D": width, "WIDTH": triton.next_power_of_2(max(16, width))}
-    rows = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), pointer(dtype))
-    others: dict[str, Any] = {"lse": pointer(torch.float32), "means": pointer(torch.float32)}
-    others |= {"offsets": pointer(torch.int32), "rng": pointer(torch.int64)}
-    strides = {f"{x}_{step}": 12 * width if step == "row" else width for x in "qkv" for step in ("row", "head")}
-    numbers = {"blocks": 4, "scale": 0.25, "threshold": threshold(0.3), "keep_scale": 1.0 / 0.7, "site": 2}
-
-    def entry(kernel: Any, launch: dict[str, int], length: int, tensors: int, products: int) -> Compiled:
-        given = {**rows, **others, **strides, **numbers, **shape, "PRECISION": precision, **launch}
-        name = f"{dtype} {precision if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
-        return Compiled(
-            kernel,
-            f"{name}, 64 x {length}, 4 heads of {width}",
-            {name: given[name] for name in kernel.arg_names},
-            bytes=64 * length * 4 * width * dtype.itemsize * tensors,
-            flops=64 * length * length * 4 * width * products,
-            num_warps=launch.get("num_warps", 4),
-            num_stages=launch.get("num_stages", 3),
-            matrix=matrix if products else None,
-            seed=width == 32 and length == 200,
-        )
-
-    lengths = [n for n in (16, 32, 64, 128) if n <= config.one_tile_forward]
-    entries = [entry(_forward_tile, _tile(config, n), n, 4, 2) for n in lengths]
-    lengths = [n for n in (16, 32, 64, 128) if n <= config.one_tile_backward]
-    entries += [entry(_backward_tile, _tile(config, n), n, 7, 5) for n in lengths]
-    entries += [
-        entry(_forward_blocks, _blocks(config.forward), 200, 4, 2),
-        entry(_backward_queries, _blocks(config.backward_queries), 200, 6, 3),
-        entry(_backward_keys, _blocks(config.backward_keys), 200, 6, 4),
-    ]
-    if way != "tf32":  # the last query multiplies in float32 always
-        entries += [entry(_last_forward, {"KEYS": LAST_KEYS}, 200, 2, 0)]
-        entries += [entry(_last_backward, {"KEYS": LAST_KEYS}, 200, 4, 0)]
-    return entries
-
-
-_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
-COMPILED = [
-    entry for dtype, kind in _KINDS for width in (8, 24, 32, 64, 128) for entry in _compiled(dtype, kind, width)
-]

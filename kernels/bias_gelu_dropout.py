@@ -16,7 +16,6 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox, tuning
-from .compiled import Compiled, pointer
 from .rows import refuse_float64
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
@@ -86,7 +85,7 @@ def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     refuse_float64(x, "x")
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     if y.numel() == 0:
@@ -107,7 +106,7 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
 def bias_gelu_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
 ) -> tuple[Tensor, Tensor]:
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx = torch.empty_like(source)
     if dx.numel() == 0:
@@ -126,31 +125,3 @@ def bias_gelu_dropout_backward(
 
     dbias = tuning.run(("bias_gelu_dropout backward", columns, x.dtype, p > 0.0), TILE, TILES, launch)
     return dx, dbias.to(bias.dtype)
-
-
-def _compiled(dtype: torch.dtype, rows: int, columns: int, p: float) -> list[Compiled]:
-    height, width = _tile(columns)
-    tensors = dict.fromkeys(("grad", "x", "bias", "y", "dx"), pointer(dtype))
-    tensors |= {"partial": pointer(torch.float32), "rng": pointer(torch.int64) if p else None}
-    numbers = {"rows": rows, "columns": columns, "tiles": 2, "threshold": threshold(p), "scale": 1.0 / (1.0 - p)}
-    given = {**tensors, **numbers, "site": 3, "DROPOUT": p > 0.0, "ROWS": height, "COLUMNS": width}
-    shape = f"{dtype}, {rows} x {columns}, p {p}".removeprefix("torch.")
-    return [
-        Compiled(
-            kernel,
-            shape,
-            {name: given[name] for name in kernel.arg_names},
-            bytes=count * rows * columns * dtype.itemsize,
-            seed=columns == 512,
-        )
-        for kernel, count in ((_forward, 2), (_backward, 3))
-    ]
-
-
-# SASRec's inner_size; a narrow and an odd one.
-COMPILED = [
-    entry
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for columns, p in ((512, 0.3), (512, 0.0), (63, 0.3), (8, 0.3))
-    for entry in _compiled(dtype, 16384, columns, p)
-]

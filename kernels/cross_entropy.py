@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .compiled import Compiled, pointer
 from .products import float32_precision, kind, operand, product
 
 
@@ -33,10 +32,20 @@ class Tiles(NamedTuple):
 
 # Programs that fill a large chip, four each on 128 multiprocessors: few tiles are cut into so many parts.
 PROGRAMS = 512
-# "ieee" is float32 without the matrix unit. Twice the tile of the other side, or 4 warps for "ieee", spill 0.1 to 17 KB
-# at 128 columns. Not yet measured.
+# "ieee" is float32 without the matrix unit. The largest tiles among those tried that neither spill nor need more shared
+# memory than there is on any architecture of the compile report: twice the tile of the other side, or 4 warps for
+# "ieee", spill 0.1 to 17 KB at 128 columns. Not yet measured.
 FORWARD = {"half": Tiles(64, 128, 128, 4, 2), "tf32": Tiles(64, 64, 128, 4, 2), "ieee": Tiles(64, 64, 32, 8, 2)}
-BACKWARD = {"half": Tiles(64, 32, 128, 4, 2), "tf32": Tiles(64, 32, 128, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
+# Above 128 columns the same tiles need up to 256 KB, and "ieee" spills 0.6 KB.
+WIDE_FORWARD = {"half": Tiles(64, 64, 128, 4, 2), "tf32": Tiles(64, 32, 64, 4, 2), "ieee": Tiles(64, 32, 32, 8, 2)}
+# Larger ones spill 8 to 560 bytes somewhere, with a bias and a softcap or with more than 128 columns. float16, whose
+# slopes are multiplied as tf32, spills with two stages on sm_100.
+BACKWARD = {
+    "half": Tiles(64, 32, 128, 4, 2),
+    "float16": Tiles(64, 32, 128, 4, 1),
+    "tf32": Tiles(32, 32, 64, 4, 2),
+    "ieee": Tiles(32, 16, 32, 4, 2),
+}
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {
     "half": (Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 128, 8, 2), Tiles(64, 32, 64, 4, 3)),
@@ -197,6 +206,14 @@ def _forward(chosen: Tiles, width: int) -> dict[str, int]:
     return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
 
 
+def _forward_tiles(way: str, width: int) -> Tiles:
+    return FORWARD[way] if width <= 128 else WIDE_FORWARD[way]
+
+
+def _backward_tiles(way: str, dtype: torch.dtype) -> Tiles:
+    return BACKWARD["float16" if dtype == torch.float16 else way]
+
+
 def _backward(chosen: Tiles, width: int) -> dict[str, int]:
     columns = max(16, triton.next_power_of_2(width))
     step = min(chosen.step, columns)
@@ -230,7 +247,7 @@ def linear_cross_entropy(
         )
 
     way = kind(x)
-    tuning.run(("cross_entropy forward", way, width), FORWARD[way], CANDIDATES[way], launch)
+    tuning.run(("cross_entropy forward", way, width), _forward_tiles(way, width), CANDIDATES[way], launch)
     return losses, lses
 
 
@@ -240,6 +257,7 @@ def linear_cross_entropy_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, table, targets, shift = _operands(h, weight, targets, bias, bfloat16)
     lse = lse.contiguous()
+    grad = grad if grad.stride(0) <= 1 else grad.contiguous()  # the kernel's row times stride has 32 bits
     width, n_items = x.shape[1], table.shape[0]
     way = kind(x)
 
@@ -265,8 +283,8 @@ def linear_cross_entropy_backward(
         return total.sum(0).to(dtype), bias_total.sum(0).to(bias_dtype)
 
     def tuned(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-        key = (f"cross_entropy gradient of {name}", way, width)
-        return tuning.run(key, BACKWARD[way], CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
+        key, default = (f"cross_entropy gradient of {name}", x.dtype, way, width), _backward_tiles(way, x.dtype)
+        return tuning.run(key, default, CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
 
     dh, _ = tuned("h", x, table, h.dtype, False)
     dweight, dbias = tuned("weight", table, x, weight.dtype, True)
@@ -284,49 +302,3 @@ def summed_linear_cross_entropy(
         grad, h, weight, targets, lse, bias, ignore_index, softcap, bfloat16
     )  # fmt: skip
     return losses.sum(), *gradients
-
-
-def _compiled(dtype: torch.dtype, way: str, rows: int, items: int, width: int, more: bool) -> list[Compiled]:
-    """Every kernel; with ``more``, a bias and a softcap."""
-    arguments: dict[str, Any] = dict.fromkeys(("h", "weight", "bias", "a", "b"), pointer(dtype))
-    names = ("largest", "sums", "hits", "losses", "lses", "grad", "d_a", "d_bias")
-    arguments |= {**dict.fromkeys(names, pointer(torch.float32)), "targets": pointer(torch.int64)}
-    arguments |= {"n_rows": rows, "n_items": items, "width": width, "part": 512, "parts": 8, "stride": 0}
-    arguments |= {"ignore_index": -100, "softcap": 4.0 if more else 1.0, "BIAS": more, "SOFTCAP": more}
-    arguments["PRECISION"] = "tf32" if way == "tf32" else "ieee"
-    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
-    forward, backward = _forward(FORWARD[way], width), _backward(BACKWARD[way], width)
-    both, product = (rows + items) * width * dtype.itemsize, 2 * rows * items * width
-    name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
-    sizes = f"{rows} x {items}, width {width}{', bias, softcap' if more else ''}"
-    given = {"ITEMS": False, "a_rows": rows, "b_rows": items}, {"ITEMS": True, "a_rows": items, "b_rows": rows}
-    launches: list[tuple[Any, str, dict[str, Any], int, int]] = [
-        (_losses, "", forward, both, product),
-        (_gradient, ", of h", {**backward, **given[0]}, both + rows * width * dtype.itemsize, 2 * product),
-        (_gradient, ", of weight", {**backward, **given[1]}, both + items * width * dtype.itemsize, 2 * product),
-    ]
-    if width == 128 and not more:
-        launches += [(_combine, "", {"ROWS": COMBINED_ROWS, "num_warps": 4}, 4 * rows * (3 * 8 + 4), 0)]
-    return [
-        Compiled(
-            kernel,
-            f"{name}, {sizes}{side}",
-            {argument: {**arguments, **constants}[argument] for argument in kernel.arg_names},
-            bytes=moved,
-            flops=flops,
-            num_warps=constants["num_warps"],
-            num_stages=constants.get("num_stages"),
-            matrix=matrix if flops else None,
-            seed=width == 128 and not more,
-        )
-        for kernel, side, constants, moved, flops in launches
-    ]
-
-
-_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
-COMPILED = [
-    entry
-    for dtype, way in _KINDS
-    for width, more in ((128, False), (128, True), (64, False), (256, False))
-    for entry in _compiled(dtype, way, 2048, 3417, width, more)
-]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox, tuning
-from .compiled import Compiled, pointer
+from .rows import refuse_float64
 
 
 @triton.jit
@@ -40,7 +40,8 @@ def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
-    source = x.contiguous()
+    refuse_float64(x, "x")
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     if y.numel() == 0:
@@ -53,24 +54,3 @@ def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
 
     tuning.run(("dropout", columns, x.dtype), TILE, TILES, launch)
     return y
-
-
-def _compiled(dtype: torch.dtype, rows: int, columns: int) -> Compiled:
-    height, width = _tile(columns)
-    ends = {"x": pointer(dtype), "y": pointer(dtype), "rng": pointer(torch.int64)}
-    numbers = {"rows": rows, "columns": columns, "threshold": threshold(0.3), "scale": 1.0 / 0.7, "site": 2}
-    return Compiled(
-        _dropout,
-        f"{dtype}, {rows} x {columns}".removeprefix("torch."),
-        {**ends, **numbers, "ROWS": height, "COLUMNS": width},
-        bytes=2 * rows * columns * dtype.itemsize,
-        seed=True,
-    )
-
-
-# The input of GRU4Rec's recurrence, and Caser's features before fc1.
-COMPILED = [
-    _compiled(dtype, 2048, columns)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for columns in (128, 416)
-]

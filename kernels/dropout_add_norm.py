@@ -8,7 +8,6 @@ the way: each program adds up its rows and writes one row of partial sums a vect
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -18,7 +17,6 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox, tuning
-from .compiled import Compiled, pointer
 from .rows import CANDIDATES, TILE, WARP, normalised_gradient, programs, refuse_float64, statistics, tile
 
 
@@ -111,7 +109,7 @@ def dropout_add_norm(
     eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(x, "x")
-    source = x.contiguous()
+    source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     y = torch.empty_like(source)
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
@@ -136,7 +134,7 @@ def dropout_add_norm_backward(
     grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
     mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    source, other = x.contiguous(), residual.contiguous()
+    source, other, rng = x.contiguous(), residual.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx, dresidual = torch.empty_like(source), torch.empty_like(other)
     none = x.new_empty(0)
@@ -158,44 +156,6 @@ def dropout_add_norm_backward(
 
     key = ("dropout_add_norm backward", columns, x.dtype, p > 0.0)
     sums = tuning.run(key, (TILE, WARP), CANDIDATES, launch)
-    return (
-        dx,
-        dresidual,
-        sums[0].to(weight.dtype),
-        sums[1].to(weight.dtype),
-        none if x_bias is None else sums[2].to(x_bias.dtype),
-    )
-
-
-def _compiled(dtype: torch.dtype, rows: int, columns: int, p: float, bias: bool) -> list[Compiled]:
-    height, width, warps = tile(columns)
-    tensors: dict[str, Any] = dict.fromkeys(
-        ("grad", "x", "residual", "weight", "bias", "y", "dx", "dresidual"), pointer(dtype)
-    )
-    tensors |= dict.fromkeys(("means", "rstds", "partial"), pointer(torch.float32))
-    tensors |= {"x_bias": pointer(dtype) if bias else None, "rng": pointer(torch.int64) if p else None}
-    numbers = {"rows": rows, "columns": columns, "tiles": 2, "eps": 1e-5, "threshold": threshold(p), "site": 2}
-    shape = {"BIAS": bias, "DROPOUT": p > 0.0, "ROWS": height, "COLUMNS": width}
-    given = {**tensors, **numbers, "scale": 1.0 / (1.0 - p), **shape}
-    name = f"{dtype}, {rows} x {columns}, p {p}{', x_bias' if bias else ''}".removeprefix("torch.")
-    return [
-        Compiled(
-            kernel,
-            name,
-            {name: given[name] for name in kernel.arg_names},
-            bytes=count * rows * columns * dtype.itemsize,
-            num_warps=warps,
-            seed=columns == 128 and bias,
-        )
-        for kernel, count in ((_forward, 3), (_backward, 5))
-    ]
-
-
-# SASRec's embedding_size; odd, narrow and wide ones.
-_SHAPES = ((128, 0.3, True), (128, 0.0, True), (64, 0.3, False), (63, 0.3, True), (8, 0.3, True), (2048, 0.3, True))
-COMPILED = [
-    entry
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for columns, p, bias in _SHAPES
-    for entry in _compiled(dtype, 16384, columns, p, bias)
-]
+    # Copies: outputs of an op share no memory.
+    dweight, dbias = (x.to(weight.dtype, copy=True) for x in sums[:2])
+    return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)

@@ -11,8 +11,6 @@ read out of bounds, and nobody waits for the device to be told.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +19,6 @@ from torch import Tensor
 from fastseq.ops.philox import threshold
 
 from . import philox, rows, tuning
-from .compiled import Compiled, pointer
 from .rows import normalised_gradient, statistics
 from .segments import segment_sum
 
@@ -163,6 +160,7 @@ def embed_sequence(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows.refuse_float64(item_weight, "item_weight")
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
+    rng = philox.adjacent(rng)
     y = torch.empty((n_rows, columns), dtype=item_weight.dtype, device=items.device)
     mean = torch.empty(0 if norm_weight is None else n_rows, dtype=torch.float32, device=items.device)
     rstd = torch.empty_like(mean)
@@ -191,12 +189,14 @@ def embed_sequence_backward(
     site: int, padding_idx: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
-    none = item_weight.new_empty(0)
+    rng = philox.adjacent(rng)
     if grad.numel() == 0:
-        empty = [none if x is None else torch.zeros_like(x) for x in (position_weight, norm_weight, norm_weight)]
+        parts = (position_weight, norm_weight, norm_weight)
+        empty = [item_weight.new_empty(0) if x is None else torch.zeros_like(x) for x in parts]
         return torch.zeros_like(item_weight, memory_format=torch.contiguous_format), *empty
     grad, offsets = grad.contiguous(), offsets.contiguous()
-    gradient, dweight, dbias, dposition = grad, none, none, none
+    gradient = grad
+    dweight, dbias, dposition = (item_weight.new_empty(0) for _ in range(3))
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
 
@@ -219,7 +219,7 @@ def embed_sequence_backward(
         key = ("embed_sequence backward", columns, grad.dtype, position_weight is None, norm_weight is None, p > 0.0)
         sums = tuning.run(key, BACKWARD, rows.CANDIDATES, launch)
         if norm_weight is not None:
-            dweight, dbias = sums.to(norm_weight.dtype)
+            dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in sums)  # outputs of an op share no memory
     if position_weight is not None:
         per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
         groups = triton.cdiv(sequences, per_group)
@@ -233,48 +233,3 @@ def embed_sequence_backward(
     padding = None if padding_idx < 0 else padding_idx
     ditem = segment_sum(items, None, gradient, padding, item_weight.shape[0], item_weight.dtype)
     return ditem, dposition, dweight, dbias
-
-
-def _compiled(dtype: torch.dtype, events: int, columns: int, position: bool, norm: bool, p: float) -> list[Compiled]:
-    height, width, forward_warps = rows.tile(columns)
-    backward_warps = rows.tile(columns, BACKWARD)[2]
-    tensors: dict[str, Any] = dict.fromkeys(("grad", "y", "item_weight"), pointer(dtype))
-    tensors |= {"position_weight": pointer(dtype) if position else None, "rng": pointer(torch.int64) if p else None}
-    tensors |= dict.fromkeys(("norm_weight", "norm_bias"), pointer(dtype) if norm else None)
-    tensors |= dict.fromkeys(("means", "rstds", "partial", "gradient"), pointer(torch.float32))
-    tensors |= {"items": pointer(torch.int64), "offsets": pointer(torch.int32)}
-    numbers = {"n_rows": events, "sequences": 128, "steps": 8, "columns": columns, "n_items": 5000, "longest": 200}
-    numbers |= {"tiles": 2, "per_group": 64, "threshold": threshold(p), "site": 2}
-    shape = {"POSITION": position, "NORM": norm, "DROPOUT": p > 0.0, "ROWS": height, "COLUMNS": width}
-    given = {**tensors, **numbers, "eps": 1e-8, "scale": 1.0 / (1.0 - p), **shape}
-    parts = "".join([", position" if position else "", ", norm" if norm else ""])
-    launches = [(_forward, 2), (_backward, 3)] if norm or p else [(_forward, 2)]
-    return [
-        Compiled(
-            kernel,
-            f"{dtype}, {events} x {columns}{parts}, p {p}".removeprefix("torch."),
-            {name: given[name] for name in kernel.arg_names},
-            bytes=count * events * columns * dtype.itemsize,
-            num_warps=forward_warps if kernel is _forward else backward_warps,
-            seed=columns == 128 and p > 0.0,
-        )
-        for kernel, count in [*launches, *([(_position_gradient, 1)] if position else [])]
-    ]
-
-
-# SASRec's; GRU4Rec's; without dropout; odd, narrow and wide ones.
-_SHAPES = (
-    (128, True, True, 0.3),
-    (128, False, False, 0.2),
-    (128, True, True, 0.0),
-    (64, False, False, 0.0),
-    (63, True, True, 0.3),
-    (8, True, True, 0.3),
-    (2048, True, True, 0.3),
-)
-COMPILED = [
-    entry
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for shape in _SHAPES
-    for entry in _compiled(dtype, 16384, *shape)
-]

@@ -16,19 +16,20 @@ over all.
 The backward pass walks from the last event to the first with the gates that the forward pass saved. It writes the
 gradient of both kinds of gates and the states before, and one matrix product makes the weight's gradient of them. No
 sum crosses programs, so results do not depend on how sequences are grouped. ``max_len`` bounds nothing up to
-``WIDEST``: lengths are read from ``offsets`` on the device. A longer sequence is therefore no error here.
+``WIDEST``: lengths are read from ``offsets`` on the device.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compiled import Compiled, pointer
+from . import tuning
 from .products import float32_precision
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
@@ -256,7 +257,7 @@ def _backward(
 
 @triton.jit
 def _step_sequences(offsets, t, sequences, ROWS: tl.constexpr):
-    sequence = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    sequence = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = sequence < sequences
     first = tl.load(offsets + sequence, mask=real, other=0)
     last = tl.load(offsets + sequence + 1, mask=real, other=0)
@@ -328,14 +329,36 @@ def _step_backward(
     tl.store(place + 2 * HIDDEN, d_s.to(kind), mask=active)
 
 
-def _launch(x: Tensor, hidden: int) -> dict[str, Any]:
-    """Constants of _forward and _backward for this type and chip."""
-    precision = float32_precision()
+class Launch(NamedTuple):
+    """Constants of _forward and _backward; the weight is resident where CHUNK is WIDTH."""
+
+    sequences: int
+    chunk: int
+    warps: int
+    stages: int
+
+
+def _launch(x: Tensor, hidden: int) -> tuple[Launch, list[Launch]]:
+    """The default for this type and chip, and what FASTSEQ_AUTOTUNE tries besides."""
     shared = 227 << 10  # the interpreter has no limit
     if x.is_cuda:
         shared = getattr(torch.cuda.get_device_properties(x.device), "shared_memory_per_block_optin", 64 << 10)
-    constants = _configuration(hidden, x.element_size(), precision, shared)
-    return {"HIDDEN": hidden, "SEQUENCES": SEQUENCES, "PRECISION": precision, **constants}
+    width, chunk, warps, stages = _configuration(hidden, x.element_size(), float32_precision(), shared).values()
+    default = Launch(SEQUENCES, chunk, warps, stages)
+    others = [default._replace(warps=other) for other in (4, 8)]
+    others += [Launch(2 * SEQUENCES, chunk, 8, stages), default._replace(chunk=min(CHUNK, width), stages=2)]
+    return default, others
+
+
+def _tune(name: str, x: Tensor, hidden: int, launch: Callable[..., None]) -> None:
+    """``launch`` gets the sequences of a program and the constants."""
+    precision = float32_precision()
+
+    def chosen(c: Launch) -> None:
+        tiles = {"WIDTH": max(16, triton.next_power_of_2(hidden)), "CHUNK": c.chunk, "SEQUENCES": c.sequences}
+        launch(c.sequences, HIDDEN=hidden, **tiles, PRECISION=precision, num_warps=c.warps, num_stages=c.stages)
+
+    tuning.run((f"gru {name}", hidden, precision, x.dtype), *_launch(x, hidden), chosen)
 
 
 def _order(offsets: Tensor) -> Tensor | None:
@@ -358,8 +381,12 @@ def gru(
     if h.numel() == 0:
         return h, saved
     if hidden <= WIDEST:
-        grid = (triton.cdiv(sequences, SEQUENCES),)
-        _forward[grid](x, weight, bias, offsets, _order(offsets), h, saved, sequences, **_launch(x, hidden))
+        tensors = (x, weight, bias, offsets, _order(offsets), h, saved)
+
+        def launch(of_program: int, **constants: Any) -> None:
+            _forward[triton.cdiv(sequences, of_program),](*tensors, sequences, **constants)
+
+        _tune("forward", x, hidden, launch)
         return h, saved
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
@@ -385,9 +412,12 @@ def gru_backward(
     d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
     d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
     if h.numel() > 0 and hidden <= WIDEST:
-        grid = (triton.cdiv(sequences, SEQUENCES),)
-        ends = (d_x, d_hidden, previous)
-        _backward[grid](grad, weight, offsets, _order(offsets), h, saved, *ends, sequences, **_launch(h, hidden))
+        tensors = (grad, weight, offsets, _order(offsets), h, saved, d_x, d_hidden, previous)
+
+        def launch(of_program: int, **constants: Any) -> None:
+            _backward[triton.cdiv(sequences, of_program),](*tensors, sequences, **constants)
+
+        _tune("backward", h, hidden, launch)
     elif h.numel() > 0:
         wide = weight.float()
         carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)
@@ -403,74 +433,3 @@ def gru_backward(
     grad_weight = torch.mm(d_hidden.to(kind).t(), previous.to(kind)).to(weight.dtype)
     grad_bias = grad_weight.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
     return d_x, grad_weight, grad_bias
-
-
-def _compiled(
-    dtype: torch.dtype, hidden: int, precision: str, bias: bool, sequences: int, length: int
-) -> list[Compiled]:
-    """Both passes, for every architecture that is given the same constants."""
-    limits = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
-    for name, shared in limits.items():
-        constants = _configuration(hidden, dtype.itemsize, precision, shared)
-        groups.setdefault(tuple(constants.items()), []).append(name)
-    events = sequences * length
-    matrix = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, {"tf32": "tf32"}.get(precision))
-    way_of_float32 = f" {precision}" if dtype == torch.float32 else ""
-    floats = pointer(dtype)
-    indices = {"offsets": pointer(torch.int32), "order": pointer(torch.int64), "sequences": sequences}
-    shared_arguments = {**indices, **dict.fromkeys(("weight", "h", "saved"), floats)}
-    # What either pass reads and writes beside them, and how many values an event that makes.
-    passes = (
-        (_forward, {"x": floats, "bias": floats if bias else None}, 8),
-        (_backward, dict.fromkeys(("grad", "d_x", "d_hidden", "previous"), floats), 13),
-    )
-    entries = []
-    for chosen, names in groups.items():
-        constants = {"HIDDEN": hidden, "SEQUENCES": SEQUENCES, "PRECISION": precision, **dict(chosen)}
-        launch = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-        way = "resident" if constants["CHUNK"] == constants["WIDTH"] else "streamed"
-        shape = f"{dtype}{way_of_float32}, {sequences} x {length}, H {hidden}, {way}".removeprefix("torch.")
-        for kernel, ends, values in passes:
-            entries.append(
-                Compiled(
-                    kernel,
-                    shape,
-                    {**shared_arguments, **ends, **constants},
-                    bytes=(events * values + 3 * hidden) * hidden * dtype.itemsize,
-                    flops=events * 6 * hidden * hidden,
-                    matrix=matrix,
-                    seed=hidden == 128,
-                    only=tuple(names),
-                    **launch,
-                )
-            )
-    return entries
-
-
-_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee"))
-_SHAPES = ((128, False, _KINDS), (100, True, _KINDS[:3]), (64, True, _KINDS[:3]), (24, False, _KINDS[:3]))
-COMPILED = [
-    entry
-    for hidden, bias, kinds in _SHAPES
-    for dtype, precision in kinds
-    for entry in _compiled(dtype, hidden, precision, bias, 48, 200)
-]
-
-
-def _compiled_steps(dtype: torch.dtype, hidden: int, sequences: int) -> list[Compiled]:
-    """One event of every sequence, above WIDEST."""
-    floats, wide = pointer(dtype), pointer(torch.float32)
-    common: dict[str, Any] = {"offsets": pointer(torch.int32), "h": floats, "saved": floats, "t": 3, "HIDDEN": hidden}
-    common |= {"sequences": sequences, "ROWS": STEP_ROWS, "COLUMNS": STEP_COLUMNS}
-    forward = {"x": floats, "a": wide, "state": wide}
-    backward = {**dict.fromkeys(("grad", "d_x", "d_hidden", "previous"), floats), "carry": wide, "d_a": wide}
-    shape = f"{dtype}, {sequences} sequences, H {hidden}".removeprefix("torch.")
-    elements = sequences * hidden
-    return [
-        Compiled(_step, shape, {**common, **forward}, bytes=elements * (5 * 4 + 8 * dtype.itemsize)),
-        Compiled(_step_backward, shape, {**common, **backward}, bytes=elements * (5 * 4 + 13 * dtype.itemsize)),
-    ]
-
-
-COMPILED += [entry for dtype in (torch.float32, torch.bfloat16) for entry in _compiled_steps(dtype, 256, 48)]

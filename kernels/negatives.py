@@ -8,8 +8,6 @@ catalogue, and has nothing to do as a rule.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,6 @@ from fastseq.ops.negatives import ATTEMPTS, WORDS_PER_NEGATIVE
 from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
 
 from . import philox, tuning
-from .compiled import Compiled, pointer
 from .lists import contains, count_at_most, highest_bit
 
 # Elements of a tile of targets and draws, and warps. The walk over the catalogue: items and draws at a time.
@@ -206,7 +203,13 @@ def sample_negatives(
     out = torch.empty(n_targets, k, dtype=torch.int64, device=users.device)
     if out.numel() == 0:
         return out
-    seen = (users.contiguous(), positives.contiguous(), seen_offsets.contiguous(), seen_items.contiguous(), rng)
+    seen = (
+        users.contiguous(),
+        positives.contiguous(),
+        seen_offsets.contiguous(),
+        seen_items.contiguous(),
+        rng.contiguous(),
+    )
     weighted = probability is not None and alias is not None
     tables = (probability.contiguous(), alias.contiguous()) if probability is not None and alias is not None else ()
     kernel = _weighted if weighted else _uniform
@@ -229,7 +232,7 @@ def sample_negatives(
 def sample_shared_negatives(
     size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
 ) -> Tensor:
-    out = torch.empty(size, dtype=torch.int64, device=rng.device)
+    out, rng = torch.empty(size, dtype=torch.int64, device=rng.device), rng.contiguous()
     if size == 0:
         return out
     weighted = probability is not None and alias is not None
@@ -238,27 +241,3 @@ def sample_shared_negatives(
         else rng, out, size, n_items, SITE_SHARED_NEGATIVES, WEIGHTED=weighted, DRAWS=TILE, num_warps=WARPS,
     )  # fmt: skip
     return out
-
-
-def _compiled(kernel: Any, name: str, constants: dict[str, Any], k: int, moved: int, warps: int) -> Compiled:
-    tensors = ("users", "positives", "seen_offsets", "seen_items", "rng", "probability", "alias", "masses", "out")
-    given: dict[str, Any] = dict.fromkeys(tensors, pointer(torch.int64))
-    given |= {"n_targets": 2048, "n_users": 6040, "n_items": 3416, "k": k, "first": 0, "size": 1024}
-    given |= {"site": SITE_SHARED_NEGATIVES, **constants}
-    arguments = {argument: given[argument] for argument in kernel.arg_names}
-    return Compiled(kernel, name, arguments, bytes=moved, num_warps=warps, seed=k <= 2 and kernel is _uniform)
-
-
-# The seeds' one and two negatives, 64, and shared ones. Bytes: ids in and out; the lists are what the data has.
-COMPILED = [
-    *(
-        _compiled(kernel, f"2048 x {k}", _tile(k, TILE, least), k, 8 * 2048 * (k + 2), WARPS)
-        for kernel, least in ((_uniform, 4), (_weighted, 1))
-        for k in (1, 2, 64)
-    ),
-    _compiled(_complement, "2048 x 64", {"ITEMS": WALK_ITEMS, "DRAWS": WALK_DRAWS}, 64, 8 * 2048 * 64, 1),
-    *(
-        _compiled(_shared, f"1024, {name}", {"WEIGHTED": name == "weighted", "DRAWS": TILE}, 1024, 8 * 1024, WARPS)
-        for name in ("uniform", "weighted")
-    ),
-]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -21,3 +22,8 @@ def words(rng, row, block, site, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     zero = tl.zeros((ROWS, BLOCKS), tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, zero + block.to(tl.uint32), zero + row.to(tl.uint32), zero + step, zero + site)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+
+
+def adjacent(rng: Tensor | None) -> Tensor | None:
+    """``rng`` as ``words`` reads it: the step beside the seed."""
+    return None if rng is None else rng.contiguous()

@@ -10,6 +10,8 @@ from torch import Tensor
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
 CANDIDATES = ((512, 128), (1024, 128), (2048, 256), (2048, 512))  # for FASTSEQ_AUTOTUNE
+# Columns of a row at most: 64 values a thread with 16 warps.
+WIDEST = 32768
 # Rows of a tile at most: more, of a narrow width, are more statistics and positions than a thread has registers for.
 MOST_ROWS = 16
 # Rows of partial sums of the gradients of vectors: enough programs to fill the largest chip, few enough that the sum
@@ -46,7 +48,13 @@ def refuse_float64(x: Tensor, name: str) -> None:
 
 
 def tile(columns: int, chosen: tuple[int, int] = (TILE, WARP)) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements and those a warp."""
+    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements and those a warp.
+
+    Raises:
+        ValueError: if a row is wider than ``WIDEST``.
+    """
+    if columns > WIDEST:
+        raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
     elements, per_warp = chosen
     width = max(4, triton.next_power_of_2(columns))
     height = min(MOST_ROWS, max(1, elements // width))

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .compiled import Compiled, pointer
+from .rows import WIDEST
 from .segments import segment_sum
 
 # Elements of the tile of gathered rows [COUNT, WIDTH], 16 a thread: one warp a row of h up to that width. (32 spill a
@@ -186,6 +186,8 @@ def sampled_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if h.dtype == torch.float64:
         raise ValueError("h is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    if h.shape[1] > WIDEST:
+        raise ValueError(f"h has {h.shape[1]} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
     (n_rows, width), count, shared = h.shape, negatives.shape[-1], negatives.dim() == 1
     losses = torch.empty(n_rows, dtype=torch.float32, device=h.device)
     d_h = torch.empty(n_rows, width, dtype=torch.float32, device=h.device)
@@ -246,51 +248,3 @@ def sampled_loss_backward(
             ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
         )  # fmt: skip
     return grad_h, segment_sum(ids, coefficients, h, padding_idx, n_items, kind)
-
-
-def _compiled(dtype: torch.dtype, loss: str, rows: int, width: int, count: int, shared: bool) -> list[Compiled]:
-    """The forward and, for negatives of each target, the backward's element-wise kernel."""
-    floats: dict[str, Any] = dict.fromkeys(("h", "table", "grad_h"), pointer(dtype))
-    floats |= dict.fromkeys(("losses", "d_h", "d_scores", "grad", "coefficients"), pointer(torch.float32))
-    floats["log_q"] = pointer(torch.float32 if loss == "sampled_softmax" else dtype)
-    ids = {**dict.fromkeys(("targets", "negatives"), pointer(torch.int64)), "ids": pointer(torch.int32)}
-    numbers = {"beta": 1.0, "count": count, "width": width, "n_items": 3417, "n_rows": rows, "stride": 1}
-    launch = _launch(shared, width, count, (SHARED_TILE, SHARED_WARPS) if shared else TILE)
-    height, columns = _scale_tile(width, count)
-    scores = rows * (1 + count)
-    gathered = (0 if shared else scores) * width * dtype.itemsize
-    name = f"{dtype} {loss}, {rows} x {width}, {count} {'shared' if shared else 'each'}".removeprefix("torch.")
-    kernels = [(_sampled_loss, {"LOSS": loss, "SHARED": shared, **launch}, gathered + 8 * scores + 4 * rows * width)]
-    if not shared:
-        scaled = {"ROWS": height, "COLUMNS": columns, "num_warps": SCALE_WARPS}
-        kernels += [(_scale, scaled, 20 * scores + rows * width * (4 + dtype.itemsize))]
-    return [
-        Compiled(
-            kernel,
-            name,
-            {argument: {**floats, **ids, **numbers, **constants}[argument] for argument in kernel.arg_names},
-            bytes=moved,
-            num_warps=constants["num_warps"],
-            seed=loss == "bpr" and width == 128,
-        )
-        for kernel, constants, moved in kernels
-    ]
-
-
-# The seeds' losses (one and two negatives); every other loss; odd, narrow and wide rows.
-_SHAPES = (
-    ("bpr", 128, 1, False),
-    ("bpr", 128, 2, False),
-    ("bce", 128, 64, False),
-    ("sampled_softmax", 128, 64, False),
-    ("bpr", 63, 3, False),
-    ("bce", 512, 3, False),
-    ("bpr", 64, 256, True),
-    ("sampled_softmax", 64, 1024, True),
-)
-COMPILED = [
-    entry
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for loss, width, count, shared in _SHAPES
-    for entry in _compiled(dtype, loss, 2048, width, count, shared)
-]

@@ -11,7 +11,6 @@ last. The order of the tiles does not show in the result.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -19,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .compiled import Compiled, pointer
 from .lists import contains, highest_bit
 from .products import float32_precision, kind, operand, product
 
@@ -28,8 +26,11 @@ from .products import float32_precision, kind, operand, product
 # warps for the longer lists spill up to 0.3 KB, and 4 warps of "ieee" for the shorter ones 48 bytes. Not yet measured.
 USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
+MERGE_WARPS = 8  # 4 spill 16 bytes of half types on sm_100
 # What FASTSEQ_AUTOTUNE tries besides.
 CANDIDATES = {"half": ((64, 4), (64, 8), (128, 8)), "tf32": ((64, 4), (32, 8)), "ieee": ((16, 4), (16, 8), (32, 4))}
+# The next step's columns are fetched ahead, but on AMD's chips, whose 64 KB they would not leave room in.
+STAGES = 1 if torch.version.hip else 2
 # Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
 PROGRAMS, MOST_PARTS = 512, 32
 
@@ -143,53 +144,12 @@ def topk(
             x, table, x if bias is None else bias.contiguous(), starts, entries, bounds, lists, n_users, n_items,
             width, part, entries.shape[0], min(size, k - first), BIAS=bias is not None, SEEN=seen, BOUNDED=first > 0,
             USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
-            PRECISION=float32_precision(), num_warps=warps, num_stages=2,
+            PRECISION=float32_precision(), num_warps=warps, num_stages=STAGES,
         )  # fmt: skip
 
-    warps = LAUNCHES[way][size > 64][1]
     for first in range(0, k, size):
         key, launch = ("topk", way, width, size, first > 0), partial(scan, first)
         tuning.run(key, LAUNCHES[way][size > 64], CANDIDATES[way], lambda chosen, launch=launch: launch(*chosen))
-        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=warps)
+        merged = {"USERS": USERS, "SIZE": size, "num_warps": MERGE_WARPS}
+        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, **merged)
     return scores, ids
-
-
-def _compiled(dtype: torch.dtype, way: str, users: int, items: int, width: int, size: int) -> list[Compiled]:
-    """The search with seen items and, where a first pass may not be the last, with a bound; and the merge."""
-    step, warps = LAUNCHES[way][size > 64]
-    columns = max(16, triton.next_power_of_2(width))
-    arguments: dict[str, Any] = dict.fromkeys(("h", "weight", "bias", "scores"), pointer(dtype))
-    arguments |= dict.fromkeys(("seen_offsets", "bounds", "lists", "ids"), pointer(torch.int64))
-    arguments |= {"entries": pointer(torch.int32), "n_users": users, "n_items": items, "width": width, "part": 256}
-    arguments |= {"n_entries": 160 * users, "k": 10, "parts": 32, "first": 0, "BIAS": False, "SEEN": True}
-    arguments |= {"BOUNDED": size == SIZES[-1], "USERS": USERS, "SIZE": size, "WIDTH": columns}
-    arguments |= {"STEP": min(columns, step), "PRECISION": "tf32" if way == "tf32" else "ieee"}
-    matrix = {"ieee": None, "tf32": "tf32", "half": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)}[way]
-    name = f"{dtype} {way if dtype == torch.float32 else ''}".strip().removeprefix("torch.")
-    launches: list[tuple[Any, int, int, int | None]] = [
-        (_scan, (users + items) * width * dtype.itemsize, 2 * users * items * width, 2),
-        (_merge, 8 * users * size * 32, 0, None),
-    ]
-    return [
-        Compiled(
-            kernel,
-            f"{name}, {users} users, {items} x {width}, best {size}",
-            {argument: arguments[argument] for argument in kernel.arg_names},
-            bytes=moved,
-            flops=flops,
-            num_warps=warps,
-            num_stages=stages,
-            matrix=matrix if flops else None,
-            seed=width == 128 and size == SIZES[0],
-        )
-        for kernel, moved, flops, stages in launches
-    ]
-
-
-_KINDS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "half"), (torch.float16, "half"))
-COMPILED = [
-    entry
-    for dtype, way in _KINDS
-    for width, size in ((128, 64), (128, 128), (63, 64))
-    for entry in _compiled(dtype, way, 256, 3416, width, size)
-]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,24 @@ from tests.ops.backends import needs_triton
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "compile_report.py"
 FAULTS = """
-import json, sys
+import dataclasses, json, sys
 sys.path.insert(0, "benchmarks")
 import compile_report as c
 row = {"architecture": "sm_80", "spilled_bytes": 0, "shared_bytes": 163 << 10, "expected": None, "matrix": []}
 changes = [{}, {"spilled_bytes": 4}, {"shared_bytes": (163 << 10) + 1}, {"expected": "tf32"},
            {"expected": "tf32", "matrix": ["mma"]}, {"error": "CompilationError: at 1:1"}]
-print(json.dumps([c.faults({**row, **change}) for change in changes]))
+from fastseq.kernels.compiled import distinct
+lists = {}
+for file, _, entry in c.entries():
+    lists.setdefault(file, []).append(entry)
+twice = [file for file in ("attention", "caser_windows", "gru") if len(distinct(lists[file])) != len(lists[file])]
+one = lists["dropout"][0]
+odd = dataclasses.replace(one, arguments={**one.arguments, "columns": 63})
+two = [one, dataclasses.replace(one, shape="other"), odd]
+launches = {f"| {file} `{entry.kernel.__name__}` | {entry.shape} |" for file, _, entry in c.entries()}
+table = open("docs/kernels_compiled.md").read()
+absent = [launch for launch in launches if launch not in table] + [table.count("\\n| ") - 2 - len(launches)]
+print(json.dumps([*(c.faults({**row, **change}) for change in changes), twice, len(distinct(two)), absent]))
 """
 
 
@@ -33,13 +45,13 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @needs_triton
 def test_every_entry_names_its_kernels_arguments() -> None:
-    import fastseq.kernels
+    import fastseq.kernels.compiled
 
-    folder = Path(fastseq.kernels.__path__[0])
+    folder = Path(fastseq.kernels.compiled.__path__[0])
     seeds: dict[str, int] = {}
-    for path in sorted(folder.glob("*.py")):
-        module = importlib.import_module(f"fastseq.kernels.{path.stem}")
-        for entry in getattr(module, "COMPILED", []):
+    for path in sorted(set(folder.glob("*.py")) - {folder / "__init__.py"}):
+        module = importlib.import_module(f"fastseq.kernels.compiled.{path.stem}")
+        for entry in module.COMPILED:
             name = f"{path.stem}.{entry.kernel.__name__}, {entry.shape}"
             assert set(entry.arguments) == set(entry.kernel.arg_names), name
             assert entry.bytes > 0 and entry.flops >= 0, name
@@ -50,10 +62,29 @@ def test_every_entry_names_its_kernels_arguments() -> None:
 
 
 @needs_triton
+def test_every_kernel_that_is_launched_is_listed() -> None:
+    import fastseq.kernels.compiled
+
+    folder = Path(fastseq.kernels.__path__[0])
+    listed = set()
+    for path in set((folder / "compiled").glob("*.py")) - {folder / "compiled" / "__init__.py"}:
+        listed |= {
+            entry.kernel.fn for entry in importlib.import_module(f"fastseq.kernels.compiled.{path.stem}").COMPILED
+        }
+    for path in folder.glob("*.py"):
+        module = importlib.import_module(f"fastseq.kernels.{path.stem}")
+        for name in set(re.findall(r"\b(_\w+)\[", path.read_text())):
+            kernel = getattr(module, name, None)
+            assert not hasattr(kernel, "arg_names") or kernel.fn in listed, f"{path.stem}.{name}"
+
+
+@needs_triton
 def test_faults() -> None:
     result = python("-c", FAULTS)
     assert result.returncode == 0, result.stderr
-    none, spill, shared, missing, found, error = json.loads(result.stdout)
+    none, spill, shared, missing, found, error, twice, kept, absent = json.loads(result.stdout)
+    assert twice == [] and kept == 2, "launches with the same code, or taken for such"
+    assert absent == [0], "docs/kernels_compiled.md is not of these launches: write it again (docs/kernels.md)"
     assert none == found == []
     assert spill == ["spills 4 bytes"] and shared == ["shared memory over the limit of 163 KB"]
     assert missing == ["no matrix instruction, expected tf32"] and error == ["CompilationError: at 1:1"]
@@ -73,5 +104,8 @@ def test_report(tmp_path: Path) -> None:
         assert row["kernel"] == "_dropout" and row["registers"] > 0 and row["faults"] == []
         assert row["roof_us"] == pytest.approx(1e6 * row["bytes"] / 3.35e12)
     assert json.loads(python(*arguments, "--json").stdout) == rows
+    text = python(*arguments, "--markdown").stdout
+    assert "H100 (sm_90)" in text and text.count("| dropout `_dropout` | float32, 2048 x 128 | ") == 1
+    assert text.count("\n| dropout") == len(rows) and "no row spills" in text
     table = python(*arguments).stdout.splitlines()
     assert len(table) == 1 + len(rows) and all(line.endswith("ok") for line in table[1:])

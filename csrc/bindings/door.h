@@ -58,7 +58,8 @@ inline std::string described(py::handle given) {
     return text;
 }
 
-// How one argument is described, and loaded from what was given. `output`: the function writes to it.
+// How one argument is described, and loaded from what was given. `output`: the function writes to it; `also`: what else
+// a message calls expected.
 template <typename T>
 struct Argument {  // numbers, flags, texts
     static std::string expected() {
@@ -69,11 +70,11 @@ struct Argument {  // numbers, flags, texts
         else if constexpr (std::is_floating_point_v<T>) return "a number";
         else return "a str";
     }
-    static T load(py::handle given, const char* name, bool) {
+    static T load(py::handle given, const char* name, bool, const char* also = "") {
         py::detail::make_caster<T> caster;
         if (caster.load(given, std::is_floating_point_v<T>)) return py::detail::cast_op<T>(std::move(caster));
         PyErr_Clear();
-        const std::string message = std::string(name) + " is " + described(given) + ", expected " + expected();
+        const std::string message = std::string(name) + " is " + described(given) + ", expected " + expected() + also;
         if (std::is_integral_v<T> && PyLong_Check(given.ptr())) throw py::value_error(message);
         throw py::type_error(message);
     }
@@ -98,10 +99,11 @@ struct Argument<py::array_t<T, flags>> {
     static std::string expected() { return (contiguous ? "a C-contiguous " : "a ") + type() + " array"; }
     static bool has_type(py::handle given) { return StridedArray<T>::check_(given); }
 
-    static py::array_t<T, flags> load(py::handle given, const char* name, bool output) {
+    static py::array_t<T, flags> load(py::handle given, const char* name, bool output, const char* also = "") {
         const int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | (contiguous ? py::array::c_style : 0);
         if (!has_type(given) || (py::reinterpret_borrow<py::array>(given).flags() & wanted) != wanted)
-            throw py::type_error(std::string(name) + " is " + described(given) + ", expected " + expected());
+            throw py::type_error(std::string(name) + " is " + described(given) + ", expected " + expected() +
+                                 also);
         auto array = py::reinterpret_borrow<py::array_t<T, flags>>(given);
         if (output && !array.writeable())
             throw py::value_error(std::string(name) + " is read-only, expected an array to write to");
@@ -116,7 +118,7 @@ struct Argument<std::optional<T>> {
     static bool has_type(py::handle given) { return given.is_none() || Argument<T>::has_type(given); }
     static std::optional<T> load(py::handle given, const char* name, bool output) {
         if (given.is_none()) return std::nullopt;
-        return Argument<T>::load(given, name, output);
+        return Argument<T>::load(given, name, output, " or None");
     }
 };
 

@@ -22,17 +22,17 @@ void check_ids(const int64_t* ids, int64_t rows, int64_t columns, int64_t items,
     }
 }
 
-SampledLoss kind_of(const std::string& name) {
-    if (name == "bpr") return SampledLoss::bpr;
-    if (name == "bce" || name == "gbce") return SampledLoss::bce;
-    if (name == "sampled_softmax") return SampledLoss::sampled_softmax;
-    throw py::value_error("name is '" + name + "', expected bpr, bce, gbce or sampled_softmax");
+SampledLoss kind_of(const std::string& loss) {
+    if (loss == "bpr") return SampledLoss::bpr;
+    if (loss == "bce" || loss == "gbce") return SampledLoss::bce;
+    if (loss == "sampled_softmax") return SampledLoss::sampled_softmax;
+    throw py::value_error("loss is '" + loss + "', expected bpr, bce, gbce or sampled_softmax");
 }
 
 template <typename T, typename Kernel>
 void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
-             const Array<int64_t>& negatives, const std::string& name, const OptionalArray<T>& log_q,
-             double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
+             const Array<int64_t>& negatives, const std::string& loss, const OptionalArray<T>& log_q,
+             double beta, Array<T>& losses, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
     LossInputs<T> in;
     check_shape(h, "h", {-1, -1});
     in.rows = h.shape(0), in.width = h.shape(1);
@@ -41,13 +41,13 @@ void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, cons
     in.shared = negatives.ndim() == 1;
     if (!in.shared) check_shape(negatives, "negatives", {in.rows, -1});
     in.count = negatives.shape(in.shared ? 0 : 1);
-    check_shape(loss, "loss", {in.rows});
+    check_shape(losses, "losses", {in.rows});
     check_shape(grad_h, "grad_h", {in.rows, in.width});
     check_shape(grad_scores, "grad_scores", {in.rows, in.count + 1});
     check_ids(targets.data(), in.rows, 1, item_weight.shape(0), "targets");
     if (in.shared) check_ids(negatives.data(), in.count, 1, item_weight.shape(0), "negatives");
     else check_ids(negatives.data(), in.rows, in.count, item_weight.shape(0), "negatives");
-    in.kind = kind_of(name);
+    in.kind = kind_of(loss);
     in.log_q = nullptr;
     if (in.kind == SampledLoss::sampled_softmax) {
         if (!log_q) throw py::value_error("log_q is None, expected an array: the loss is sampled_softmax");
@@ -55,9 +55,9 @@ void loss_of(Kernel kernel, const Array<T>& h, const Array<T>& item_weight, cons
         else check_shape(*log_q, "log_q", {in.rows, in.count});
         in.log_q = log_q->data();
     }
-    in.beta = name == "gbce" ? beta : 1.0;
+    in.beta = loss == "gbce" ? beta : 1.0;
     in.h = h.data(), in.table = item_weight.data(), in.targets = targets.data(), in.negatives = negatives.data();
-    T *out = loss.mutable_data(), *grad = grad_h.mutable_data(), *scores = grad_scores.mutable_data();
+    T *out = losses.mutable_data(), *grad = grad_h.mutable_data(), *scores = grad_scores.mutable_data();
     py::gil_scoped_release release;
     kernel(in, out, grad, scores, threads);
 }
@@ -102,9 +102,9 @@ void item_gradient(Kernel kernel, const Array<int64_t>& ids, const Array<T>& coe
 template <typename T, typename Kernel>
 auto loss_door(Kernel kernel) {
     return [kernel](const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
-                    const Array<int64_t>& negatives, const std::string& name, const OptionalArray<T>& log_q,
-                    double beta, Array<T>& loss, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
-        loss_of<T>(kernel, h, item_weight, targets, negatives, name, log_q, beta, loss, grad_h, grad_scores, threads);
+                    const Array<int64_t>& negatives, const std::string& loss, const OptionalArray<T>& log_q,
+                    double beta, Array<T>& losses, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
+        loss_of<T>(kernel, h, item_weight, targets, negatives, loss, log_q, beta, losses, grad_h, grad_scores, threads);
     };
 }
 
@@ -123,12 +123,14 @@ void bind_sampled_loss(py::module_& m) {
            [](const Array<int64_t>& ids, int64_t items, const std::string& name) {
                if (items < 0) throw py::value_error("items is " + std::to_string(items) + ", expected at least 0");
                check_shape(ids, name.c_str(), {-1});
-               check_ids(ids.data(), ids.shape(0), 1, items, name.c_str());
+               const int64_t *id = ids.data(), count = ids.shape(0);
+               py::gil_scoped_release release;
+               check_ids(id, count, 1, items, name.c_str());
            });
     define(m, "sampled_loss",
-           {"h", "item_weight", "targets", "negatives", "name", "log_q", "beta", "loss", "grad_h", "grad_scores",
+           {"h", "item_weight", "targets", "negatives", "loss", "log_q", "beta", "losses", "grad_h", "grad_scores",
             "threads"},
-           "writes loss [N], grad_h [N, d] and grad_scores [N, 1 + K]",
+           "writes losses [N], grad_h [N, d] and grad_scores [N, 1 + K]",
            loss_door<float>([](auto&&... a) { sampled_loss_f32(a...); }),
            loss_door<double>([](auto&&... a) { sampled_loss_f64(a...); }));
     define(m, "item_gradient", {"ids", "coefficients", "source", "padding_idx", "out", "threads"},

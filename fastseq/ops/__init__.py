@@ -5,6 +5,7 @@ Function and file often share a name; here the function wins: ``fastseq.ops.drop
 
 from __future__ import annotations
 
+from ._checks import check_data
 from ._dispatch import BackendError, explain, record_served, set_backend
 from .adam_rows import adam_rows
 from .attention import causal_attention, last_query_attention
@@ -28,6 +29,7 @@ __all__ = [
     "bias_gelu_dropout",
     "caser_windows",
     "causal_attention",
+    "check_data",
     "dropout",
     "dropout_add_norm",
     "embed_sequence",

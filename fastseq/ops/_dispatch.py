@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import _checks
+
 Backend = Literal["reference", "cpu", "triton"]
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "triton")
 _FOLDERS = {"reference": "fastseq.ops.reference", "cpu": "fastseq.ops.cpu", "triton": "fastseq.kernels"}
@@ -52,6 +54,7 @@ class Served:
 
 
 _files: dict[str, str] = {}  # op -> file
+_data_checks: dict[str, Callable[..., None]] = {}  # op -> check of what only its arguments' data shows
 _served: dict[tuple[str, str], Served] = {}
 _warned: set[tuple[str, str]] = set()
 _recorders: list[list[tuple[str, Backend]]] = []
@@ -170,6 +173,10 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     chosen = served(op, device)
     for calls in _recorders:
         calls.append((op, chosen.backend))
+    if device != "cpu":
+        _checks.same_device(op, arguments)
+    if chosen.backend != "cpu" and op in _data_checks and _checks.wanted(device):
+        _data_checks[op](*arguments)
     return chosen.function(*arguments)
 
 
@@ -206,6 +213,7 @@ def register(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Any:
     """Defines ``fastseq::<op>`` from its schema and returns the callable overload.
 
@@ -214,9 +222,13 @@ def register(
         file: name of the file, the same in every folder, that holds the implementations.
         fake: shapes and dtypes of the outputs, on meta tensors.
         setup_context, backward: as of torch.library.register_autograd; both or neither.
+        check: raises for what only the data of the arguments shows, and is called with them where that may be looked at
+            (_checks.py). None for an op that takes no data for addresses, or what its forward op has checked.
     """
     op = schema.split("(", 1)[0]
     _files[op] = file
+    if check is not None:
+        _data_checks[op] = check
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
         LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 
 
@@ -43,11 +46,13 @@ def adam_rows(
         lazy: see above.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit, a row given twice, or a step not above ``last_step``.
-        IndexError: for a row that is out of range (on the CPU).
+        ValueError: for a shape, dtype, lr, beta or eps that does not fit, a row given twice, or a step not above
+            ``last_step``.
+        IndexError: for a row that is out of range (on the CPU, or with FASTSEQ_CHECK=1).
 
     Source: Kingma & Ba, "Adam", ICLR 2015.
     """
+    _checks.floating(weight=weight, grad=grad)
     if weight.dim() != 2 or grad.dim() != 2 or grad.shape[1] != weight.shape[1]:
         shapes = f"weight has shape {list(weight.shape)} and grad {list(grad.shape)}"
         raise ValueError(f"{shapes}, expected [V, d] and [R, d]")
@@ -58,6 +63,20 @@ def adam_rows(
     for name, value, count in (("last_step", last_step, weight.shape[0]), ("rows", rows, grad.shape[0])):
         if value.dtype != torch.int64 or value.shape != (count,):
             raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, expected torch.int64 [{count}]")
+    for name, number, below in (
+        ("lr", lr, math.inf),
+        ("eps", eps, math.inf),
+        *((f"betas[{i}]", b, 1.0) for i, b in enumerate(betas)),
+    ):
+        if not 0.0 <= number < below:
+            raise ValueError(f"{name} is {number}, expected at least 0 and below {below}")
+    for name, value in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("last_step", last_step)):
+        if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+            raise ValueError(f"{name} has elements that share memory, which cannot be updated: pass {name}.clone()")
+    if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.numel() != 1):
+        raise ValueError(
+            f"step is {step.dtype} {list(step.shape)}, expected an integer or torch.int64 with one element"
+        )
     if not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=torch.int64, device=weight.device)
     with torch.no_grad():
@@ -65,6 +84,26 @@ def adam_rows(
             weight.detach(), exp_avg, exp_avg_sq, last_step, rows, grad.detach().to(weight.dtype), step,
             lr, betas[0], betas[1], eps, lazy,
         )  # fmt: skip
+
+
+def _check_data(
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor, grad: Tensor, step: Tensor,
+    *_: float,
+) -> None:  # fmt: skip
+    count = weight.shape[0]
+    _checks.in_range("rows", rows, count, f"0 to {count - 1}", error=IndexError)
+    if rows.unique().shape[0] < rows.shape[0]:
+        seen: dict[int, int] = {}
+        for i, row in enumerate(rows.tolist()):
+            if row in seen:
+                raise ValueError(
+                    f"rows[{i}] is {row} again, as rows[{seen[row]}]: sum the gradients of equal rows first"
+                )
+            seen[row] = i
+    now = int(step)
+    if now < 1:
+        raise ValueError(f"step is {now}, expected at least 1")
+    _checks.in_range("last_step", last_step, now, f"0 to {now - 1}: step is {now}")
 
 
 def _fake(
@@ -89,4 +128,5 @@ _adam_rows = register(
     " Tensor grad, Tensor step, float lr, float beta1, float beta2, float eps, bool lazy) -> ()",
     file="adam_rows",
     fake=_fake,
+    check=_check_data,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from .philox import check_dropout
 
@@ -32,7 +33,8 @@ def causal_attention(
         q, k, v: [T, H, D], all of one floating type, 1 <= D <= 128. Rows need not be adjacent in memory: slices of
             one joint projection are read where they lie. float16 and bfloat16 are computed in float32.
         offsets: int32 [B + 1]; sequence b is rows offsets[b] ... offsets[b + 1] - 1. Starts at 0, never decreases, ends
-            at T (checked on the CPU; elsewhere a check would wait for the device). Sequences may be empty.
+            at T (checked on the CPU; elsewhere with FASTSEQ_CHECK=1, as a check waits for the device). Sequences may be
+            empty.
         max_len: at least the length of the longest sequence, known without looking at ``offsets``.
         dropout_p: probability that a softmax weight is dropped, 0 <= dropout_p < 1.
         rng: int64 [2], (seed, step); needed where dropout_p > 0.
@@ -100,6 +102,7 @@ def _checked(
 ) -> float:
     """Raises ValueError for what can be seen without reading data; returns the scale."""
     check_dropout(dropout_p, rng, site)
+    _checks.one_type(q=q, k=k, v=v)
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}, expected [rows, heads, head dim]")
     if k.shape != v.shape or q.shape[1:] != k.shape[1:]:
@@ -110,11 +113,13 @@ def _checked(
         raise ValueError(f"head dim is {width}, expected 1 to {MAX_HEAD_DIM}: use more heads")
     if not 1 <= heads <= 0xFFFF:
         raise ValueError(f"q has {heads} heads, expected 1 to {0xFFFF}")
-    if not (q.dtype == k.dtype == v.dtype) and not torch.is_autocast_enabled(q.device.type):
-        raise ValueError(f"q is {q.dtype}, k is {k.dtype}, v is {v.dtype}, expected one type")
     if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
     return 1.0 / math.sqrt(width) if scale is None else float(scale)
+
+
+def _check_data(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, *_: Any) -> None:
+    _checks.offsets_of_rows(offsets, k.shape[0], max_len)
 
 
 _Saved = tuple[Tensor, Tensor]
@@ -169,6 +174,7 @@ _causal_attention = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 _last_query_attention = register(
     f"last_query_attention{_FORWARD}",
@@ -176,6 +182,7 @@ _last_query_attention = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_last_backward,
+    check=_check_data,
 )
 _causal_attention_backward = register(f"causal_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward)
 _last_query_attention_backward = register(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from .philox import check_dropout
 
@@ -33,11 +34,12 @@ def bias_gelu_dropout(
         number of threads.
 
     Raises:
-        ValueError: if ``bias`` is not [C], ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or
-            malformed.
+        ValueError: if ``bias`` is not [C] or of another type, ``dropout_p`` or ``site`` is out of range, or ``rng`` is
+            missing or malformed.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
     """
+    _checks.one_type(x=x, bias=bias)
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(x.shape[-1:])}: one value per column of x")
     check_dropout(dropout_p, rng, site)

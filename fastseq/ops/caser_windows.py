@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 
 
@@ -46,8 +47,8 @@ def caser_windows(
         pooled value that ReLU made zero passes none.
 
     Raises:
-        ValueError: if shapes or types disagree or, on the CPU, if offsets is malformed or a stop lies outside its
-            sequence.
+        ValueError: if shapes or types disagree or, on the CPU or with FASTSEQ_CHECK=1, if offsets is malformed or a
+            stop lies outside its sequence.
 
     Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding",
     WSDM 2018, equations 3 to 7.
@@ -84,14 +85,27 @@ def _check(
         "bias_v": (bias_v, [n_v]),
         "padding_row": (padding_row, [d]),
     }
+    if offsets.numel() < 1:
+        raise ValueError("offsets is empty, expected at least the 0 it starts with")
     for name, (tensor, shape) in wanted.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {shape}")
         index = {"offsets": torch.int32, "sequences": torch.int64, "stops": torch.int64}.get(name)
         if index is not None and tensor.dtype != index:
             raise ValueError(f"{name} is {tensor.dtype}, expected {index}")
-        if index is None and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {tensor.dtype} and x is {x.dtype}, expected one type")
+    _checks.one_type(x=x, weight_h=weight_h, bias_h=bias_h, weight_v=weight_v, bias_v=bias_v, padding_row=padding_row)
+
+
+def _check_data(x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *_: Tensor) -> None:
+    _checks.offsets_of_rows(offsets, x.shape[0])
+    count = offsets.shape[0] - 1
+    _checks.in_range("sequences", sequences, count, f"0 to {count - 1}")
+    wrong = ((stops < offsets[sequences]) | (stops > offsets[sequences + 1])).nonzero()
+    if wrong.shape[0]:
+        n = int(wrong[0])
+        s = int(sequences[n])
+        found = f"stops[{n}] is {int(stops[n])}"
+        raise ValueError(f"{found}, expected a row of sequence {s}, {int(offsets[s])} to {int(offsets[s + 1])}")
 
 
 def _fake(
@@ -140,6 +154,7 @@ _caser_windows = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 
 _caser_windows_backward = register(

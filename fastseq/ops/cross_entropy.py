@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import bfloat16_products, register
 from ._total import total
 
@@ -41,10 +42,11 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: if shapes or dtypes disagree, ``reduction`` is unknown, ``softcap`` is not positive, or, on the
-            CPU, a target is out of range. On a GPU, where that would wait for the device, such a row's loss is NaN.
+            CPU or with FASTSEQ_CHECK=1, a target is out of range. On a GPU without it such a row's loss is NaN.
 
     Source: the chunked form of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025.
     """
+    _checks.one_type(h=h, weight=weight, bias=bias)
     if h.dim() != 2 or weight.dim() != 2 or weight.shape[1] != h.shape[1]:
         raise ValueError(f"h is {list(h.shape)} and weight {list(weight.shape)}, expected [N, d] and [V, d]")
     if targets.dtype != torch.int64 or targets.shape != h.shape[:1]:
@@ -63,6 +65,11 @@ def linear_cross_entropy(
     else:
         summed = total(_linear_cross_entropy(*settings)[0])
     return summed if reduction == "sum" else summed / (targets != ignore_index).sum().clamp(min=1)
+
+
+def _check_data(h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, *_: Any) -> None:
+    counted = targets.masked_fill(targets == ignore_index, 0) if weight.shape[0] else targets
+    _checks.in_range("targets", counted, weight.shape[0], f"0 <= target < {weight.shape[0]}, the rows of weight")
 
 
 def _fake(
@@ -131,6 +138,7 @@ _linear_cross_entropy = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 
 # The sum of the losses, and its gradients by h, weight and bias (empty where there is none).
@@ -140,4 +148,5 @@ _summed_linear_cross_entropy = register(
     fake=_fake_summed,
     setup_context=_setup_summed,
     backward=_summed_backward,
+    check=_check_data,
 )

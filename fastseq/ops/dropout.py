@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from .philox import check_dropout
 
@@ -24,11 +25,13 @@ def dropout(x: Tensor, p: float, rng: Tensor | None = None, site: int = 0) -> Te
         Shape and dtype of ``x``. The gradient uses the same mask, drawn again.
 
     Raises:
-        ValueError: if ``x`` is a scalar, ``p`` or ``site`` is out of range, or ``rng`` is missing or malformed.
+        ValueError: if ``x`` is a scalar or of another type, ``p`` or ``site`` is out of range, or ``rng`` is missing or
+            malformed.
 
     Source: Srivastava et al., "Dropout", JMLR 2014; the mask is fastseq's own stream.
     """
     check_dropout(p, rng, site, name="p")
+    _checks.floating(x=x)
     if x.dim() == 0:
         raise ValueError("x has no dimensions, expected [..., C]: the mask is counted by rows and columns")
     if p == 0.0:

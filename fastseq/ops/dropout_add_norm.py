@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from .philox import check_dropout
 
@@ -40,10 +41,13 @@ def dropout_add_norm(
         the vectors do not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or malformed.
+        ValueError: if a shape or type does not fit, ``eps``, ``dropout_p`` or ``site`` is out of range, or ``rng`` is
+            missing or malformed.
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016; post-norm layer of Vaswani et al., NeurIPS 2017.
     """
+    _checks.floating(x=x, residual=residual, weight=weight, bias=bias, x_bias=x_bias)
+    _checks.eps_of(eps)
     if residual.shape != x.shape:
         raise ValueError(f"residual is {list(residual.shape)}, expected the shape of x, {list(x.shape)}")
     for name, vector in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from .philox import check_dropout
 
@@ -43,15 +44,20 @@ def embed_sequence(
         [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
 
     Raises:
-        ValueError: if shapes or dtypes disagree, ``dropout_p`` or ``site`` is out of range, or ``rng`` is missing or
-            malformed; on the CPU also if an id is out of range, a sequence longer than L, or ``offsets`` malformed.
+        ValueError: if shapes or dtypes disagree, ``eps``, ``dropout_p`` or ``site`` is out of range, or ``rng`` is
+            missing or malformed; on the CPU, or with FASTSEQ_CHECK=1, also if an id is out of range, a sequence longer
+            than L, or ``offsets`` malformed.
 
     Source: the embedding of SASRec (Kang and McAuley, ICDM 2018) with the normalisation of WarpRec and RecBole.
     """
+    _checks.one_type(
+        item_weight=item_weight, position_weight=position_weight, norm_weight=norm_weight, norm_bias=norm_bias
+    )
+    _checks.eps_of(eps)
     width = item_weight.shape[1:]
     if items.dtype != torch.int64 or items.dim() != 1:
         raise ValueError(f"items is {items.dtype} {list(items.shape)}, expected torch.int64 [T]")
-    if offsets.dtype != torch.int32 or offsets.dim() != 1:
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
     if item_weight.dim() != 2:
         raise ValueError(f"item_weight is {list(item_weight.shape)}, expected [V + 1, d]")
@@ -72,6 +78,15 @@ def embed_sequence(
         items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, dropout_p, rng, site, padding
     )
     return output
+
+
+def _check_data(items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None, *_: Any) -> None:
+    n_items = item_weight.shape[0]
+    _checks.offsets_of_rows(offsets, items.shape[0])
+    _checks.in_range("items", items, n_items, f"0 <= id < {n_items}, the rows of item_weight")
+    if position_weight is not None:
+        longest = position_weight.shape[0]
+        _checks.no_longer(offsets.diff(), longest, f"events, but position_weight has {longest} rows (offsets)")
 
 
 def _fake(
@@ -138,4 +153,5 @@ _embed_sequence = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )

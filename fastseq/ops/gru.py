@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 
 
@@ -38,8 +39,8 @@ def gru(
         bias_hh.
 
     Raises:
-        ValueError: if a shape or the dtype of ``offsets`` is not as above; on the CPU also if ``offsets`` is malformed
-            or a sequence is longer than ``max_len``.
+        ValueError: if a shape or type is not as above; on the CPU, or with FASTSEQ_CHECK=1, also if ``offsets`` is
+            malformed or a sequence is longer than ``max_len``.
 
     Source: Cho et al., EMNLP 2014, with the reset gate after the product as in cuDNN and torch.nn.GRU.
     """
@@ -50,6 +51,7 @@ def gru(
 
 def check_gru(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None) -> None:
     """Raises ValueError unless the arguments of ``gru`` fit together."""
+    _checks.floating(x_gates=x_gates, weight_hh=weight_hh, bias_hh=bias_hh)
     if weight_hh.dim() != 2 or weight_hh.shape[0] != 3 * weight_hh.shape[1]:
         raise ValueError(f"weight_hh has shape {list(weight_hh.shape)}, expected [3H, H]")
     if x_gates.dim() != 2 or x_gates.shape[1] != weight_hh.shape[0]:
@@ -57,8 +59,13 @@ def check_gru(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tens
         raise ValueError(f"x_gates has shape {list(x_gates.shape)}, expected {expected}")
     if bias_hh is not None and bias_hh.shape != weight_hh.shape[:1]:
         raise ValueError(f"bias_hh has shape {list(bias_hh.shape)}, expected [{weight_hh.shape[0]}]")
-    if offsets.dim() != 1 or offsets.dtype != torch.int32:
+    if offsets.dim() != 1 or offsets.dtype != torch.int32 or offsets.shape[0] < 1:
         raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
+
+
+def check_gru_data(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int) -> None:
+    """Raises ValueError for ``offsets`` that do not cover the rows, or a sequence longer than ``max_len``."""
+    _checks.offsets_of_rows(offsets, x_gates.shape[0], max_len)
 
 
 def _fake(
@@ -108,6 +115,7 @@ _gru = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=check_gru_data,
 )
 _gru_backward = register(
     "gru_backward(Tensor grad, Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, Tensor h,"

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
-from .gru import check_gru
-from .sampled_loss import check_sampled_loss, reduce
+from .gru import check_gru, check_gru_data
+from .sampled_loss import check_sampled_data, check_sampled_loss, reduce
 
 
 def gru_sampled_loss(
@@ -57,6 +58,7 @@ def gru_sampled_loss(
     Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016.
     """
     check_gru(x_gates, weight_hh, offsets, bias_hh)
+    _checks.floating(x_gates=x_gates, dense_weight=dense_weight, dense_bias=dense_bias)
     hidden = weight_hh.shape[1]
     if dense_weight.dim() != 2 or dense_weight.shape[1] != hidden:
         raise ValueError(f"dense_weight has shape {list(dense_weight.shape)}, expected [d, {hidden}]")
@@ -84,6 +86,25 @@ def check_rows(rows: Tensor | None, events: int) -> None:
     wrong = None if rows is None else rows[(rows < 0) | (rows >= events)]
     if wrong is not None and wrong.numel():
         raise IndexError(f"rows holds {int(wrong[0])}, expected 0 <= row < {events}, the number of events")
+
+
+def _check_data(
+    x_gates: Tensor,
+    weight_hh: Tensor,
+    offsets: Tensor,
+    bias_hh: Tensor | None,
+    max_len: int,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    rows: Tensor | None,
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    *_: Any,
+) -> None:
+    check_gru_data(x_gates, weight_hh, offsets, bias_hh, max_len)
+    check_rows(rows, x_gates.shape[0])
+    check_sampled_data(item_weight, targets, negatives)
 
 
 def _fake(
@@ -159,6 +180,7 @@ _gru_sampled_loss = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 _gru_sampled_loss_backward = register(
     f"gru_sampled_loss_backward(Tensor grad, {_ARGUMENTS},"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import bfloat16_products, register
 
 
@@ -36,8 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
-        raise ValueError(f"x is {x.dtype} and weight {weight.dtype}, expected one type")
+    _checks.one_type(x=x, weight=weight, bias=bias)
     return _linear(x, weight, bias, bfloat16_products("cpu"))
 
 

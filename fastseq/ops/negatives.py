@@ -35,6 +35,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 
 ATTEMPTS = 31
@@ -100,8 +101,8 @@ def sample_negatives(
     _check_ids("seen_offsets", seen_offsets)
     _check_ids("seen_items", seen_items)
     _check_common(n_items, rng, probability, alias)
-    if k < 0 or first < 0 or threads < 0:
-        raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0")
+    if not 0 <= k < 2**31 or first < 0 or threads < 0:
+        raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0, and k below 2**31")
     return _sample_negatives(
         users, positives, seen_offsets, seen_items, k, n_items, rng, probability, alias, first, threads
     )
@@ -129,8 +130,8 @@ def sample_shared_negatives(
         ValueError: if an argument is malformed or out of range.
     """
     _check_common(n_items, rng, probability, alias)
-    if size < 0 or threads < 0:
-        raise ValueError(f"size is {size}, threads is {threads}: expected none below 0")
+    if not 0 <= size < 2**31 or threads < 0:
+        raise ValueError(f"size is {size}, threads is {threads}: expected none below 0, and size below 2**31")
     return _sample_shared_negatives(size, n_items, rng, probability, alias, threads)
 
 
@@ -140,6 +141,43 @@ def nothing_left(target: int, user: int, n_items: int) -> ValueError:
         f"user {user} (target {target}) has seen every one of the {n_items} items that could be drawn as a negative: "
         "leave this user out, draw shared negatives, or train without negatives (neg_samples: 0)"
     )
+
+
+def _check_data(
+    users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
+    probability: Tensor | None, alias: Tensor | None, *_: int,
+) -> None:  # fmt: skip
+    n_users, entries = seen_offsets.shape[0] - 1, seen_items.shape[0]
+    _checks.in_range("users", users, n_users, f"0 <= value < {n_users}")
+    _checks.in_range("positives", positives, n_items, f"0 <= value < {n_items}")
+    ends = seen_offsets[:-1], seen_offsets[1:]
+    wrong = ((ends[0] < 0) | (ends[0] > ends[1]) | (ends[1] > entries)).nonzero()
+    if wrong.shape[0]:
+        u = int(wrong[0])
+        found = f"seen_offsets of user {u} are {int(seen_offsets[u])}, {int(seen_offsets[u + 1])}"
+        raise ValueError(f"{found}, expected 0 <= begin <= end <= {entries}")
+    _checks.in_range("seen_items", seen_items, n_items, f"0 <= value < {n_items}")
+    falls = seen_items.diff() <= 0
+    edges = seen_offsets[(seen_offsets > 0) & (seen_offsets < entries)]
+    falls[edges - 1] = False  # from one user's list to the next one's
+    if (places := falls.nonzero()).shape[0]:
+        i = int(places[0]) + 1
+        user = int(torch.searchsorted(seen_offsets, i, right=True)) - 1
+        found = f"seen_items[{i}] is {int(seen_items[i])} after {int(seen_items[i - 1])}"
+        raise ValueError(f"{found}: those of user {user} must be strictly ascending")
+    _check_table(n_items, probability, alias)
+
+
+def _check_table(n_items: int, probability: Tensor | None, alias: Tensor | None) -> None:
+    if probability is not None and alias is not None:
+        _checks.in_range("probability", probability, 2**32 + 1, "0 <= value < 4294967297")
+        _checks.in_range("alias", alias, n_items, f"0 <= value < {n_items}")
+
+
+def _check_shared_data(
+    size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
+) -> None:
+    _check_table(n_items, probability, alias)
 
 
 def _fake(
@@ -169,10 +207,12 @@ _sample_negatives = register(
     "SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, SymInt first, int threads) -> Tensor",
     file="negatives",
     fake=_fake,
+    check=_check_data,
 )
 _sample_shared_negatives = register(
     "sample_shared_negatives(SymInt size, SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, "
     "int threads) -> Tensor",
     file="negatives",
     fake=_fake_shared,
+    check=_check_shared_data,
 )

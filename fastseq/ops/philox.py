@@ -42,7 +42,14 @@ SITE_SHARED_NEGATIVES = 0x8001
 
 
 def make_rng(seed: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """The ``rng`` argument of every random op: int64 ``[seed, step]``."""
+    """The ``rng`` argument of every random op: int64 ``[seed, step]``.
+
+    Raises:
+        ValueError: if one of them does not fit into 64 bits with sign.
+    """
+    for name, value in (("seed", seed), ("step", step)):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} is {value}, expected an integer from -2**63 to 2**63 - 1")
     return torch.tensor([seed, step], dtype=torch.int64, device=device)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 from ._total import total
 
@@ -57,8 +58,8 @@ def sampled_loss(
     Raises:
         ValueError: for an unknown name, a shape that does not fit, a padding_idx that is no row, or log_q missing or
             superfluous.
-        IndexError: on the CPU, for an id outside 0 … V; names the argument, the row and the id. On a GPU, where that
-            would wait for the device, such a row's loss is NaN (with shared negatives torch's own indexing raises).
+        IndexError: on the CPU or with FASTSEQ_CHECK=1, for an id outside 0 … V; names the argument, the row and the
+            id. On a GPU without it such a row's loss is NaN (with shared negatives torch's own indexing raises).
 
     Source: BPR: Rendle et al., UAI 2009. gBCE: Petrov & Macdonald, RecSys 2023. Sampled softmax with logQ: Bengio &
     Senécal, IEEE TNN 2008.
@@ -109,6 +110,8 @@ def check_sampled_loss(
     padding_idx: int | None,
 ) -> None:
     """Raises ValueError unless the arguments of ``sampled_loss`` fit together."""
+    _checks.floating(h=h, item_weight=item_weight)
+    _checks.floating(log_q=log_q)
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
     if reduction not in REDUCTIONS:
@@ -133,6 +136,18 @@ def check_sampled_loss(
         raise ValueError("log_q is None: sampled_softmax needs the log of each negative's probability")
     elif log_q.shape != negatives.shape:
         raise ValueError(f"log_q has shape {list(log_q.shape)}, expected {list(negatives.shape)} as negatives")
+
+
+def check_sampled_data(item_weight: Tensor, targets: Tensor, negatives: Tensor) -> None:
+    """Raises IndexError for an id that is no row of ``item_weight``."""
+    items = item_weight.shape[0]
+    expected = f"an id from 0 to {items - 1}: item_weight has {items} rows"
+    _checks.in_range("targets", targets, items, expected, error=IndexError)
+    _checks.in_range("negatives", negatives, items, expected, error=IndexError)
+
+
+def _check_data(h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *_: Any) -> None:
+    check_sampled_data(item_weight, targets, negatives)
 
 
 def _fake(
@@ -188,6 +203,7 @@ _sampled_loss = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    check=_check_data,
 )
 _sampled_loss_backward = register(
     f"sampled_loss_backward(Tensor grad, {_ARGUMENTS}, Tensor d_h, Tensor d_scores)"

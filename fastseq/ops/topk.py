@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._dispatch import register
 
 
@@ -22,7 +23,7 @@ def topk(
     Args:
         h: [B, d], any floating type; float16 and bfloat16 are computed and ranked in float32.
         weight: [V, d], the type of ``h``. A padding row is an item like any other: leave it out (``weight[:-1]``).
-        k: at least 1; may exceed V.
+        k: at least 1 and below 2^31; may exceed V.
         bias: [V] or None, the type of ``h``. An item with bias −inf is never returned.
         seen_offsets, seen_items: both or neither. User b has seen seen_items[seen_offsets[b] : seen_offsets[b + 1]].
             int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
@@ -33,21 +34,19 @@ def topk(
         held for a bounded number of users at a time, never [B, V].
 
     Raises:
-        ValueError: if k < 1, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN (a diverged
-            model must not pass for a ranking). The last two read data: on the CPU they raise; on a GPU, where that
-            would wait for the device, such an id is ignored and a NaN is never returned.
+        ValueError: if k is out of range, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN
+            (a diverged model must not pass for a ranking). The last two read data: on the CPU they raise (a seen id on
+            a GPU too, with FASTSEQ_CHECK=1); on a GPU without it such an id is ignored, and a NaN is never returned.
 
     Source: partial selection by a bounded heap (Knuth, TAOCP vol. 3, 5.2.3).
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    if not 1 <= k < 2**31:
+        raise ValueError(f"k is {k}, expected 1 ... 2**31 - 1")
     if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1]:
         raise ValueError(f"h is {list(h.shape)} and weight is {list(weight.shape)}, expected [B, d] and [V, d]")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}, expected [{weight.shape[0]}]")
-    kinds = {x.dtype for x in (h, weight, bias) if x is not None}
-    if len(kinds) > 1 and not torch.is_autocast_enabled(h.device.type):
-        raise ValueError(f"h, weight and bias have types {sorted(map(str, kinds))}, expected one type")
+    _checks.one_type(h=h, weight=weight, bias=bias)
     if (seen_offsets is None) != (seen_items is None):
         raise ValueError("seen_offsets and seen_items go together: one of them is None")
     if seen_offsets is not None and seen_items is not None:
@@ -62,6 +61,23 @@ def topk(
     return result
 
 
+def _check_data(
+    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+) -> None:
+    if seen_offsets is None or seen_items is None:
+        return
+    entries, items = seen_items.shape[0], weight.shape[0]
+    first, last = int(seen_offsets[0]), int(seen_offsets[-1])
+    if first != 0 or last != entries:
+        raise ValueError(f"seen_offsets starts at {first} and ends at {last}, expected 0 and {entries}")
+    falls = (seen_offsets.diff() < 0).nonzero()
+    if falls.shape[0]:
+        i = int(falls[0]) + 1
+        found = f"seen_offsets decreases at index {i}: {int(seen_offsets[i - 1])} then {int(seen_offsets[i])}"
+        raise ValueError(f"{found}, expected ranges of {entries} seen items")
+    _checks.in_range("seen_items", seen_items, items, f"0 <= id < {items}")
+
+
 def _fake(
     h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -73,4 +89,5 @@ _topk = register(
     " -> (Tensor scores, Tensor ids)",
     file="topk",
     fake=_fake,
+    check=_check_data,
 )

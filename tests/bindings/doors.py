@@ -294,12 +294,12 @@ def sampled_loss(m: Maker) -> Call:
     name = str(m.rng.choice(["bpr", "bce", "gbce", "sampled_softmax"]))
     arguments = {
         "h": m.floats(rows, width), "item_weight": m.floats(items, width), "targets": m.integers(0, items, rows),
-        "negatives": m.integers(0, items, *shape), "name": name,
-        "log_q": m.floats(*shape) if name == "sampled_softmax" else None, "beta": 0.5, "loss": m.empty(rows),
+        "negatives": m.integers(0, items, *shape), "loss": name,
+        "log_q": m.floats(*shape) if name == "sampled_softmax" else None, "beta": 0.5, "losses": m.empty(rows),
         "grad_h": m.empty(rows, width), "grad_scores": m.zeros(rows, count + 1), **THREADS,
     }  # fmt: skip
     ids = {"targets": (0, items), "negatives": (0, items)}
-    return Call(arguments, {"loss", "grad_h", "grad_scores"}, ids=ids)
+    return Call(arguments, {"losses", "grad_h", "grad_scores"}, ids=ids)
 
 
 def item_gradient(m: Maker) -> Call:

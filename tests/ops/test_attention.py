@@ -123,7 +123,7 @@ def test_triton_one_tile(
     lengths: list[int], dropout_p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
 ) -> None:
     """Whole sequences in a tile of 16, 32, 64 or 128."""
-    kernels = importlib.import_module("fastseq.kernels.attention")
+    kernels = importlib.import_module("fastseq.kernels.attention_common")
     for key, config in kernels.CONFIGS.items():
         monkeypatch.setitem(kernels.CONFIGS, key, config._replace(one_tile_forward=128, one_tile_backward=128))
     check_triton(causal_attention, lengths, 24, dropout_p)
@@ -140,7 +140,7 @@ def test_triton_blocks(
     poisoned_empty: None,
 ) -> None:
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
-    kernels = importlib.import_module("fastseq.kernels.attention")
+    kernels = importlib.import_module("fastseq.kernels.attention_common")
     small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
     for key in kernels.CONFIGS:
         monkeypatch.setitem(kernels.CONFIGS, key, small)
@@ -343,7 +343,7 @@ def test_scale_is_the_inverse_root_of_the_head_dim() -> None:
         (dict(dropout_p=0.5), "rng is None"),
         (dict(site=0x8000), "site is 32768"),
         (dict(k=torch.zeros(6, 2, 16)), r"q is \[6, 2, 8\], k is \[6, 2, 16\]"),
-        (dict(q=torch.zeros(6, 2, 8).half()), "q is torch.float16, k is torch.float32"),
+        (dict(q=torch.zeros(6, 2, 8).half()), "k is torch.float32 and q is torch.float16"),
         (dict(q=torch.zeros(5, 2, 8)), "q has 5 rows and k has 6"),
         (dict(q=torch.zeros(6, 16)), r"expected \[rows, heads, head dim\]"),
     ],

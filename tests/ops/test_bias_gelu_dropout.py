@@ -166,3 +166,13 @@ def test_triton_refuses_float64() -> None:
     x = torch.ones(2, 4, dtype=torch.float64, device=device)
     with set_backend("triton"), pytest.raises(ValueError, match=r"x is torch\.float64"):
         bias_gelu_dropout(x, x[0])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradient_far_from_zero(backend: str) -> None:
+    """1 above and 0 below, however far: the density is 0 there, whatever it is multiplied by."""
+    x = torch.tensor([[-3e38, -1e30, -1e10, -50.0, 50.0, 1e10, 1e30, 3e38]], requires_grad=True)
+    with set_backend(backend):
+        bias_gelu_dropout(x, torch.zeros(8)).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.tensor([[0.0] * 4 + [1.0] * 4]), rtol=1e-6, atol=1e-30)

@@ -287,11 +287,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of tests reach across several tiles, spans, blocks of filters and runs of rows."""
-    from fastseq.kernels import caser_windows
+    from fastseq.kernels import caser_common
 
     sizes = {"ROWS": 16, "SPAN": 7, "LANES": 16, "WIDTH": 16, "HISTORIES": 4, "VERTICAL": 2, "CHUNKS": 2}
     for name, value in sizes.items():
-        monkeypatch.setattr(caser_windows, name, value)
+        monkeypatch.setattr(caser_common, name, value)
 
 
 def triton(arguments: Arguments, upstream: Tensor, position: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import pytest
@@ -182,3 +183,9 @@ def test_triton_refuses_float64() -> None:
     x = torch.ones(2, 4, dtype=torch.float64, device=device)
     with set_backend("triton"), pytest.raises(ValueError, match=r"x is torch\.float64"):
         dropout_add_norm(x, x, x[0], x[0])
+
+
+@pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
+def test_eps_out_of_range(eps: float) -> None:
+    with pytest.raises(ValueError, match=f"eps is {eps}, expected a number, at least 0"):
+        dropout_add_norm(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3), torch.ones(3), eps=eps)

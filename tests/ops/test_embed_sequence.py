@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastseq.ops import dropout, embed_sequence, make_rng, set_backend
+from fastseq.ops import check_data, dropout, embed_sequence, make_rng, set_backend
 
 from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
 
@@ -98,7 +99,7 @@ def test_triton_marks_what_it_cannot_read() -> None:
     values, _ = inputs([3, 5, 1], 8)
     values["items"] = torch.tensor([0, V + 1, 1, 2, -1, 3, 2**31, 4, 5])
     values["position_weight"] = values["position_weight"][:4].contiguous()
-    with set_backend("triton"):
+    with set_backend("triton"), check_data(False):
         y = op(0.0)(**moved(values, "triton")).cpu()
     assert y.isnan().any(1).tolist() == [False, True, False, False, True, False, True, True, False]
     assert torch.equal(y.isnan().any(1), y.isnan().all(1))
@@ -190,3 +191,9 @@ def test_triton_refuses_float64() -> None:
     values = {name: x.double() if x.is_floating_point() else x for name, x in values.items()}
     with set_backend("triton"), pytest.raises(ValueError, match=r"item_weight is torch\.float64"):
         op(0.0)(**values)
+
+
+@pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
+def test_eps_out_of_range(eps: float) -> None:
+    with pytest.raises(ValueError, match=f"eps is {eps}, expected a number, at least 0"):
+        embed_sequence(torch.tensor([0]), torch.tensor([0, 1]).int(), torch.ones(2, 3), eps=eps, padding_idx=None)

@@ -120,7 +120,7 @@ def test_errors() -> None:
         linear(torch.zeros(2, 3), torch.zeros(4, 5))
     with pytest.raises(ValueError, match=r"bias is \[2\], expected \[4\]"):
         linear(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"x is torch.float64 and weight torch.float32"):
+    with pytest.raises(ValueError, match=r"weight is torch.float32 and x is torch.float64"):
         linear(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(4, 3))
 
 

@@ -204,6 +204,12 @@ def test_cpp_checks_what_it_reads() -> None:
     bad = torch.tensor([0, 0, 9, 3])
     with pytest.raises(ValueError, match="seen_offsets of user 1 are 0, 9"):
         ops.sample_negatives(users, positives, bad, items, 2, N_ITEMS, rng)
+    for seen, message in (([], "seen_items"), ([1, 3, 2], r"seen_items\[2\] is 2 after 3: those of user 1")):
+        unsorted = torch.tensor([0, 0, 3, 3]), torch.tensor(seen or [1, 3, 3])
+        with pytest.raises(ValueError, match=message):
+            ops.sample_negatives(users, positives, *unsorted, 2, N_ITEMS, rng)
+    with pytest.raises(ValueError, match=r"seen_items\[1\] is 37, expected 0 <= value < 37"):
+        ops.sample_negatives(users, positives, torch.tensor([0, 0, 3]), torch.tensor([1, 37, 2]), 2, N_ITEMS, rng)
     wrong = {**table(0.05)}
     wrong["alias"] = wrong["alias"].clone()
     wrong["alias"][4] = N_ITEMS
@@ -305,6 +311,7 @@ def test_triton_what_the_cpu_refuses(options: dict[str, Any]) -> None:
     """Nothing left to draw, no such user or positive: -1, which no row of a table has; the others are drawn."""
     offsets, items = lists([], [1], list(range(36)))
     users, positives = torch.tensor([0, 2, 1, 3, 0, -1]), torch.tensor([36, 36, 2, 1, 37, 1])
-    drawn = draw_by_triton(users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
+    with ops.check_data(False):
+        drawn = draw_by_triton(users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
     assert (drawn == -1).all(1).tolist() == [False, True, False, True, True, True]
     assert (drawn[[0, 2]] >= 0).all()

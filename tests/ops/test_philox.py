@@ -123,3 +123,9 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
     environment = os.environ | {"FASTSEQ_CPU_ISA": "avx1024"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "ValueError: FASTSEQ_CPU_ISA is 'avx1024', expected baseline, avx2 or avx512" in result.stderr
+
+
+@pytest.mark.parametrize(("seed", "step", "name"), [(2**63, 0, "seed"), (-(2**63) - 1, 0, "seed"), (0, 2**64, "step")])
+def test_rng_of_64_bits(seed: int, step: int, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is -?\d+, expected an integer from -2\*\*63"):
+        make_rng(seed, step)

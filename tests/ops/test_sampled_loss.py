@@ -346,5 +346,6 @@ def test_triton_makes_unknown_ids_nan(name: str) -> None:
     for bad in (-1, 31):
         case = inputs(4, 3, 8, 30, shared=False)
         case[name][2] = bad
-        rows, grad_h, _ = triton_loss(case, "bce")
+        with ops.check_data(False):
+            rows, grad_h, _ = triton_loss(case, "bce")
         assert rows.isnan().tolist() == grad_h.isnan().any(1).tolist() == [False, False, True, False]

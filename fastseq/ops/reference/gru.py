@@ -16,9 +16,6 @@ def gru(
     bias = None if bias_hh is None else bias_hh.to(wide)
     starts = offsets[:-1].long()
     lengths = (offsets[1:] - offsets[:-1]).long()
-    longest = int(lengths.max()) if len(lengths) else 0
-    if longest > max_len:
-        raise ValueError(f"a sequence has {longest} rows, more than max_len, {max_len}")
     state = x_gates.new_zeros(starts.shape[0], weight.shape[1], dtype=wide)
     nothing = x_gates[:0, : weight.shape[1]].to(wide)  # keeps a batch without events differentiable
     rows, states, gates = [starts[:0]], [nothing], [nothing.repeat(1, 4)]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gru_sampled_loss import check_rows
 from ._autograd import vjp
 from .gru import gru
 from .sampled_loss import loss_rows, sampled_loss
@@ -31,8 +30,6 @@ def gru_sampled_loss(
     rows: Tensor | None,
     *loss_arguments: Any,
 ) -> tuple[Tensor, ...]:
-    if x_gates.device.type == "cpu":  # elsewhere a check would wait for the device
-        check_rows(rows, x_gates.shape[0])
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     y = _project(h, dense_weight, dense_bias, rows)
     losses, d_y, d_scores = sampled_loss(y, *loss_arguments)

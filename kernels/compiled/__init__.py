@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: the entries of the list ``COMPILED`` of a kernel file (docs/kernels.md).
+"""What is compiled ahead of time: one file a kernel file, with its launches in the list ``COMPILED`` (docs/kernels.md).
 
 benchmarks/compile_report.py compiles every entry for every architecture and checks registers, spills, shared memory and
 matrix instructions. An entry is one launch, written as the wrapper makes it, with the wrapper's own constants.
@@ -6,7 +6,7 @@ matrix instructions. An entry is one launch, written as the wrapper makes it, wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +56,27 @@ _POINTERS = {
 def pointer(dtype: torch.dtype) -> str:
     """The type of a pointer to a tensor of this type, as Triton writes it."""
     return _POINTERS[dtype]
+
+
+def distinct(entries: Iterable[Compiled], sizes: frozenset[str] = frozenset()) -> list[Compiled]:
+    """The entries without those whose code another one before them has: same kernel, types, constants, warps, stages.
+
+    Args:
+        entries: those of the seed configurations first.
+        sizes: constants that are sizes of a model or batch, not of a tile: entries that differ in them alone are the
+            same launch for another shape.
+    """
+    kept: dict[tuple[object, ...], Compiled] = {}
+    entries = iter(entries)
+    for entry in entries:
+        if not hasattr(entry.kernel, "params"):  # in the interpreter, which compiles nothing
+            return [entry, *entries]
+        told: list[object] = []
+        for parameter in entry.kernel.params:
+            value = entry.arguments[parameter.name]
+            if isinstance(value, int) and not parameter.is_constexpr:  # only what the launcher would specialise
+                value = None if parameter.do_not_specialize else (value == 1, value % 16 == 0)
+            told.append(None if parameter.name in sizes or isinstance(value, float) else value)
+        key = (entry.kernel.__name__, *told, entry.num_warps, entry.num_stages, entry.matrix, entry.only)
+        kept.setdefault(key, entry)
+    return list(kept.values())

@@ -1,0 +1,135 @@
+"""What the kernels of kernels/attention.py and last_query_attention.py share: launches, rows of a head, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastseq.ops.philox import threshold
+
+from . import philox, tuning
+from .products import kind
+from .rows import refuse_float64
+
+
+class Blocks(NamedTuple):
+    """A tile of scores of the kernels that go block by block, and the warps and pipeline stages of a program."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class Config(NamedTuple):
+    """What is launched for one kind of operand: whole sequences up to a length, blocks beyond it."""
+
+    one_tile_forward: int
+    one_tile_backward: int
+    rows_per_warp: int  # of such a tile, with 8 warps at most
+    forward: Blocks
+    backward_queries: Blocks
+    backward_keys: Blocks
+
+
+# By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said with
+# dropout: large tiles and few warps among those tried that spill on none of the architectures of the compile report
+# and need at most 64 KB of shared memory. Triton multiplies float32 without matrix units by holding whole
+# operands in registers: a product over 64 columns already spills with tiles of 64 x 64, hence its small ones. Which is
+# fastest is not yet measured.
+CONFIGS = {
+    ("ieee", 32): Config(64, 64, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 1)),
+    ("ieee", 64): Config(32, 32, 8, Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    ("ieee", 128): Config(16, 16, 4, Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 4, 1)),
+    ("tf32", 32): Config(64, 64, 16, Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
+    ("tf32", 64): Config(64, 32, 4, Blocks(32, 64, 4, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    ("tf32", 128): Config(64, 32, 8, Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 1), Blocks(16, 32, 8, 1)),
+    ("half", 32): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)),
+    ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
+    ("half", 128): Config(64, 64, 4, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
+}
+# What FASTSEQ_AUTOTUNE tries besides: rows a warp of a whole sequence, and tiles of the kernels that go by blocks.
+ROWS_PER_WARP = (4, 8, 16)
+CANDIDATES = {
+    "ieee": (Blocks(32, 32, 4, 1), Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1), Blocks(64, 32, 8, 1)),
+    "tf32": (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(64, 32, 8, 2)),
+    "half": (Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)),
+}
+# Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
+LAST_KEYS = 64
+
+
+@triton.jit
+def keep_mask(rng, row, first_key, head, site, threshold, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Which softmax weights survive dropout: bool [QUERIES, KEYS]. first_key is a multiple of 4."""
+    block = first_key // 4 + tl.arange(0, KEYS // 4)[None, :]
+    return philox.words(rng, row[:, None], block, site | (head << 16), QUERIES, KEYS // 4) >= threshold
+
+
+@triton.jit
+def head_rows(x, row, valid, head, row_stride, head_stride, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of one head, zero where there are none and in columns D ... WIDTH."""
+    column = tl.arange(0, WIDTH)[None, :]
+    place = row[:, None] * row_stride + head.to(tl.int64) * head_stride + column
+    return tl.load(x + place, mask=valid[:, None] & (column < D), other=0.0)
+
+
+@triton.jit
+def store_rows(x, value, row, valid, head, heads, D: tl.constexpr, WIDTH: tl.constexpr):
+    """The converse, to a contiguous [rows, heads, D]."""
+    column = tl.arange(0, WIDTH)[None, :]
+    place = (row[:, None] * heads + head) * D + column
+    tl.store(x + place, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
+
+
+def config_of(way: str, width: int) -> tuple[Config, str]:
+    """The launches for heads of ``width`` (padded), and ``input_precision`` of their products."""
+    return CONFIGS[way, max(32, width)], "tf32" if way == "tf32" else "ieee"  # half types have one way only
+
+
+def one_tile(max_len: int, rows_per_warp: int) -> dict[str, int]:
+    """The launch of a kernel that holds whole sequences."""
+    length = max(16, triton.next_power_of_2(max_len))
+    return {"LENGTH": length, "num_warps": min(8, max(1, length // rows_per_warp)), "num_stages": 1}
+
+
+def by_blocks(blocks: Blocks) -> dict[str, int]:
+    """The launch of a kernel that goes block by block."""
+    return {"QUERIES": blocks.queries, "KEYS": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
+
+
+class Inputs:
+    """What the wrappers share: operands as they are read, and the arguments of every kernel."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, p: float, rng: Tensor | None, site: int,
+        scale: float,
+    ) -> None:  # fmt: skip
+        self.q, self.k, self.v = (head_operand(x) for x in (q, k, v))
+        self.strides = [s for x in (self.q, self.k, self.v) for s in x.stride()[:2]]
+        self.offsets, self.rng, self.max_len = offsets.contiguous(), philox.adjacent(rng), max_len
+        self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
+        self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
+        width = max(16, triton.next_power_of_2(q.shape[2]))
+        self.way = kind(self.q)
+        self.config, precision = config_of(self.way, width)
+        self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
+        self.products: dict[str, Any] = {**self.shape, "PRECISION": precision}
+
+    def tune(self, kernel: str, default: int | Blocks, launch: Callable[[Any], None]) -> None:
+        """Launches ``kernel`` with ``default``: rows a warp of one tile, or blocks; or with what tuning.py finds."""
+        candidates = CANDIDATES[self.way] if isinstance(default, Blocks) else ROWS_PER_WARP
+        tuning.run((f"attention {kernel}", self.way, *self.shape.values(), self.q.dtype), default, candidates, launch)
+
+
+def head_operand(x: Tensor) -> Tensor:
+    """With adjacent columns, where it lies if possible; no bfloat16 for the interpreter, which multiplies its bits."""
+    refuse_float64(x, "q")
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        x = x.float()
+    return x if x.stride(2) == 1 else x.contiguous()

@@ -1,0 +1,360 @@
+"""The backward pass of kernels/caser_windows.py, whose docstring says how it works."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import caser_common as common
+from .caser_common import filter_place, find, history, lanes, shape_of, window_row
+
+
+@triton.jit(do_not_specialize=["slots", "size"])
+def _by_slot(
+    grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr, HISTORIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """grad_slots: sums of grad over each slot's histories. distance: from a maximum to the stop, -1 where none is."""
+    slot = tl.program_id(0) * HISTORIES + tl.arange(0, HISTORIES)
+    width: tl.constexpr = SKIPPED + LENGTH * FILTERS
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = slot < slots
+    begin = tl.load(bounds + slot, mask=real, other=0)
+    count = tl.load(bounds + slot + 1, mask=real, other=0) - begin
+    total = tl.zeros((HISTORIES, COLUMNS), tl.float32)
+    for i in range(0, tl.max(count, 0)):
+        number = tl.load(order + begin + i, mask=i < count, other=0)
+        used = (i < count)[:, None] & (column < width)[None, :]
+        total += tl.load(grad + number[:, None] * width + column[None, :], mask=used, other=0.0).to(tl.float32)
+    inside = real[:, None] & (column < width)[None, :]
+    tl.store(grad_slots + slot.to(tl.int64)[:, None] * width + column[None, :], total, mask=inside)
+
+    # Equal histories have equal maxima: the first one's are read.
+    number = tl.load(order + begin, mask=count > 0, other=size)
+    _, _, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
+    lane = column - SKIPPED
+    place = number[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    used = (count > 0)[:, None] & (lane >= 0)[None, :] & (column < width)[None, :]
+    at = tl.load(position + place, mask=used, other=-1)
+    far = tl.where(at >= 0, tl.maximum(real_rows[:, None] - at, 0), -1)
+    place = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    tl.store(distance + place, far.to(tl.int32), mask=inside & (lane >= 0)[None, :])
+
+
+@triton.jit
+def _arrivals(
+    sums, grad_slots, distance, row, sequence, end, lane, step,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr,
+):  # fmt: skip
+    """Adds what the maxima at each row get from histories that end ``step`` rows later."""
+    slot = row + step + sequence
+    inside = ((row >= 0) & (row + step <= end))[:, None] & (lane < LENGTH * FILTERS)[None, :]
+    far = tl.load(distance + slot[:, None] * (LENGTH * FILTERS) + lane[None, :], mask=inside, other=-1)
+    place = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
+    return sums + tl.load(place, mask=inside & (far == step), other=0.0)
+
+
+@triton.jit
+def _sequence_of(offsets, row, rows, sequences, halvings):
+    """Sequence and end of each row; the nearest row's outside 0 ... rows - 1."""
+    sequence = find(offsets, tl.minimum(tl.maximum(row, 0), rows - 1).to(tl.int32), 0, sequences, halvings)
+    return sequence, tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+
+
+@triton.jit(do_not_specialize=["rows", "sequences", "halvings"])
+def _grad_x(
+    grad_slots, distance, offsets, weight_h, partial, rows, sequences, halvings,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, SKIPPED: tl.constexpr,
+    ROWS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of filters' part of the gradient of ROWS - SPAN + 1 rows: partial [blocks, rows, D]. SPAN taps at a
+    time."""
+    lane, height, most = lanes(LANES, LENGTH, FILTERS)
+    number = tl.arange(0, ROWS)
+    first = tl.program_id(0) * (ROWS - SPAN + 1)
+    column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    result = tl.zeros((ROWS, WIDTH), tl.float32)
+    for lowest in range(0, LENGTH, SPAN):  # once, unless histories are long
+        row = (first - (lowest + SPAN - 1) + number).to(tl.int64)  # where filters start
+        sequence, _, end = _sequence_of(offsets, row, rows, sequences, halvings)
+        end = tl.where(row < rows, end, -1)
+        sums = tl.zeros((ROWS, LANES), tl.float32)
+        above = tl.minimum(lowest + SPAN, most)
+        for i in range(0, tl.where(lowest < above, LENGTH - above, 0)):
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, LENGTH - i, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+        for i in range(lowest, above):
+            tap = lowest + above - 1 - i
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+            # Row first + k is met by this tap of the filter that starts tap rows earlier.
+            place = tl.minimum(number + (lowest + SPAN - 1 - tap), ROWS - 1)[:, None]
+            met = tl.gather(sums, place + tl.zeros((ROWS, LANES), tl.int32), 0).to(weight_h.dtype.element_ty)
+            inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
+            source = weight_h + filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
+            weight = tl.load(source, mask=inside, other=0.0)
+            result = tl.dot(met, weight, result, input_precision=PRECISION)
+    target = first + number
+    written = ((number < ROWS - SPAN + 1) & (target < rows))[:, None] & (column < D)[None, :]
+    place = (tl.program_id(1) * rows.to(tl.int64) + target)[:, None] * D + column[None, :]
+    tl.store(partial + place, result, mask=written)
+
+
+@triton.jit(do_not_specialize=["rows", "sequences", "halvings", "blocks"])
+def _finish_x(
+    partial, grad_slots, offsets, weight_v, grad_x, rows, sequences, halvings, blocks,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr,
+    HISTORIES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """grad_x: the parts of the blocks of filters in order, and the vertical filters of the next LENGTH histories."""
+    row = (tl.program_id(0) * HISTORIES + tl.arange(0, HISTORIES)).to(tl.int64)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    total = tl.zeros((HISTORIES, WIDTH), tl.float32)
+    for block in range(0, blocks):
+        place = (block * rows.to(tl.int64) + row)[:, None] * D + column[None, :]
+        total += tl.load(partial + place, mask=inside, other=0.0)
+    if NV > 0:
+        sequence, start, end = _sequence_of(offsets, row, rows, sequences, halvings)
+        for step in range(1, LENGTH + 1):
+            stop = row + step
+            known = stop <= end
+            place = tl.minimum(stop - start, LENGTH) - step  # of this row in that history
+            source = grad_slots + (stop + sequence)[:, None] * (NV * D + LENGTH * FILTERS) + column[None, :]
+            for v in range(0, NV):
+                weight = tl.load(weight_v + v * LENGTH + place, mask=known, other=0.0).to(tl.float32)
+                total += weight[:, None] * tl.load(source + v * D, mask=inside & known[:, None], other=0.0)
+    tl.store(grad_x + row[:, None] * D + column[None, :], total.to(grad_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "sequences", "halvings", "tiles"])
+def _grad_filters(
+    x, grad_slots, distance, offsets, partial, rows, sequences, halvings, tiles,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, SKIPPED: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Real rows' part of the gradient of weight_h, from ``tiles`` tiles of rows: partial [chunks, taps, n_h, D]."""
+    lane, height, most = lanes(LANES, LENGTH, FILTERS)
+    column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    size: tl.constexpr = LENGTH * (LENGTH + 1) // 2 * FILTERS * D
+    target = partial + tl.program_id(0).to(tl.int64) * size
+    for tile in range(0, tiles):
+        row = (tl.program_id(0) * tiles + tile).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        sequence, _, end = _sequence_of(offsets, row, rows, sequences, halvings)
+        end = tl.where(row < rows, end, -1)
+        sums = tl.zeros((ROWS, LANES), tl.float32)
+        for i in range(0, LENGTH - most):
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, LENGTH - i, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+        for i in range(0, most):
+            tap = most - 1 - i
+            sums = _arrivals(
+                sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
+            )  # fmt: skip
+            # Rows that no history met are not read: a NaN there times 0 would not be 0.
+            met = (tl.max((sums != 0).to(tl.int32), 1) > 0) & (row + tap < end)
+            known = met[:, None] & (column < D)[None, :]
+            value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
+            product = tl.dot(tl.trans(sums.to(x.dtype.element_ty)), value, input_precision=PRECISION)
+            inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
+            place = target + filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
+            before = tl.load(place, mask=inside & (tile > 0), other=0.0)
+            tl.store(place, before + product, mask=inside)
+        tl.debug_barrier()  # the next tile adds to what other threads may have written
+
+
+@triton.jit(do_not_specialize=["slots", "tiles"])
+def _distances(
+    grad_slots, distance, sums, slots, tiles,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr,
+    HISTORIES: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """sums [chunks, LENGTH + 1, lanes]: gradients of the maxima by their distance from the stop."""
+    lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    step = tl.program_id(2) * STEPS + tl.arange(0, STEPS)
+    total = tl.zeros((STEPS, LANES), tl.float32)
+    for tile in range(0, tiles):
+        slot = (tl.program_id(0) * tiles + tile).to(tl.int64) * HISTORIES + tl.arange(0, HISTORIES)
+        inside = (slot < slots)[:, None] & (lane < LENGTH * FILTERS)[None, :]
+        far = tl.load(distance + slot[:, None] * (LENGTH * FILTERS) + lane[None, :], mask=inside, other=-1)
+        place = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
+        value = tl.load(place, mask=inside, other=0.0)
+        total += tl.sum(tl.where(far[:, None, :] == step[None, :, None], value[:, None, :], 0.0), 0)
+    place = (tl.program_id(0) * (LENGTH + 1) + step)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    tl.store(sums + place, total, mask=(step <= LENGTH)[:, None] & (lane < LENGTH * FILTERS)[None, :])
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _finish_filters(
+    partial, padded, weight_h, padding_row, grad_weight, grad_padding, chunks,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Tap program_id(1) of height program_id(0) + 1. padded [LENGTH + 1, lanes]: gradients of the maxima at most so
+    many rows from the stop, whose filter meets padding from this tap on. grad_padding [taps, D]."""
+    height = tl.program_id(0) + 1
+    tap = tl.program_id(1)
+    if tap < height:
+        size: tl.constexpr = LENGTH * (LENGTH + 1) // 2 * FILTERS * D
+        index = height * (height - 1) // 2 + tap
+        column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+        padding = tl.load(padding_row + column, mask=column < D, other=0.0).to(tl.float32)
+        met = tl.zeros((WIDTH,), tl.float32)
+        for start in range(0, FILTERS, LANES):
+            filters = start + tl.arange(0, LANES)
+            inside = (filters < FILTERS)[:, None] & (column < D)[None, :]
+            place = (index * FILTERS + filters)[:, None] * D + column[None, :]
+            total = tl.zeros((LANES, WIDTH), tl.float32)
+            source = partial + place
+            for _ in range(0, chunks):
+                total += tl.load(source, mask=inside, other=0.0)
+                source += size
+            lane = (height - 1) * FILTERS + filters
+            reached = tl.load(padded + tap * (LENGTH * FILTERS) + lane, mask=filters < FILTERS, other=0.0)
+            total += reached[:, None] * padding[None, :]
+            tl.store(grad_weight + place, total.to(grad_weight.dtype.element_ty), mask=inside)
+            weight = tl.load(weight_h + place, mask=inside, other=0.0).to(tl.float32)
+            met += tl.sum(reached[:, None] * weight, 0)
+        tl.store(grad_padding + index * D + column, met, mask=column < D)
+
+
+@triton.jit(do_not_specialize=["size", "tiles"])
+def _grad_vertical(
+    grad, x, offsets, sequences, stops, weight_v, padding_row, sums, grad_padding, size, tiles,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr,
+    HISTORIES: tl.constexpr, VERTICAL: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """sums [chunks, parts of D, NV, LENGTH + 1]: gradients of weight_v and, last, bias_v. grad_padding [..., D]."""
+    filters = tl.program_id(1) * VERTICAL + tl.arange(0, VERTICAL)
+    column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    places = tl.arange(0, STEPS)
+    total = tl.zeros((VERTICAL, STEPS), tl.float32)
+    padding = tl.zeros((WIDTH,), tl.float32)
+    for tile in range(0, tiles):
+        number = (tl.program_id(0) * tiles + tile) * HISTORIES + tl.arange(0, HISTORIES)
+        inside = number < size
+        _, stop, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
+        source = grad + number.to(tl.int64) * (NV * D + LENGTH * FILTERS)
+        place = (filters * D)[None, :, None] + column[None, None, :]
+        known = inside[:, None, None] & (filters < NV)[None, :, None] & (column < D)[None, None, :]
+        slope = tl.load(source[:, None, None] + place, mask=known, other=0.0).to(tl.float32)
+        total += tl.where(places[None, :] == LENGTH, tl.sum(tl.sum(slope, 2), 0)[:, None], 0.0)
+        beyond = tl.zeros((HISTORIES, VERTICAL), tl.float32)  # weights that met padding
+        for at in range(0, LENGTH):
+            value = window_row(x, padding_row, stop, real_rows, at, column, inside, D)
+            part = tl.sum(tl.sum(slope * value[:, None, :], 2), 0)
+            total += tl.where(places[None, :] == at, part[:, None], 0.0)
+            weight = tl.load(weight_v + filters * LENGTH + at, mask=filters < NV, other=0.0).to(tl.float32)
+            beyond += tl.where((at >= real_rows)[:, None], weight[None, :], 0.0)
+        padding += tl.sum(tl.sum(beyond[:, :, None] * slope, 1), 0)
+    chunk = tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)
+    place = (chunk * NV + filters)[:, None] * (LENGTH + 1) + places[None, :]
+    tl.store(sums + place, total, mask=(filters < NV)[:, None] & (places <= LENGTH)[None, :])
+    row = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(grad_padding + row * D + column, padding, mask=column < D)
+
+
+def caser_windows_backward(
+    grad: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    sequences: Tensor,
+    stops: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_v: Tensor,
+    bias_v: Tensor,
+    padding_row: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, ...]:
+    weights = (weight_h, bias_h, weight_v, bias_v, padding_row)
+    grad, x, offsets, sequences, stops, position = (
+        a.contiguous() for a in (grad, x, offsets, sequences, stops, position)
+    )
+    weight_h, bias_h, weight_v, bias_v, padding_row = (a.contiguous() for a in weights)
+    shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
+    rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
+    if size == 0 or shape.skipped + shape.lanes == 0:
+        return tuple(torch.zeros_like(a) for a in (x, *weights))
+    slots, halvings = rows + count, (count - 1).bit_length()
+    parts = triton.cdiv(shape.d, shape.width)
+
+    def floats(*sizes: int) -> Tensor:
+        return torch.empty(*sizes, dtype=torch.float32, device=x.device)
+
+    in_order, order = torch.sort(stops + sequences, stable=True)
+    bounds = torch.searchsorted(in_order, torch.arange(slots + 1, device=x.device))
+    grad_slots = floats(slots, shape.skipped + shape.lanes)
+    distance = torch.empty(slots, shape.lanes, dtype=torch.int32, device=x.device)
+    grid = (triton.cdiv(slots, common.HISTORIES), triton.cdiv(shape.skipped + shape.lanes, 128))
+    _by_slot[grid](
+        grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size, **shape.by_slot
+    )
+
+    blocks = triton.cdiv(shape.lanes, shape.block)
+    grad_x = torch.empty_like(x)
+    partial = floats(blocks, rows, shape.d)
+    if rows > 0 and shape.d > 0:
+        if blocks > 0:
+
+            def of_x(tile: common.Tile) -> None:
+                columns = triton.cdiv(shape.d, tile.width)
+                grid = (triton.cdiv(rows, tile.rows - shape.span + 1), blocks, columns)
+                _grad_x[grid](
+                    grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x(tile)
+                )  # fmt: skip
+
+            shape.tune("gradient of x", shape.shifted, of_x)
+        grid = (triton.cdiv(rows, common.HISTORIES), parts)
+        _finish_x[grid](
+            partial, grad_slots, offsets, weight_v, grad_x, rows, count, halvings, blocks, **shape.finish_x
+        )  # fmt: skip
+
+    grad_weight_h, grad_bias_h = torch.zeros_like(weight_h), torch.zeros_like(bias_h)
+    grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
+    if blocks > 0:
+        most = max(1, min(common.CHUNKS, common.PARTIAL // max(weight_h.numel(), 1)))
+
+        def of_filters(tile: common.Tile) -> Tensor:
+            tiles = triton.cdiv(triton.cdiv(rows, tile.rows), most)
+            chunks = triton.cdiv(rows, tile.rows * max(tiles, 1))
+            by_chunk = floats(chunks, weight_h.numel())
+            if by_chunk.numel() > 0:
+                grid = (chunks, blocks, triton.cdiv(shape.d, tile.width))
+                _grad_filters[grid](
+                    x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles,
+                    **shape.grad_filters(tile),
+                )  # fmt: skip
+            return by_chunk
+
+        by_chunk = shape.tune("gradient of the filters", shape.gathered, of_filters)
+        tiles = triton.cdiv(triton.cdiv(slots, common.HISTORIES), common.CHUNKS)
+        runs = triton.cdiv(slots, common.HISTORIES * tiles)
+        sums = floats(runs, shape.length + 1, shape.lanes)
+        steps = triton.cdiv(shape.length + 1, shape.distances["STEPS"])
+        _distances[(runs, blocks, steps)](grad_slots, distance, sums, slots, tiles, **shape.distances)
+        padded = sums.sum(0).cumsum(0)
+        grad_bias_h = padded[-1].view(bias_h.shape).to(bias_h.dtype, copy=True)
+        if shape.d > 0:
+            met = floats(weight_h.shape[0], shape.d)
+            _finish_filters[(shape.length, shape.length, parts)](
+                by_chunk, padded, weight_h, padding_row, grad_weight_h, met, by_chunk.shape[0], **shape.finish_filters
+            )  # fmt: skip
+            grad_padding = met.sum(0)
+
+    grad_weight_v, grad_bias_v = torch.zeros_like(weight_v), torch.zeros_like(bias_v)
+    if shape.skipped > 0:
+        tiles = triton.cdiv(triton.cdiv(size, common.HISTORIES), 4 * common.CHUNKS)
+        runs, groups = triton.cdiv(size, common.HISTORIES * tiles), triton.cdiv(shape.n_v, shape.vertical)
+        sums, met = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * groups, shape.d)
+        _grad_vertical[(runs, groups, parts)](
+            grad, x, offsets, sequences, stops, weight_v, padding_row, sums, met, size, tiles, **shape.grad_vertical
+        )
+        total = sums.sum(0).to(weight_v.dtype)
+        grad_weight_v, grad_bias_v = total[:, :-1].clone(), total[:, -1].clone()
+        grad_padding = grad_padding + met.sum(0)
+    return grad_x, grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding.to(padding_row.dtype)

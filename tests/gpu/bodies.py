@@ -1,0 +1,128 @@
+"""What is asked of every op on a GPU, as functions of a case: without one they run on CPU tensors (test_bodies.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from fastseq.bench_kernels.case import Case
+from fastseq.bench_kernels.check import TOLERANCE, Prepared, assert_close, products, step
+
+REPEATS = 250
+# Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.
+Recorder = Callable[[Callable[[], list[Tensor]]], tuple[Callable[[], Any], list[Tensor]]]
+
+
+def once(prepared: Prepared, leaves: Sequence[Tensor] | None = None, function: Any = None) -> list[Tensor]:
+    """Outputs and gradients of one training step of the op, dropout included, on copies of the leaves."""
+    copies = [x.detach().clone() for x in (prepared.leaves if leaves is None else leaves)]
+    for x in copies:
+        x.requires_grad_(prepared.upstream is not None and x.is_floating_point())
+    with products(prepared.dtype):
+        return step(function or prepared.function, prepared.case.dropout_p, copies, prepared.upstream)
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def check_same_bits(case: Case, dtype: str, repeats: int = REPEATS) -> None:
+    """Forward and backward give the same bits every time: no race, no order that depends on the schedule."""
+    prepared = Prepared(case, "fastseq", dtype)
+    first = [bits(x) for x in once(prepared)]
+    differing = torch.zeros(len(first), dtype=torch.int64, device=first[0].device)
+    for _ in range(repeats):
+        for place, x in enumerate(once(prepared)):
+            differing[place] += (bits(x) != first[place]).any()  # read once, at the end
+    counts = differing.tolist()
+    assert not any(counts), f"{case.op} {case.shape} {dtype}: result k differed in {counts} of {repeats} repeats"
+
+
+class Recording(TorchDispatchMode):
+    """Keeps the fastseq ops that run inside, with copies of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "fastseq":
+            copied = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, args)
+            self.calls.append((function, tuple(copied)))
+        return function(*args, **(kwargs or {}))
+
+
+def check_registration(case: Case, dtype: str) -> int:
+    """torch.library.opcheck of every op that a training step calls; how many those are."""
+    prepared = Prepared(case, "fastseq", dtype)
+    with Recording() as recording:
+        once(prepared)
+    for function, arguments in recording.calls:
+        if case.upstream is not None and not function._opname.endswith("_backward"):
+            for x in arguments:
+                if isinstance(x, Tensor) and x.is_floating_point():
+                    x.requires_grad_()
+        torch.library.opcheck(function, arguments)
+    return len(recording.calls)
+
+
+def check_fullgraph(case: Case, dtype: str, backend: str) -> None:
+    """One graph under torch.compile, and the same results but for the rounding of what inductor fuses around the op."""
+    prepared = Prepared(case, "fastseq", dtype)
+    eager = once(prepared)
+    torch._dynamo.reset()
+    compiled = once(prepared, function=torch.compile(prepared.function, fullgraph=True, backend=backend))
+    assert_close(compiled, [x.float() if x.is_floating_point() else x for x in eager], TOLERANCE.get(dtype, 0.0))
+
+
+def check_replay(case: Case, dtype: str, record: Recorder) -> None:
+    """A recorded training step, run again on other numbers in the same tensors, gives eager's bits."""
+    prepared = Prepared(case, "fastseq", dtype)
+    static = [x.detach().clone() for x in prepared.leaves]
+    for x in static:
+        x.requires_grad_(prepared.upstream is not None and x.is_floating_point())
+
+    def call() -> list[Tensor]:
+        return step(prepared.function, case.dropout_p, static, prepared.upstream)
+
+    with products(dtype):
+        replay, outputs = record(call)
+    for trial in range(3):
+        fresh = [x.roll(trial + 1, 0) if x.is_floating_point() else x for x in prepared.leaves]
+        with torch.no_grad():
+            for x, y in zip(static, fresh, strict=True):
+                x.copy_(y)
+        with products(dtype):
+            replay()
+        for place, (x, y) in enumerate(zip(outputs, once(prepared, fresh), strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"{case.op} {case.shape} {dtype}: replay changes result {place}"
+
+
+def cuda_graph(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """A CUDA graph of ``call``, after warming up on a stream of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph.replay, outputs
+
+
+def called_again(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """Where there are no graphs: the call itself, its results written where the first ones were."""
+    outputs = [x.detach() for x in call()]
+
+    def replay() -> None:
+        for x, y in zip(outputs, call(), strict=True):
+            x.copy_(y.detach())
+
+    return replay, outputs

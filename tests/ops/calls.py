@@ -1,0 +1,120 @@
+"""A small valid call of every public op, for tests that go over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseq import ops
+
+OFFSETS = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
+RNG = ops.make_rng(5, 2)
+T, B, D, V = 7, 3, 8, 11  # events, sequences, columns, items
+
+
+def _attention(rows: int) -> dict[str, Any]:
+    q, k, v = torch.randn(rows, 2, D), torch.randn(T, 2, D), torch.randn(T, 2, D)
+    return dict(q=q, k=k, v=v, offsets=OFFSETS, max_len=4, dropout_p=0.2, rng=RNG)
+
+
+def _caser() -> dict[str, Any]:
+    length, n_h, n_v = 3, 2, 1
+    return dict(
+        x=torch.randn(T, D),
+        offsets=OFFSETS,
+        sequences=torch.tensor([0, 2, 2]),
+        stops=torch.tensor([3, 5, 7]),
+        weight_h=torch.randn(length * (length + 1) // 2, n_h, D),
+        bias_h=torch.randn(length, n_h),
+        weight_v=torch.randn(n_v, length),
+        bias_v=torch.randn(n_v),
+        padding_row=torch.randn(D),
+    )
+
+
+def _loss() -> dict[str, Any]:
+    negatives = torch.tensor([[3, 4], [5, 6], [7, 8]])
+    return dict(item_weight=torch.randn(V, D), targets=torch.arange(3), negatives=negatives)
+
+
+def _gru() -> dict[str, Any]:
+    gates = dict(x_gates=torch.randn(T, 12), weight_hh=torch.randn(12, 4) / 2, bias_hh=torch.randn(12))
+    return dict(**gates, offsets=OFFSETS, max_len=4)
+
+
+def _seen() -> dict[str, Any]:
+    return dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0, 2]))
+
+
+# By the name of the public op: its arguments.
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "adam_rows": lambda: dict(
+        weight=torch.randn(V, D),
+        exp_avg=torch.zeros(V, D),
+        exp_avg_sq=torch.zeros(V, D),
+        last_step=torch.zeros(V, dtype=torch.int64),
+        rows=torch.tensor([3, 4]),
+        grad=torch.randn(2, D),
+        step=torch.tensor(1),
+        lr=0.1,
+    ),
+    "bias_gelu_dropout": lambda: dict(x=torch.randn(T, D), bias=torch.randn(D), dropout_p=0.2, rng=RNG),
+    "caser_windows": _caser,
+    "causal_attention": lambda: _attention(T),
+    "dropout": lambda: dict(x=torch.randn(T, D), p=0.2, rng=RNG),
+    "dropout_add_norm": lambda: dict(
+        x=torch.randn(T, D),
+        residual=torch.randn(T, D),
+        weight=torch.randn(D),
+        bias=torch.randn(D),
+        x_bias=torch.randn(D),
+        dropout_p=0.2,
+        rng=RNG,
+    ),
+    "embed_sequence": lambda: dict(
+        items=torch.arange(T),
+        offsets=OFFSETS,
+        item_weight=torch.randn(V, D),
+        position_weight=torch.randn(4, D),
+        norm_weight=torch.randn(D),
+        norm_bias=torch.randn(D),
+        dropout_p=0.2,
+        rng=RNG,
+        padding_idx=V - 1,
+    ),
+    "gru": _gru,
+    "gru_sampled_loss": lambda: dict(
+        **_gru(),
+        **_loss(),
+        dense_weight=torch.randn(D, 4),
+        dense_bias=torch.randn(D),
+        rows=torch.tensor([1, 2, 6]),
+    ),
+    "last_query_attention": lambda: _attention(B),
+    "linear": lambda: dict(x=torch.randn(T, D), weight=torch.randn(5, D), bias=torch.randn(5)),
+    "linear_cross_entropy": lambda: dict(
+        h=torch.randn(3, D),
+        weight=torch.randn(V, D),
+        targets=torch.tensor([0, -100, 10]),
+        bias=torch.randn(V),
+        reduction="none",
+    ),
+    "sample_negatives": lambda: dict(
+        users=torch.tensor([0, 1]), positives=torch.tensor([1, 3]), **_seen(), k=2, n_items=V, rng=RNG
+    ),
+    "sample_shared_negatives": lambda: dict(size=5, n_items=V, rng=RNG),
+    "sampled_loss": lambda: dict(h=torch.randn(3, D), **_loss()),
+    "topk": lambda: dict(h=torch.randn(2, D), weight=torch.randn(V, D), k=3, bias=torch.randn(V), **_seen()),
+}
+IN_PLACE = {"adam_rows": ("weight", "exp_avg", "exp_avg_sq", "last_step")}
+
+
+def results(name: str, arguments: dict[str, Any]) -> list[Tensor]:
+    """What the op returns, or what it has written where it works in place."""
+    given = getattr(ops, name)(**arguments)
+    if name in IN_PLACE:
+        return [arguments[written] for written in IN_PLACE[name]]
+    return [given] if isinstance(given, Tensor) else list(given)

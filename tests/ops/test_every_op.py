@@ -1,0 +1,139 @@
+"""Every op under torch.library.opcheck and torch.compile, served by C++ and by the Triton kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq import SASRec, ops
+from fastseq.data.batch import JaggedBatch
+from fastseq.ops import _dispatch
+
+from .backends import needs_triton
+from .calls import CALLS, IN_PLACE, results
+
+BACKENDS = ["cpu", pytest.param("triton", marks=needs_triton)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def leaves_of(name: str, backend: str) -> dict[str, Any]:
+    """The call's arguments where the backend runs; what may have a gradient asks for it."""
+    torch.manual_seed(1)
+    device = DEVICE if backend == "triton" else "cpu"
+    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in CALLS[name]().items()}
+    if name in (*IN_PLACE, "topk"):
+        return arguments
+    wants = {key: isinstance(x, Tensor) and x.is_floating_point() for key, x in arguments.items()}
+    return {key: x.detach().requires_grad_() if wants[key] else x for key, x in arguments.items()}
+
+
+def forward_and_backward(function: Callable[..., list[Tensor]], name: str, backend: str) -> list[Tensor]:
+    arguments = leaves_of(name, backend)
+    outputs = function(name, arguments)
+    leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
+    if not leaves:
+        return outputs
+    torch.manual_seed(2)
+    upstream = torch.randn(outputs[0].shape).to(outputs[0])
+    return [outputs[0].detach(), *torch.autograd.grad(outputs[0], leaves, upstream)]
+
+
+@pytest.fixture
+def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of 16 items: sorting longer ones in the interpreter is most of the time of these tests."""
+    if importlib.util.find_spec("triton") is not None:
+        monkeypatch.setattr(importlib.import_module("fastseq.kernels.topk"), "SIZES", (16,))
+
+
+@pytest.mark.usefixtures("small_lists")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every op that a public call reaches, forward and backward, with the arguments that it got."""
+    reached: dict[str, tuple[Any, ...]] = {}
+    call = _dispatch._call
+
+    def recorded(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
+        kept = (x.detach().clone() if isinstance(x, Tensor) else x for x in arguments)
+        reached.setdefault(op, tuple(kept))
+        return call(op, device, arguments)
+
+    with ops.set_backend(backend), ops.record_served() as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(_dispatch, "_call", recorded)
+            forward_and_backward(results, name, backend)
+        assert reached.keys() == REACHED[name]
+        for op, arguments in reached.items():
+            differentiable = not op.endswith("_backward") and f"{op}_backward" in (
+                *_dispatch._files,
+                "dropout_backward",
+            )
+            given = [
+                x.requires_grad_() if differentiable and isinstance(x, Tensor) and x.is_floating_point() else x
+                for x in arguments
+            ]
+            torch.library.opcheck(getattr(torch.ops.fastseq, op).default, tuple(given))
+    assert {found for _, found in served} == {backend}
+
+
+REACHED = {name: {name, f"{name}_backward"} & _dispatch._files.keys() for name in CALLS}
+
+
+def test_no_op_is_left_out() -> None:
+    """But one form of the cross-entropy, in test_cross_entropy.py."""
+    assert _dispatch._files.keys() - set().union(*REACHED.values()) == {"summed_linear_cross_entropy"}
+
+
+@pytest.mark.usefixtures("small_lists")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_one_full_graph(name: str, backend: str) -> None:
+    """fullgraph=True raises where the graph breaks; results and gradients are those of eager."""
+    torch._dynamo.reset()
+    with ops.set_backend(backend), ops.record_served() as served:
+        expected = forward_and_backward(results, name, backend)
+        compiled = torch.compile(results, fullgraph=True, backend="aot_eager")
+        found = forward_and_backward(compiled, name, backend)
+    assert {by for _, by in served} == {backend}
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a compiler")
+def test_inductor_compiles_a_small_model() -> None:
+    """One training step of SASRec, its own and inductor's kernels in one graph, equals eager's."""
+    params = {
+        "embedding_size": 8, "n_layers": 1, "n_heads": 2, "inner_size": 8, "dropout_prob": 0.2,
+        "attn_dropout_prob": 0.2, "weight_decay": 0.0, "reg_weight": 0.0, "epochs": 1, "learning_rate": 0.01,
+        "neg_samples": 1, "max_seq_len": 5,
+    }  # fmt: skip
+    model = SASRec(params, {"n_items": 11, "n_users": 3})
+    batch = JaggedBatch(
+        items=torch.tensor([1, 2, 3, 4, 5, 6, 7]),
+        offsets=torch.tensor([0, 3, 7], dtype=torch.int32),
+        users=torch.tensor([0, 1]),
+        max_len=4,
+        rows=None,
+        targets=torch.tensor([2, 3, 8, 5, 6, 7, 9]),
+        target_sequences=torch.tensor([0, 0, 0, 1, 1, 1, 1]),
+        negatives=torch.tensor([[9], [8], [7], [6], [1], [2], [3]]),
+    )
+
+    def step() -> Tensor:
+        return model.loss(batch)
+
+    gradients = []
+    for function in (step, torch.compile(step, backend="inductor")):
+        model.zero_grad()
+        model.rng.copy_(ops.make_rng(3))
+        loss = function()
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for x, y in zip(*gradients, strict=True):
+        torch.testing.assert_close(x, y)

@@ -1,0 +1,118 @@
+"""Every public op with arguments that do not fit: an error that names one of them, whatever serves; never a crash.
+
+FASTSEQ_FUZZ_EXAMPLES and FASTSEQ_FUZZ_SEED: as of tests/bindings/test_doors.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastseq import ops
+
+from .calls import CALLS, IN_PLACE, results
+
+EXAMPLES = int(os.environ.get("FASTSEQ_FUZZ_EXAMPLES", "60"))
+BACKENDS = ["cpu", "reference"]
+DTYPES = [torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float16, torch.float64]
+SCALARS: list[Any] = [-1, 0, 1, 2**31, 2**62, -0.5, 0.999, float("nan"), float("inf"), "", "none", None]
+
+
+def _contents(rng: np.random.Generator, x: Tensor) -> Tensor:
+    values = [-1, 2**31 - 1, -(2**31)] + ([2**62, 10] if x.dtype == torch.int64 else [])
+    if x.is_floating_point():
+        values = [float("nan"), float("inf"), -3e38]
+    x = x.clone()
+    if x.numel():
+        x.view(-1)[rng.integers(x.numel())] = values[rng.integers(len(values))]
+    return x
+
+
+def _size(rng: np.random.Generator, x: Tensor) -> Tensor:
+    axis = int(rng.integers(x.dim()))
+    size = max(0, x.shape[axis] + int(rng.integers(-3, 4)))
+    places = torch.arange(size).clamp(max=max(x.shape[axis] - 1, 0))
+    return x.index_select(axis, places) if x.numel() else x
+
+
+def _rank(rng: np.random.Generator, x: Tensor) -> Tensor:
+    return [x[None], x[..., None], x.reshape(-1), x.new_zeros(()), x.new_zeros(0)][rng.integers(5)]
+
+
+def _strides(rng: np.random.Generator, x: Tensor) -> Tensor:
+    return [torch.stack((x, x), -1)[..., 0], x.flip(0).contiguous().flip(0), x.new_zeros(1).expand(x.shape)][
+        rng.integers(3)
+    ]
+
+
+def broken(rng: np.random.Generator, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return SCALARS[rng.integers(len(SCALARS))]
+    if rng.integers(8) == 0:
+        return None
+    ways = [_contents, _size, _rank, _strides] if value.dim() else [_contents]
+    if rng.integers(len(ways) + 1) == 0:
+        return value.to(DTYPES[rng.integers(len(DTYPES))])
+    return ways[rng.integers(len(ways))](rng, value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+@settings(
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize=not os.environ.get("FASTSEQ_FUZZ_SEED"),
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(seed=st.integers(0, 2**32 - 1))
+def test_no_argument_crashes(name: str, backend: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed % 1000)
+    arguments = CALLS[name]()
+    for _ in range(int(rng.integers(1, 3))):  # sometimes two at once
+        culprit = list(arguments)[rng.integers(len(arguments))]
+        arguments[culprit] = broken(rng, arguments[culprit])
+    try:
+        with ops.set_backend(backend):
+            results(name, arguments)
+    except (ValueError, IndexError) as error:
+        assert any(re.search(rf"\b{argument}\b", str(error)) for argument in arguments), f"{name}: {error}"
+    except (TypeError, AttributeError, RuntimeError) as error:
+        # Another kind of object altogether, which Python or the schema's types refuse: in their own words.
+        assert any(
+            value is None or (isinstance(value, str | float | int) and not isinstance(value, type(CALLS[name]()[key])))
+            for key, value in arguments.items()
+        ), f"{name}: {type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_types_without_a_result_are_named(name: str, backend: str) -> None:
+    """Integers and complex numbers in place of every floating argument."""
+    for key, value in CALLS[name]().items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        for kind in (torch.int64, torch.complex64, torch.float8_e4m3fn):
+            with ops.set_backend(backend), pytest.raises(ValueError, match=rf"{key}\b.* {kind}"):
+                results(name, {**CALLS[name](), key: value.to(kind)})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", sorted(set(CALLS) - set(IN_PLACE) - {"dropout", "topk"}))
+def test_no_second_derivative_is_left_out_in_silence(name: str, backend: str) -> None:
+    """By every argument that has a gradient: an error, since the formula's derivative is not there."""
+    arguments = CALLS[name]()
+    leaves = {
+        key: x.requires_grad_() for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()
+    }
+    with ops.set_backend(backend):
+        for leaf in leaves.values():
+            loss = results(name, arguments)[0].sum()
+            with pytest.raises(RuntimeError, match="leave out create_graph=True"):
+                torch.autograd.grad(loss, [leaf], create_graph=True)

@@ -1,0 +1,438 @@
+"""fastseq/bench_kernels: cases, check, clock, roof, table, plot and command, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastseq.bench_kernels import attention, report, timing
+from fastseq.bench_kernels.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, Case, Spec
+from fastseq.bench_kernels.check import Mismatch, Prepared, assert_close, step
+from fastseq.bench_kernels.chips import ARCHITECTURES, chip_of
+from fastseq.bench_kernels.run import Result, collect, measure, run
+from fastseq.bench_kernels.suite import FILES, by_importance, specs, tiny
+from fastseq.ops import set_backend
+
+from .test_cli import here
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+OPS = Path(__file__).resolve().parents[1] / "fastseq" / "ops"
+# What cannot run on meta tensors: it reads data, or PyTorch has no meta form of it.
+READS_DATA = {("sample_negatives", "eager"), ("adam_rows", "eager"), ("causal_attention", "nested")}
+READS_DATA |= {("causal_attention", "flex")}
+
+
+def test_every_op_has_cases() -> None:
+    files = {path.stem for path in OPS.glob("*.py") if not path.stem.startswith("_")} - {"philox"}
+    assert files == set(FILES)
+    for device in ("cpu", "cuda"):
+        found = specs(device)
+        missing = {"linear"} if device == "cuda" else set()  # PyTorch's own there: nothing to measure
+        assert {spec.op for spec in found} == {case.op for case in tiny(CPU)} - missing
+        assert all(spec.dtypes and spec.directions for spec in found)
+    with pytest.raises(ValueError, match="only is 'grue', expected one of attention, gru"):
+        specs("cpu", ["grue"])
+
+
+def test_cuda_sizes() -> None:
+    """Both batches, the large shapes, and every type: what docs/kernels.md says is measured."""
+    built = [(spec, spec.build(META)) for spec in specs("cuda") if spec.op != "sample_negatives"]
+    shapes = [f"{case.op} {case.shape}" for _, case in built]
+    assert len(set(shapes)) == len(shapes), "two cases share a name"
+    for wanted in (
+        "causal_attention beauty L=50, 16384 targets", "causal_attention B=2048 L=200", "gru B=2048 L=200, H=128",
+        "linear_cross_entropy V=1M [2048, 1000001]", "topk V=1M, 2048 users, 1000000 items, top 10",
+        "sampled_loss sampled_softmax, V=1M, 1024 shared", "dropout_add_norm [409600, 128]",
+    ):  # fmt: skip
+        assert wanted in shapes
+    for spec, case in built:
+        if case.products:
+            assert spec.dtypes == (FLOAT32, TF32, BFLOAT16), spec.op
+        assert not case.shape.startswith(("tiny",)) and sum(case.elements) + case.indices > 0
+
+
+def held(function: Any) -> Iterator[Tensor]:
+    """The tensors that a function keeps."""
+    for cell in function.__closure__ or ():
+        for value in cell.cell_contents if isinstance(cell.cell_contents, list | tuple) else [cell.cell_contents]:
+            if isinstance(value, Tensor):
+                yield value
+            elif callable(value) and getattr(value, "__closure__", None):
+                yield from held(value)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_cases_mix_no_devices(file: str) -> None:
+    """On the meta device, which refuses CPU operands much as a GPU does."""
+    for case in tiny(META, [file]):
+        leaves = [x.detach().requires_grad_(x.is_floating_point() and case.upstream is not None) for x in case.leaves]
+        for name, function in case.functions.items():
+            on_cpu = [x for x in held(function) if x.device.type == "cpu"]
+            assert len(on_cpu) == (1 if file.startswith("gru") and name == "eager" else 0), f"{case.op} {name}"
+            if (case.op, name) not in READS_DATA:
+                outputs = step(function, case.dropout_p, leaves, case.upstream)
+                assert all(x.device.type == "meta" for x in outputs)
+
+
+class NamesTheDevice(TorchFunctionMode):
+    """Fails where a tensor is made on the default device, which is not that of the inputs on a GPU."""
+
+    FACTORIES = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.rand, torch.eye)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in self.FACTORIES or "device" in (kwargs or {}), f"{function.__name__} without a device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_rivals_and_references_make_tensors_where_the_inputs_are(file: str) -> None:
+    for case in tiny(CPU, [file]):
+        leaves = [x.detach().requires_grad_(x.is_floating_point() and case.upstream is not None) for x in case.leaves]
+        for name, function in case.functions.items():
+            if name != "grouped":  # on the CPU alone
+                with set_backend("reference"), NamesTheDevice():
+                    step(function, case.dropout_p, leaves, case.upstream)
+    with pytest.raises(AssertionError, match="ones without a device"), NamesTheDevice():
+        torch.ones(3)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_rivals_compute_the_same(file: str) -> None:
+    for case in tiny(CPU, [file]):
+        for name in set(case.functions) - {"fastseq"}:
+            for dtype in (FLOAT32, BFLOAT16) if case.upstream is not None else (FLOAT32,):
+                Prepared(case, name, dtype if case.leaves else "int64").check()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_rivals_of_a_gpu_compute_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, offsets = [5, 1, 3], torch.tensor([0, 5, 6, 9])
+    case = attention.causal_of(CPU, "tiny", lengths, 2, 16)
+    with set_backend("reference"):
+        expected = case.functions["fastseq"](0.0, *case.leaves)
+    flex = attention.lazily(attention.flex_attention, lengths, CPU)(0.0, *case.leaves)
+    assert_close([flex], [expected], 1e-5)
+
+    def one_by_one(*qkv: Tensor, is_causal: bool, dropout_p: float) -> Tensor:
+        """Jagged tensors [B, H, l, D], whose causal kernels are for GPUs, as dense ones."""
+        assert is_causal and dropout_p == 0.0
+        outs = [
+            dense(*(x[None] for x in parts), is_causal=True)[0]
+            for parts in zip(*(x.unbind() for x in qkv), strict=True)
+        ]
+        packed = torch.cat([out.transpose(0, 1) for out in outs])
+        return torch.nested.nested_tensor_from_jagged(packed, offsets).transpose(1, 2)
+
+    dense = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", one_by_one)
+    assert_close([attention.nested_attention(offsets, 5)(0.0, *case.leaves)], [expected], 1e-5)
+
+
+def test_topk_may_swap_near_ties_and_nothing_else() -> None:
+    (case,) = tiny(META, ["topk"])
+    assert case.agree is not None and tiny(CPU, ["topk"])[0].agree is None
+    (case,) = tiny(CPU, ["topk"])
+    from fastseq.bench_kernels import topk
+
+    class Elsewhere:  # a CPU that the case takes for a GPU
+        type = "cuda"
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("arange", "randint", "randn"):
+            made = getattr(torch, name)
+            patch.setattr(topk.torch, name, lambda *a, _made=made, device=None, **k: _made(*a, **k))
+        case = topk.sized(Elsewhere(), "tiny", 3, 20, 4, 5, 16)  # type: ignore[arg-type]
+    assert case.agree is not None
+    best = case.functions["fastseq"](0.0, *case.leaves)
+    assert case.agree([best], [best], case.leaves)
+    assert not case.agree([best.flip(1)], [best], case.leaves)
+    seen = case.functions["fastseq"].__closure__
+    (ids,) = [c.cell_contents for c in seen or () if isinstance(c.cell_contents, Tensor) and len(c.cell_contents) == 12]
+    assert not case.agree([ids.view(3, 4)[:, :1].expand(3, 5)], [ids.view(3, 4)[:, :1].expand(3, 5)], case.leaves)
+
+
+def test_wrong_results_are_not_close() -> None:
+    x = torch.ones(3)
+    assert_close([x], [x * (1 + 1e-6)], 1e-5)
+    for other, message in (
+        ([x + 1e-3], "result 0 is off by"),
+        ([x * float("nan")], "result 0 is off by nan"),
+        ([x[:2]], r"result 0 is \[2\], expected \[3\]"),
+    ):
+        with pytest.raises(Mismatch, match=message):
+            assert_close(other, [x], 1e-5)
+    with pytest.raises(Mismatch, match="other integers"):
+        assert_close([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1.0)
+    with pytest.raises(ValueError, match="implementation is 'fast', expected one of fastseq, eager, compiled"):
+        Prepared(tiny(CPU, ["dropout"])[0], "fast", FLOAT32)
+
+
+class FakeClock:
+    """A device that takes 2 ms, then 1, 3, 2, 4 … for a call, and a wall that moves 10 ms each time."""
+
+    def __init__(self) -> None:
+        self.wall, self.calls = 0.0, 0
+
+    def __call__(self, call: Callable[[], Any]) -> tuple[float, float]:
+        call()
+        self.wall += 0.01
+        self.calls += 1
+        return [0.002, 0.001, 0.003, 0.002, 0.004][self.calls % 5], 0.0005
+
+    def now(self) -> float:
+        return self.wall
+
+
+@pytest.mark.parametrize(("seconds", "least", "most", "rounds"), [(0.0, 5, 9, 5), (0.2, 5, 300, 20), (9.0, 5, 30, 30)])
+def test_rounds(seconds: float, least: int, most: int, rounds: int) -> None:
+    clock, called = FakeClock(), []
+    found = timing.timed(lambda: called.append(1), clock, seconds, least=least, most=most, now=clock.now)
+    assert len(found.device) == pytest.approx(rounds, abs=1) and len(called) == len(found.device) + 2
+    assert found.median == 0.002 and found.quartiles == (0.002, 0.003)
+    assert timing.Timing([0.5], [0.5]).quartiles == (0.5, 0.5)
+    assert timing.peak_bytes(lambda: None, CPU) is None
+
+
+class FakeEvent:
+    """Events of a device whose work is a list of seconds, done in order and without waiting."""
+
+    work: list[float]
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = sum(FakeEvent.work)
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+def test_the_cuda_clock_counts_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the emptying of the cache nor the sleep is in the time; how long to sleep, the call before has shown."""
+    FakeEvent.work, slept = [], []
+    scratch = SimpleNamespace(zero_=lambda: FakeEvent.work.append(1.0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(L2_cache_size=50 << 20))
+    monkeypatch.setattr(torch, "empty", lambda size, **k: scratch if size == 100 << 20 else None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda d: None)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: (slept.append(cycles), FakeEvent.work.append(3.0)))
+    clock = timing.clock_of(torch.device("cuda"))
+    call = lambda: FakeEvent.work.append(0.25)  # noqa: E731
+    assert clock(call)[0] == pytest.approx(0.25) and not slept
+    assert clock(call)[0] == pytest.approx(0.25) and len(slept) == 1
+    assert clock(lambda: FakeEvent.work.append(0.5))[0] == pytest.approx(0.5) and len(slept) == 1
+    assert FakeEvent.work.count(1.0) == 3
+
+
+def test_roof() -> None:
+    chip = ARCHITECTURES["sm_90"]
+    assert chip.roof(3.35e9, 0) == (pytest.approx(1e-3), "memory")
+    assert chip.roof(3.35e9, 989e12, "bf16") == (pytest.approx(1.0), "compute")
+    assert chip.roof(0, 67e12, None)[0] == pytest.approx(1.0)
+    found = {name: chip_of(name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-80GB")}
+    assert found["NVIDIA H100 80GB HBM3"] is chip
+    assert (found["NVIDIA H200"].chip, found["NVIDIA H200"].bandwidth) == ("H200", 4.8e12)  # type: ignore[union-attr]
+    assert found["NVIDIA A100-SXM4-80GB"] is ARCHITECTURES["sm_80"]
+    assert chip_of("NVIDIA H100 PCIe") is None and chip_of("NVIDIA GeForce RTX 4090") is None
+
+
+def test_work() -> None:
+    case = Case("x", "", {}, [], products=True, elements=(10, 20), indices=8, flops=(100, 200))
+    assert case.work(FORWARD, FLOAT32) == (48, 100, None)
+    assert case.work(BOTH, TF32) == (136, 300, "tf32")
+    assert case.work(BOTH, BFLOAT16) == (76, 300, "bf16")
+    assert replace(case, products=False).work(FORWARD, BFLOAT16)[2] is None
+    attended = attention.causal_of(META, "", [3, 1], 2, 8)  # 7 pairs of query and key, 4 rows
+    assert attended.flops == (4 * 7 * 16, 10 * 7 * 16) and attended.elements == (4 * 64, 8 * 64)
+
+
+def test_first_shapes_and_types_first() -> None:
+    def build(device: torch.device) -> Case:
+        raise AssertionError
+
+    chosen = [Spec("a", build, ["f", "b"]), Spec("a", build, ["f"]), Spec("c", build, ["f", "b"])]
+    order = [(chosen.index(spec), dtype) for spec, dtype in by_importance(chosen)]
+    assert order[:2] == [(0, "f"), (2, "f")] and sorted(order[2:]) == [(0, "b"), (1, "f"), (2, "b")]
+
+
+def broken(p: float, x: Tensor) -> Tensor:
+    raise RuntimeError("cannot\nrun")
+
+
+def test_nothing_wrong_is_timed() -> None:
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+    functions = {**case.functions, "twice": lambda p, *a: 2 * case.functions["eager"](p, *a), "broken": broken}
+    changed = replace(case, functions=functions, missing={"liger": "not installed: x"}, no_compile="no reason")
+    found = {r.implementation: r for r in measure(changed, FLOAT32, [FORWARD], CPU, timing.cpu_clock, seconds=0)}
+    assert found["fastseq"].median and found["eager"].median and found["fastseq"].rounds >= timing.LEAST
+    assert found["twice"].skipped.startswith("Mismatch: result 0 is off") and found["twice"].median is None
+    assert found["broken"].skipped.startswith(("TypeError", "RuntimeError"))
+    assert found["liger"].skipped == "not installed: x" and found["compiled"].skipped == "no reason"
+    assert not any(r.failed for r in found.values())
+    wrong = replace(case, functions={"fastseq": functions["eager"], "eager": functions["eager"]}, no_compile="-")
+    ours = next(measure(wrong, FLOAT32, [FORWARD], CPU, timing.cpu_clock, against=["eager"], seconds=0))
+    assert ours.failed and "served by" in ours.skipped
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_rival_is_measured(file: str) -> None:
+    """One after the other on the same case: an op that works in place must leave the next one its inputs."""
+    for case in tiny(CPU, [file]):
+        against = [name for name in case.functions if name != "fastseq"]
+        kind = FLOAT32 if case.leaves else "int64"
+        found = list(measure(case, kind, [FORWARD, BOTH], CPU, timing.cpu_clock, against=against, seconds=0))
+        assert len(found) == 2 * len(case.functions)
+        assert [r.skipped for r in found] == [""] * len(found)
+
+
+def test_run_stops_at_its_budget() -> None:
+    built: list[str] = []
+
+    def build(device: torch.device) -> Case:
+        built.append(str(device))
+        return tiny(device, ["dropout"])[0]
+
+    chosen = [Spec("dropout", build, [FLOAT32], [BOTH])]
+    found = list(run(CPU, chosen=chosen, against=["eager"], seconds=0))
+    assert [r.implementation for r in found] == ["fastseq", "eager"] and built == ["cpu"]
+    (late,) = run(CPU, chosen=chosen, budget=-1.0)
+    assert late.skipped == "out of time" and not late.failed and built == ["cpu"]
+
+
+def timed_row(implementation: str, median: float | None, **more: Any) -> Result:
+    times = {"median": median, "q1": median, "q3": median, "rounds": 5, "host": 2e-5}
+    return Result("gru", "[2, 3]", BOTH, FLOAT32, "cuda", implementation, **(times | more))
+
+
+MACHINE = {"device": "NVIDIA H200", "torch": "2.11.0", "date": "2026-11-30"}
+
+
+def test_report(tmp_path: Path) -> None:
+    results = [
+        timed_row("fastseq", 0.002, peak_bytes=4_000_000, roof=0.001, bound="memory"),
+        timed_row("eager", 0.005, peak_bytes=9_000_000),
+        timed_row("compiled", None, skipped="out of memory"),
+        timed_row("flex", 0.0025, peak_bytes=1_500_000),
+        Result("topk", "late", "", FLOAT32, "cuda", "fastseq", skipped="out of time"),
+    ]
+    (row,) = report.rows(results)
+    assert row.ratio == pytest.approx(1.25)
+    assert report.cells(row) == [
+        "gru", "[2, 3]", BOTH, FLOAT32, "2 (2 – 2) ms", "flex 2.5 (2.5 – 2.5) ms", "1.25×", "50% memory",
+        "4.0 MB / 1.5 MB", "20 µs",
+    ]  # fmt: skip
+    text = report.markdown(results, MACHINE)
+    assert "1 of 1 below 1.5× of the best other." in text and "No roof" not in text
+    assert "Not measured: compiled of gru (float32): out of memory" in text
+    assert "Not measured: fastseq of topk (float32): out of time" in text
+    assert "No roof" in "\n".join(report.summary([timed_row("fastseq", 0.1)]))
+    written = json.loads(json.dumps(report.document(results, MACHINE)))
+    assert written["results"][0]["fraction"] == 0.5 and written["machine"] == MACHINE
+    for name in ("plot.png", "plot.svg"):
+        report.plot(results, tmp_path / name, MACHINE)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in ("fastseq", "eager", "flex", "roof"))
+    with pytest.raises(ValueError, match="no op was measured"):
+        report.plot(results[-1:], tmp_path / "none.png", MACHINE)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--only", "dropout", "--against", "eager", "--seconds", 0)
+    code, out, err = here("bench", "kernels", *options, "--json", "--plot", tmp_path / "p.svg", folder=tmp_path)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [r["implementation"] for r in found["results"]] == ["fastseq", "eager"]
+    assert all(r["median"] > 0 and r["op"] == "dropout" for r in found["results"])
+    assert found["machine"]["device"] == "CPU" and (tmp_path / "p.svg").stat().st_size > 1000
+    code, out, _ = here("bench", "kernels", *options, folder=tmp_path)
+    assert code == 0 and "best other" in out and "of 1 below 1.5×" in out
+    for arguments, message in (
+        (("--device", "tpu"), "'tpu': expected cuda or cpu"),
+        (("--only", "grue"), "only is 'grue', expected one of attention"),
+        (("--plot", "p.txt"), "p.txt: expected a .png, .svg or .pdf"),
+    ):
+        code, _, err = here("bench", "kernels", *arguments, folder=tmp_path)
+        assert code == 2 and message in " ".join(err.replace("│", " ").split())
+
+
+def test_the_script_needs_no_more_than_the_core() -> None:
+    """On a machine with PyTorch and little else: what gpu_check.sh runs there."""
+    program = (
+        "import runpy, sys\n"
+        "for name in ('polars', 'pydantic', 'yaml', 'typer', 'rich', 'matplotlib', 'pytest', 'hypothesis'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['kernels.py', '--device', 'cpu', '--only', 'dropout', '--against', 'eager', '--seconds', '0']\n"
+        "runpy.run_path('benchmarks/kernels.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=OPS.parents[1])
+    assert done.returncode == 0, done.stderr
+    assert [r["implementation"] for r in json.loads(done.stdout)["results"]] == ["fastseq", "eager"]
+
+
+def test_ctrl_c_keeps_what_was_measured() -> None:
+    def results() -> Iterator[Result]:
+        yield timed_row("fastseq", 0.1)
+        raise KeyboardInterrupt
+
+    found, interrupted = collect(results())
+    assert [r.median for r in found] == [0.1] and interrupted
+    assert collect(iter(found)) == (found, False)
+
+
+def test_importing_fastseq_loads_none_of_it() -> None:
+    program = "import sys, fastseq.ops, fastseq.cli; print([m for m in sys.modules if 'bench' in m and 'fastseq' in m])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.fixture(scope="module")
+def op_bench() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "op_bench.py"
+    spec = importlib.util.spec_from_file_location("op_bench_under_test", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pytest_benchmark_gets_the_device_s_times(op_bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its rounds are those that the events measured, with memory and roof beside them."""
+    clock = FakeClock()
+    monkeypatch.setattr(op_bench, "clock_of", lambda device: clock)
+    monkeypatch.setattr(op_bench, "peak_bytes", lambda call, device: 7)
+    monkeypatch.setattr(op_bench, "SECONDS", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    rounds: list[float] = []
+
+    def pedantic(target: Callable[[], None], rounds: int) -> None:
+        for _ in range(rounds):
+            before = op_bench.DEVICE_TIME.read()
+            target()
+            measured.append(op_bench.DEVICE_TIME.read() - before)
+
+    measured = rounds
+    benchmark = SimpleNamespace(extra_info={}, group="", pedantic=pedantic)
+    (case,) = tiny(CPU, ["dropout"])
+    op_bench.measure(benchmark, "fastseq", case, direction=BOTH, device=torch.device("cuda"))
+    assert rounds == pytest.approx([0.002, 0.004, 0.002, 0.001, 0.003])
+    assert benchmark.group.endswith(", cuda, forward + backward")
+    info = benchmark.extra_info
+    assert (info["gpu"], info["peak_bytes"], info["bound"]) == ("NVIDIA H200", 7, "memory")
+    assert info["fraction"] == pytest.approx(case.work(BOTH, FLOAT32)[0] / 4.8e12 / 0.002)
+    with pytest.raises(pytest.skip.Exception, match="liger is not installed: x"):
+        op_bench.measure(benchmark, "liger", replace(case, missing={"liger": "not installed: x"}))
