@@ -9,6 +9,9 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt in <malloc.h>
 
 
+SPIN_COUNT = "2000"  # of GOMP_SPINCOUNT
+
+
 def own_process() -> None:
     """Sets what is left to a process's owner: how OpenMP threads wait, and what becomes of freed memory.
 
@@ -36,5 +39,5 @@ def wait_briefly() -> bool:
     """
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return False
-    os.environ["GOMP_SPINCOUNT"] = "2000"
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ._process import wait_briefly
+from ._process import SPIN_COUNT, wait_briefly
 from .data.ids import IdMap
 from .data.interactions import Interactions
 from .data.loader import Loader
@@ -322,6 +323,8 @@ _BESIDE: tuple[type[Adapter], ...] = (FastSASRec, FastGRU4Rec, FastCaser)
 _originals: dict[tuple[int, str], type] = {}  # what was replaced, by registry and key
 _waits: set[str] = set()  # GOMP_SPINCOUNT, where install has set it
 _RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"  # names a function through which ray.init passes its runtime environment
+_OUR_HOOK = f"{__name__}.ray_runtime_env"
+_WORKER_HOOK = "worker_process_setup_hook"  # in that environment: what every worker calls first
 
 
 def install(*, as_new_names: bool = False) -> None:
@@ -362,8 +365,9 @@ def install(*, as_new_names: bool = False) -> None:
     # processes need: measured beside other work, an epoch took 2 to 11 times the CPU time.
     if wait_briefly():
         _waits.add("GOMP_SPINCOUNT")
-    if not as_new_names:
-        os.environ.setdefault(_RAY_HOOK, f"{__name__}.{ray_runtime_env.__name__}")
+    hook = os.environ.setdefault(_RAY_HOOK, _OUR_HOOK)
+    if hook != _OUR_HOOK:
+        _warn_of_workers(f"the environment's {_RAY_HOOK} is {hook}")
 
 
 def uninstall() -> None:
@@ -377,9 +381,10 @@ def uninstall() -> None:
                     del registry._registry[key], registry._spelled[key]
                 else:
                     registry._registry[key] = original
-    while _waits:
-        os.environ.pop(_waits.pop(), None)
-    if os.environ.get(_RAY_HOOK) == f"{__name__}.{ray_runtime_env.__name__}":
+    if _waits and os.environ.get("GOMP_SPINCOUNT") == SPIN_COUNT:
+        del os.environ["GOMP_SPINCOUNT"]
+    _waits.clear()
+    if os.environ.get(_RAY_HOOK) == _OUR_HOOK:
         del os.environ[_RAY_HOOK]
 
 
@@ -392,8 +397,37 @@ def _is_warprecs(entry: type) -> bool:
 
 
 def ray_runtime_env(runtime_env: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Ray's runtime environment with the line that makes its workers call ``install``; a hook of the user's stays."""
-    return {"worker_process_setup_hook": f"{__name__}.install", **(runtime_env or {})}
+    """Ray's runtime environment with the line that makes its workers install what is installed here.
+
+    A hook of the user's stays, with a warning: nothing then reaches the workers.
+    """
+    given = dict(runtime_env or {})
+    if _WORKER_HOOK in given:
+        _warn_of_workers(f"Ray's runtime environment has a {_WORKER_HOOK} of its own, {given[_WORKER_HOOK]}")
+        return given
+    replaced, beside = (
+        _is_ours(model_registry._registry.get(models[0].__name__.upper())) for models in (_REPLACING, _BESIDE)
+    )
+    hook = _install_both if replaced and beside else _install_beside if beside else install
+    return {**given, _WORKER_HOOK: f"{__name__}.{hook.__name__}"}
+
+
+def _install_beside() -> None:
+    install(as_new_names=True)
+
+
+def _install_both() -> None:
+    install()
+    install(as_new_names=True)
+
+
+def _warn_of_workers(reason: str) -> None:
+    warnings.warn(
+        f"fastseq: {reason}, so install() does not reach Ray's workers: unless that hook calls it, or the file that "
+        "python -m fastseq.warprec prints is named under general.custom_modules, they train WarpRec's own models",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def custom_module(*, as_new_names: bool = False) -> Path:

@@ -243,7 +243,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
         _forward_tile[x.sequences, x.heads](*tensors, *x.drawn, **x.products, **launch)
 
     def blocks(chosen: Blocks) -> None:
-        count = triton.cdiv(x.max_len, chosen.queries)
+        count = triton.cdiv(x.longest, chosen.queries)
         _forward_blocks[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
 
     if x.max_len <= x.config.one_tile_forward:
@@ -273,12 +273,12 @@ def causal_attention_backward(
     means = torch.empty_like(lse)
 
     def queries(chosen: Blocks) -> None:
-        count = triton.cdiv(x.max_len, chosen.queries)
+        count = triton.cdiv(x.longest, chosen.queries)
         tensors = (*given, out, lse, means, dq, *ends)
         _backward_queries[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
 
     def keys(chosen: Blocks) -> None:
-        count = triton.cdiv(x.max_len, chosen.keys)
+        count = triton.cdiv(x.longest, chosen.keys)
         tensors = (*given, lse, means, dk, dv, *ends)
         _backward_keys[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
 

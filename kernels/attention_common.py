@@ -113,6 +113,7 @@ class Inputs:
         self.q, self.k, self.v = (head_operand(x) for x in (q, k, v))
         self.strides = [s for x in (self.q, self.k, self.v) for s in x.stride()[:2]]
         self.offsets, self.rng, self.max_len = offsets.contiguous(), philox.adjacent(rng), max_len
+        self.longest = min(max_len, k.shape[0])  # programs beyond all rows have nothing to do
         self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
         self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
         width = max(16, triton.next_power_of_2(q.shape[2]))

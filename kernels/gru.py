@@ -391,7 +391,7 @@ def gru(
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
-    for t in range(max_len):
+    for t in range(min(max_len, x.shape[0])):
         a = torch.mm(state, wide) if shift is None else torch.addmm(shift, state, wide)
         _step[grid](x, a, offsets, state, h, saved, t, sequences, HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS)
     return h, saved
@@ -423,7 +423,7 @@ def gru_backward(
         carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)
         d_a = torch.empty(sequences, 3 * hidden, dtype=torch.float32, device=h.device)
         grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
-        for t in reversed(range(max_len)):
+        for t in reversed(range(min(max_len, h.shape[0]))):
             _step_backward[grid](
                 grad, offsets, h, saved, carry, d_a, d_x, d_hidden, previous, t, sequences,
                 HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS,

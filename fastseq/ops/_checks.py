@@ -3,7 +3,7 @@
 That is offsets, ids and rows, which become addresses. C++ checks them while it reads them. For the other
 implementations every op names such a check (``register(check=...)`` in _dispatch.py), made of the functions below. It
 runs before the implementation does: on the CPU always; on a GPU, where a look at the data waits for the device, only
-where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it. Messages are those of C++.
+where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it. Messages are worded as C++'s.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class check_data:  # a class in lower case: used as a function and as a context,
         _chosen = self._previous
 
 
+def demanded() -> bool:
+    """Whether FASTSEQ_CHECK=1 or check_data(True) asks for checks everywhere."""
+    return _chosen is True
+
+
 def wanted(device: str) -> bool:
     """Whether to look at data on this type of device now."""
     if not (device == "cpu" if _chosen is None else _chosen):
@@ -53,7 +58,7 @@ def wanted(device: str) -> bool:
     return device != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATING = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
 
 def floating(**tensors: Tensor | None) -> None:
@@ -65,6 +70,9 @@ def floating(**tensors: Tensor | None) -> None:
 
 def one_type(**tensors: Tensor | None) -> None:
     """Raises ValueError unless all are of one type among FLOATING (under autocast, which casts them, of any)."""
+    kinds = {x.dtype for x in tensors.values() if x is not None}
+    if len(kinds) == 1 and kinds <= FLOATING:
+        return
     floating(**tensors)
     given = [(name, x) for name, x in tensors.items() if x is not None]
     for name, x in given[1:]:
@@ -73,10 +81,12 @@ def one_type(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} is {x.dtype} and {first} is {other.dtype}, expected one type")
 
 
-def eps_of(eps: float) -> None:
-    """Raises ValueError unless ``eps`` is a number, at least 0."""
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps is {eps}, expected a number, at least 0")
+def number(name: str, value: float, least: float = -math.inf) -> None:
+    """Raises ValueError unless the argument ``name`` is a finite number, at least ``least``."""
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(
+            f"{name} is {value}, expected a number" + ("" if least == -math.inf else f", at least {least:g}")
+        )
 
 
 def same_device(op: str, arguments: Sequence[Any]) -> None:
@@ -123,6 +133,6 @@ def offsets_of_rows(offsets: Tensor, rows: int, longest: int | None = None) -> N
 
 def no_longer(lengths: Tensor, longest: int, what: str) -> None:
     """Raises ValueError with the first sequence of more than ``longest`` events: "sequence 2 has 9 what"."""
-    beyond = (lengths > longest).nonzero()
+    beyond = (lengths.long() > longest).nonzero()
     if beyond.shape[0]:
         raise ValueError(f"sequence {int(beyond[0])} has {int(lengths[beyond[0, 0]])} {what}")

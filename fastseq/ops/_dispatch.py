@@ -234,7 +234,12 @@ def register(
         LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)
     for key in ("AutocastCPU", "AutocastCUDA"):
         LIBRARY.impl(op, _autocast(op, key), key)
-    torch.library.register_fake(f"fastseq::{op}", fake, lib=LIBRARY)
+
+    def checked(*arguments: Any) -> Any:
+        _checks.same_device(op, arguments)  # with one tensor on meta, the whole call would come here
+        return fake(*arguments)
+
+    torch.library.register_fake(f"fastseq::{op}", checked, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastseq, op).default

@@ -115,6 +115,8 @@ def _checked(
         raise ValueError(f"q has {heads} heads, expected 1 to {0xFFFF}")
     if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}, expected torch.int32 [B + 1]")
+    if scale is not None:
+        _checks.number("scale", scale)
     return 1.0 / math.sqrt(width) if scale is None else float(scale)
 
 

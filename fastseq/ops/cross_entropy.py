@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,7 @@ def linear_cross_entropy(
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
-    if softcap is not None and not softcap > 0.0:
+    if softcap is not None and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}, expected a positive number or None")
     settings = (h, weight, targets, bias, ignore_index, softcap, h.device.type == "cpu" and bfloat16_products("cpu"))
     if reduction == "none":

@@ -47,7 +47,7 @@ def dropout_add_norm(
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016; post-norm layer of Vaswani et al., NeurIPS 2017.
     """
     _checks.floating(x=x, residual=residual, weight=weight, bias=bias, x_bias=x_bias)
-    _checks.eps_of(eps)
+    _checks.number("eps", eps, least=0)
     if residual.shape != x.shape:
         raise ValueError(f"residual is {list(residual.shape)}, expected the shape of x, {list(x.shape)}")
     for name, vector in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):

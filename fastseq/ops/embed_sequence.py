@@ -53,7 +53,7 @@ def embed_sequence(
     _checks.one_type(
         item_weight=item_weight, position_weight=position_weight, norm_weight=norm_weight, norm_bias=norm_bias
     )
-    _checks.eps_of(eps)
+    _checks.number("eps", eps, least=0)
     width = item_weight.shape[1:]
     if items.dtype != torch.int64 or items.dim() != 1:
         raise ValueError(f"items is {items.dtype} {list(items.shape)}, expected torch.int64 [T]")

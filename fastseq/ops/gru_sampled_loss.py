@@ -69,7 +69,7 @@ def gru_sampled_loss(
         raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 [N]")
     counted = x_gates.shape[0] if rows is None else rows.shape[0]
     projected = x_gates.new_empty(counted, dense_weight.shape[0], device="meta")
-    check_sampled_loss(projected, item_weight, targets, negatives, loss, log_q, reduction, padding_idx)
+    check_sampled_loss(projected, item_weight, targets, negatives, loss, log_q, beta, reduction, padding_idx)
     losses: Tensor = _gru_sampled_loss(
         x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows, item_weight, targets,
         negatives, loss, log_q, beta, padding_idx,

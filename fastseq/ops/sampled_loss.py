@@ -56,15 +56,15 @@ def sampled_loss(
         Differentiable in h and item_weight; the gradient of item_weight is dense.
 
     Raises:
-        ValueError: for an unknown name, a shape that does not fit, a padding_idx that is no row, or log_q missing or
-            superfluous.
+        ValueError: for an unknown name, a shape, type or beta that does not fit, a padding_idx that is no row, or log_q
+            missing or superfluous.
         IndexError: on the CPU or with FASTSEQ_CHECK=1, for an id outside 0 … V; names the argument, the row and the
             id. On a GPU without it such a row's loss is NaN (with shared negatives torch's own indexing raises).
 
     Source: BPR: Rendle et al., UAI 2009. gBCE: Petrov & Macdonald, RecSys 2023. Sampled softmax with logQ: Bengio &
     Senécal, IEEE TNN 2008.
     """
-    check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, reduction, padding_idx)
+    check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, reduction, padding_idx)
     rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)[0]
     return reduce(rows, reduction)
 
@@ -106,10 +106,12 @@ def check_sampled_loss(
     negatives: Tensor,
     loss: str,
     log_q: Tensor | None,
+    beta: float,
     reduction: str,
     padding_idx: int | None,
 ) -> None:
     """Raises ValueError unless the arguments of ``sampled_loss`` fit together."""
+    _checks.number("beta", beta, least=0)
     _checks.floating(h=h, item_weight=item_weight)
     _checks.floating(log_q=log_q)
     if loss not in LOSSES:

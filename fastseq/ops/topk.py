@@ -35,8 +35,9 @@ def topk(
 
     Raises:
         ValueError: if k is out of range, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN
-            (a diverged model must not pass for a ranking). The last two read data: on the CPU they raise (a seen id on
-            a GPU too, with FASTSEQ_CHECK=1); on a GPU without it such an id is ignored, and a NaN is never returned.
+            (a diverged model must not pass for a ranking). The last two read data. A seen id raises on the CPU, and on
+            a GPU with FASTSEQ_CHECK=1; else it is ignored. A NaN raises, but from the Triton kernel, which never returns
+            one.
 
     Source: partial selection by a bounded heap (Knuth, TAOCP vol. 3, 5.2.3).
     """

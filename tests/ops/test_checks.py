@@ -186,8 +186,16 @@ def test_when_data_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tensors_of_two_devices_are_named() -> None:
-    """As the dispatcher passes them where one is on a GPU; meta stands for the device that is not here."""
-    arguments = (torch.ones(2, 8), 0.5, ops.make_rng(0, device="meta"), 0)
+    """Where one is on meta torch asks for shapes alone: what came back would be memory that nobody wrote."""
+    for name, build in CALLS.items():
+        arguments = build()
+        tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
+        for key in tensors if len(tensors) > 1 else ():
+            with pytest.raises(ValueError, match=r"is on (cpu|meta), expected (cpu|meta) as "):
+                results(name, {**arguments, key: arguments[key].to("meta")})
+    with pytest.raises(ValueError, match=r"weight is on meta, expected cpu as x: weight\.to\('cpu'\)"):
+        ops.linear(torch.ones(2, 8), torch.ones(3, 8, device="meta"))
+    arguments = (torch.ones(2, 8), 0.5, ops.make_rng(0, device="meta"), 0)  # as the dispatcher passes those of a GPU
     with pytest.raises(ValueError, match=r"rng is on meta, expected cpu as x: rng\.to\('cpu'\)"):
         _dispatch._call("dropout", "cuda", arguments)
 

@@ -5,6 +5,7 @@ FASTSEQ_FUZZ_EXAMPLES and FASTSEQ_FUZZ_SEED: as of tests/bindings/test_doors.py.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fastseq import ops
 
+from .backends import needs_triton
 from .calls import CALLS, IN_PLACE, results
 
 EXAMPLES = int(os.environ.get("FASTSEQ_FUZZ_EXAMPLES", "60"))
@@ -116,3 +118,29 @@ def test_no_second_derivative_is_left_out_in_silence(name: str, backend: str) ->
             loss = results(name, arguments)[0].sum()
             with pytest.raises(RuntimeError, match="leave out create_graph=True"):
                 torch.autograd.grad(loss, [leaf], create_graph=True)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("name", ["causal_attention", "last_query_attention", "gru", "gru_sampled_loss"])
+def test_a_vast_max_len_costs_nothing(name: str, backend: str) -> None:
+    """It bounds the longest sequence: no loop and no launch follows it beyond the rows that there are."""
+    arguments = CALLS[name]()
+    with ops.set_backend(backend):
+        expected = results(name, arguments)[0]
+        torch.testing.assert_close(results(name, {**arguments, "max_len": 2**31 - 1})[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("linear_cross_entropy", {"softcap": math.inf}),
+        ("sampled_loss", {"loss": "gbce", "beta": math.nan}),
+        ("sampled_loss", {"loss": "gbce", "beta": -3.0}),
+        ("gru_sampled_loss", {"loss": "gbce", "beta": math.inf}),
+        ("causal_attention", {"scale": math.nan}),
+        ("last_query_attention", {"scale": math.inf}),
+    ],
+)
+def test_numbers_out_of_range_are_named(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{list(change)[-1]} is .*, expected a (positive )?number"):
+        results(name, {**CALLS[name](), **change})

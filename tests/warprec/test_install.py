@@ -77,13 +77,32 @@ def test_uninstall_leaves_what_somebody_registered_since(installed: None) -> Non
     assert model_registry.get_class("SASRec") is originals.SASRec
 
 
-def test_rays_environment_keeps_what_the_user_set() -> None:
-    assert adapters.ray_runtime_env({"py_modules": [1]}) == {
-        "py_modules": [1],
-        "worker_process_setup_hook": "fastseq.warprec.install",
-    }
+def test_rays_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for new_names, hook in ((False, "install"), (True, "_install_both")):
+        adapters.install(as_new_names=new_names)
+        found = adapters.ray_runtime_env({"py_modules": [1]})
+        assert found == {"py_modules": [1], "worker_process_setup_hook": f"fastseq.warprec.{hook}"}
     mine = {"worker_process_setup_hook": "mine"}
-    assert adapters.ray_runtime_env(mine) == mine
+    with pytest.warns(RuntimeWarning, match=r"of its own, mine, so install\(\) does not reach .*custom_modules"):
+        assert adapters.ray_runtime_env(mine) == mine
+    adapters.uninstall()
+    adapters.install(as_new_names=True)
+    assert adapters.ray_runtime_env(None) == {"worker_process_setup_hook": "fastseq.warprec._install_beside"}
+    adapters.uninstall()
+    monkeypatch.setenv("RAY_RUNTIME_ENV_HOOK", "theirs")
+    with pytest.warns(RuntimeWarning, match="RAY_RUNTIME_ENV_HOOK is theirs, so .*custom_modules"):
+        adapters.install()
+    adapters.uninstall()
+    assert os.environ["RAY_RUNTIME_ENV_HOOK"] == "theirs"
+
+
+@pytest.mark.parametrize("hook", ["install", "_install_beside", "_install_both"])
+def test_what_a_worker_calls(hook: str) -> None:
+    getattr(adapters, hook)()
+    replaced, beside = (model_registry._registry.get(name) for name in ("SASREC", "FASTSASREC"))
+    assert (replaced is not None and replaced.__module__ == "fastseq.warprec") == (hook != "_install_beside")
+    assert (beside is not None) == (hook != "install")
+    adapters.uninstall()
 
 
 @pytest.mark.parametrize("new_names", [False, True])
@@ -94,6 +113,10 @@ def test_workers_started_afterwards_do_not_spin(monkeypatch: pytest.MonkeyPatch,
     assert os.environ["GOMP_SPINCOUNT"] == "2000"
     adapters.uninstall()
     assert "GOMP_SPINCOUNT" not in os.environ
+    adapters.install(as_new_names=new_names)
+    os.environ["GOMP_SPINCOUNT"] = "77"  # the user's, since
+    adapters.uninstall()
+    assert os.environ.pop("GOMP_SPINCOUNT") == "77"
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # the user's choice stays
     adapters.install(as_new_names=new_names)
     assert "GOMP_SPINCOUNT" not in os.environ

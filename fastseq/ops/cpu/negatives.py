@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ..negatives import nothing_left
+from .. import _checks
+from ..negatives import check_ascending, nothing_left
 from ._arrays import array, seed_and_step
 
 
@@ -44,6 +45,8 @@ def sample_negatives(
         array(result),
         threads or torch.get_num_threads(),
     )
+    if _checks.demanded():
+        check_ascending(seen_offsets, seen_items)
     if failed >= 0:
         raise nothing_left(failed, int(users[failed]), n_items)
     return result

@@ -19,7 +19,7 @@ def gru(
     state = x_gates.new_zeros(starts.shape[0], weight.shape[1], dtype=wide)
     nothing = x_gates[:0, : weight.shape[1]].to(wide)  # keeps a batch without events differentiable
     rows, states, gates = [starts[:0]], [nothing], [nothing.repeat(1, 4)]
-    for t in range(max_len):
+    for t in range(min(max_len, x_gates.shape[0])):
         active = (lengths > t).nonzero().squeeze(1)
         row = starts[active] + t
         before = state[active]
