@@ -362,7 +362,7 @@ def install(*, as_new_names: bool = False) -> None:
         registry._registry[key] = ours
         registry._spelled[key] = ours.__name__
     # A Ray that this process starts hands it on to its workers. There a trial's threads spin on cores that Ray's own
-    # processes need: measured, a whole epoch took 2 to 12 times the CPU time.
+    # processes need: measured beside other work, an epoch took 2 to 11 times the CPU time.
     if wait_briefly():
         _waits.add("GOMP_SPINCOUNT")
     hook = os.environ.setdefault(_RAY_HOOK, _OUR_HOOK)
