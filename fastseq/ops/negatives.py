@@ -80,7 +80,7 @@ def sample_negatives(
         users: int64 [N], an index into ``seen_offsets``, per target.
         positives: int64 [N], the target items.
         seen_offsets: int64 [users + 1]; user ``u`` has seen ``seen_items[seen_offsets[u]:seen_offsets[u + 1]]``.
-        seen_items: int64, strictly ascending within a user. C++ reads less than all, and looks only with FASTSEQ_CHECK=1.
+        seen_items: int64, strictly ascending within a user; C++ looks at all of them only with FASTSEQ_CHECK=1.
         k: negatives per target, at least 0.
         n_items: items in the catalogue, below 2^31.
         rng: int64 [2], (seed, step).
