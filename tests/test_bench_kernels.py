@@ -176,8 +176,37 @@ def test_wrong_results_are_not_close() -> None:
             assert_close(other, [x], 1e-5)
     with pytest.raises(Mismatch, match="other integers"):
         assert_close([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1.0)
+    assert_close([torch.zeros(0, 3), torch.zeros(2, 3)], [torch.zeros(0, 3), torch.zeros(2, 3)], 0.0)
     with pytest.raises(ValueError, match="implementation is 'fast', expected one of fastseq, eager, compiled"):
         Prepared(tiny(CPU, ["dropout"])[0], "fast", FLOAT32)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 5e-3, 2e-2, 8e-2, 0.2])  # float32, tf32, bfloat16, its rivals, gru's
+@pytest.mark.parametrize("shape", [(16384,), (16384, 128), (2048, 4, 32)])
+def test_one_row_left_out_is_found_among_many(shape: tuple[int, ...], tolerance: float) -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(shape).sign() * (1 + torch.rand(shape))
+    assert_close([expected * (1 + tolerance * (torch.rand(shape) - 0.5))], [expected], tolerance)  # rounding
+    found = expected.clone()
+    found[77] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance)
+    gradients = (
+        [torch.zeros(1), found],
+        [torch.zeros(1), expected],
+    )
+    assert_close(*gradients, max(tolerance, 5e-2), moved=0.01)  # rows of gradients may, of the output not
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance, moved=0.01)
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([torch.zeros(1), expected * 0], [torch.zeros(1), expected], tolerance, moved=0.01)
+    table = torch.zeros(50_000, 8)  # a gradient of few rows, their norms far apart
+    table[::100] = torch.randn(500, 8).sign() * torch.logspace(0, -2, 500)[:, None]
+    assert_close([table.bfloat16()], [table], 2e-2)
+    lost = table.clone()
+    lost[100] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([lost], [table], tolerance)
 
 
 class FakeClock:
@@ -286,6 +315,22 @@ def test_nothing_wrong_is_timed() -> None:
     wrong = replace(case, functions={"fastseq": functions["eager"], "eager": functions["eager"]}, no_compile="-")
     ours = next(measure(wrong, FLOAT32, [FORWARD], CPU, timing.cpu_clock, against=["eager"], seconds=0))
     assert ours.failed and "served by" in ours.skipped
+
+
+@pytest.mark.parametrize("wrong_in", [FORWARD, BOTH])
+def test_evaluation_and_training_are_both_checked(wrong_in: str) -> None:
+    """Each is timed, so neither may be wrong where the other is right."""
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+    right, reference = case.functions["fastseq"], Prepared(case, "fastseq", FLOAT32)
+    known: dict[float, list[Tensor]] = {}
+    reference.check(known)
+    assert known.keys() == {0.0, case.dropout_p} and case.dropout_p > 0
+
+    def wrong(p: float, *leaves: Tensor) -> Tensor:
+        return right(p, *leaves) * (2.0 if torch.is_grad_enabled() == (wrong_in == BOTH) else 1.0)
+
+    with pytest.raises(Mismatch, match="result 0 is off"):
+        Prepared(replace(case, functions={"fastseq": wrong}), "fastseq", FLOAT32).check(known)
 
 
 @pytest.mark.parametrize("file", FILES)
