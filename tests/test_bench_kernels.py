@@ -191,11 +191,8 @@ def test_one_row_left_out_is_found_among_many(shape: tuple[int, ...], tolerance:
     found[77] = 0.0
     with pytest.raises(Mismatch, match="off by"):
         assert_close([found], [expected], tolerance)
-    gradients = (
-        [torch.zeros(1), found],
-        [torch.zeros(1), expected],
-    )
-    assert_close(*gradients, max(tolerance, 5e-2), moved=0.01)  # rows of gradients may, of the output not
+    rows = [torch.zeros(1), found], [torch.zeros(1), expected]
+    assert_close(*rows, max(tolerance, 5e-2), moved=0.01)  # rows of gradients may, of the output not
     with pytest.raises(Mismatch, match="off by"):
         assert_close([found], [expected], tolerance, moved=0.01)
     with pytest.raises(Mismatch, match="off by"):
