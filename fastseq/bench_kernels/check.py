@@ -24,6 +24,10 @@ class Mismatch(AssertionError):
     """An implementation gives another result than the reference, or another one served."""
 
 
+class ReferenceOutOfMemoryError(torch.OutOfMemoryError):
+    """The reference does not fit, so nothing can be said of the op."""
+
+
 class Prepared:
     """One implementation of a case in one type.
 
@@ -88,6 +92,7 @@ class Prepared:
 
         Raises:
             Mismatch: if it does not.
+            ReferenceOutOfMemoryError: if the reference needs more memory than there is.
         """
         case, ours = self.case, self.implementation == "fastseq"
         if not ours and case.valid is not None:
@@ -114,7 +119,10 @@ class Prepared:
     def _expected(self, p: float, known: dict[float, list[Tensor]]) -> list[Tensor]:
         if p not in known:
             with products("float32"), set_backend("reference"):
-                known[p] = self._result(self.functions["fastseq"], p, torch.float32)
+                try:
+                    known[p] = self._result(self.functions["fastseq"], p, torch.float32)
+                except torch.OutOfMemoryError as error:
+                    raise ReferenceOutOfMemoryError(str(error)) from error
         return known[p]
 
     def _compare(self, found: list[Tensor], expected: list[Tensor]) -> None:
