@@ -186,6 +186,15 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def sources() -> list[str]:
+    """What the table was made of, a line for each file of kernels/.
+
+    Of the text, since Triton's own keys hold its version: another one must not make the table stale.
+    """
+    files = sorted((ROOT / "kernels").rglob("*.py"))
+    return [f"- `{path.relative_to(ROOT)}` {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in files]
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of docs/kernels_compiled.md: a line for each launch, its architectures side by side."""
     import triton
@@ -212,6 +221,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         lines.append([*place, *cells, ", ".join(dict.fromkeys(products)), roof])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     bad = sum(bool(row["faults"]) for row in rows)
+    listed = "\n".join(sources())
     spills = "no row spills" if not bad else "faults are named"
     return f"""# Every launch, compiled
 
@@ -220,7 +230,11 @@ Written by `python benchmarks/compile_report.py --markdown` with Triton {triton.
 Roof: the time below which the H100 (or the only chip of the line) cannot be, from bytes and FLOPs alone.
 Nothing here is measured. [kernels.md](kernels.md) says how the list is made.
 
-{table}"""
+{table}
+
+Of these sources (SHA-256, its first 16 digits):
+
+{listed}"""
 
 
 def positive(text: str) -> int:

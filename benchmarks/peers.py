@@ -187,7 +187,7 @@ def rank(chosen: argparse.Namespace) -> dict[str, Any]:
     from fastseq.data import leave_one_out, read_interactions
 
     split = leave_one_out(read_interactions(chosen.data))
-    # The batch that is timed need not be the one that ranks best: RecTools' 256 sequences are far more targets than 512.
+    # Not the batch that is timed: RecTools' 256 sequences hold far more targets than the 512 of the others.
     size = chosen.quality_batch_size or QUALITY_BATCH
     peer = peers_quality.measure(argparse.Namespace(**vars(chosen) | {"peer_batch_size": size}))
     curves = {chosen.peer: peer["curve"]}

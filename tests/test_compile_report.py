@@ -90,6 +90,18 @@ def test_faults() -> None:
     assert missing == ["no matrix instruction, expected tf32"] and error == ["CompilationError: at 1:1"]
 
 
+def test_the_table_is_of_these_sources() -> None:
+    """Its figures, not its names alone, are those of the kernels here."""
+    program = "import sys; sys.path.insert(0, 'benchmarks'); import compile_report as c; print(*c.sources(), sep='\\n')"
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    table = (ROOT / "docs" / "kernels_compiled.md").read_text()
+    listed = re.findall(r"^- `kernels/.*$", table, re.MULTILINE)
+    assert len(listed) > 20 and listed == done.stdout.splitlines(), (
+        "docs/kernels_compiled.md is not of these kernels: write it again (docs/kernels.md)"
+    )
+
+
 @needs_triton
 def test_report(tmp_path: Path) -> None:
     """Compiled, then read from the cache: the same rows, as JSON and as a table."""
