@@ -33,6 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastseq.bench_kernels.chips import ARCHITECTURES
 
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.stem for path in (ROOT / "kernels" / "compiled").glob("*.py") if path.stem != "__init__")
 VERSIONS = {"cuda": 1, "hip": 2}  # of a row: part of the cache's key
 
 
@@ -184,6 +186,15 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def sources() -> list[str]:
+    """What the table was made of, a line for each file of kernels/.
+
+    Of the text, since Triton's own keys hold its version: another one must not make the table stale.
+    """
+    files = sorted((ROOT / "kernels").rglob("*.py"))
+    return [f"- `{path.relative_to(ROOT)}` {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in files]
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of docs/kernels_compiled.md: a line for each launch, its architectures side by side."""
     import triton
@@ -210,6 +221,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         lines.append([*place, *cells, ", ".join(dict.fromkeys(products)), roof])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     bad = sum(bool(row["faults"]) for row in rows)
+    listed = "\n".join(sources())
     spills = "no row spills" if not bad else "faults are named"
     return f"""# Every launch, compiled
 
@@ -218,20 +230,33 @@ Written by `python benchmarks/compile_report.py --markdown` with Triton {triton.
 Roof: the time below which the H100 (or the only chip of the line) cannot be, from bytes and FLOPs alone.
 Nothing here is measured. [kernels.md](kernels.md) says how the list is made.
 
-{table}"""
+{table}
+
+Of these sources (SHA-256, its first 16 digits):
+
+{listed}"""
+
+
+def positive(text: str) -> int:
+    """A number of processes."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
+    return number
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--seed-shapes", action="store_true", help="only what the seed configurations launch")
-    parser.add_argument("--only", nargs="+", metavar="FILE", help="kernel files, for example gru; default: all")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--only", nargs="+", choices=FILES, metavar="FILE", help="kernel files, for example gru")
+    parser.add_argument("--processes", type=positive, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fastseq" / "compile_report")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="one JSON list instead of the table")
     output.add_argument("--markdown", action="store_true", help="docs/kernels_compiled.md instead of the table")
     chosen = parser.parse_args()
+    if chosen.markdown and (chosen.only or chosen.seed_shapes or set(chosen.arch) != set(ARCHITECTURES)):
+        parser.error("--markdown is the whole table: it takes no --arch, --seed-shapes or --only")
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -244,9 +269,11 @@ def main() -> int:
         and (not chosen.only or file in chosen.only)
         and (not entry.only or name in entry.only)
     ]
+    if not jobs:
+        parser.error("no launch is left: --only, --seed-shapes and --arch rule out all of them")
     # Fresh processes: Triton's compiler and fork do not mix with torch's threads.
     with ProcessPoolExecutor(chosen.processes, multiprocessing.get_context("spawn")) as pool:
-        rows = list(pool.map(compile_row, *zip(*jobs, strict=True))) if jobs else []
+        rows = list(pool.map(compile_row, *zip(*jobs, strict=True)))
     failed = False
     for row in rows:
         row["faults"] = faults(row)

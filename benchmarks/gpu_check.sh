@@ -4,8 +4,9 @@
 #   benchmarks/gpu_check.sh [--out DIR] [--only STAGE ...] [--list] [--dry-run]
 #
 # Stages: build ops gpu memcheck racecheck kernels. Each has a time limit, and one that fails does not stop the next. The
-# last lines are a short table; DIR (default benchmarks/results) gets gpu_<name>_<date>.json and .md, and the logs stay in
-# build/gpu_check. Exit status: 0 all passed; 1 a stage failed or lacked something; 2 no GPU, or a mistake in the arguments.
+# last lines are a short table; DIR (default benchmarks/results) gets gpu_<name>_<date and time>.json and .md, and the logs
+# stay in build/gpu_check. Exit status: 0 all passed; 1 a stage failed or lacked something, or none passed; 2 no GPU, or a
+# mistake in the arguments.
 # PYTHON chooses the interpreter (default python3), STAGE_SECONDS multiplies every limit (default 1), WORK is the logs' folder.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -36,9 +37,6 @@ while (($#)); do
 done
 
 work="${WORK:-build/gpu_check}"
-mkdir -p "$work" || mistake "$work cannot be made"
-rm -f "$work"/*.log "$work"/*.json "$work"/stages.tsv
-: > "$work/stages.tsv"
 export FASTSEQ_STRICT=1 PYTHONUNBUFFERED=1
 # One cache of compiled kernels for all stages: the sanitizer must not find ptxas at work.
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$(realpath "$work")/triton}"
@@ -88,6 +86,11 @@ stage() {
 if [[ ! $dry ]]; then
   has torch || mistake "$PYTHON has no torch: set PYTHON to the interpreter that does"
   "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || mistake "PyTorch sees no GPU"
+  mkdir -p "$work" || mistake "$work cannot be made"
+  # What the last run left, by name: WORK may be a folder with other files.
+  for name in "${STAGES[@]}" small import; do rm -f "$work/$name.log"; done
+  rm -f "$work/kernels.json"
+  : > "$work/stages.tsv" || mistake "$work cannot be written to"
 fi
 
 # The tests import fastseq from this tree; the kernels' folder is mapped into the package by an installation.
@@ -125,7 +128,7 @@ if [[ -n $sanitizer ]]; then
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   for tool in memcheck racecheck; do
-    wanted "$tool" && record "$tool" skipped 0 "compute-sanitizer is neither on PATH nor in a CUDA toolkit"
+    wanted "$tool" && record "$tool" missing 0 "compute-sanitizer is neither on PATH nor in a CUDA toolkit"
   done
 fi
 

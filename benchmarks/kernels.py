@@ -3,6 +3,7 @@
     python benchmarks/kernels.py --device cuda --budget 75 > FILE.json
 
 `fastseq bench kernels` is the same with a table and a plot. Interrupted, it prints what was measured until then.
+Exit status 1 if an op is wrong or nothing was measured.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ own_process()  # before torch
 import torch  # noqa: E402
 
 from fastseq.bench_kernels.report import document  # noqa: E402
-from fastseq.bench_kernels.run import collect, machine, run  # noqa: E402
-from fastseq.bench_kernels.suite import FILES  # noqa: E402
+from fastseq.bench_kernels.run import collect, machine, measured, run  # noqa: E402
+from fastseq.bench_kernels.suite import FILES, check_names  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device is cuda, but PyTorch {torch.__version__} sees no GPU: take --device cpu")
     device = torch.device(chosen.device)
+    try:
+        check_names(device, chosen.only, chosen.against)
+    except ValueError as error:
+        parser.error(f"--{error}")
     results, interrupted = collect(
         run(
             device,
@@ -50,7 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     print(json.dumps(document(results, machine(device))))
-    return 130 if interrupted else int(any(r.failed for r in results))
+    if interrupted:
+        return 130
+    if not measured(results):
+        print("nothing was measured", file=sys.stderr)
+        return 1
+    return int(any(r.failed for r in results))
 
 
 if __name__ == "__main__":

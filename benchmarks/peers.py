@@ -11,7 +11,8 @@ own training step on a few batches, medians, added up. RecTools: optimizer steps
 batch and the last, so its setup does not count. Nothing else should run on the machine.
 
 --epochs also trains both sides that long, in the sizes of stride_quality.py, and adds the NDCG@10 of each on the test
-part of fastseq's split (peers_quality.py), fastseq on shared windows and on one sequence per target.
+part of fastseq's split (peers_quality.py), fastseq on shared windows and on one sequence per target. RecTools then
+trains with batches of --quality-batch-size sequences, as peers_quality.py does.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def measure_rectools(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"targets_per_s": sum(n for _, n in ends[1:]) / seconds, "batch_size": f"{batch_size} sequences"}
 
 
+QUALITY_BATCH = 12  # sequences of RecTools with --epochs: about as many targets as the batches of the others
 PER_TARGET = "per-target"  # WarpRec's own batches: one sequence per target, float32
 
 
@@ -185,7 +187,10 @@ def rank(chosen: argparse.Namespace) -> dict[str, Any]:
     from fastseq.data import leave_one_out, read_interactions
 
     split = leave_one_out(read_interactions(chosen.data))
-    curves = {chosen.peer: peers_quality.measure(chosen)["curve"]}
+    # Not the batch that is timed: RecTools' 256 sequences hold far more targets than the 512 of the others.
+    size = chosen.quality_batch_size or QUALITY_BATCH
+    peer = peers_quality.measure(argparse.Namespace(**vars(chosen) | {"peer_batch_size": size}))
+    curves = {chosen.peer: peer["curve"]}
     for batches in (stride_quality.PARAMS[chosen.model]["max_seq_len"], stride_quality.PER_TARGET):
         run = stride_quality.train(chosen.model, batches, chosen.seed, split, chosen.epochs, chosen.epochs, "fp32")
         curves[f"fastseq, {'per target' if batches == stride_quality.PER_TARGET else f'stride {batches}'}"] = run[
@@ -196,6 +201,7 @@ def rank(chosen: argparse.Namespace) -> dict[str, Any]:
         "epochs": chosen.epochs,
         "seed": chosen.seed,
         "params": sizes,
+        "batch_size": {chosen.peer: peer["batch_size"], "fastseq": sizes["batch_size"]},
         "NDCG@10": {side: curve["test NDCG@10"][-1] for side, curve in curves.items()},
     }
 
@@ -272,6 +278,9 @@ def main() -> None:
     parser.add_argument("--peer-every", type=int, default=1, help="RecTools: trains on every n-th user")
     parser.add_argument("--epochs", type=int, help="also train that long and rank")
     parser.add_argument("--seed", type=int, default=1, help="with --epochs")
+    parser.add_argument(
+        "--quality-batch-size", type=int, help=f"RecTools with --epochs: sequences (default {QUALITY_BATCH})"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--params", default="{}", help=argparse.SUPPRESS)
@@ -282,6 +291,13 @@ def main() -> None:
         return
     if chosen.peer == "rectools" and chosen.model != "SASRec":
         parser.error("RecTools has SASRec alone")
+    if chosen.quality_batch_size is not None and (chosen.peer != "rectools" or chosen.epochs is None):
+        parser.error("--quality-batch-size is for RecTools with --epochs: the others' batch is stride_quality.py's")
+    for name in ("rounds", "epochs", "quality_batch_size"):
+        if (count := getattr(chosen, name)) is not None and count < 1:
+            parser.error(f"--{name.replace('_', '-')} is {count}, expected 1 or more")
+    if not chosen.data.is_file():
+        parser.error(f"--data is {chosen.data}, which is no file")
     chosen.peer_python = chosen.peer_python or str(ROOT / f".venv-{chosen.peer}" / "bin" / "python")
     if not Path(chosen.peer_python).exists():
         parser.error(f"{chosen.peer_python} does not exist: `make peers` makes it, or name another with --peer-python")

@@ -362,14 +362,16 @@ def bench_kernels(
 ) -> None:
     """Every op beside what PyTorch offers on the same inputs, forward and with its gradients.
 
-    Nothing is timed that has not passed its check against the reference in the same run. torch.compile takes most of
-    the time: --against eager leaves it out. Ctrl-C reports what was measured so far. Exit code 1 when an op is wrong.
+    Nothing is timed that has not passed its check against the reference in the same run: fastseq without dropout and
+    with it, the rivals, which draw other masks, without it. torch.compile takes most of the time: --against eager
+    leaves it out. Ctrl-C reports what was measured so far. Exit code 1 when an op is wrong
+    or nothing was measured.
     """
     import torch
 
     from .bench_kernels import report
-    from .bench_kernels.run import collect, machine, run
-    from .bench_kernels.suite import modules
+    from .bench_kernels.run import collect, machine, measured, run
+    from .bench_kernels.suite import check_names
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen not in ("cuda", "cpu"):
@@ -378,11 +380,11 @@ def bench_kernels(
         raise typer.BadParameter(f"'cuda': PyTorch {torch.__version__} sees no GPU; take cpu", param_hint="--device")
     if plot is not None and (plot.suffix not in (".png", ".svg", ".pdf") or not plot.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{plot}: expected a .png, .svg or .pdf in a folder that exists", param_hint="--plot")
-    try:
-        modules(only or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--only") from error
     where = torch.device(chosen)
+    try:
+        check_names(where, only or [], against or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{str(error).split()[0]}") from error
     results, interrupted = collect(
         run(
             where,
@@ -400,10 +402,12 @@ def bench_kernels(
         print(json.dumps(report.document(results, about)))
     else:
         _print_kernels(results, about)
-    if plot is not None:
+    if plot is not None and measured(results):
         report.plot(results, plot, about)
     if interrupted:
         raise typer.Exit(130)
+    if not measured(results):
+        _fail("nothing was measured" + (f": {plot} is not drawn" if plot is not None else ""), 1)
     if any(result.failed for result in results):
         raise typer.Exit(1)
 

@@ -23,8 +23,9 @@ from fastseq.bench_kernels.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, C
 from fastseq.bench_kernels.check import Mismatch, Prepared, assert_close, step
 from fastseq.bench_kernels.chips import ARCHITECTURES, chip_of
 from fastseq.bench_kernels.run import Result, collect, measure, run
-from fastseq.bench_kernels.suite import FILES, by_importance, specs, tiny
+from fastseq.bench_kernels.suite import FILES, by_importance, rivals, specs, tiny
 from fastseq.ops import set_backend
+from fastseq.ops._dispatch import served
 
 from .test_cli import here
 
@@ -176,8 +177,34 @@ def test_wrong_results_are_not_close() -> None:
             assert_close(other, [x], 1e-5)
     with pytest.raises(Mismatch, match="other integers"):
         assert_close([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1.0)
+    assert_close([torch.zeros(0, 3), torch.zeros(2, 3)], [torch.zeros(0, 3), torch.zeros(2, 3)], 0.0)
     with pytest.raises(ValueError, match="implementation is 'fast', expected one of fastseq, eager, compiled"):
         Prepared(tiny(CPU, ["dropout"])[0], "fast", FLOAT32)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 5e-3, 2e-2, 8e-2, 0.2])  # float32, tf32, bfloat16, its rivals, gru's
+@pytest.mark.parametrize("shape", [(16384,), (16384, 128), (2048, 4, 32)])
+def test_one_row_left_out_is_found_among_many(shape: tuple[int, ...], tolerance: float) -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(shape).sign() * (1 + torch.rand(shape))
+    assert_close([expected * (1 + tolerance * (torch.rand(shape) - 0.5))], [expected], tolerance)  # rounding
+    found = expected.clone()
+    found[77] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance)
+    rows = [torch.zeros(1), found], [torch.zeros(1), expected]
+    assert_close(*rows, max(tolerance, 5e-2), moved=0.01)  # rows of gradients may, of the output not
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance, moved=0.01)
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([torch.zeros(1), expected * 0], [torch.zeros(1), expected], tolerance, moved=0.01)
+    table = torch.zeros(50_000, 8)  # a gradient of few rows, their norms far apart
+    table[::100] = torch.randn(500, 8).sign() * torch.logspace(0, -2, 500)[:, None]
+    assert_close([table.bfloat16()], [table], 2e-2)
+    lost = table.clone()
+    lost[100] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([lost], [table], tolerance)
 
 
 class FakeClock:
@@ -288,6 +315,41 @@ def test_nothing_wrong_is_timed() -> None:
     assert ours.failed and "served by" in ours.skipped
 
 
+def test_only_the_reference_or_a_rival_may_lack_memory() -> None:
+    """An op of ours that does not fit where its reference does is a failure."""
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+
+    def row(*without_memory: str) -> Result:
+        def ours(p: float, *leaves: Tensor) -> Tensor:
+            backend = served("dropout_add_norm", "cpu").backend
+            if ("reference" if backend == "reference" else "ours") in without_memory:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return case.functions["fastseq"](p, *leaves)
+
+        changed = replace(case, functions={"fastseq": ours}, no_compile="-")
+        return next(measure(changed, FLOAT32, [FORWARD], CPU, timing.cpu_clock, seconds=0))
+
+    assert (row("ours").skipped, row("ours").failed) == ("out of memory", True)
+    assert (row("reference").skipped, row("reference").failed) == ("out of memory in the reference", False)
+    assert not row().failed and row().median
+
+
+@pytest.mark.parametrize("wrong_in", [FORWARD, BOTH])
+def test_evaluation_and_training_are_both_checked(wrong_in: str) -> None:
+    """Each is timed, so neither may be wrong where the other is right."""
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+    right, reference = case.functions["fastseq"], Prepared(case, "fastseq", FLOAT32)
+    known: dict[float, list[Tensor]] = {}
+    reference.check(known)
+    assert known.keys() == {0.0, case.dropout_p} and case.dropout_p > 0
+
+    def wrong(p: float, *leaves: Tensor) -> Tensor:
+        return right(p, *leaves) * (2.0 if torch.is_grad_enabled() == (wrong_in == BOTH) else 1.0)
+
+    with pytest.raises(Mismatch, match="result 0 is off"):
+        Prepared(replace(case, functions={"fastseq": wrong}), "fastseq", FLOAT32).check(known)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_rival_is_measured(file: str) -> None:
     """One after the other on the same case: an op that works in place must leave the next one its inputs."""
@@ -364,10 +426,31 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments, message in (
         (("--device", "tpu"), "'tpu': expected cuda or cpu"),
         (("--only", "grue"), "only is 'grue', expected one of attention"),
+        (("--only", "gru", "--against", "bogus"), "against is 'bogus', expected one of eager, compiled"),
         (("--plot", "p.txt"), "p.txt: expected a .png, .svg or .pdf"),
     ):
         code, _, err = here("bench", "kernels", *arguments, folder=tmp_path)
         assert code == 2 and message in " ".join(err.replace("│", " ").split())
+
+
+def test_a_run_that_measured_nothing_is_no_success(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--only", "dropout", "--budget", "0")
+    code, out, err = here("bench", "kernels", *options, "--plot", tmp_path / "p.png", folder=tmp_path)
+    assert code == 1 and "out of time" in out and not (tmp_path / "p.png").exists()
+    assert "nothing was measured" in err and "p.png is not drawn" in " ".join(err.split()) and "Traceback" not in err
+    script = [sys.executable, "benchmarks/kernels.py"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, cwd=OPS.parents[1])
+    assert done.returncode == 1 and "nothing was measured" in done.stderr
+    assert [r["skipped"] for r in json.loads(done.stdout)["results"]] == ["out of time"]
+    unknown = ["--device", "cpu", "--against", "eager", "bogus"]
+    done = subprocess.run([*script, *unknown], capture_output=True, text=True, cwd=OPS.parents[1])
+    assert done.returncode == 2 and "--against is 'bogus', expected one of eager, grouped, compiled" in done.stderr
+
+
+def test_names_of_rivals() -> None:
+    assert set(rivals(CPU)) == {"eager", "compiled", "grouped"}
+    assert set(rivals(META)) >= {"eager", "compiled", "nested", "flex"}  # liger and cce on a GPU itself
+    assert rivals(META, ["gru"]) == ["eager", "compiled"]
 
 
 def test_the_script_needs_no_more_than_the_core() -> None:

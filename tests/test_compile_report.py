@@ -90,6 +90,18 @@ def test_faults() -> None:
     assert missing == ["no matrix instruction, expected tf32"] and error == ["CompilationError: at 1:1"]
 
 
+def test_the_table_is_of_these_sources() -> None:
+    """Its figures, not its names alone, are those of the kernels here."""
+    program = "import sys; sys.path.insert(0, 'benchmarks'); import compile_report as c; print(*c.sources(), sep='\\n')"
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    table = (ROOT / "docs" / "kernels_compiled.md").read_text()
+    listed = re.findall(r"^- `kernels/.*$", table, re.MULTILINE)
+    assert len(listed) > 20 and listed == done.stdout.splitlines(), (
+        "docs/kernels_compiled.md is not of these kernels: write it again (docs/kernels.md)"
+    )
+
+
 @needs_triton
 def test_report(tmp_path: Path) -> None:
     """Compiled, then read from the cache: the same rows, as JSON and as a table."""
@@ -104,8 +116,29 @@ def test_report(tmp_path: Path) -> None:
         assert row["kernel"] == "_dropout" and row["registers"] > 0 and row["faults"] == []
         assert row["roof_us"] == pytest.approx(1e6 * row["bytes"] / 3.35e12)
     assert json.loads(python(*arguments, "--json").stdout) == rows
-    text = python(*arguments, "--markdown").stdout
+    program = "import json, sys; sys.path.insert(0, 'benchmarks'); import compile_report as c; "
+    text = python("-c", f"{program} print(c.markdown(json.loads(sys.argv[1])))", json.dumps(rows)).stdout
     assert "H100 (sm_90)" in text and text.count("| dropout `_dropout` | float32, 2048 x 128 | ") == 1
     assert text.count("\n| dropout") == len(rows) and "no row spills" in text
     table = python(*arguments).stdout.splitlines()
     assert len(table) == 1 + len(rows) and all(line.endswith("ok") for line in table[1:])
+
+
+def test_arguments_that_would_check_nothing_are_refused() -> None:
+    """Before Triton is needed, but for the last."""
+    for arguments, message in (
+        (["--only", "grue"], "invalid choice: 'grue'"),
+        (["--processes", "0"], "argument --processes: 0: expected 1 or more"),
+        (["--markdown", "--only", "gru"], "--markdown is the whole table"),
+        (["--markdown", "--arch", "sm_90"], "--markdown is the whole table"),
+        (["--markdown", "--seed-shapes"], "--markdown is the whole table"),
+    ):
+        done = python(str(SCRIPT), *arguments)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@needs_triton
+def test_no_launch_is_no_success() -> None:
+    program = "import sys; sys.path.insert(0, 'benchmarks'); import compile_report as c; c.entries = lambda: []; "
+    done = python("-c", program + "sys.argv = ['compile_report.py']; sys.exit(c.main())")
+    assert done.returncode == 2 and "no launch is left" in done.stderr

@@ -43,6 +43,8 @@ class Case:
         upstream: gradient of the output; None: there are no gradients.
         dropout_p: of "forward + backward", a step of training; "forward" is evaluation.
         tolerances: error allowed by type, relative in the norm, where it is not that of the type (``check.TOLERANCE``).
+        moved: share of the gradients' rows that may be off by more than ``check.assert_close`` allows a row: where
+            rounding decides which of two rows a gradient goes to.
         valid: judges a result of an implementation that draws random numbers of its own, in place of the reference.
         agree: agree(found, expected, leaves) in place of equal integers.
         no_compile: why there is no "compiled".
@@ -61,6 +63,7 @@ class Case:
     upstream: Tensor | None = None
     dropout_p: float = 0.0
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    moved: float = 0.0
     valid: Callable[[Any], bool] | None = None
     agree: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], bool] | None = None
     no_compile: str = ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .case import Case, Spec
-from .check import Prepared
+from .check import Prepared, ReferenceOutOfMemoryError
 from .chips import chip_of
 from .suite import by_importance, specs
 from .timing import Clock, Timing, clock_of, peak_bytes, timed
@@ -71,7 +71,7 @@ def implementations(case: Case, against: Sequence[str] = ()) -> list[str]:
 def reason(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
+        return "out of memory" + (" in the reference" if isinstance(error, ReferenceOutOfMemoryError) else "")
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -110,9 +110,9 @@ def measure(
                 prepared = Prepared(case, name, dtype)
                 prepared.check(expected)
             except Exception as error:  # a rival that cannot run here is a row without a time; ours is a failure
-                why, failed, prepared = reason(error), name == OURS, None
-                if isinstance(error, torch.OutOfMemoryError):
-                    failed = False  # the reference, mostly; said in the row, and nothing is timed unchecked
+                why, prepared = reason(error), None
+                # Without the memory for the reference nothing can be checked, so nothing is timed: no fault of the op.
+                failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
         for direction in directions:
             row = Result(case.op, case.shape, direction, dtype, device.type, name, skipped=why, failed=failed)
             if prepared is not None:
@@ -168,6 +168,11 @@ def run(
         del case
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def measured(results: Sequence[Result]) -> bool:
+    """Whether there is a time of any op of fastseq: a run without one proves nothing."""
+    return any(result.implementation == OURS and result.median is not None for result in results)
 
 
 def collect(results: Iterator[Result]) -> tuple[list[Result], bool]:

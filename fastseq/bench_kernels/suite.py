@@ -50,6 +50,24 @@ def tiny(device: torch.device, only: Sequence[str] = ()) -> list[Case]:
     return [case for module in modules(only) for case in module.tiny(device)]
 
 
+def rivals(device: torch.device, only: Sequence[str] = ()) -> list[str]:
+    """Names of what the ops are measured beside on a device, installed or not."""
+    names = dict.fromkeys(name for case in tiny(device, only) for name in (*case.functions, *case.missing, "compiled"))
+    return [name for name in names if name != "fastseq"]
+
+
+def check_names(device: torch.device, only: Sequence[str] = (), against: Sequence[str] = ()) -> None:
+    """Refuses names that would leave nothing to measure.
+
+    Raises:
+        ValueError: if ``only`` names no op, or ``against`` no rival of these ops.
+    """
+    modules(only)
+    for name in against:
+        if name not in (known := rivals(device, only)):
+            raise ValueError(f"against is {name!r}, expected one of {', '.join(known)}")
+
+
 def by_importance(chosen: Sequence[Spec]) -> list[tuple[Spec, str]]:
     """(spec, type), so that a run that is cut short has something of every op: first shapes and types first."""
     ranks: dict[str, int] = {}
