@@ -321,7 +321,7 @@ class FastCaser(Caser):
 _REPLACING: tuple[type[Adapter], ...] = (SASRec, GRU4Rec, Caser)
 _BESIDE: tuple[type[Adapter], ...] = (FastSASRec, FastGRU4Rec, FastCaser)
 _originals: dict[tuple[int, str], type] = {}  # what was replaced, by registry and key
-_waits: set[str] = set()  # GOMP_SPINCOUNT, where install has set it
+_spin_count_is_ours = False  # whether install has set GOMP_SPINCOUNT
 _RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"  # names a function through which ray.init passes its runtime environment
 _OUR_HOOK = f"{__name__}.ray_runtime_env"
 _WORKER_HOOK = "worker_process_setup_hook"  # in that environment: what every worker calls first
@@ -363,8 +363,8 @@ def install(*, as_new_names: bool = False) -> None:
         registry._spelled[key] = ours.__name__
     # A Ray that this process starts hands it on to its workers. There a trial's threads spin on cores that Ray's own
     # processes need: measured beside other work, an epoch took 2 to 11 times the CPU time.
-    if wait_briefly():
-        _waits.add("GOMP_SPINCOUNT")
+    global _spin_count_is_ours
+    _spin_count_is_ours |= wait_briefly()
     hook = os.environ.setdefault(_RAY_HOOK, _OUR_HOOK)
     if hook != _OUR_HOOK:
         _warn_of_workers(f"the environment's {_RAY_HOOK} is {hook}")
@@ -381,9 +381,10 @@ def uninstall() -> None:
                     del registry._registry[key], registry._spelled[key]
                 else:
                     registry._registry[key] = original
-    if _waits and os.environ.get("GOMP_SPINCOUNT") == SPIN_COUNT:
+    global _spin_count_is_ours
+    if _spin_count_is_ours and os.environ.get("GOMP_SPINCOUNT") == SPIN_COUNT:
         del os.environ["GOMP_SPINCOUNT"]
-    _waits.clear()
+    _spin_count_is_ours = False
     if os.environ.get(_RAY_HOOK) == _OUR_HOOK:
         del os.environ[_RAY_HOOK]
 

@@ -36,6 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}, expected {list(weight.shape[:1])}, one per row of weight")
     if x.device.type != "cpu":
+        _checks.same_device("linear", (x, weight, bias))
         return F.linear(x, weight, bias)
     _checks.one_type(x=x, weight=weight, bias=bias)
     return _linear(x, weight, bias, bfloat16_products("cpu"))
