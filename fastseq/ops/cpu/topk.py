@@ -41,9 +41,8 @@ def topk(
             shape = rows.stop - first, columns.stop - item
             scores = buffer[: shape[0] * shape[1]].view(shape)
             bias_part = None if shift is None else shift[columns]
-            if (
-                shape[0] == 1
-            ):  # BLAS's matrix-vector product, a millisecond faster for 50,000 items, divides the items only
+            if shape[0] == 1:
+                # BLAS's matrix-vector product, a millisecond faster for 50,000 items; it divides the items only.
                 torch.mm(users[rows], items[columns].t(), out=scores)
                 scores += 0.0 if bias_part is None else bias_part
             elif shape[0] < FEWEST_PACKED:
