@@ -17,6 +17,8 @@ namespace {
 
 // Rows of a block: it stays in the second cache beside a panel.
 constexpr int64_t kBlockRows = 8 * kSumRows;
+// Rows of the smaller side, and products that are worth one more thread, where sums are made without panels.
+constexpr int64_t kFewRows = 16, kThreadProducts = 1 << 15;
 constexpr int64_t kBlockDepth = 256, kStripRows = 8 * kColumnRows;
 
 template <typename O, typename S>
@@ -66,6 +68,73 @@ void product(const Product<S>& a) {
                     }
                 }
             }
+        }
+    }
+}
+
+// The sum of the lanes, by halves that are registers themselves down to the smallest.
+template <int kBytes, typename T, typename V>
+FASTSEQ_INLINE T sum_of_lanes(const V& v) {
+    if constexpr (kBytes == 16) {
+        T lanes[16 / sizeof(T)];
+        __builtin_memcpy(lanes, &v, 16);
+        if constexpr (sizeof(T) == 8)
+            return lanes[0] + lanes[1];
+        else
+            return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    } else {
+        typedef T Half __attribute__((vector_size(kBytes / 2)));
+        Half low, high;
+        __builtin_memcpy(&low, &v, kBytes / 2);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + kBytes / 2, kBytes / 2);
+        return sum_of_lanes<kBytes / 2, T>(low + high);
+    }
+}
+
+// sums[r] = Σ_k rows[r][k] * b[k]
+template <typename T>
+FASTSEQ_INLINE void four_dots(const T* const* rows, const T* b, int64_t depth, T* sums) {
+    using Vector = typename Simd<T>::Vector;
+    constexpr int lanes = Simd<T>::lanes;
+    Vector sum[4] = {}, left, right;
+    int64_t k = 0;
+    for (; k + lanes <= depth; k += lanes) {
+        __builtin_memcpy(&right, b + k, sizeof right);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            __builtin_memcpy(&left, rows[r] + k, sizeof left);
+            sum[r] += left * right;
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        sums[r] = sum_of_lanes<kVectorBytes, T>(sum[r]);
+        for (int64_t j = k; j < depth; ++j) sums[r] += rows[r][j] * b[j];
+    }
+}
+
+// The product where one side has few rows, as the scores of one user have: packing a panel would cost more than the
+// sums, which read the other side once, as it lies. The threads divide that other side.
+template <typename T>
+void product_of_few(const Product<T>& a) {
+    const bool few_rows = a.rows < a.columns;
+    const Matrix<T> left{a.a, a.a_row, 1}, few = few_rows ? left : a.b, many = few_rows ? a.b : left;
+    const int64_t few_count = few_rows ? a.rows : a.columns, few_step = few_rows ? a.columns : 1;
+    const int64_t many_count = few_rows ? a.columns : a.rows, many_step = few_rows ? 1 : a.columns;
+    const int64_t work = a.rows * a.columns * a.depth;
+    const int threads = static_cast<int>(std::min<int64_t>(a.threads, 1 + work / kThreadProducts));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t first = 0; first < many_count; first += 4) {
+        const int64_t count = std::min<int64_t>(4, many_count - first);
+        const T* rows[4];
+        for (int64_t r = 0; r < 4; ++r) rows[r] = many.data + (first + std::min(r, count - 1)) * many.row;
+        for (int64_t f = 0; f < few_count; ++f) {
+            T sums[4];
+            four_dots(rows, few.data + f * few.row, a.depth, sums);
+            T* to = a.out + f * few_step + first * many_step;
+            const T* bias = a.bias == nullptr ? nullptr : a.bias + (few_rows ? first : f);
+            for (int64_t r = 0; r < count; ++r)
+                to[r * many_step] = bias == nullptr ? sums[r] : sums[r] + bias[few_rows ? r : 0];
         }
     }
 }
@@ -132,11 +201,17 @@ void transposed_product(const TransposedProduct<S>& a) {
     if (depth == 0) std::fill(a.out, a.out + a.rows * a.columns, S(0));
 }
 
+template <typename T>
+void product_as_it_is(const Product<T>& a) {
+    if (a.b.column == 1 && std::min(a.rows, a.columns) <= kFewRows) return product_of_few(a);
+    product<Operand<T, false>>(a);
+}
+
 }  // namespace
 
-void product_f32(const Product<float>& a) { product<Operand<float, false>>(a); }
+void product_f32(const Product<float>& a) { product_as_it_is(a); }
 void product_bf16(const Product<float>& a) { product<Operand<float, true>>(a); }
-void product_f64(const Product<double>& a) { product<Operand<double, false>>(a); }
+void product_f64(const Product<double>& a) { product_as_it_is(a); }
 void transposed_product_f32(const TransposedProduct<float>& a) { transposed_product<Operand<float, false>>(a); }
 void transposed_product_bf16(const TransposedProduct<float>& a) { transposed_product<Operand<float, true>>(a); }
 void transposed_product_f64(const TransposedProduct<double>& a) { transposed_product<Operand<double, false>>(a); }

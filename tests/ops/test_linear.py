@@ -31,7 +31,19 @@ def inputs(rows: int, depth: int, columns: int, bias: bool = True) -> tuple[dict
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
-    [(1, 1, 1), (5, 3, 2), (6, 64, 64), (47, 63, 65), (49, 129, 130), (300, 24, 33), (513, 100, 7), (1100, 8, 48)],
+    [
+        (1, 1, 1),
+        (5, 3, 2),
+        (6, 64, 64),
+        (47, 63, 65),
+        (49, 129, 130),
+        (300, 24, 33),
+        (513, 100, 7),
+        (1100, 8, 48),
+        (16, 33, 130),
+        (17, 33, 130),
+        (130, 70, 16),
+    ],
 )
 def test_accuracy(rows: int, depth: int, columns: int, dtype: torch.dtype, poisoned_empty: None) -> None:
     """1100 rows are two chunks of depth for the weight's gradient, in bfloat16 too."""

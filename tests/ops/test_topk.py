@@ -143,7 +143,7 @@ def thread_counts() -> Iterator[list[int]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("users", [1, 7, 63, 64])
+@pytest.mark.parametrize("users", [1, 16, 17, 63, 64])
 def test_results_do_not_depend_on_threads(users: int, thread_counts: list[int]) -> None:
     """Of scores that are not exact in any order of summation, as whole numbers would be."""
     generator = torch.Generator().manual_seed(users)

@@ -12,7 +12,8 @@ from ._products import product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
-FEWEST_PACKED = 64  # users below which the product is bound by reading the items: the users are its packed operand
+FEW_USERS = 16  # whose scores are dot products: reading the items binds them
+FEWEST_PACKED = 64  # users from which packing the items pays; below, the users are the product's packed operand
 
 
 def topk(
@@ -41,11 +42,7 @@ def topk(
             shape = rows.stop - first, columns.stop - item
             scores = buffer[: shape[0] * shape[1]].view(shape)
             bias_part = None if shift is None else shift[columns]
-            if shape[0] == 1:
-                # BLAS's matrix-vector product, a millisecond faster for 50,000 items; it divides the items only.
-                torch.mm(users[rows], items[columns].t(), out=scores)
-                scores += 0.0 if bias_part is None else bias_part
-            elif shape[0] < FEWEST_PACKED:
+            if FEW_USERS < shape[0] < FEWEST_PACKED:
                 scores.copy_(product(items[columns], users[rows]).t())
                 scores += 0.0 if bias_part is None else bias_part
             else:
