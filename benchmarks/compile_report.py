@@ -22,7 +22,9 @@ import multiprocessing
 import os
 import pkgutil
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -89,16 +91,33 @@ def key_of(built: Any, name: str, options: dict[str, int]) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack a thread, where spills go: for Triton 3.4, which does not pass ptxas's log on."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"cuobjdump said nothing about registers and stack: {said.strip()!r}")
+    return int(found[1]), int(found[2])
+
+
 def cuda_row(compiled: Any, log: str) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     found = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     if found is None or spills is None:
-        raise RuntimeError(f"ptxas said nothing about registers and spills:\n{log}")
+        registers, spilled = resources(compiled.asm["cubin"])
+    else:
+        registers, spilled = int(found[1]), int(spills[1]) + int(spills[2])
     matrix = sorted(set(re.findall(r"\b(wgmma|tcgen05\.mma|mma)\.", ptx)) - ({"mma"} if "wgmma" in ptx else set()))
     return {
-        "registers": int(found[1]),
-        "spilled_bytes": int(spills[1]) + int(spills[2]),
+        "registers": registers,
+        "spilled_bytes": spilled,
         "matrix": matrix,
         "shared_bytes": compiled.metadata.shared,
     }

@@ -37,6 +37,20 @@ absent = [launch for launch in launches if launch not in table] + [table.count("
 print(json.dumps([*(c.faults({**row, **change}) for change in changes), twice, len(distinct(two)), absent]))
 """
 
+BINARY = """
+import contextlib, io, json, sys
+sys.path.insert(0, "benchmarks")
+import compile_report as c
+import triton
+from triton.backends.compiler import GPUTarget
+entry = next(entry for file, _, entry in c.entries() if file == "dropout")
+triton.knobs.compilation.always_compile = triton.knobs.nvidia.dump_ptxas_log = True
+log = io.StringIO()
+with contextlib.redirect_stdout(log):
+    compiled = triton.compile(c.source(entry), target=GPUTarget("cuda", 90, 32), options={"num_warps": entry.num_warps})
+print(json.dumps([c.cuda_row(compiled, log.getvalue()), c.cuda_row(compiled, "")]))
+"""
+
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: this one's kernels are those of the interpreter."""
@@ -142,3 +156,11 @@ def test_no_launch_is_no_success() -> None:
     program = "import sys; sys.path.insert(0, 'benchmarks'); import compile_report as c; c.entries = lambda: []; "
     done = python("-c", program + "sys.argv = ['compile_report.py']; sys.exit(c.main())")
     assert done.returncode == 2 and "no launch is left" in done.stderr
+
+
+@needs_triton
+def test_without_ptxas_log_the_binary_tells_registers_and_stack() -> None:
+    done = python("-c", BINARY)
+    assert done.returncode == 0, done.stderr
+    logged, read = json.loads(done.stdout)
+    assert read == logged and read["registers"] > 0
