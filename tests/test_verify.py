@@ -101,6 +101,7 @@ def test_a_nan_differs() -> None:
         ("raise PackageNotFoundError", "not installed"),
         ("return '2.1.0'", "WarpRec 2.1.0 is installed, which is too old"),
         ("return '2.3.0'", "WarpRec 2.3.0 is installed, which is too new"),
+        ("return '2.3rc1'", "WarpRec 2.3rc1 is installed, which is too new"),
     ],
 )
 def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(found: str, words: str) -> None:
