@@ -256,7 +256,7 @@ def verify(
             }
             for c in report.comparisons
         ]
-        print(json.dumps({"reference": report.reference, "same": report.same, "models": rows}))
+        print(json.dumps({"reference": report.reference, "data": report.data, "same": report.same, "models": rows}))
     else:
         _print_comparisons(report)
     if not report.same:
@@ -283,6 +283,7 @@ def _print_comparisons(report: Report) -> None:
         table.add_section()
     stdout.print(table)
     stdout.print(f"compared with {report.reference}", highlight=False, markup=False)
+    stdout.print(f"on {report.data}", highlight=False, markup=False)
     note = "windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation"
     stdout.print(note, highlight=False, markup=False)
     for c in report.comparisons:

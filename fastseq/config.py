@@ -285,6 +285,15 @@ def load_config(source: str | Path) -> Config:
     Raises:
         ConfigError: naming the file, the key, its value and what is accepted.
     """
+    return parse_config(*load_tree(source))
+
+
+def load_tree(source: str | Path) -> tuple[dict[str, Any], str]:
+    """The sections of a configuration as they stand, and what errors call it; see load_config.
+
+    Raises:
+        ConfigError: if it cannot be read, is not YAML, or holds no sections.
+    """
     if isinstance(source, Path) or "\n" not in source:
         origin, path = str(source), Path(source)
         try:
@@ -301,7 +310,7 @@ def load_config(source: str | Path) -> Config:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin}: expected sections such as 'models:', found {type(tree).__name__}")
-    return parse_config(tree, origin)
+    return tree, origin
 
 
 def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:

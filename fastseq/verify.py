@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from . import experiment
 from .config import MODELS as NAMES
-from .config import Config, Reader, load_config
+from .config import Config, Reader, load_tree, parse_config
 from .data.interactions import Interactions
 from .data.loader import Loader
 from .data.negatives import NegativeSampler
@@ -68,9 +67,10 @@ class Comparison:
 
 @dataclass
 class Report:
-    """All models of a configuration, and what they were compared with."""
+    """All models of a configuration, what they were compared with, and on what data."""
 
     reference: str
+    data: str
     comparisons: list[Comparison]
 
     @property
@@ -97,7 +97,10 @@ def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, rep
     comparisons = []
     for entry in chosen.models:
         seed = entry.optimization.properties.seed
-        params = MODELS[entry.name].check_params(entry.params)
+        try:
+            params = MODELS[entry.name].check_params(entry.params)
+        except ConfigError as error:
+            raise ConfigError(f"{config}: models.{error}") from error
         stride = params["window_stride"] or params["max_seq_len"]
         # WarpRec's objective is what both sides have.
         params = {key: value for key, value in params.items() if key not in OBJECTIVE}
@@ -115,7 +118,10 @@ def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, rep
             _compare(comparison, theirs, ours, batch, MODELS[entry.name].needs_user, dtype)
         _time(comparison, theirs, ours, batch, repeats)
         _time_windows(comparison, MODELS[entry.name], {**params, "window_stride": stride}, info, interactions, seed)
-    return Report(reference, comparisons)
+    # A misspelt section must not pass for the user's data.
+    name = str(chosen.reader.local_path or "the embedded demo data (neither reader.local_path nor --data names a file)")
+    sizes = f"{interactions.n_users:,} users, {interactions.n_items:,} items, {interactions.n_events:,} events"
+    return Report(reference, f"{name}: {sizes}", comparisons)
 
 
 def sides() -> tuple[str, Callable[[str, dict[str, Any], dict[str, int], int], tuple[Any, Any]]]:
@@ -149,21 +155,25 @@ def read_config(path: Path, data: Path | None) -> Config:
     Raises:
         ConfigError: if it cannot be read, or names none of them.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("models"), dict):
+    tree, origin = load_tree(path)
+    if not isinstance(tree.get("models"), dict):
         raise ConfigError(f"{path}: expected a section 'models:' with at least one of {', '.join(NAMES)}")
     known = {name.lower(): name for name in NAMES}
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for name, entry in tree["models"].items():
         plain = known.get(str(name).lower().removeprefix("fast"))
-        if plain is not None and isinstance(entry, dict):
-            models[plain] = _one_trial(entry)
+        if plain is None or not isinstance(entry, dict):
+            continue
+        trial = _one_trial(entry, f"{origin}: models.{name}")
+        if models.setdefault(plain, trial) != trial:
+            raise ConfigError(
+                f"{origin}: 'models' has several entries for {plain} that differ, {name} among them; leave one and "
+                "verify them one after the other"
+            )
     if not models:
         raise ConfigError(f"{path}: 'models' names none of {', '.join(NAMES)}, so there is nothing to verify")
-    reader = {key: value for key, value in (tree.get("reader") or {}).items() if key in Reader.model_fields}
+    given = _section(tree, "reader", origin)
+    reader = {key: value for key, value in given.items() if key in Reader.model_fields}
     if "loading_strategy" in reader:  # WarpRec, which requires it, reads columns whatever the file is called
         reader.setdefault("file_format", "tabular")
     if data is not None:
@@ -172,19 +182,29 @@ def read_config(path: Path, data: Path | None) -> Config:
         for key in ("file_format", "sep", "labels"):
             reader.pop(key, None)
     wanted = {"reader": reader, "filtering": tree.get("filtering"), "models": models}
-    return load_config(yaml.safe_dump(wanted, sort_keys=False))
+    return parse_config(wanted, origin)
 
 
-def _one_trial(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _section(tree: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """A section inside another; none at all is an empty one."""
+    section = tree.get(key)
+    if section is not None and not isinstance(section, dict):
+        raise ConfigError(f"{where}: {key} is {section!r}, expected a section with keys of its own")
+    return section or {}
+
+
+def _one_trial(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The first trial of a search space, without what does not change a model."""
     trial = {}
     for key, value in entry.items():
-        if isinstance(value, list) and value:
+        if value == []:
+            raise ConfigError(f"{where}.{key} is an empty list, expected a value or a search space")
+        if isinstance(value, list):
             named = isinstance(value[0], str) and len(value) > 1 and key not in ("loss", "precision")
             value = value[1] if named else value[0]
         if key not in ("meta", "early_stopping", "optimization", "precision"):
             trial[str(key)] = value
-    seed = ((entry.get("optimization") or {}).get("properties") or {}).get("seed")
+    seed = _section(_section(entry, "optimization", where), "properties", f"{where}.optimization").get("seed")
     if seed is not None:
         trial["optimization"] = {"properties": {"seed": seed}}
     return trial

@@ -10,6 +10,7 @@ Caser. ``python -m fastseq.warprec`` prints the file to name under ``general.cus
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -49,7 +50,8 @@ def check_version() -> None:
         found = version("warprec")
     except PackageNotFoundError:
         raise ImportError(f"fastseq.warprec needs WarpRec, which is not installed: {_REMEDY}") from None
-    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    release = re.match(r"[\d.]*", found.split("+")[0])  # 2.2.8rc1 and 2.2.8+local are of 2.2.8
+    numbers = tuple(int(part) for part in release[0].split(".") if part)[:3] if release else ()
     if numbers < _OLDEST or numbers >= _TOO_NEW:
         age = "old" if numbers < _OLDEST else "new"
         raise ImportError(f"WarpRec {found} is installed, which is too {age} for this fastseq: {_REMEDY}")
@@ -438,4 +440,6 @@ def custom_module(*, as_new_names: bool = False) -> Path:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--new-names"]):  # a typo must not print the other file
+        sys.exit(f"usage: python -m fastseq.warprec [--new-names]; got {' '.join(sys.argv[1:])}")
     print(custom_module(as_new_names="--new-names" in sys.argv))

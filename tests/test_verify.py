@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fastseq import GRU4Rec
 from fastseq import verify as module
 from fastseq.cli import app
+from fastseq.errors import ConfigError
 
 PARAMS = {
     "embedding_size": 16,
@@ -48,6 +49,40 @@ def test_the_same_is_the_same_and_says_with_what(config: Path) -> None:
     assert min(result.reference_seconds, result.seconds, result.window_speed) > 0
 
 
+def test_the_report_names_the_data(config: Path, tmp_path: Path) -> None:
+    options = {"batch_size": 8, "repeats": 1}
+    # A misspelt section, which WarpRec's configurations may not be refused for, is not the user's data.
+    config.write_text(config.read_text() + "raeder: {local_path: mine.csv}\n")
+    assert "neither reader.local_path nor --data" in module.verify(config, **options).data
+    rows = [f"{user},{(user * 7 + place) % 20},{place}" for user in range(9) for place in range(6)]
+    (tmp_path / "mine.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    found = module.verify(config, tmp_path / "mine.csv", **options).data
+    assert found == f"{tmp_path / 'mine.csv'}: 9 users, 20 items, 54 events"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("reader: data.csv", "reader is 'data.csv', expected a section"),
+        ("models: {GRU4Rec: {optimization: Adam}}", "models.GRU4Rec: optimization is 'Adam', expected a section"),
+        (
+            "models: {GRU4Rec: {optimization: {properties: 3}}}",
+            "models.GRU4Rec.optimization: properties is 3, expected a section",
+        ),
+        ("models: {GRU4Rec: {epochs: []}}", "models.GRU4Rec.epochs is an empty list"),
+        ("models: {GRU4Rec: {}}", "models.GRU4Rec: hyperparameter 'embedding_size' is missing"),
+        ("models: {GRU4Rec: {}, FastGRU4Rec: {epochs: 4}}", "several entries for GRU4Rec that differ, FastGRU4Rec"),
+        ("models: {GRU4Rec: {epochs: 1}, GRU4Rec: {epochs: 2}}", "line 1: key 'GRU4Rec' stands twice"),
+        ("models: [", "not valid YAML"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named_with_its_key(config: Path, text: str, words: str) -> None:
+    config.write_text(text if "models" in text else f"{config.read_text()}{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        module.verify(config, batch_size=8, repeats=1)
+    assert str(caught.value).startswith(f"{config}: ") and words in str(caught.value)
+
+
 def test_a_model_that_scores_otherwise_differs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = GRU4Rec.score
     monkeypatch.setattr(GRU4Rec, "score", lambda self, h, items=None: score(self, h, items) * (1 + 1e-6))
@@ -66,6 +101,7 @@ def test_a_nan_differs() -> None:
         ("raise PackageNotFoundError", "not installed"),
         ("return '2.1.0'", "WarpRec 2.1.0 is installed, which is too old"),
         ("return '2.3.0'", "WarpRec 2.3.0 is installed, which is too new"),
+        ("return '2.3rc1'", "WarpRec 2.3rc1 is installed, which is too new"),
     ],
 )
 def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(found: str, words: str) -> None:

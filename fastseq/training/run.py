@@ -298,7 +298,10 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         path = RunFolder.existing(path).model_path
     if path.suffix == ".pth":
         found = checkpoint.load_warprec(path)
-        name, params, info, state = found["name"], found["params"], found["info"], found["state_dict"]
+        # fastseq's models inside WarpRec may have names of their own, and a precision, which is of training alone.
+        name = found["name"].removeprefix("Fast")
+        params = {key: value for key, value in found["params"].items() if key != "precision"}
+        info, state = found["info"], found["state_dict"]
         known: dict[str, Any] = {}
     else:
         tensors, metadata = checkpoint.load(path)

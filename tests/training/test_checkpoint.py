@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fastseq import GRU4Rec, load
 from fastseq.errors import CheckpointError
 from fastseq.training import checkpoint
 
@@ -109,7 +110,8 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     checkpoint.save(path, {"a": torch.zeros(1000)}, {"n": 1})
     script = f"""
         import resource, torch
-        from fastseq.errors import CheckpointError
+        from fastseq import GRU4Rec, load
+from fastseq.errors import CheckpointError
         from fastseq.training import checkpoint
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
         try:
@@ -195,6 +197,18 @@ def test_reads_warprecs_files_whatever_their_artifacts(tmp_path: Path, foreign: 
     assert found["info"]["n_items"] == 3
     for name, tensor in content["state_dict"].items():
         assert torch.equal(found["state_dict"][name], tensor)
+
+
+def test_what_fastseqs_models_inside_warprec_save_is_loaded(tmp_path: Path) -> None:
+    params = {"embedding_size": 8, "hidden_size": 8, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
+    params |= {"epochs": 1, "learning_rate": 0.01, "neg_samples": 1}
+    model = GRU4Rec(params, {"n_users": 3, "n_items": 5}, seed=7)
+    checkpoint.save_warprec(tmp_path / "m.pth", model)
+    content = torch.load(tmp_path / "m.pth")
+    content["name"], content["params"]["precision"] = "FastGRU4Rec", "bf16"
+    torch.save(content, tmp_path / "m.pth")
+    loaded = load(tmp_path / "m.pth")
+    assert torch.equal(loaded.item_embedding.weight, model.item_embedding.weight)
 
 
 def test_runs_no_code_of_a_pth_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,11 @@ def test_the_module_prints_a_file_that_installs(flag: list[str]) -> None:
     assert done.stdout.strip().endswith("fastseq.warprec")
 
 
+def test_a_misspelt_option_prints_no_file() -> None:
+    done = subprocess.run([sys.executable, "-m", "fastseq.warprec", "--new-name"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout and "[--new-names]; got --new-name" in done.stderr
+
+
 def trial(name: str, **keys: Any) -> Any:
     """A checked configuration of one model, as WarpRec checks it: first all combinations, then one trial."""
     params = params_registry.get(name, **{**PARAMS[name], **keys})
