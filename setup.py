@@ -6,7 +6,6 @@ Set FASTSEQ_SANITIZE=address,undefined (or thread) for a sanitizer build; `make 
 """
 
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -22,7 +21,9 @@ ROOT = Path(__file__).parent.resolve()
 VERSION = (ROOT / "fastseq" / "_version.py").read_text().split('"')[1]
 
 INSTRUCTION_SETS = {"baseline": ""}
-if platform.machine().lower() in ("x86_64", "amd64"):  # flags that detect() in bindings/module.cpp looks for, no more
+# The platform built for, which _PYTHON_HOST_PLATFORM names where that is another machine. The flags are those that
+# detect() in bindings/module.cpp looks for, no more.
+if sysconfig.get_platform().endswith(("x86_64", "amd64")):
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma -mbmi2"
     INSTRUCTION_SETS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mprefer-vector-width=512"
 
