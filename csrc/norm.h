@@ -32,13 +32,20 @@ FASTSEQ_INLINE void add_blocks(const T* partial, int64_t blocks, int64_t stride,
 template <typename T>
 FASTSEQ_INLINE void normalize(T* x, int64_t width, T sum, T eps, const T* weight, const T* bias, T* mean, T* rstd) {
     const T m = sum / static_cast<T>(width);
-    T square = T(0);
-#pragma omp simd reduction(+ : square)
-    for (int64_t c = 0; c < width; ++c) square += (x[c] - m) * (x[c] - m);
+    // What rounding left in the mean, which counts where it is large beside the deviation.
+    T square = T(0), rest = T(0);
+#pragma omp simd reduction(+ : square, rest)
+    for (int64_t c = 0; c < width; ++c) {
+        square += (x[c] - m) * (x[c] - m);
+        rest += x[c] - m;
+    }
+    const T d = rest / static_cast<T>(width);
+    square -= rest * d;
+    square = square < T(0) ? T(0) : square;  // a NaN stays
     const T r = T(1) / std::sqrt(square / static_cast<T>(width) + eps);
 #pragma omp simd
-    for (int64_t c = 0; c < width; ++c) x[c] = (x[c] - m) * r * weight[c] + bias[c];
-    *mean = m;
+    for (int64_t c = 0; c < width; ++c) x[c] = ((x[c] - m) - d) * r * weight[c] + bias[c];
+    *mean = m + d;
     *rstd = r;
 }
 

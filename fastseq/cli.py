@@ -105,7 +105,9 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
             chosen, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
         ):
             outcomes.append(outcome)
-            stderr.print(f"{outcome.name}: {outcome.result.message}; {outcome.run.path}", highlight=False)
+            stderr.print(
+                f"{outcome.name}: {outcome.result.message}; {outcome.run.path}", highlight=False, soft_wrap=True
+            )
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
@@ -158,10 +160,11 @@ def recommend(
     user: Annotated[list[str] | None, typer.Option("--user", "-u", help="A user of the data; may be repeated.")] = None,
     history: Annotated[
         list[str] | None,
-        typer.Option("--history", help="Item ids, oldest first, separated by commas; may be repeated."),
+        typer.Option("--history", help="Item ids, oldest first, separated by commas; may be repeated, or empty."),
     ] = None,
     input_file: Annotated[
-        Path | None, typer.Option("--input", help="One history a line: item ids separated by spaces; - is stdin.")
+        Path | None,
+        typer.Option("--input", help="A history a line: item ids separated by tabs, else by spaces; - is stdin."),
     ] = None,
     sample: Annotated[int, typer.Option(help="So many users of the data, spread over it.", min=0)] = 0,
     k: Annotated[int, typer.Option("-k", help="Recommendations for each.", min=1)] = 10,
@@ -192,13 +195,15 @@ def recommend(
             users.append(name)
             histories.append(list(data.history(name)))
     items = model.catalogue.items if model.catalogue is not None else None
-    for line in history or []:
-        histories.append([_as_id(items, text) for text in line.split(",") if text.strip()])
+    for number, line in enumerate(history or [], start=1):
+        words = [text for text in line.split(",") if text.strip()]
+        histories.append(_as_ids(items, words, f"--history {number}", skip_unknown))
         names.append(line)
         users.append(None)
     if input_file is not None:
         for number, line in enumerate(_lines(input_file), start=1):
-            histories.append([_as_id(items, text) for text in line.split()])
+            words = [text for text in line.split("\t") if text.strip()] if "\t" in line else line.split()
+            histories.append(_as_ids(items, words, f"{input_file}, line {number}", skip_unknown))
             names.append(f"line {number}")
             users.append(None)
     if not histories:
@@ -414,19 +419,34 @@ def _as_id(ids: Any, text: str) -> Any:
     return text
 
 
+def _as_ids(ids: Any, words: list[str], place: str, skip_unknown: bool) -> list[Any]:
+    """The words of a history, unknown ones refused by where they stand."""
+    values = [_as_id(ids, text) for text in words]
+    if ids is not None and not skip_unknown:
+        for number, index in enumerate(ids.encode(values, unknown="-1"), start=1):
+            if index < 0:
+                raise DataError(
+                    f"{place}: item {number}, {words[number - 1].strip()!r}, is not in the catalogue; --skip-unknown "
+                    "leaves such items out"
+                )
+    return values
+
+
 def _raw(ids: Any, text: str, what: str) -> Any:
     value = _as_id(ids, text)
     if ids.encode([value], unknown="-1")[0] < 0:
-        raise typer.BadParameter(f"{what} {text!r} is not in the data of this run")
+        raise typer.BadParameter(
+            f"{what} {text!r} is not in the data of this run; --history and --input take the items of anyone"
+        )
     return value
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot be read: {error}", param_hint="--input") from error
-    return text.splitlines()
+    return text.removeprefix("\ufeff").splitlines()
 
 
 def _load(run: Path) -> Any:

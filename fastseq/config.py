@@ -206,6 +206,16 @@ class Writer(Section):
     writing_method: Literal["local"] = "local"
     local_experiment_path: Path = Path("runs")
 
+    @field_validator("dataset_name")
+    @classmethod
+    def one_folder(cls, value: str | None) -> str | None:
+        """A name, not a way to another place."""
+        if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
+            raise ValueError(
+                f"dataset_name is {value!r}, expected the name of one folder; local_experiment_path says where"
+            )
+        return value
+
 
 class General(Section):
     """The device: "auto" is the GPU where there is one."""

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -53,7 +54,9 @@ def read(config: Config) -> Interactions:
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
         if not reader.local_path.is_file():
             what = "is a folder, expected a file" if reader.local_path.is_dir() else "does not exist"
-            raise ConfigError(f"reader.local_path: {reader.local_path} {what}")
+            raise ConfigError(
+                f"reader.local_path: {reader.local_path} {what} (a relative path counts from {Path.cwd()})"
+            )
         data = read_interactions(
             reader.local_path,
             format=kind,

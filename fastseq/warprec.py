@@ -57,7 +57,12 @@ def check_version() -> None:
         raise ImportError(f"WarpRec {found} is installed, which is too {age} for this fastseq: {_REMEDY}")
 
 
-check_version()
+try:
+    check_version()
+except ImportError as error:
+    if __name__ == "__main__":  # a command answers in one line
+        sys.exit(str(error))
+    raise
 
 import warprec.recommenders  # noqa: E402 - fills the registry of models
 import warprec.utils.config  # noqa: E402, F401 - fills the registry of parameters
@@ -322,8 +327,10 @@ class FastCaser(Caser):
 
 _REPLACING: tuple[type[Adapter], ...] = (SASRec, GRU4Rec, Caser)
 _BESIDE: tuple[type[Adapter], ...] = (FastSASRec, FastGRU4Rec, FastCaser)
-_originals: dict[tuple[int, str], type] = {}  # what was replaced, by registry and key
-_spin_count_is_ours = False  # whether install has set GOMP_SPINCOUNT
+# What was replaced, by registry and key, and whether install has set GOMP_SPINCOUNT. importlib.reload keeps both: the
+# registries keep fastseq's models over it.
+_originals: dict[tuple[int, str], type] = globals().get("_originals", {})
+_spin_count_is_ours: bool = globals().get("_spin_count_is_ours", False)
 _RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"  # names a function through which ray.init passes its runtime environment
 _OUR_HOOK = f"{__name__}.ray_runtime_env"
 _WORKER_HOOK = "worker_process_setup_hook"  # in that environment: what every worker calls first

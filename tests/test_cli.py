@@ -141,7 +141,7 @@ def test_caser_refuses_an_unknown_user_unless_asked(trained: tuple[Path, dict[st
     [
         (("train", "nowhere.yaml"), "nowhere.yaml"),
         (("train", "config.yaml"), "--resume"),  # the folder exists
-        (("evaluate", "nowhere"), "nowhere"),
+        (("evaluate", "nowhere"), "nowhere: no such run folder"),
         (("recommend", "runs/data/SASRec", "-u", "nobody"), "nobody"),
         (("recommend", "runs/data/SASRec", "--history", "i1,nothing"), "nothing"),
         (("recommend", "runs/data/SASRec"), "--history"),
@@ -216,6 +216,23 @@ def test_recommend_for_lines_of_text_and_for_samples(trained: tuple[Path, dict[s
     assert code == 0 and "GRU4Rec recommends" in out
     code, _, err = here(*ask, "--input", "nowhere.txt", folder=folder)
     assert code == 2 and "nowhere.txt" in err
+
+
+def test_recommend_reads_marked_files_and_names_their_lines(
+    trained: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    """A byte-order mark, as spreadsheets write, and tabs, which let an id have spaces."""
+    folder, _ = trained
+    file = tmp_path / "histories.txt"
+    ask = ("recommend", "runs/data/GRU4Rec", "-k", 3, "--input", file)
+    file.write_text("\ufeffi1 i2\ni1\ti2\n", encoding="utf-8")
+    code, out, err = here(*ask, "--json", folder=folder)
+    assert code == 0, err
+    first, second = json.loads(out)
+    assert first["items"] == second["items"]
+    file.write_text("i1\ni1\tan item\n")
+    code, _, err = here(*ask, folder=folder)
+    assert code == 2 and "histories.txt, line 2: item 2, 'an item'," in " ".join(err.split())
 
 
 def test_data_that_changed_since_training_is_refused(trained: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
@@ -338,7 +355,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     from fastseq import __version__
 
     assert fastseq("--version", cwd=tmp_path).stdout.strip() == __version__
-    for command in ("train", "evaluate", "recommend", "bench"):
+    for command in ("train", "evaluate", "recommend", "verify", "bench"):
         code, out, _ = here(command, "--help", folder=tmp_path)
         assert code == 0 and "Usage" in out
     assert "Exit codes" in here("--help", folder=tmp_path)[1]

@@ -120,6 +120,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ({"models": {"SASRec": {"early_stopping": {"patience": 0}}}}, "early_stopping.patience.*it is 0"),
         ({"models": {"SASRec": {"optimization": {"precison": "fp32"}}}}, "optimization.precison.*'precision'"),
         ({"models": {"SASRec": {"optimization": {"properties": {"sed": 1}}}}}, "properties.sed.*'seed'"),
+        ({"models": {"SASRec": SASREC}, "writer": {"dataset_name": "../x"}}, "dataset_name is '../x'.*one folder"),
         ({"models": {"SASRec": SASREC}, "reader": {"local_pth": "x"}}, "reader.local_pth.*'local_path'"),
         ({"models": {"SASRec": SASREC}, "evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
         ({"models": {"SASRec": SASREC}, "evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),

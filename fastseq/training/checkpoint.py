@@ -138,7 +138,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             text = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); restore it from a copy, or train again"
+        ) from error
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file, but not one that fastseq wrote (no {_KEY!r} metadata)")
     try:

@@ -294,6 +294,8 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
     from fastseq.models.catalogue import Catalogue
 
     given = path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run folder or checkpoint; fastseq train says where it keeps a run")
     if path.is_dir():
         path = RunFolder.existing(path).model_path
     if path.suffix == ".pth":

@@ -48,6 +48,25 @@ def test_install_replaces_and_uninstall_gives_back(times: int) -> None:
     assert "RAY_RUNTIME_ENV_HOOK" not in os.environ
 
 
+RELOADED = """
+import importlib
+import fastseq.warprec as adapters
+from warprec.utils.registry import model_registry
+theirs = model_registry.get_class("SASRec")
+adapters.install()
+importlib.reload(adapters)
+adapters.install()
+adapters.uninstall()
+assert model_registry.get_class("SASRec") is theirs
+"""
+
+
+def test_uninstall_gives_back_after_a_reload() -> None:
+    """As in a notebook that reloads what it imports."""
+    done = subprocess.run([sys.executable, "-c", RELOADED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_new_names_stand_beside_warprecs() -> None:
     adapters.install(as_new_names=True)
     model = model_registry.get("FastCaser", PARAMS["Caser"], INFO)
