@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .products import float32_precision
+from .products import float32_precision, operand
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
@@ -371,15 +371,14 @@ def _order(offsets: Tensor) -> Tensor | None:
 def gru(
     x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
 ) -> tuple[Tensor, Tensor]:
-    if x_gates.dtype == torch.float64:
-        raise ValueError("x_gates is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
-    x, weight, offsets = x_gates.contiguous(), weight_hh.contiguous(), offsets.contiguous()
+    x, kind = operand(x_gates, "x_gates", x_gates.dtype), x_gates.dtype
+    weight, offsets = weight_hh.contiguous(), offsets.contiguous()
     bias = None if bias_hh is None else bias_hh.contiguous()
     (rows, _), hidden, sequences = x.shape, weight.shape[1], offsets.shape[0] - 1
     h = torch.empty(rows, hidden, dtype=x.dtype, device=x.device)
     saved = torch.empty(rows, 4 * hidden, dtype=x.dtype, device=x.device)
     if h.numel() == 0:
-        return h, saved
+        return h.to(kind), saved.to(kind)
     if hidden <= WIDEST:
         tensors = (x, weight, bias, offsets, _order(offsets), h, saved)
 
@@ -387,14 +386,14 @@ def gru(
             _forward[triton.cdiv(sequences, of_program),](*tensors, sequences, **constants)
 
         _tune("forward", x, hidden, launch)
-        return h, saved
+        return h.to(kind), saved.to(kind)
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
     for t in range(min(max_len, x.shape[0])):
         a = torch.mm(state, wide) if shift is None else torch.addmm(shift, state, wide)
         _step[grid](x, a, offsets, state, h, saved, t, sequences, HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS)
-    return h, saved
+    return h.to(kind), saved.to(kind)
 
 
 def gru_backward(
@@ -407,7 +406,8 @@ def gru_backward(
     saved: Tensor,
     max_len: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad, weight, offsets, h, saved = (a.contiguous() for a in (grad, weight_hh, offsets, h, saved))
+    grad, h, saved = (operand(a, "h", h.dtype) for a in (grad, h, saved))
+    weight, offsets = weight_hh.contiguous(), offsets.contiguous()
     hidden, sequences = weight.shape[1], offsets.shape[0] - 1
     d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
     d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
@@ -432,4 +432,4 @@ def gru_backward(
     kind = torch.promote_types(h.dtype, weight.dtype)  # a float32 weight beside half-precision gates gets its bits
     grad_weight = torch.mm(d_hidden.to(kind).t(), previous.to(kind)).to(weight.dtype)
     grad_bias = grad_weight.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
-    return d_x, grad_weight, grad_bias
+    return d_x.to(x_gates.dtype), grad_weight, grad_bias

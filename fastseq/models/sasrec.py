@@ -128,7 +128,9 @@ class SASRec(SequentialRecommender):
         """One transformer layer; the last one computes past its attention for the counted rows only."""
         p = self._rate(self.attn_dropout_prob)
         attention = layer.self_attn
-        mixed = self._attention(attention, x, batch, last and batch.last_only, p, rng, site + SITE_ATTENTION)
+        # Where every row counts, sequences are one event long: their last queries are all there are.
+        last_only = last and batch.last_only and batch.rows is not None
+        mixed = self._attention(attention, x, batch, last_only, p, rng, site + SITE_ATTENTION)
         if last and batch.rows is not None:
             x = select_rows(x, batch.rows)
             mixed = mixed if batch.last_only else select_rows(mixed, batch.rows)

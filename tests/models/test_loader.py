@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,16 @@ def test_the_losses_of_ranks_add_up(split: Split, name: str, objective: dict[str
             error = (parameter.grad - gradients[key]).norm() / max(1e-3, float(gradients[key].norm()))
             assert error < 1e-10, key
     assert empty > 0, "no rank was without targets: this test shows less than it says"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [{"max_len": 1}, {"batch_size": 1}])
+def test_per_target_batches_whose_sequences_have_one_event(name: str, shape: dict[str, int], split: Split) -> None:
+    """Such a batch may have no ``rows``: all of them count."""
+    model, _ = build(name, split, neg_samples=1)
+    loader, _ = loaders(split, model, per_target=True, **shape)
+    short = [batch for batch in loader.batches(0) if batch.rows is None]
+    assert short
+    for batch in short[:3]:
+        listed = replace(batch, rows=torch.arange(batch.n_targets))
+        torch.testing.assert_close(model.eval().loss(batch), model.loss(listed), rtol=1e-12, atol=0)

@@ -238,7 +238,7 @@ BFLOAT16 = pytest.param(
     128,
     True,
     torch.bfloat16,
-    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter has no bfloat16 product"),
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter computes bfloat16 in float32"),
 )
 TRITON = [
     ([19, 0, 7, 1, 2, 0, 11], 7, True, torch.float32),
@@ -248,6 +248,7 @@ TRITON = [
     ([6, 2], 128, True, torch.float16),
     ([4, 0, 1] * 6, 130, True, torch.float32),  # a product a step
     ([3, 2], 144, False, torch.bfloat16),
+    ([5, 0, 3], 20, True, torch.bfloat16),
     ([1], 1, True, torch.float32),
     ([1, 1, 1], 6, False, torch.float32),  # no state before any event
     ([0, 0], 5, True, torch.float32),

@@ -88,6 +88,17 @@ def test_equal_scores_keep_the_smaller_ids(small_tiles: None) -> None:
     assert ids.tolist() == [[120, 250, 0, 1, 2], [120, 1, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("users", [1, 17, 64])
+def test_equal_items_tie_in_whatever_tile(users: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scores that depend on the order of their sums, which few items in a tile could change."""
+    monkeypatch.setattr(cpu, "TILE_BYTES", 100 * users * 4)
+    h, weight = torch.randn(users, 33), torch.randn(205, 33)
+    weight[200:] = weight[:5]
+    scores, ids = topk(h, weight, 205)
+    of_items = scores.gather(1, ids.argsort(1))
+    assert torch.equal(of_items[:, 200:], of_items[:, :5])
+
+
 def test_fewer_than_k_unseen() -> None:
     seen = dict(seen_offsets=torch.tensor([0, 3, 5]), seen_items=torch.tensor([0, 1, 2, 2, 0]))
     scores, ids = assert_same(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, **seen)

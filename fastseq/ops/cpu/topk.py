@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,17 @@ def topk(
     n_users, n_items, threads = users.shape[0], items.shape[0], torch.get_num_threads()
     tile_users = max(1, min(n_users, TILE_USERS))
     tile_items = max(1, TILE_BYTES // (tile_users * users.element_size()))
+    # Tiles as equal as can be: a last one of a few items would be added in another order, and equal items not tie.
+    tiles = -(-n_items // tile_items)
+    edges = [n_items * tile // tiles for tile in range(tiles + 1)] if tiles else [0]
     buffer = users.new_empty(tile_users * min(tile_items, n_items))
     for first in range(0, n_users, tile_users):
         rows = slice(first, min(first + tile_users, n_users))
         heaps = array(best[rows]), array(ids[rows])
         row_starts = array(starts[first : rows.stop + 1])
-        for item in range(0, n_items, tile_items):
-            columns = slice(item, min(item + tile_items, n_items))
-            shape = rows.stop - first, columns.stop - item
+        for item, stop in pairwise(edges):
+            columns = slice(item, stop)
+            shape = rows.stop - first, stop - item
             scores = buffer[: shape[0] * shape[1]].view(shape)
             bias_part = None if shift is None else shift[columns]
             if FEW_USERS < shape[0] < FEWEST_PACKED:
