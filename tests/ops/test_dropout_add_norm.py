@@ -46,6 +46,18 @@ def test_accuracy(rows: int, width: int, with_bias: bool, p: float, dtype: torch
     check_cpu(op(p), *inputs(rows, width, with_bias), dtype, OPS)
 
 
+@pytest.mark.parametrize("mean", [10.0, 1e3, 1e4])
+def test_accuracy_where_the_mean_is_large_beside_the_deviation(mean: float) -> None:
+    """No worse than elsewhere, though the mean itself has no more digits than float32."""
+    values, upstream = inputs(40, 128, with_bias=False)
+    values |= {"x": torch.zeros(40, 128), "residual": mean + 0.1 * torch.randn(40, 128)}
+    check_cpu(op(0.0), values, upstream, torch.float32, OPS)
+    output = op(0.0)(**values)
+    with set_backend("reference"):
+        exact = op(0.0)(**{k: v if v is None else v.double() for k, v in values.items()})
+    assert relative_error(output, exact) < 1e-6
+
+
 @needs_triton
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize(

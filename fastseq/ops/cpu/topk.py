@@ -14,7 +14,7 @@ from ._products import product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
-FEW_USERS = 16  # whose scores are dot products: reading the items binds them
+FEW_USERS = 16  # whose scores are dot products (kFewRows in csrc/linear.cpp): reading the items binds them
 FEWEST_PACKED = 64  # users from which packing the items pays; below, the users are the product's packed operand
 
 
