@@ -110,8 +110,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     checkpoint.save(path, {"a": torch.zeros(1000)}, {"n": 1})
     script = f"""
         import resource, torch
-        from fastseq import GRU4Rec, load
-from fastseq.errors import CheckpointError
+        from fastseq.errors import CheckpointError
         from fastseq.training import checkpoint
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
         try:
