@@ -7,6 +7,7 @@ Answers go to stdout (one JSON document with --json), progress and errors to std
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -300,6 +301,19 @@ def _print_comparisons(report: Report) -> None:
 
 def main() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
+    try:
+        _answer()
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and (end.code is None or isinstance(end.code, int)):
+            # Of several processes one aborted now and then: DistributedDataParallel keeps gloo's threads alive, and one
+            # that lets go of a tensor while Python is taken down ends the process. So it is not taken down.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+        raise
+
+
+def _answer() -> None:
     own_process()
     from .training import TrainingError
 

@@ -47,6 +47,7 @@ def train_with_others(rank: int, world_size: int, port: int, folder: str) -> Non
     tensors = {"seen": seen, "metrics": torch.tensor(list(metrics.values()), dtype=torch.float64)}
     save_file(tensors, f"{folder}/rank{rank}.safetensors")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli.py)
 
 
 def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
