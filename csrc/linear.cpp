@@ -21,57 +21,6 @@ constexpr int64_t kBlockRows = 8 * kSumRows;
 constexpr int64_t kFewRows = 16, kThreadProducts = 1 << 15;
 constexpr int64_t kBlockDepth = 256, kStripRows = 8 * kColumnRows;
 
-template <typename O, typename S>
-void product(const Product<S>& a) {
-    using T = typename O::T;
-    constexpr int64_t lanes = kSumVectors * Simd<S>::lanes;
-    constexpr bool converts = !std::is_same_v<S, T>;
-    const int64_t depth = O::depth(a.depth);
-    const int64_t panels = (a.columns + lanes - 1) / lanes, blocks = (a.rows + kBlockRows - 1) / kBlockRows;
-    // Few rows: several threads share a block, each with panels of its own.
-    const int64_t parts = std::max<int64_t>(1, std::min(panels, blocks < 2 * a.threads ? 2 * a.threads / blocks : 1));
-    Buffer<T> packed(panels * depth * lanes);                         // [panel][k][column]
-    Buffer<T> own(a.threads * depth * (converts ? kBlockRows : 1));  // a block of rows, or one, for each thread
-#pragma omp parallel num_threads(a.threads)
-    {
-        T* block_rows = own.get() + omp_get_thread_num() * depth * (converts ? kBlockRows : 1);
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; ++p)
-            pack_panel<O>(a.b, p * lanes, a.columns, lanes, a.depth, block_rows, packed.get() + p * depth * lanes);
-        alignas(64) S sums[kSumRows * lanes];
-        const T* rows[kSumRows];
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < blocks * parts; ++task) {
-            const int64_t first = task / parts * kBlockRows, last = std::min(first + kBlockRows, a.rows);
-            const int64_t part = task % parts;
-            if constexpr (converts)
-                for (int64_t i = first; i < last; ++i)
-                    O::along(a.a + i * a.a_row, a.depth, block_rows + (i - first) * depth);
-            for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
-                const int64_t column = p * lanes, width = std::min(lanes, a.columns - column);
-                for (int64_t i = first; i < last; i += kSumRows) {
-                    const int count = static_cast<int>(std::min<int64_t>(kSumRows, last - i));
-                    for (int r = 0; r < count; ++r) {
-                        if constexpr (converts)
-                            rows[r] = block_rows + (i - first + r) * depth;
-                        else
-                            rows[r] = a.a + (i + r) * a.a_row;
-                    }
-                    product_of<kSumVectors, kSumRows>(count, rows, 1, packed.get() + p * depth * lanes, lanes, depth,
-                                                      sums);
-                    for (int r = 0; r < count; ++r) {
-                        S* to = a.out + (i + r) * a.columns + column;
-                        if (a.bias == nullptr)
-                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l];
-                        else
-                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l] + a.bias[column + l];
-                    }
-                }
-            }
-        }
-    }
-}
-
 // The sum of the lanes, by halves that are registers themselves down to the smallest.
 template <int kBytes, typename T, typename V>
 FASTSEQ_INLINE T sum_of_lanes(const V& v) {
@@ -139,6 +88,59 @@ void product_of_few(const Product<T>& a) {
     }
 }
 
+template <typename O, typename S>
+void product(const Product<S>& a) {
+    using T = typename O::T;
+    constexpr int64_t lanes = kSumVectors * Simd<S>::lanes;
+    constexpr bool converts = !std::is_same_v<S, T>;
+    if constexpr (!converts)
+        if (a.b.column == 1 && std::min(a.rows, a.columns) <= kFewRows) return product_of_few(a);
+    const int64_t depth = O::depth(a.depth);
+    const int64_t panels = (a.columns + lanes - 1) / lanes, blocks = (a.rows + kBlockRows - 1) / kBlockRows;
+    // Few rows: several threads share a block, each with panels of its own.
+    const int64_t parts = std::max<int64_t>(1, std::min(panels, blocks < 2 * a.threads ? 2 * a.threads / blocks : 1));
+    Buffer<T> packed(panels * depth * lanes);                         // [panel][k][column]
+    Buffer<T> own(a.threads * depth * (converts ? kBlockRows : 1));  // a block of rows, or one, for each thread
+#pragma omp parallel num_threads(a.threads)
+    {
+        T* block_rows = own.get() + omp_get_thread_num() * depth * (converts ? kBlockRows : 1);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; ++p)
+            pack_panel<O>(a.b, p * lanes, a.columns, lanes, a.depth, block_rows, packed.get() + p * depth * lanes);
+        alignas(64) S sums[kSumRows * lanes];
+        const T* rows[kSumRows];
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < blocks * parts; ++task) {
+            const int64_t first = task / parts * kBlockRows, last = std::min(first + kBlockRows, a.rows);
+            const int64_t part = task % parts;
+            if constexpr (converts)
+                for (int64_t i = first; i < last; ++i)
+                    O::along(a.a + i * a.a_row, a.depth, block_rows + (i - first) * depth);
+            for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
+                const int64_t column = p * lanes, width = std::min(lanes, a.columns - column);
+                for (int64_t i = first; i < last; i += kSumRows) {
+                    const int count = static_cast<int>(std::min<int64_t>(kSumRows, last - i));
+                    for (int r = 0; r < count; ++r) {
+                        if constexpr (converts)
+                            rows[r] = block_rows + (i - first + r) * depth;
+                        else
+                            rows[r] = a.a + (i + r) * a.a_row;
+                    }
+                    product_of<kSumVectors, kSumRows>(count, rows, 1, packed.get() + p * depth * lanes, lanes, depth,
+                                                      sums);
+                    for (int r = 0; r < count; ++r) {
+                        S* to = a.out + (i + r) * a.columns + column;
+                        if (a.bias == nullptr)
+                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l];
+                        else
+                            for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l] + a.bias[column + l];
+                    }
+                }
+            }
+        }
+    }
+}
+
 // Each thread has panels of its own (few panels: rows of its own too) and goes down the depth in chunks that stay in
 // cache, added in order.
 template <typename O, typename S>
@@ -201,17 +203,11 @@ void transposed_product(const TransposedProduct<S>& a) {
     if (depth == 0) std::fill(a.out, a.out + a.rows * a.columns, S(0));
 }
 
-template <typename T>
-void product_as_it_is(const Product<T>& a) {
-    if (a.b.column == 1 && std::min(a.rows, a.columns) <= kFewRows) return product_of_few(a);
-    product<Operand<T, false>>(a);
-}
-
 }  // namespace
 
-void product_f32(const Product<float>& a) { product_as_it_is(a); }
+void product_f32(const Product<float>& a) { product<Operand<float, false>>(a); }
 void product_bf16(const Product<float>& a) { product<Operand<float, true>>(a); }
-void product_f64(const Product<double>& a) { product_as_it_is(a); }
+void product_f64(const Product<double>& a) { product<Operand<double, false>>(a); }
 void transposed_product_f32(const TransposedProduct<float>& a) { transposed_product<Operand<float, false>>(a); }
 void transposed_product_bf16(const TransposedProduct<float>& a) { transposed_product<Operand<float, true>>(a); }
 void transposed_product_f64(const TransposedProduct<double>& a) { transposed_product<Operand<double, false>>(a); }

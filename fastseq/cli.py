@@ -314,6 +314,7 @@ def main() -> None:
 
 
 def _answer() -> None:
+    """Runs the command and ends with its exit code."""
     own_process()
     from .training import TrainingError
 
@@ -457,10 +458,10 @@ def _raw(ids: Any, text: str, what: str) -> Any:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot be read: {error}", param_hint="--input") from error
-    return text.removeprefix("\ufeff").splitlines()
+    return text.removeprefix("\ufeff").splitlines()  # the mark of some editors
 
 
 def _load(run: Path) -> Any:
