@@ -114,6 +114,7 @@ setup(
     packages=[
         "fastseq",
         "fastseq.bench_kernels",
+        "fastseq.cli",
         "fastseq.ops",
         "fastseq.ops.reference",
         "fastseq.ops.cpu",

@@ -34,12 +34,12 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fastseq import ops  # noqa: E402
-from fastseq.bench import read, seed_params, versions  # noqa: E402
+from fastseq._process import peak_rss_mb, reset_peak_rss  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.errors import ConfigError, DataError  # noqa: E402
-from fastseq.memory import peak_rss_mb, reset_peak_rss  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
 from fastseq.training.evaluation import evaluate  # noqa: E402
+from fastseq.training.throughput import read, seed_params, versions  # noqa: E402
 
 BEAUTY_ITEMS = 54_542
 K = 10

@@ -208,7 +208,7 @@ def rank(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
-    from fastseq.bench import seed_params, versions
+    from fastseq.training.throughput import seed_params, versions
 
     params = seed_params(chosen.model, chosen.max_len)
     peer: list[dict[str, Any]] = []

@@ -249,9 +249,9 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from stride_quality import COMMON, PARAMS  # the sizes that fastseq's own runs have
 
-    from fastseq.bench import versions
     from fastseq.data import leave_one_out, read_interactions
     from fastseq.training import evaluate
+    from fastseq.training.throughput import versions
 
     split = leave_one_out(read_interactions(chosen.data))
     data = split.interactions

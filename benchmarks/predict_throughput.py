@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
     own_process()
-    from fastseq.bench import predict_throughput
     from fastseq.errors import ConfigError, DataError
+    from fastseq.training.throughput import predict_throughput
 
     try:
         figures = predict_throughput(

@@ -83,10 +83,10 @@ def main() -> None:
 
     import torch
 
-    from fastseq.bench import everything, read, seed_params
     from fastseq.models import MODELS
     from fastseq.ops import linear
     from fastseq.training import Trainer, TrainingOptions
+    from fastseq.training.throughput import everything, read, seed_params
 
     data = read(chosen.data)
     params = seed_params(chosen.model, chosen.max_len, loss=chosen.loss)

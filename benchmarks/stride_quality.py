@@ -125,8 +125,8 @@ def main() -> None:
     own_process()
     import torch
 
-    from fastseq.bench import versions
     from fastseq.data import leave_one_out, read_interactions
+    from fastseq.training.throughput import versions
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

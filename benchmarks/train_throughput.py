@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line")
     chosen = parser.parse_args()
     own_process()
-    from fastseq.bench import train_throughput
     from fastseq.errors import ConfigError, DataError
+    from fastseq.training.throughput import train_throughput
 
     try:
         figures = train_throughput(

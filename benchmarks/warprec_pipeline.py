@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from fastseq.bench import SEED_CONFIGURATIONS
+from fastseq.training.throughput import SEED_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
 

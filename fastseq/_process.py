@@ -1,10 +1,12 @@
-"""Settings of a whole process, for programs that own theirs: the command line, the benchmarks, the tests."""
+"""Settings of a process whose owner we are (the command line, the benchmarks, the tests), and its memory."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt in <malloc.h>
 
@@ -41,3 +43,23 @@ def wait_briefly() -> bool:
         return False
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     return True
+
+
+def reset_peak_rss() -> None:
+    """Starts a new peak where the kernel can (Linux); elsewhere the peak is that of the whole process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory in MB (10⁶ bytes) since the last reset_peak_rss; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

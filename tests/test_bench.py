@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fastseq import bench, experiment
-from fastseq.config import parse_config
+from fastseq.cli import experiment
+from fastseq.cli.configuration import parse_config
 from fastseq.data.interactions import Interactions
 from fastseq.data.split import Split, leave_one_out
+from fastseq.training import throughput as bench
 from fastseq.training.loop import Trainer
 
 from .test_cli import here, write_data

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastseq.bench import SEED_CONFIGURATIONS
 from fastseq.models import MODELS
 from fastseq.training import Trainer, TrainingOptions
+from fastseq.training.throughput import SEED_CONFIGURATIONS
 from tests.training.tiny import make_split
 
 CASES: dict[str, dict[str, Any]] = {

@@ -123,7 +123,7 @@ def test_memory_is_bounded() -> None:
     """A process whose table and gradients take 20 MB trains on 8,192 rows of 100,000 classes."""
     program = """
 import torch
-from fastseq.memory import peak_rss_mb, reset_peak_rss
+from fastseq._process import peak_rss_mb, reset_peak_rss
 from fastseq.ops import linear_cross_entropy
 h, weight = torch.randn(8192, 16, requires_grad=True), torch.randn(100_000, 16, requires_grad=True)
 targets = torch.randint(0, 100_000, (8192,))

@@ -41,8 +41,9 @@ def test_on_tries_each_once_and_keeps_the_fastest(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_chip_cannot_run_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastseq.kernels import tuning
     from triton.runtime.errors import OutOfResources
+
+    from fastseq.kernels import tuning
 
     def launch(config: int) -> int:
         if config == 2:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseq.config import Config, load_config, parse_config
+from fastseq.cli.configuration import Config, load_config, parse_config
 from fastseq.errors import ConfigError
 
 # The three YAML blocks of the original request, verbatim.
@@ -57,8 +57,8 @@ models:
 ...
 """,
 )
-SEED = Path(__file__).resolve().parents[2] / "shared" / "seed.md"
-DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"
+SEED = Path(__file__).resolve().parents[3] / "shared" / "seed.md"
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 SASREC = {"embedding_size": 8, "n_layers": 1}
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fastseq.config import load_config
+from fastseq.cli.configuration import load_config
+from fastseq.cli.experiment import build_model
 from fastseq.data import Interactions, Markov, Popularity, leave_one_out, make_demo, shuffled
-from fastseq.experiment import build_model
 from fastseq.training import Trainer, TrainingOptions, evaluate
 
-DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 MODELS = {entry.name: entry for entry in load_config(DEMO).models}
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fastseq import memory
+from fastseq import _process as memory
 
 PROGRAM = """
 import numpy as np
-from fastseq import memory
+from fastseq import _process as memory
 memory.reset_peak_rss()
 before = memory.peak_rss_mb()
 block = np.ones(200_000_000 // 8)

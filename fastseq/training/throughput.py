@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._version import __version__
-from .data.interactions import Interactions
-from .data.readers import read_interactions
-from .data.split import Split
-from .data.synthetic import make_demo
-from .errors import ConfigError
-from .memory import peak_rss_mb, reset_peak_rss
-from .models import MODELS
-from .training import Trainer, TrainingOptions
+from .._process import peak_rss_mb, reset_peak_rss
+from .._version import __version__
+from ..data.interactions import Interactions
+from ..data.readers import read_interactions
+from ..data.split import Split
+from ..data.synthetic import make_demo
+from ..errors import ConfigError
+from ..models import MODELS
+from .loop import Trainer
+from .options import TrainingOptions
 
 # The configurations of the original request; what they leave out takes the models' defaults.
 SEED_CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -197,7 +198,7 @@ def _describe(path: Path | None, data: Interactions) -> dict[str, Any]:
 def versions() -> dict[str, Any]:
     """What a figure depends on besides the code: versions, threads, processor, instruction set."""
     try:
-        from ._C import isa
+        from .._C import isa
 
         instructions = isa()
     except ImportError:

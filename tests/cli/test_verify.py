@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from fastseq import GRU4Rec
-from fastseq import verify as module
-from fastseq.cli import app
+from fastseq.cli import verify as module
+from fastseq.cli.commands import app
 from fastseq.errors import ConfigError
 
 PARAMS = {
@@ -117,7 +117,7 @@ def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(found: str, wo
 
 @pytest.mark.parametrize("name", ["fastseq_warprec.py", "fastseq_warprec_new_names.py"])
 def test_a_worker_without_fastseq_is_told_what_to_install(name: str) -> None:
-    path = Path(module.__file__).with_name("custom_modules") / name
+    path = Path(module.__file__).parents[1] / "custom_modules" / name
     code = f"import sys, runpy\nsys.modules['fastseq'] = None\nrunpy.run_path({str(path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

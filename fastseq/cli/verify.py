@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.interactions import Interactions
+from ..data.loader import Loader
+from ..data.negatives import NegativeSampler
+from ..errors import ConfigError
+from ..models import MODELS, SequentialRecommender
+from ..models.hyperparameters import OBJECTIVE
+from ..ops import make_rng
+from ..restatement import PLAIN
 from . import experiment
-from .config import MODELS as NAMES
-from .config import Config, Reader, load_tree, parse_config
-from .data.interactions import Interactions
-from .data.loader import Loader
-from .data.negatives import NegativeSampler
-from .errors import ConfigError
-from .models import MODELS, SequentialRecommender
-from .models.hyperparameters import OBJECTIVE
-from .ops import make_rng
-from .restatement import PLAIN
+from .configuration import MODELS as NAMES
+from .configuration import Config, Reader, load_tree, parse_config
 
 # Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -130,7 +130,7 @@ def sides() -> tuple[str, Callable[[str, dict[str, Any], dict[str, int], int], t
     With WarpRec that is its own class, and fastseq's as WarpRec would build it.
     """
     try:
-        from . import warprec as adapters
+        from .. import warprec as adapters
     except ImportError as error:
         cause = str(error)
 

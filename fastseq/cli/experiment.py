@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import torch
 
-from .config import Config, ModelConfig, load_config
-from .data.baselines import Popularity
-from .data.interactions import Interactions, filter_interactions
-from .data.readers import read_interactions
-from .data.split import Split, leave_k_out, ratio, temporal_holdout
-from .data.synthetic import make_demo
-from .errors import ConfigError, DataError
-from .memory import peak_rss_mb, reset_peak_rss
-from .models import MODELS
-from .models.base import SequentialRecommender
-from .models.catalogue import Catalogue
-from .training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
-from .training.distributed import Ranks
+from .._process import peak_rss_mb, reset_peak_rss
+from ..data.baselines import Popularity
+from ..data.interactions import Interactions, filter_interactions
+from ..data.readers import read_interactions
+from ..data.split import Split, leave_k_out, ratio, temporal_holdout
+from ..data.synthetic import make_demo
+from ..errors import ConfigError, DataError
+from ..models import MODELS
+from ..models.base import SequentialRecommender
+from ..models.catalogue import Catalogue
+from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
+from ..training.distributed import Ranks
+from .configuration import Config, ModelConfig, load_config
 
 
 @dataclass(frozen=True)

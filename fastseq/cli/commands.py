@@ -22,14 +22,14 @@ try:
 except ImportError as error:  # the core install has no command line
     sys.exit(f"the fastseq command needs its extra ({error.name} is missing): pip install 'fastseq-rec[cli]'")
 
-from ._process import own_process
-from .cli_bench import bench
-from .cli_console import Json, fail, stderr, stdout
-from .errors import CheckpointError, ConfigError, DataError
+from .._process import own_process
+from ..errors import CheckpointError, ConfigError, DataError
+from .bench import bench
+from .console import Json, fail, stderr, stdout
 
 if TYPE_CHECKING:
+    from ..training import Evaluation
     from .experiment import Outcome
-    from .training import Evaluation
     from .verify import Report
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def version(
 ) -> None:
     """Options before the command."""
     if show:
-        from . import __version__
+        from .. import __version__
 
         print(__version__)
         raise typer.Exit
@@ -79,10 +79,10 @@ def train(
 
 
 def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_json: bool) -> None:
+    from ..training.distributed import Ranks
+    from ..training.metrics import parse_metric
     from . import experiment
-    from .config import load_config
-    from .training.distributed import Ranks
-    from .training.metrics import parse_metric
+    from .configuration import load_config
 
     chosen = load_config(config)
     if out is not None:
@@ -129,8 +129,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's best epoch again, on the data and split of its configuration."""
+    from ..training import RunFolder
     from . import experiment
-    from .training import RunFolder
 
     if part not in ("validation", "test"):
         raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
@@ -177,8 +177,8 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items for users of the data or for any history, in raw ids."""
+    from ..training import RunFolder
     from . import experiment
-    from .training import RunFolder
 
     model = _load(run)
     names: list[Any] = []
@@ -316,7 +316,7 @@ def main() -> None:
 def _answer() -> None:
     """Runs the command and ends with its exit code."""
     own_process()
-    from .training import TrainingError
+    from ..training import TrainingError
 
     try:
         app()
@@ -391,7 +391,7 @@ def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None]
 
 
 def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
-    from .training.metrics import parse_metric
+    from ..training.metrics import parse_metric
 
     columns = ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
     table = Table("model", *columns, "targets/s", "peak memory", title="Test set, full ranking")
@@ -466,8 +466,8 @@ def _lines(path: Path) -> list[str]:
 
 def _load(run: Path) -> Any:
     """The model of a run folder, which must be the one that its configuration names."""
+    from ..training import RunFolder, load
     from . import experiment
-    from .training import RunFolder, load
 
     model = load(run)
     folder = RunFolder.existing(run)
@@ -482,14 +482,10 @@ def _load(run: Path) -> Any:
 
 
 def _check_catalogue(run: Path, model: Any, data: Any) -> None:
-    from .models.catalogue import Catalogue
+    from ..models.catalogue import Catalogue
 
     if model.catalogue is not None and model.catalogue != Catalogue(data.item_ids, data.user_ids):
         raise CheckpointError(
             f"{run}: the data has changed since this run was trained (its catalogue differs); train again, "
             "or restore the data"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastseq import experiment
-from fastseq.config import Config, parse_config
+from fastseq.cli import experiment
+from fastseq.cli.configuration import Config, parse_config
 from fastseq.data.interactions import filter_interactions
 from fastseq.data.readers import read_interactions
 from fastseq.data.split import leave_k_out, ratio, temporal_holdout

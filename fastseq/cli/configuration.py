@@ -15,8 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import ConfigError
-from .training.metrics import parse_metric
+from ..errors import ConfigError
+from ..training.metrics import parse_metric
 
 MODELS = ("SASRec", "GRU4Rec", "Caser")
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")

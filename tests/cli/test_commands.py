@@ -312,7 +312,7 @@ def test_a_folder_in_use_is_refused_before_any_model_is_trained(tmp_path: Path) 
 
 
 def test_ctrl_c_outside_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastseq import experiment
+    from fastseq.cli import experiment
 
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_console import Json, fail, stderr, stdout
+from .console import Json, fail, stderr, stdout
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -29,7 +29,7 @@ def bench_train(
     as_json: Json = False,
 ) -> None:
     """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
-    from .bench import train_throughput
+    from ..training.throughput import train_throughput
 
     _print_figures(
         train_throughput(
@@ -58,7 +58,7 @@ def bench_predict(
     as_json: Json = False,
 ) -> None:
     """Histories per second, and the latency of one call, of `recommend`."""
-    from .bench import predict_throughput
+    from ..training.throughput import predict_throughput
 
     _print_figures(predict_throughput(model, data, max_len, k=k, batch_size=batch_size, seconds=seconds), as_json)
 
@@ -89,9 +89,9 @@ def bench_kernels(
     """
     import torch
 
-    from .bench_kernels import report
-    from .bench_kernels.run import collect, machine, measured, run
-    from .bench_kernels.suite import check_names
+    from ..bench_kernels import report
+    from ..bench_kernels.run import collect, machine, measured, run
+    from ..bench_kernels.suite import check_names
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen not in ("cuda", "cpu"):
@@ -133,7 +133,7 @@ def bench_kernels(
 
 
 def _print_kernels(results: Any, about: dict[str, Any]) -> None:
-    from .bench_kernels.report import HEADER, cells, rows, summary
+    from ..bench_kernels.report import HEADER, cells, rows, summary
 
     table = Table(*HEADER, title=f"{about['device']}, torch {about['torch']}, {about['date']}")
     last = ""
