@@ -18,7 +18,7 @@ from fastseq.data.split import Split, leave_one_out
 from fastseq.training import throughput as bench
 from fastseq.training.loop import Trainer
 
-from .test_cli import here, write_data
+from .cli.test_commands import here, write_data
 from .test_config import seed_blocks
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -27,7 +27,7 @@ from fastseq.bench_kernels.suite import FILES, by_importance, rivals, specs, tin
 from fastseq.ops import set_backend
 from fastseq.ops._dispatch import served
 
-from .test_cli import here
+from .cli.test_commands import here
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 OPS = Path(__file__).resolve().parents[1] / "fastseq" / "ops"

@@ -17,7 +17,7 @@ from fastseq.data.split import leave_k_out, ratio, temporal_holdout
 from fastseq.errors import ConfigError, DataError
 from fastseq.training import TrainingOptions
 
-from .test_cli import MODELS, write_data
+from .test_commands import MODELS, write_data
 
 COLUMNS = {"user": "user", "item": "item", "timestamp": "time"}
 LABELS = {"user_id_label": "user", "item_id_label": "item", "timestamp_label": "time"}
