@@ -39,7 +39,7 @@ from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.errors import ConfigError, DataError  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
 from fastseq.training.evaluation import evaluate  # noqa: E402
-from fastseq.training.throughput import read, seed_params, versions  # noqa: E402
+from fastseq.training.throughput import read, reference_params, versions  # noqa: E402
 
 BEAUTY_ITEMS = 54_542
 K = 10
@@ -92,7 +92,7 @@ class Stopwatch:
 
 def build(model: str, max_len: int | None, n_users: int, n_items: int) -> Any:
     torch.manual_seed(0)
-    return MODELS[model](seed_params(model, max_len), {"n_users": n_users, "n_items": n_items}).eval()
+    return MODELS[model](reference_params(model, max_len), {"n_users": n_users, "n_items": n_items}).eval()
 
 
 def bare_scores(h: Tensor, weight: Tensor, users: int) -> Callable[[], None]:

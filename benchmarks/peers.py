@@ -208,9 +208,9 @@ def rank(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
-    from fastseq.training.throughput import seed_params, versions
+    from fastseq.training.throughput import reference_params, versions
 
-    params = seed_params(chosen.model, chosen.max_len)
+    params = reference_params(chosen.model, chosen.max_len)
     peer: list[dict[str, Any]] = []
     own: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen.variants}
     command = [chosen.peer_python, __file__, *sys.argv[1:], "--worker", "--params", json.dumps(params)]

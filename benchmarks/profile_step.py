@@ -86,10 +86,10 @@ def main() -> None:
     from fastseq.models import MODELS
     from fastseq.ops import linear
     from fastseq.training import Trainer, TrainingOptions
-    from fastseq.training.throughput import everything, read, seed_params
+    from fastseq.training.throughput import everything, read, reference_params
 
     data = read(chosen.data)
-    params = seed_params(chosen.model, chosen.max_len, loss=chosen.loss)
+    params = reference_params(chosen.model, chosen.max_len, loss=chosen.loss)
     model = MODELS[chosen.model](params, {"n_users": data.n_users, "n_items": data.n_items}).train()
     options = TrainingOptions(precision=chosen.precision, validation_metric=None)
     trainer = Trainer(model, everything(data), options)

@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from fastseq.training.throughput import SEED_CONFIGURATIONS
+from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
 
@@ -58,7 +58,7 @@ PHASES = {
 
 def configuration(chosen: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
     """A configuration of the seed's model, for either pipeline."""
-    params = SEED_CONFIGURATIONS[chosen.model] | {
+    params = REFERENCE_CONFIGURATIONS[chosen.model] | {
         "learning_rate": 0.001,
         "reg_weight": 0.0,
         "batch_size": chosen.batch_size,
@@ -132,7 +132,7 @@ def main() -> None:
     """Rounds and seeds of all sides in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a RecBole .inter file with ratings and timestamps")
-    parser.add_argument("--model", choices=sorted(SEED_CONFIGURATIONS), default="SASRec")
+    parser.add_argument("--model", choices=sorted(REFERENCE_CONFIGURATIONS), default="SASRec")
     parser.add_argument("--pipeline", choices=("train", "design"), default="train")
     parser.add_argument("--max-len", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2048)

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_configurations_are_the_seeds() -> None:
     trees = [yaml.safe_load(block)["models"] for block in seed_blocks()]
-    assert {name: params for tree in trees for name, params in tree.items()} == bench.SEED_CONFIGURATIONS
+    assert {name: params for tree in trees for name, params in tree.items()} == bench.REFERENCE_CONFIGURATIONS
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "Caser"])
@@ -56,7 +56,7 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
         losses[into].append(float(trainer._pending[-1][0]))
 
     monkeypatch.setattr(Trainer, "_step", recorded)
-    params = bench.seed_params(model, 8, batch_size=64) | {"epochs": 1}
+    params = bench.reference_params(model, 8, batch_size=64) | {"epochs": 1}
     tree = {"models": {model: params}, "reader": {"local_path": str(data)}}
     config = parse_config(tree | {"writer": {"local_experiment_path": str(tmp_path)}})
     (outcome,) = experiment.train(config)
@@ -89,7 +89,7 @@ def test_train_throughput_prints_one_json_line(data: Path) -> None:
     assert set(found) >= TRAINING_KEYS
     assert (found["stride"], found["batch_size"], found["precision"], found["per_target"]) == (2, 32, "bf16", False)
     assert found["config"] == {
-        **bench.SEED_CONFIGURATIONS["GRU4Rec"],
+        **bench.REFERENCE_CONFIGURATIONS["GRU4Rec"],
         "model": "GRU4Rec",
         "reg_weight": 0.0,
         "loss": "bce",

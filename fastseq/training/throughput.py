@@ -23,7 +23,7 @@ from .loop import Trainer
 from .options import TrainingOptions
 
 # The configurations of the original request; what they leave out takes the models' defaults.
-SEED_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+REFERENCE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SASRec": {
         "embedding_size": 128,
         "n_layers": 2,
@@ -69,11 +69,11 @@ def everything(data: Interactions) -> Split:
     return Split(data, data.offsets[1:].copy(), data.offsets[1:].copy(), "none", {})
 
 
-def seed_params(model: str, max_len: int | None, **changes: Any) -> dict[str, Any]:
+def reference_params(model: str, max_len: int | None, **changes: Any) -> dict[str, Any]:
     """The seed's hyper-parameters of a model, reg_weight 0, with changes that are not None."""
-    if model not in SEED_CONFIGURATIONS:
-        raise ConfigError(f"model is {model!r}, expected one of {', '.join(SEED_CONFIGURATIONS)}")
-    params = {**SEED_CONFIGURATIONS[model], "reg_weight": 0.0}
+    if model not in REFERENCE_CONFIGURATIONS:
+        raise ConfigError(f"model is {model!r}, expected one of {', '.join(REFERENCE_CONFIGURATIONS)}")
+    params = {**REFERENCE_CONFIGURATIONS[model], "reg_weight": 0.0}
     for key, value in {"max_seq_len": max_len, **changes}.items():
         if value is not None:
             params[key] = value
@@ -105,7 +105,7 @@ def train_throughput(
         versions.
     """
     interactions = read(data)
-    params = seed_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
+    params = reference_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
     info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
     split = everything(interactions)
     epochs = 1_000_000  # the clock ends it
@@ -158,7 +158,7 @@ def predict_throughput(
         histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, peak_rss_mb, config, versions.
     """
     interactions = read(data)
-    params = seed_params(model, max_len)
+    params = reference_params(model, max_len)
     built = MODELS[model](params, {"n_users": interactions.n_users, "n_items": interactions.n_items}).eval()
     offsets, tape = interactions.offsets, interactions.items
     order = np.random.default_rng(0).permutation(interactions.n_users)

@@ -9,7 +9,7 @@ import torch
 
 from fastseq.models import MODELS
 from fastseq.training import Trainer, TrainingOptions
-from fastseq.training.throughput import SEED_CONFIGURATIONS
+from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 from tests.training.tiny import make_split
 
 CASES: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ def test_threads_change_no_weight(case: str, precision: str) -> None:
     split = make_split(n_users=60)
     name = case.split(",")[0]
     small = {"embedding_size": 16, "max_seq_len": 20, "batch_size": 256, "reg_weight": 0.0}
-    params = {**SEED_CONFIGURATIONS[name], **small, **CASES[case]}
+    params = {**REFERENCE_CONFIGURATIONS[name], **small, **CASES[case]}
     info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
     before = torch.get_num_threads()
     weights = []
