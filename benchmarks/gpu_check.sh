@@ -132,7 +132,7 @@ else
   done
 fi
 
-kernels=("$PYTHON" benchmarks/kernels.py --device cuda --seconds 0.1 --budget 75)
+kernels=("$PYTHON" -m benchmarks.ops --device cuda --seconds 0.1 --budget 75 --json)
 stage kernels 100 triton bash -c '"${@:2}" > "$1"' kernels "$work/kernels.json" "${kernels[@]}"
 
 if [[ $dry ]]; then

@@ -24,7 +24,7 @@ case "$*" in
   *"print(max"*) exec "{python}" "$@" ;;
   *pytest*tests/ops*) echo "=== 1 failed, 2 passed in 0.10s ==="; exit 1 ;;
   *pytest*) echo "${GPU_TESTS:-3 passed in 0.20s}" ;;
-  *benchmarks/kernels.py*) cat "{kernels}" ;;
+  *benchmarks.ops*) cat "{kernels}" ;;
 esac
 """
 GPU = """
