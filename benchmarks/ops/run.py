@@ -148,9 +148,6 @@ def run(
         budget: no case is started after so many seconds; what is left is a row that says so.
         on_start: called before each case in each type.
         cases: in place of the suite's.
-
-    Raises:
-        ValueError: if ``only`` names no op.
     """
     clock, started = clock_of(device), time.monotonic()
     for spec, dtype in by_importance(specs(device.type, only) if cases is None else cases):
