@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .ops.case import OURS, Case
-from .ops.check import Prepared, ReferenceOutOfMemoryError
-from .ops.run import result_of, unavailable
+from .ops.check import Prepared, ReferenceOutOfMemoryError, Unavailable
+from .ops.run import result_of
 from .ops.suite import rivals, specs
 from .ops.timing import clock_of
 
@@ -54,9 +54,10 @@ def built(device: str, index: int, dtype: str) -> tuple[Case, dict[float, list[T
 def checked(device: str, index: int, dtype: str, implementation: str) -> Prepared:
     """An implementation that has passed its check."""
     case, expected = built(device, index, dtype)
-    if why := unavailable(case, implementation):
-        pytest.skip(f"{implementation}: {why}")
-    prepared = Prepared(case, implementation, dtype)
+    try:
+        prepared = Prepared(case, implementation, dtype)
+    except Unavailable as error:
+        pytest.skip(f"{implementation}: {error}")
     prepared.check(expected)
     return prepared
 
