@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from fastseq.training.loop import Trainer
 from .cli.test_commands import here, write_data
 from .test_config import seed_blocks
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 LABELS = "user_id,item_id,timestamp"
 TRAINING_KEYS = {
     "targets_per_s", "steps", "targets", "seconds", "stride", "batch_size", "first_loss", "last_loss", "peak_rss_mb",
@@ -73,22 +70,17 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
     assert figures["first_loss"] == pytest.approx(losses["train"][0])
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_train_throughput_prints_one_json_line(data: Path) -> None:
+def test_the_command_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--max-len", 6, "--stride", 2, "--batch-size", 32, "--loss", "bce", "--precision", "bf16")
-    done = script(
-        "train_throughput.py", "--model", "GRU4Rec", "--data", data, *options, "--seconds", 0.2, "--json"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    found = json.loads(line)
-    assert set(found) >= TRAINING_KEYS
-    assert (found["stride"], found["batch_size"], found["precision"], found["per_target"]) == (2, 32, "bf16", False)
-    assert found["config"] == {
+    command = ("bench", "train", "--model", "GRU4Rec", "--data", data, *options)
+    code, out, err = here(*command, "--seconds", 0.2, "--warmup", 0, "--json", folder=tmp_path)
+    assert code == 0, err
+    (line,) = out.splitlines()
+    figures = json.loads(line)
+    assert set(figures) >= TRAINING_KEYS
+    names = ("stride", "batch_size", "precision", "per_target")
+    assert [figures[name] for name in names] == [2, 32, "bf16", False]
+    assert figures["config"] == {
         **bench.REFERENCE_CONFIGURATIONS["GRU4Rec"],
         "model": "GRU4Rec",
         "reg_weight": 0.0,
@@ -97,40 +89,47 @@ def test_train_throughput_prints_one_json_line(data: Path) -> None:
         "window_stride": 2,
         "batch_size": 32,
     }
-    assert found["steps"] > 0 and found["targets"] > 0 and found["seconds"] >= 0.2
-    assert found["targets_per_s"] == pytest.approx(found["targets"] / found["seconds"], rel=0.02)
-    assert found["versions"]["fastseq"] and found["data"]["events"] == 480
+    assert figures["steps"] > 0 and figures["targets"] > 0 and figures["seconds"] >= 0.2
+    assert figures["targets_per_s"] == pytest.approx(figures["targets"] / figures["seconds"], rel=0.02)
+    assert figures["versions"]["fastseq"] and figures["data"]["events"] == 480
 
 
-def test_predict_throughput_prints_one_json_line(data: Path) -> None:
-    options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8)
-    done = script("predict_throughput.py", *options, "--seconds", 0.1, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert {"histories_per_s", "calls", "p50_ms", "p99_ms", "peak_rss_mb", "config", "versions"} <= set(found)
-    assert (found["k"], found["batch_size"], found["config"]["model"]) == (3, 8, "Caser")
-    assert found["p50_ms"] <= found["p99_ms"]
+def test_warmup_is_a_run_of_its_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: (limits.append(trainer.options.max_seconds), fit(trainer))[1])
+    for warmup in (0, 0.1):
+        command = ("bench", "train", "--model", "GRU4Rec", "--data", data, "--max-len", 5, "--seconds", 0.2)
+        code, _, err = here(*command, "--warmup", warmup, folder=tmp_path)
+        assert code == 0, err
+    assert limits == [0.2, 0.1, 0.2]
 
 
-def test_mistakes_are_one_line(data: Path) -> None:
-    for options, message in (
-        (("--data", "none.csv"), "none.csv"),
-        (("--data", data, "--max-len", 5, "--stride", 6), "window_stride is 6"),
-    ):
-        done = script("train_throughput.py", "--model", "SASRec", *options)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("per_target", [False, True])
-def test_the_command_measures_too(data: Path, tmp_path: Path, per_target: bool) -> None:
-    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1, "--json")
-    code, out, err = here("bench", "train", *options, *["--per-target"] * per_target, folder=tmp_path)
+def test_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
+    options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8, "--seconds", 0.1)
+    code, out, err = here("bench", "predict", *options, "--json", folder=tmp_path)
     assert code == 0, err
-    found = json.loads(out)
-    assert found["stride"] == (1 if per_target else 5) and found["per_target"] is per_target
-    if per_target:
-        return
-    code, out, err = here("bench", "predict", *options[:-1], "-k", 2, folder=tmp_path)
+    figures = json.loads(out)
+    assert {"histories_per_s", "calls", "p50_ms", "p99_ms", "peak_rss_mb", "config", "versions"} <= set(figures)
+    assert (figures["k"], figures["batch_size"], figures["config"]["model"]) == (3, 8, "Caser")
+    assert figures["p50_ms"] <= figures["p99_ms"]
+    code, out, err = here("bench", "predict", *options, folder=tmp_path)
     assert code == 0 and "histories_per_s" in out
-    code, _, err = here("bench", "train", "--model", "BERT4Rec", "--data", data, folder=tmp_path)
-    assert code == 2 and "expected one of SASRec, GRU4Rec, Caser" in err
+
+
+def test_per_target_batches_have_stride_1(data: Path, tmp_path: Path) -> None:
+    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1, "--warmup", 0, "--json")
+    code, out, err = here("bench", "train", *options, "--per-target", folder=tmp_path)
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["stride"] == 1 and figures["per_target"] is True
+
+
+def test_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (("--model", "SASRec", "--data", "none.csv"), "none.csv"),
+        (("--model", "SASRec", "--data", data, "--max-len", 5, "--stride", 6), "window_stride is 6"),
+        (("--model", "BERT4Rec", "--data", data), "expected one of SASRec, GRU4Rec, Caser"),
+    ):
+        code, _, err = here("bench", "train", *options, folder=tmp_path)
+        assert code == 2 and message in err and "Traceback" not in err

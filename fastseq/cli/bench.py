@@ -26,6 +26,7 @@ def bench_train(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
     seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of a first run, not counted; 0 for memory.", min=0.0)] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
@@ -42,6 +43,7 @@ def bench_train(
             precision=precision,
             per_target=per_target,
             seconds=seconds,
+            warmup_seconds=warmup,
         ),
         as_json,
     )
