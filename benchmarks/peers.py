@@ -50,7 +50,7 @@ def job(args: argparse.Namespace, split: Split, **work: Any) -> Iterator[tuple[l
     data = split.interactions
     arrays = {"train_start": data.offsets[:-1], "train_stop": split.train_stop}
     for name in ("validation", "test"):
-        part = split.part(name)  # type: ignore[arg-type]
+        part = split.part(name)
         if len(part):
             arrays |= {f"{name}_users": part.users, f"{name}_start": part.history_start}
             arrays[f"{name}_stop"] = part.history_stop
@@ -91,8 +91,8 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
                 points[clock].append(round((points[clock] or [0.0])[-1] + told[clock], 2))
             scores = np.load(folder / f"{told['epoch']}.npz")
             for part in ("validation", "test"):
-                scorer = StoredScores(split.part(part).users, scores[part])  # type: ignore[arg-type]
-                quality.add_scores(points, evaluate(scorer, split, part, coverage=False), part)  # type: ignore[arg-type]
+                scorer = StoredScores(split.part(part).users, scores[part])
+                quality.add_scores(points, evaluate(scorer, split, part, coverage=False), part)
             (folder / f"{told['epoch']}.npz").unlink()
             print(args.peer, told["epoch"], points["test NDCG@10"][-1], file=sys.stderr, flush=True)
     about = {"kind": "peer", "peer": args.peer, "model": args.model, "data": args.data.name, "seed": args.seed}

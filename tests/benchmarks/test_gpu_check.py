@@ -27,10 +27,10 @@ STAGES = [
 PYTHON = """#!/bin/bash
 case "$*" in
   *"find_spec('$MISSING')"*) exit 1 ;;
-  *"print(max"* | *summary*) exec "{python}" "$@" ;;
-  *pytest*tests/ops*) echo "=== 1 failed, 2 passed in 0.10s ==="; exit 1 ;;
-  *pytest*) echo "${GPU_TESTS:-3 passed in 0.20s}" ;;
-  *parity*)
+  *"print(max"* | *"gpu_check summary"*) exec "{python}" "$@" ;;
+  *"-m pytest"*tests/ops*) echo "=== 1 failed, 2 passed in 0.10s ==="; exit 1 ;;
+  *"-m pytest"*) echo "${GPU_TESTS:-3 passed in 0.20s}" ;;
+  *"gpu_check parity"*)
     echo "ValueError: \\"quoted\\" \\\\ words"
     if [[ ${HANG:-} ]]; then trap "echo its last words; exit 130" INT; sleep 60 & wait; fi ;;
   *benchmarks.ops*) cat "{ops}" ;;
@@ -144,8 +144,8 @@ def test_a_missing_sanitizer_is_no_success(environment: dict[str, str], tmp_path
     (tools / "compute-sanitizer").unlink()
     # Nothing else may be on PATH: a machine with a CUDA toolkit has the tool there.
     for name in (
-        "bash", "cut", "dirname", "env", "flock", "grep", "gzip", "mkdir", "realpath", "rm", "sed", "tail", "tar", "tee",
-        "timeout", "tr",
+        "bash", "cut", "dirname", "env", "flock", "grep", "gzip", "mkdir", "realpath", "rm", "sed", "tail", "tar",
+        "tee", "timeout", "tr",
     ):  # fmt: skip
         (tools / name).symlink_to(shutil.which(name) or name)
     (tools / "ls").write_text("#!/bin/bash\nexit 2\n")
