@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from . import data, models, ops, training
     from .models.base import SequentialRecommender
     from .models.caser import Caser
-    from .models.catalogue import Catalogue
     from .models.gru4rec import GRU4Rec
-    from .models.recommend import Recommendation
+    from .models.recommend import Catalogue, Recommendation
     from .models.sasrec import SASRec
     from .ops import explain, set_backend
     from .training.run import load
@@ -25,7 +24,7 @@ _HOMES = {
     "GRU4Rec": "models.gru4rec",
     "Caser": "models.caser",
     "SequentialRecommender": "models.base",
-    "Catalogue": "models.catalogue",
+    "Catalogue": "models.recommend",
     "Recommendation": "models.recommend",
     "explain": "ops",
     "load": "training.run",

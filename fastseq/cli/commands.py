@@ -482,7 +482,7 @@ def _load(run: Path) -> Any:
 
 
 def _check_catalogue(run: Path, model: Any, data: Any) -> None:
-    from ..models.catalogue import Catalogue
+    from ..models.recommend import Catalogue
 
     if model.catalogue is not None and model.catalogue != Catalogue(data.item_ids, data.user_ids):
         raise CheckpointError(

@@ -20,7 +20,7 @@ from ..data.synthetic import make_demo
 from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
-from ..models.catalogue import Catalogue
+from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
 from ..training.distributed import Ranks
 from .configuration import Config, ModelConfig, load_config

@@ -15,11 +15,10 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from . import hyperparameters
-from .catalogue import Catalogue
 from .initialisation import init_weights, parameter_groups, set_seed
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
 from .losses import row_counts, sum_of_squares, summed_loss
-from .recommend import recommend
+from .recommend import Catalogue, recommend
 
 
 class SequentialRecommender(nn.Module, ABC):

@@ -1,8 +1,9 @@
-"""Recommendations from histories of raw ids."""
+"""Recommendations from histories of raw ids, and which raw id each index of a model stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 HISTORIES_PER_PASS = 512
 UnknownItem = Literal["error", "skip"]
 UnknownUser = Literal["error", "mean"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The raw ids a model was trained on; index ``i`` of the model is ``values[i]`` of the map.
+
+    Attributes:
+        items: the n_items raw item ids.
+        users: the n_users raw user ids, or None where users have no names.
+    """
+
+    items: IdMap
+    users: IdMap | None = None
 
 
 class Recommendation(NamedTuple):

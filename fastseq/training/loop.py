@@ -18,7 +18,7 @@ from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.catalogue import Catalogue
+from fastseq.models.recommend import Catalogue
 
 from . import state as states
 from .curve import draw_curve

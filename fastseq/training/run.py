@@ -291,7 +291,7 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         CheckpointError: if there is no such checkpoint, it is damaged, or it is none of a fastseq model.
     """
     from fastseq.models import MODELS
-    from fastseq.models.catalogue import Catalogue
+    from fastseq.models.recommend import Catalogue
 
     source = path = Path(path)
     if not path.exists():
