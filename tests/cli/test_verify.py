@@ -13,6 +13,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import fastseq
 from fastseq import GRU4Rec
 from fastseq.cli import verify as module
 from fastseq.cli.commands import app
@@ -41,7 +42,7 @@ RESTATEMENT = module.Reference(
     "a restatement",
     lambda name, params, info, seed: (PLAIN[name](params, info, seed), MODELS[name](params, info, seed=seed)),
 )
-verify = partial(module.verify, reference=RESTATEMENT, repeats=1)
+verify = partial(module.verify, reference=RESTATEMENT)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_the_same_is_the_same_and_says_with_what(config: Path) -> None:
-    report = verify(config, batch_size=32)
+    report = verify(config, batch_size=32, repeats=1)
     assert report.same and report.reference == "a restatement"
     (result,) = report.comparisons
     assert set(result.errors) == {(w, d) for w in ("scores", "loss", "gradients") for d in ("float64", "float32")}
@@ -66,6 +67,7 @@ def test_without_warprec_it_says_what_to_install(config: Path, monkeypatch: pyte
 
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.delitem(sys.modules, "fastseq.warprec", raising=False)
+    monkeypatch.delattr(fastseq, "warprec", raising=False)
     code, out, err = here("verify", "--config", config, folder=config.parent)
     assert (code, out) == (2, "")
     assert "WarpRec, which is not installed: pip install 'fastseq-rec[warprec]'" in err and "Python >= 3.12" in err
@@ -74,13 +76,11 @@ def test_without_warprec_it_says_what_to_install(config: Path, monkeypatch: pyte
 def test_the_report_names_the_data(config: Path, tmp_path: Path) -> None:
     # A misspelt section, which WarpRec's configurations may not be refused for, is not the user's data.
     config.write_text(config.read_text() + "raeder: {local_path: mine.csv}\n")
-    assert "neither reader.local_path nor --data" in verify(config, batch_size=8).data
+    assert "neither reader.local_path nor --data" in verify(config, batch_size=8, repeats=1).data
     rows = [f"{user},{(user * 7 + time) % 20},{time}" for user in range(9) for time in range(6)]
-    (tmp_path / "mine.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
-    assert (
-        verify(config, tmp_path / "mine.csv", batch_size=8).data
-        == f"{tmp_path / 'mine.csv'}: 9 users, 20 items, 54 events"
-    )
+    path = tmp_path / "mine.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    assert verify(config, path, batch_size=8, repeats=1).data == f"{path}: 9 users, 20 items, 54 events"
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,19 @@ def test_the_report_names_the_data(config: Path, tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_be_used_is_named_with_its_key(config: Path, text: str, words: str) -> None:
     config.write_text(text if "models" in text else f"{config.read_text()}{text}\n")
     with pytest.raises(ConfigError) as caught:
-        verify(config, batch_size=8)
+        verify(config, batch_size=8, repeats=1)
     assert str(caught.value).startswith(f"{config}: ") and words in str(caught.value)
 
 
 def test_a_model_that_scores_otherwise_differs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = GRU4Rec.score
     monkeypatch.setattr(GRU4Rec, "score", lambda self, h, items=None: score(self, h, items) * (1 + 1e-6))
-    (result,) = verify(config, batch_size=32).comparisons
-    assert result.differing == ["scores (float64)"]
+    monkeypatch.setattr(module, "verify", verify)
+    shown = CliRunner().invoke(
+        app, ["verify", "--config", str(config), "--batch-size", "32", "--repeats", "1", "--json"]
+    )
+    (row,) = json.loads(shown.stdout)["models"]
+    assert shown.exit_code == 1 and row["differing"] == ["scores (float64)"]
 
 
 def test_a_nan_differs() -> None:
