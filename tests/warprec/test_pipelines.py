@@ -125,7 +125,7 @@ def data(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after one `train` of the reference configurations: WarpRec's batches by their names, windows by the new ones."""
+    """A folder after `train` of the reference configurations: WarpRec's batches by their names, windows by new ones."""
     folder = tmp_path_factory.mktemp("trained")
     models = {name: params | SAVED for name, params in MODELS.items()}
     models |= {f"Fast{name}": params | {"window_stride": STRIDE} | SAVED for name, params in MODELS.items()}
