@@ -120,11 +120,12 @@ setup(
         "fastseq.models",
         "fastseq.data",
         "fastseq.training",
+        "fastseq.warprec",
         "fastseq.kernels",
         "fastseq.kernels.compiled",
     ],
     package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels", "fastseq.kernels.compiled": "kernels/compiled"},
-    package_data={"fastseq": ["py.typed", "custom_modules/*.py"]},
+    package_data={"fastseq": ["py.typed"], "fastseq.warprec": ["custom_modules/*.py"]},
     ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )
