@@ -2,8 +2,10 @@
 # make test-warprec tests against the real WarpRec, which needs Python 3.12, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
-# One build of PyTorch for everyone; TORCH="torch" takes the newest.
+# One build of PyTorch for everyone; TORCH=torch TRITON=triton take the newest.
 TORCH ?= torch==2.13.0
+# And the Triton that belongs to it: PyTorch's build for the CPU names none.
+TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WARPREC_PYTHON ?= python3.12
@@ -13,7 +15,7 @@ RECTOOLS := .venv-rectools/.installed
 RECBOLE := .venv-recbole/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test test-warprec peers sanitize lint build clean
+.PHONY: demo test test-warprec peers sanitize lint wheel smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
@@ -37,15 +39,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-build: $(INSTALLED)
-	$(BIN)/python -m build --wheel --no-isolation
+# Wheels for the package index in dist/: PYTHONS="3.11 3.12 3.13", those that are here. Needs no PyTorch.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheels
+
+# The wheel for $(PYTHON), used in an empty environment.
+smoke:
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/smoke/run.sh dist/*-$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl
 
 $(INSTALLED): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("fastseq needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@command -v $${CXX:-g++} >/dev/null || { echo "fastseq needs a C++17 compiler: install g++, or set CXX"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
-	$(BIN)/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,triton,dev]"
+	$(BIN)/python -m pip install -q "$(TORCH)" "$(TRITON)" --no-build-isolation -e ".[cli,triton,dev]"
 	touch $(INSTALLED)
 
 $(WARPREC_INSTALLED): $(SOURCES)
