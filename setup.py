@@ -78,7 +78,9 @@ class NinjaBuild(build_ext):
             link += [f"-fsanitize={sanitize}"]
         if sanitize == "thread":
             link.remove("-fopenmp")
-        headers = [f"-isystem {quoted(pybind11.get_include())}", f"-isystem {quoted(sysconfig.get_paths()['include'])}"]
+        # By one name, wherever an isolated build has put it: the command, and so the object, stays the same.
+        pybind = work / f"pybind11-{pybind11.__version__}"
+        headers = [f"-isystem {quoted(pybind)}", f"-isystem {quoted(sysconfig.get_paths()['include'])}"]
         names = " ".join(f"-DFASTSEQ_HAS_{name.upper()}" for name in sets)
         lines = [
             f"builddir = {escape(work)}",
@@ -113,6 +115,8 @@ class NinjaBuild(build_ext):
         try:
             with (ROOT / work / "lock").open("w") as lock:  # two builds at once, of two Python versions say, take turns
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                (ROOT / pybind).unlink(missing_ok=True)
+                (ROOT / pybind).symlink_to(pybind11.get_include())
                 (ROOT / work / "build.ninja").write_text("\n".join(lines) + "\n")
                 subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(ROOT), "-f", str(work / "build.ninja")])
         except (OSError, subprocess.CalledProcessError) as error:
