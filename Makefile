@@ -2,10 +2,10 @@
 # make test-warprec tests against the real WarpRec, which needs Python 3.12, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
-# One build of PyTorch for everyone; TORCH=torch TRITON=triton take the newest.
-TORCH ?= torch==2.13.0
-# And the Triton that belongs to it: PyTorch's build for the CPU names none.
+# The Triton that belongs to TORCH, whose build for the CPU names none. With TORCH="torch" give TRITON="triton" too.
 TRITON ?= triton==3.7.1
+# One build of PyTorch for everyone; TORCH="torch" takes the newest.
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WARPREC_PYTHON ?= python3.12
@@ -15,7 +15,7 @@ RECTOOLS := .venv-rectools/.installed
 RECBOLE := .venv-recbole/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test test-warprec peers sanitize lint wheel smoke clean
+.PHONY: demo test test-warprec peers sanitize lint build clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
@@ -39,6 +39,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+build: $(INSTALLED)
+	$(BIN)/python -m build --wheel --no-isolation
+
+.PHONY: wheel smoke
 # Wheels for the package index in dist/: PYTHONS="3.11 3.12 3.13", those that are here. Needs no PyTorch.
 wheel:
 	PYTHON=$(PYTHON) .ci/wheels
