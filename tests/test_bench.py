@@ -21,7 +21,7 @@ from fastseq.models import MODELS
 from fastseq.training import throughput as bench
 
 from .cli.test_commands import here, write_data
-from .cli.test_configuration import seed_blocks
+from .cli.test_configuration import REFERENCE_BLOCKS
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 LABELS = "user_id,item_id,timestamp"
@@ -39,8 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_configurations_are_the_seeds() -> None:
-    trees = [yaml.safe_load(block)["models"] for block in seed_blocks()]
+def test_configurations_are_the_reference_ones() -> None:
+    trees = [yaml.safe_load(block)["models"] for block in REFERENCE_BLOCKS]
     assert {name: params for tree in trees for name, params in tree.items()} == bench.REFERENCE_CONFIGURATIONS
 
 
