@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import ops
-from tests.ops.backends import check_triton, needs_triton, run
+from tests.ops.backends import check_same_on_threads, check_triton, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
@@ -103,16 +103,7 @@ def test_any_jagged_shape(lengths: list[int], hidden: int, bias: bool) -> None:
 
 def test_same_bits_for_any_number_of_threads() -> None:
     arguments = inputs(LENGTHS * 4, 40, True, torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(fastseq_gru(LENGTHS * 4, arguments))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    check_same_on_threads(lambda: fastseq_gru(LENGTHS * 4, arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -36,19 +36,21 @@ def train_to_the_end(
             (name, n) is before its n-th call of the function ``name`` of ``os``.
     """
     torch.set_num_threads(1)
+    name, number = kill_at or ("", 0)
     calls = itertools.count(1)
 
-    def count() -> None:
-        assert kill_at is not None
-        if next(calls) == kill_at[1]:
+    def count(*arguments: Any) -> None:
+        if next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    on_progress = None
-    if kill_at is not None and kill_at[0] == "step":
-        on_progress = lambda progress: count()  # noqa: E731
-    elif kill_at is not None:
-        original = getattr(os, kill_at[0])
-        setattr(os, kill_at[0], lambda *arguments: (count(), original(*arguments))[1])
+    if name not in ("", "step"):
+        original = getattr(os, name)
+
+        def counted(*arguments: Any) -> Any:
+            count()
+            return original(*arguments)
+
+        setattr(os, name, counted)
     split = make_split()
     model = make_model(split, **PARAMS)
     options = TrainingOptions(
@@ -58,6 +60,7 @@ def train_to_the_end(
         checkpoint_every_seconds=checkpoint_every,
         progress_every_seconds=0.0,
     )
+    on_progress = count if name == "step" else None
     result = Trainer(model, split, options, run_dir, on_progress, resume=run_dir is not None).fit()
     assert result.stopped == "finished", result.message
     save_file(model.state_dict(), f"{out}.tmp")
