@@ -366,11 +366,3 @@ def test_compiles_once_for_every_length(op: Callable[..., Tensor]) -> None:
         for a, b in zip(run(compiled, qkv, grad, lengths), run(op, qkv, grad, lengths), strict=True):
             assert torch.equal(a, b)
     assert compilations <= 2  # one for the first shapes, one for all others
-
-
-@needs_triton
-def test_triton_refuses_float64() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.ones(2, 1, 4, dtype=torch.float64, device=device)
-    with set_backend("triton"), pytest.raises(ValueError, match=r"q is torch\.float64"):
-        causal_attention(x, x, x, offsets_of([2]).to(device), max_len=2)

@@ -390,10 +390,3 @@ def test_triton_without_histories_and_of_padding_alone(lengths: list[int]) -> No
     moved = {name: x.to(DEVICE) for name, x in inputs.items()}
     for name, x in run(ops.caser_windows, moved, upstream.to(DEVICE), "triton", set()).items():
         torch.testing.assert_close(x.cpu(), exact[name].float(), rtol=1e-5, atol=1e-5)
-
-
-@needs_triton
-def test_triton_has_no_float64() -> None:
-    arguments, _ = make(4, 6, 2, 3, [3])
-    with ops.set_backend("triton"), pytest.raises(ValueError, match=r"x is torch.float64.*float64 is for the CPU"):
-        forward(*[a.to(DEVICE) for a in arguments])

@@ -294,12 +294,3 @@ def test_triton_gates_are_accurate_and_never_nan() -> None:
     with ops.set_backend("triton"):
         h = ops.gru(bad, torch.zeros(3, 1, device=device), offsets_of([1, 1]).to(device), max_len=1)
     assert h[0].isnan().all() and h[1].item() == 0.0
-
-
-@needs_triton
-def test_triton_has_no_float64() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x, weight, _, _ = inputs([3], 4, False, torch.float64)
-    message = r"x_gates is torch.float64.*float64 is for the CPU"
-    with ops.set_backend("triton"), pytest.raises(ValueError, match=message):
-        ops.gru(x.to(device), weight.to(device), offsets_of([3]).to(device), max_len=3)
