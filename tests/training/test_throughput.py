@@ -1,4 +1,4 @@
-"""The benchmarks measure the loop that trains, and say what they measured."""
+"""fastseq bench measures the loop that trains, and says what it measured."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
-from torch import Tensor
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import parse_config
-from fastseq.data.batch import JaggedBatch
 from fastseq.data.interactions import Interactions
 from fastseq.data.split import Split, leave_one_out
-from fastseq.models import MODELS
-from fastseq.training import throughput as bench
-
-from .cli.test_commands import here, write_data
-from .cli.test_configuration import REFERENCE_BLOCKS
+from fastseq.training import throughput
+from fastseq.training.loop import Trainer
+from tests.cli.test_commands import here, write_data
+from tests.cli.test_configuration import seed_blocks
 
 LABELS = "user_id,item_id,timestamp"
 TRAINING_KEYS = {
@@ -36,9 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_configurations_are_the_reference_ones() -> None:
-    trees = [yaml.safe_load(block)["models"] for block in REFERENCE_BLOCKS]
-    assert {name: params for tree in trees for name, params in tree.items()} == bench.REFERENCE_CONFIGURATIONS
+def test_configurations_are_the_requests() -> None:
+    trees = [yaml.safe_load(block)["models"] for block in seed_blocks()]
+    assert {name: params for tree in trees for name, params in tree.items()} == throughput.REFERENCE_CONFIGURATIONS
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "Caser"])
@@ -48,15 +45,14 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
     """On the same training part and options, both take the same steps: equal losses, bit for bit."""
     losses: dict[str, list[float]] = {"train": [], "bench": []}
     into = "train"
-    loss = MODELS[model].loss
+    step = Trainer._step
 
-    def recorded(self: Any, batch: JaggedBatch) -> Tensor:
-        value = loss(self, batch)
-        losses[into].append(float(value.detach()))
-        return value
+    def recorded(trainer: Trainer, batch: Any) -> None:
+        step(trainer, batch)
+        losses[into].append(float(trainer._pending[-1][0]))
 
-    monkeypatch.setattr(MODELS[model], "loss", recorded)
-    params = bench.reference_params(model, 8, batch_size=64) | {"epochs": 1}
+    monkeypatch.setattr(Trainer, "_step", recorded)
+    params = throughput.reference_params(model, 8, batch_size=64) | {"epochs": 1}
     tree = {"models": {model: params}, "reader": {"local_path": str(data)}}
     config = parse_config(tree | {"writer": {"local_experiment_path": str(tmp_path)}})
     (outcome,) = experiment.train(config)
@@ -66,32 +62,25 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
         return leave_one_out(interactions)
 
     into = "bench"
-    monkeypatch.setattr(bench, "everything", held_out)
-    figures = bench.train_throughput(model, data, 8, batch_size=64, seconds=0.3, warmup_seconds=0)
+    monkeypatch.setattr(throughput, "everything", held_out)
+    figures = throughput.train_throughput(model, data, 8, batch_size=64, seconds=0.3, warmup_seconds=0)
     steps = min(len(losses["train"]), figures["steps"])
     assert losses["bench"][:steps] == losses["train"][:steps]
     assert figures["first_loss"] == pytest.approx(losses["train"][0])
 
 
-def test_the_command_prints_one_json_line(data: Path, tmp_path: Path) -> None:
+def test_bench_train_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--max-len", 6, "--stride", 2, "--batch-size", 32, "--loss", "bce", "--precision", "bf16")
-    command = ("bench", "train", "--model", "GRU4Rec", "--data", data, *options)
-    code, out, err = here(*command, "--seconds", 0.2, "--warmup", 0, "--json", folder=tmp_path)
+    code, out, err = here(
+        "bench", "train", "--model", "GRU4Rec", "--data", data, *options, "--seconds", 0.2, "--json", folder=tmp_path
+    )
     assert code == 0, err
     (line,) = out.splitlines()
     figures = json.loads(line)
     assert set(figures) >= TRAINING_KEYS
-    names = ("stride", "batch_size", "precision", "per_target")
-    assert [figures[name] for name in names] == [2, 32, "bf16", False]
-    assert figures["config"] == {
-        **bench.REFERENCE_CONFIGURATIONS["GRU4Rec"],
-        "model": "GRU4Rec",
-        "reg_weight": 0.0,
-        "loss": "bce",
-        "max_seq_len": 6,
-        "window_stride": 2,
-        "batch_size": 32,
-    }
+    assert [figures[key] for key in ("stride", "batch_size", "precision", "per_target")] == [2, 32, "bf16", False]
+    changes = {"model": "GRU4Rec", "loss": "bce", "max_seq_len": 6, "window_stride": 2, "batch_size": 32}
+    assert figures["config"] == throughput.REFERENCE_CONFIGURATIONS["GRU4Rec"] | {"reg_weight": 0.0} | changes
     assert figures["steps"] > 0 and figures["targets"] > 0 and figures["seconds"] >= 0.2
     assert figures["targets_per_s"] == pytest.approx(figures["targets"] / figures["seconds"], rel=0.02)
     assert figures["versions"]["fastseq"] and figures["data"]["events"] == 480
@@ -108,7 +97,7 @@ def test_warmup_is_a_run_of_its_own(data: Path, tmp_path: Path, monkeypatch: pyt
     assert limits == [0.2, 0.1, 0.2]
 
 
-def test_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
+def test_bench_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8, "--seconds", 0.1)
     code, out, err = here("bench", "predict", *options, "--json", folder=tmp_path)
     assert code == 0, err
@@ -116,23 +105,24 @@ def test_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     assert {"histories_per_s", "calls", "p50_ms", "p99_ms", "peak_rss_mb", "config", "versions"} <= set(figures)
     assert (figures["k"], figures["batch_size"], figures["config"]["model"]) == (3, 8, "Caser")
     assert figures["p50_ms"] <= figures["p99_ms"]
-    code, out, err = here("bench", "predict", *options, folder=tmp_path)
+    code, out, _ = here("bench", "predict", *options, folder=tmp_path)
     assert code == 0 and "histories_per_s" in out
 
 
-def test_per_target_batches_have_stride_1(data: Path, tmp_path: Path) -> None:
-    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1, "--warmup", 0, "--json")
-    code, out, err = here("bench", "train", *options, "--per-target", folder=tmp_path)
+@pytest.mark.parametrize("per_target", [False, True])
+def test_per_target_batches(data: Path, tmp_path: Path, per_target: bool) -> None:
+    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1, "--json")
+    code, out, err = here("bench", "train", *options, *["--per-target"] * per_target, folder=tmp_path)
     assert code == 0, err
     figures = json.loads(out)
-    assert figures["stride"] == 1 and figures["per_target"] is True
+    assert figures["stride"] == (1 if per_target else 5) and figures["per_target"] is per_target
 
 
-def test_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
+def test_mistakes_name_the_remedy(data: Path, tmp_path: Path) -> None:
     for options, message in (
-        (("--model", "SASRec", "--data", "none.csv"), "none.csv"),
-        (("--model", "SASRec", "--data", data, "--max-len", 5, "--stride", 6), "window_stride is 6"),
-        (("--model", "BERT4Rec", "--data", data), "expected one of SASRec, GRU4Rec, Caser"),
+        (("--data", "none.csv"), "none.csv"),
+        (("--data", data, "--max-len", 5, "--stride", 6), "window_stride is 6"),
+        (("--data", data, "--model", "BERT4Rec"), "expected one of SASRec, GRU4Rec, Caser"),
     ):
         code, _, err = here("bench", "train", *options, folder=tmp_path)
         assert code == 2 and message in err and "Traceback" not in err
