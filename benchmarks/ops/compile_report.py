@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastseq import ops
-from fastseq.bench_kernels import suite
-from fastseq.bench_kernels.case import EVENTS
-from fastseq.bench_kernels.chips import ARCHITECTURES, Architecture
 from fastseq.ops import _dispatch
+
+from . import suite
+from .case import EVENTS
+from .chips import ARCHITECTURES, Architecture
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 META = torch.device("meta")
