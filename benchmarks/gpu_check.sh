@@ -108,7 +108,7 @@ fi
 parallel=()
 has xdist && parallel=(-n 6)
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}")
-stage ops 120 "pytest hypothesis triton" "${pytest[@]}" tests/ops -k "triton or segments or tuning"
+stage ops 120 "pytest hypothesis triton" "${pytest[@]}" tests/ops -k "triton or segments"
 stage gpu 110 "pytest hypothesis triton" "${pytest[@]}" tests/gpu/test_gpu.py
 
 # The sanitizer slows a kernel down a lot: tiny sizes, and the kernels compiled before it looks.
