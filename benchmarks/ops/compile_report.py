@@ -141,8 +141,9 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     for d in (8, 32, 64, 128):
         q, k, v = (x(n, 4, d) for _ in range(3))
         for longest in (16, 32, 64, 128, 200):
-            call = partial(ops.causal_attention, q, k, v, offsets, max_len=longest, **drop)
+            call = partial(ops.causal_attention, q, k, v, offsets, max_len=longest)
             yield f"causal_attention, 4 heads of {d}, up to {longest} events", call
+            yield f"causal_attention, 4 heads of {d}, up to {longest} events, dropout", partial(call, **drop)
         call = partial(ops.last_query_attention, x(users, 4, d), k, v, offsets, max_len=200, **drop)
         yield f"last_query_attention, 4 heads of {d}", call
     for hidden, biased in ((24, False), (64, True), (100, True), (256, False)):
@@ -198,9 +199,10 @@ def record(architectures: list[str], reference_shapes: bool = False) -> list[Lau
     Raises:
         RuntimeError: if this process has the kernels of Triton's interpreter: TRITON_INTERPRET=0 chooses the compiler.
     """
-    import fastseq.kernels  # noqa: F401
     import triton
     from triton.runtime import driver
+
+    import fastseq.kernels  # noqa: F401
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET is 1, expected 0: the interpreter's kernels are not compiled")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
-
 from fastseq.kernels.elementary import normal_cdf, sigmoid, softplus, tanh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +50,10 @@ def evaluated(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: list[tuple[Callable[[Tensor], Tensor], float]] = [
-    (torch.sigmoid, 4 * ULP),
+    (torch.sigmoid, 5 * ULP),
     (torch.tanh, 5 * ULP),
-    (torch.nn.functional.softplus, 4 * ULP),
-    (torch.sigmoid, 4 * ULP),
+    (torch.nn.functional.softplus, 6 * ULP),
+    (torch.sigmoid, 5 * ULP),
 ]
 
 
