@@ -40,15 +40,9 @@ from .chips import ARCHITECTURES, Architecture
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 META = torch.device("meta")
-DTYPES = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int64": torch.float32,  # of a case without floating numbers
-}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names of the suite; any other is float32
 
-Call = Callable[[], Any]
+Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Launch:
 
     Attributes:
         case: op, shape and type of the first call that made it.
-        dtype: name of the call's type, a key of DTYPES.
+        dtype: name of the call's type.
         signature, constants, attributes: arguments of triton.compiler.ASTSource.
     """
 
@@ -113,16 +107,16 @@ def cases(reference_shapes: bool) -> Iterator[tuple[str, str, Call]]:
     for spec in suite.specs("cuda"):
         case = spec.build(META)
         for dtype in spec.dtypes if reference_shapes else dict.fromkeys((*spec.dtypes, "float16")):
-            leaves = [x.to(DTYPES[dtype]) if x.is_floating_point() else x for x in case.leaves]
-            call = partial(case.functions["fastseq"], 0.0)
-            words = f"{case.op}, {case.shape}"
-            yield words, dtype, partial(call, *leaves)
+            kind = DTYPES.get(dtype, torch.float32)
+            leaves = [x.to(kind) if x.is_floating_point() else x for x in case.leaves]
+            function, words = case.functions["fastseq"], f"{case.op}, {case.shape}"
+            yield f"{words}, evaluation", dtype, partial(function, 0.0, *leaves)
             if case.upstream is not None:
-                call = partial(case.functions["fastseq"], case.dropout_p)
-                yield words, dtype, partial(call, *(x.requires_grad_(x.is_floating_point()) for x in leaves))
+                leaves = [x.requires_grad_(x.is_floating_point()) for x in leaves]
+                yield f"{words}, training", dtype, partial(function, case.dropout_p, *leaves)
     if not reference_shapes:
         for dtype in ("float32", "tf32", "bfloat16", "float16"):
-            for words, call in wider(DTYPES[dtype]):
+            for words, call in wider(DTYPES.get(dtype, torch.float32)):
                 yield words, dtype, call
 
 
@@ -135,62 +129,49 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     def ids(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=META)
 
+    def call(words: str, op: Call, *arguments: Any, **settings: Any) -> tuple[str, Call]:
+        return f"{op.__name__}, {words}", partial(op, *arguments, **settings)
+
     n, users, items, rng = EVENTS, 64, 3417, ids(2)
     offsets, seen = ids(users + 1, dtype=torch.int32), {"seen_offsets": ids(users + 1), "seen_items": ids(160 * users)}
     drop: dict[str, Any] = {"dropout_p": 0.3, "rng": rng}
     for d in (8, 32, 64, 128):
         q, k, v = (x(n, 4, d) for _ in range(3))
         for longest in (16, 32, 64, 128, 200):
-            call = partial(ops.causal_attention, q, k, v, offsets, max_len=longest)
-            yield f"causal_attention, 4 heads of {d}, up to {longest} events", call
-            yield f"causal_attention, 4 heads of {d}, up to {longest} events, dropout", partial(call, **drop)
-        call = partial(ops.last_query_attention, x(users, 4, d), k, v, offsets, max_len=200, **drop)
-        yield f"last_query_attention, 4 heads of {d}", call
-    for hidden, biased in ((24, False), (64, True), (100, True), (256, False)):
-        bias = x(3 * hidden) if biased else None
-        call = partial(ops.gru, x(n, 3 * hidden), x(3 * hidden, hidden), offsets, bias_hh=bias, max_len=3)
-        yield f"gru, H={hidden}{', bias' * biased}", call
-    for length, n_h, n_v, d in ((5, 2, 1, 24), (200, 8, 4, 64)):
-        taps = length * (length + 1) // 2
-        weights = x(taps, n_h, d), x(length, n_h), x(n_v, length), x(n_v), x(d)
-        yield (
-            f"caser_windows, L={length}, n_h={n_h}, n_v={n_v}, d={d}",
-            partial(ops.caser_windows, x(n, d), offsets, ids(n), ids(n), *weights),
-        )
+            for words, settings in (("", {}), (", dropout", drop)):
+                words = f"4 heads of {d}, up to {longest} events{words}"
+                yield call(words, ops.causal_attention, q, k, v, offsets, max_len=longest, **settings)
+        last = x(users, 4, d)
+        yield call(f"4 heads of {d}", ops.last_query_attention, last, k, v, offsets, max_len=200, **drop)
+    for hidden, bias in ((24, None), (64, x(192)), (100, x(300)), (256, None)):
+        gates, weight = x(n, 3 * hidden), x(3 * hidden, hidden)
+        yield call(f"H={hidden}", ops.gru, gates, weight, offsets, bias_hh=bias, max_len=3)
+    weights = x(15, 2, 24), x(5, 2), x(1, 5), x(1), x(24)
+    yield call("L=5, n_h=2, n_v=1, d=24", ops.caser_windows, x(n, 24), offsets, ids(n), ids(n), *weights)
     for width, bias, softcap in ((64, None, None), (128, x(items), 4.0), (256, x(items), None)):
-        call = partial(ops.linear_cross_entropy, x(n, width), x(items, width), ids(n), bias=bias, softcap=softcap)
-        yield f"linear_cross_entropy, width {width}{', bias' * (bias is not None)}{', softcap' * bool(softcap)}", call
-    for width, k in ((63, 10), (128, 100), (128, 300)):
-        h, weight = x(users, width, grad=False), x(items, width, grad=False)
-        yield f"topk, best {k}, width {width}", partial(ops.topk, h, weight, k, bias=x(items, grad=False), **seen)
+        words, weight = f"width {width}, softcap {softcap}", x(items, width)
+        yield call(words, ops.linear_cross_entropy, x(n, width), weight, ids(n), bias=bias, softcap=softcap)
+    for width, best in ((63, 10), (128, 100), (128, 300)):
+        h, weight, bias = (x(*shape, grad=False) for shape in ((users, width), (items, width), (items,)))
+        yield call(f"best {best}, width {width}", ops.topk, h, weight, best, bias=bias, **seen)
     for columns in (8, 63, 64, 416, 2048):
-        rows, vector = x(n, columns), x(columns)
-        yield f"dropout, {columns} columns", partial(ops.dropout, rows, 0.3, rng)
-        yield f"bias_gelu_dropout, {columns} columns", partial(ops.bias_gelu_dropout, rows, vector, **drop)
-        for more in ({}, {"x_bias": vector}):
-            call = partial(ops.dropout_add_norm, rows, rows, vector, vector, **more, **drop)
-            yield f"dropout_add_norm, {columns} columns{', x_bias' * bool(more)}", call
-        call = partial(
-            ops.embed_sequence, ids(n), offsets, x(items, columns), x(200, columns), vector, vector, **drop,
-            padding_idx=items - 1,
-        )  # fmt: skip
-        yield f"embed_sequence, {columns} columns", call
-    for loss, width, count in (("bpr", 63, 3), ("bce", 512, 3), ("bpr", 64, (256,)), ("sampled_softmax", 63, 64)):
-        negatives = ids(n, count) if isinstance(count, int) else ids(*count)
-        log_q = x(*negatives.shape, grad=False, dtype=torch.float32) if loss == "sampled_softmax" else None
-        call = partial(ops.sampled_loss, x(n, width), x(items, width), ids(n), negatives, loss=loss, log_q=log_q)
-        yield f"sampled_loss, {loss}, width {width}, negatives {list(negatives.shape)}", call
-    table = {"probability": ids(items), "alias": ids(items)}
-    for k in (1, 2, 64):
-        call = partial(ops.sample_negatives, ids(n), ids(n), **seen, k=k, n_items=items, rng=rng, **table)
-        yield f"sample_negatives, weighted, {k} each", call
-    for width in (63, 512):
-        for lazy in (False, True):
-            state = [x(items, width, grad=False) for _ in range(3)]
-            call = partial(
-                ops.adam_rows, *state, ids(items), ids(500), x(500, width, grad=False), ids(1), lr=1e-3, lazy=lazy
-            )
-            yield f"adam_rows, {'lazy' if lazy else 'dense'}, width {width}", call
+        words, rows, vector = f"{columns} columns", x(n, columns), x(columns)
+        yield call(words, ops.dropout, rows, 0.3, rng)
+        yield call(words, ops.bias_gelu_dropout, rows, vector, **drop)
+        yield call(words, ops.dropout_add_norm, rows, rows, vector, vector, **drop)
+        yield call(f"{words}, x_bias", ops.dropout_add_norm, rows, rows, vector, vector, x_bias=vector, **drop)
+        tables = x(items, columns), x(200, columns), vector, vector
+        yield call(words, ops.embed_sequence, ids(n), offsets, *tables, **drop, padding_idx=items - 1)
+    for loss, width, count in (("bpr", 63, (n, 3)), ("bce", 512, (n, 3)), ("bpr", 64, (256,)), ("gbce", 63, (n, 64))):
+        words, h, weight = f"{loss}, width {width}, negatives {list(count)}", x(n, width), x(items, width)
+        yield call(words, ops.sampled_loss, h, weight, ids(n), ids(*count), loss=loss)
+    alias = {"probability": ids(items), "alias": ids(items)}
+    for each in (1, 2, 64):
+        words = f"weighted, {each} each"
+        yield call(words, ops.sample_negatives, ids(n), ids(n), **seen, k=each, n_items=items, rng=rng, **alias)
+    for width, lazy in ((63, False), (63, True), (512, False), (512, True)):
+        tensors = [x(items, width, grad=False) for _ in range(3)] + [ids(items), ids(500), x(500, width, grad=False)]
+        yield call(f"width {width}, lazy {lazy}", ops.adam_rows, *tensors, ids(1), lr=1e-3, lazy=lazy)
 
 
 def record(architectures: list[str], reference_shapes: bool = False) -> list[Launch]:

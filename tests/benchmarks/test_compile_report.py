@@ -25,7 +25,8 @@ import json
 from benchmarks.ops import compile_report as c
 kernels = {f"{launch.file}.{launch.kernel}" for launch in c.record(["sm_90"])}
 every = c.cases
-c.cases = lambda reference: [call for call in every(True) if call[0] == "gru, ml-1m L=50, H=128" and call[1] == "tf32"]
+call = "gru, ml-1m L=50, H=128, training", "tf32"
+c.cases = lambda reference: [case for case in every(True) if case[:2] == call]
 constants = {x.architecture: [x.num_warps, x.num_stages, *x.constants.values()] for x in c.record(["sm_80", "sm_90"])}
 print(json.dumps([sorted(kernels), constants]))
 """
@@ -38,7 +39,7 @@ from fastseq.kernels import cross_entropy, dropout
 dropout.TILE = 1 << 15
 cross_entropy.float32_precision = lambda: "ieee"
 every = c.cases
-words = "dropout, 64 columns", "linear_cross_entropy, width 64"
+words = "dropout, 64 columns", "linear_cross_entropy, width 64, softcap None"
 c.cases = lambda reference: [call for call in every(False) if call[0] in words and call[1] == "tf32"]
 sys.argv += ["--arch", "sm_90", "--only", "dropout", "cross_entropy"]
 sys.exit(c.main())
