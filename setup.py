@@ -113,7 +113,6 @@ setup(
     version=VERSION,
     packages=[
         "fastseq",
-        "fastseq.bench_kernels",
         "fastseq.cli",
         "fastseq.ops",
         "fastseq.ops.reference",

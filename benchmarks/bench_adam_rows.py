@@ -1,4 +1,4 @@
-"""adam_rows on the CPU beside PyTorch's optimizers: fastseq/bench_kernels/adam_rows.py.
+"""adam_rows on the CPU beside PyTorch's optimizers: benchmarks/ops/adam_rows.py.
 
 pytest benchmarks/bench_adam_rows.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.adam_rows import SHAPES, case
+from benchmarks.ops.adam_rows import SHAPES, case
+
+from .op_bench import CPU, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

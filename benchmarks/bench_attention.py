@@ -1,4 +1,4 @@
-"""causal_attention and last_query_attention on the CPU beside what PyTorch offers: fastseq/bench_kernels/attention.py.
+"""causal_attention and last_query_attention on the CPU beside what PyTorch offers: benchmarks/ops/attention.py.
 
 pytest benchmarks/bench_attention.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.attention import SHAPES, causal, last_query
+from benchmarks.ops.attention import SHAPES, causal, last_query
+
+from .op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "grouped"])

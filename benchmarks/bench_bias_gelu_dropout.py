@@ -1,4 +1,4 @@
-"""bias_gelu_dropout on the CPU beside its parts in PyTorch: fastseq/bench_kernels/bias_gelu_dropout.py.
+"""bias_gelu_dropout on the CPU beside its parts in PyTorch: benchmarks/ops/bias_gelu_dropout.py.
 
 pytest benchmarks/bench_bias_gelu_dropout.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.bias_gelu_dropout import case
+from benchmarks.ops.bias_gelu_dropout import case
+
+from .op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

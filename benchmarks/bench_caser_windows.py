@@ -1,4 +1,4 @@
-"""caser_windows on the CPU beside one nn.Conv2d per height: fastseq/bench_kernels/caser_windows.py.
+"""caser_windows on the CPU beside one nn.Conv2d per height: benchmarks/ops/caser_windows.py.
 
 pytest benchmarks/bench_caser_windows.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.caser_windows import SHAPES, case
+from benchmarks.ops.caser_windows import SHAPES, case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

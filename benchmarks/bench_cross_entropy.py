@@ -1,4 +1,4 @@
-"""linear_cross_entropy on the CPU beside logits and cross_entropy: fastseq/bench_kernels/cross_entropy.py.
+"""linear_cross_entropy on the CPU beside logits and cross_entropy: benchmarks/ops/cross_entropy.py.
 
 pytest benchmarks/bench_cross_entropy.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, PRECISIONS, measure
 
-from fastseq.bench_kernels.cross_entropy import case
+from benchmarks.ops.cross_entropy import case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, PRECISIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

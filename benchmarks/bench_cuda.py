@@ -1,4 +1,4 @@
-"""Every op's Triton kernel on the GPU beside its rivals there: the cases of fastseq/bench_kernels for "cuda".
+"""Every op's Triton kernel on the GPU beside its rivals there: the cases of benchmarks/ops for "cuda".
 
     pytest benchmarks/bench_cuda.py --benchmark-only -k "gru and float32"
 
@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from op_bench import DEVICE_TIME, measure
 from torch import Tensor
 
-from fastseq.bench_kernels.case import Case, Spec
-from fastseq.bench_kernels.check import ReferenceOutOfMemoryError
-from fastseq.bench_kernels.run import named
-from fastseq.bench_kernels.suite import specs
+from benchmarks.ops.case import Case, Spec
+from benchmarks.ops.check import ReferenceOutOfMemoryError
+from benchmarks.ops.run import named
+from benchmarks.ops.suite import specs
+
+from .op_bench import DEVICE_TIME, measure
 
 SPECS = specs("cuda")
 RIVALS = {"causal_attention": ["nested", "flex"], "linear_cross_entropy": ["liger", "cce"]}

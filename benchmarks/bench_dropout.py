@@ -1,4 +1,4 @@
-"""dropout on the CPU beside torch.nn.functional.dropout, in training: fastseq/bench_kernels/dropout.py.
+"""dropout on the CPU beside torch.nn.functional.dropout, in training: benchmarks/ops/dropout.py.
 
 pytest benchmarks/bench_dropout.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.dropout import case
+from benchmarks.ops.dropout import case
+
+from .op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,4 +1,4 @@
-"""dropout_add_norm on the CPU beside its parts in PyTorch: fastseq/bench_kernels/dropout_add_norm.py.
+"""dropout_add_norm on the CPU beside its parts in PyTorch: benchmarks/ops/dropout_add_norm.py.
 
 pytest benchmarks/bench_dropout_add_norm.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.dropout_add_norm import case
+from benchmarks.ops.dropout_add_norm import case
+
+from .op_bench import CPU, DIRECTIONS, DTYPES, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

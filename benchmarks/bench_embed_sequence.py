@@ -1,4 +1,4 @@
-"""embed_sequence on the CPU beside its parts in PyTorch: fastseq/bench_kernels/embed_sequence.py.
+"""embed_sequence on the CPU beside its parts in PyTorch: benchmarks/ops/embed_sequence.py.
 
 pytest benchmarks/bench_embed_sequence.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.embed_sequence import SHAPES, case
+from benchmarks.ops.embed_sequence import SHAPES, case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,4 +1,4 @@
-"""gru on the CPU beside torch.nn.GRU on a packed batch: fastseq/bench_kernels/gru.py.
+"""gru on the CPU beside torch.nn.GRU on a packed batch: benchmarks/ops/gru.py.
 
 pytest benchmarks/bench_gru.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.gru import case
+from benchmarks.ops.gru import case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

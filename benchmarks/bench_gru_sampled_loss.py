@@ -1,4 +1,4 @@
-"""gru_sampled_loss on the CPU beside nn.GRU, a linear layer and the loss: fastseq/bench_kernels/gru_sampled_loss.py.
+"""gru_sampled_loss on the CPU beside nn.GRU, a linear layer and the loss: benchmarks/ops/gru_sampled_loss.py.
 
 pytest benchmarks/bench_gru_sampled_loss.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.gru_sampled_loss import case
+from benchmarks.ops.gru_sampled_loss import case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

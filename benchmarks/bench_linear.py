@@ -1,4 +1,4 @@
-"""linear on the CPU beside torch.nn.functional.linear: fastseq/bench_kernels/linear.py.
+"""linear on the CPU beside torch.nn.functional.linear: benchmarks/ops/linear.py.
 
 pytest benchmarks/bench_linear.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, PRECISIONS, measure
 
-from fastseq.bench_kernels.linear import SHAPES, case
+from benchmarks.ops.linear import SHAPES, case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, PRECISIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

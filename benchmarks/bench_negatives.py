@@ -1,4 +1,4 @@
-"""sample_negatives and sample_shared_negatives on the CPU beside rejection in PyTorch: bench_kernels/negatives.py.
+"""sample_negatives and sample_shared_negatives on the CPU beside rejection in PyTorch: benchmarks/ops/negatives.py.
 
 pytest benchmarks/bench_negatives.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.negatives import per_target, shared
+from benchmarks.ops.negatives import per_target, shared
+
+from .op_bench import CPU, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,4 +1,4 @@
-"""sampled_loss on the CPU beside gathered rows in PyTorch: fastseq/bench_kernels/sampled_loss.py.
+"""sampled_loss on the CPU beside gathered rows in PyTorch: benchmarks/ops/sampled_loss.py.
 
 pytest benchmarks/bench_sampled_loss.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.sampled_loss import SHAPES, case
+from benchmarks.ops.sampled_loss import SHAPES, case
+
+from .op_bench import CPU, DIRECTIONS, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

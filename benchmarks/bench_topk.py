@@ -1,4 +1,4 @@
-"""topk on the CPU beside what PyTorch offers: fastseq/bench_kernels/topk.py.
+"""topk on the CPU beside what PyTorch offers: benchmarks/ops/topk.py.
 
 pytest benchmarks/bench_topk.py --benchmark-only
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from op_bench import CPU, IMPLEMENTATIONS, measure
 
-from fastseq.bench_kernels.topk import SHAPES, case
+from benchmarks.ops.topk import SHAPES, case
+
+from .op_bench import CPU, IMPLEMENTATIONS, measure
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -33,7 +33,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastseq.bench_kernels.chips import ARCHITECTURES
+from benchmarks.ops.chips import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "kernels" / "compiled").glob("*.py") if path.stem != "__init__")

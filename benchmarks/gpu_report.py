@@ -72,8 +72,8 @@ def markdown(stages: list[dict[str, Any]], kernels: dict[str, Any] | None, machi
     lines += [f"| {s['stage']} | {s['verdict']} | {s['seconds']} | {s['note']} |" for s in stages]
     if kernels is None:
         return "\n".join([*lines, "", "Kernels: not measured in this run.", ""])
-    from fastseq.bench_kernels import report
-    from fastseq.bench_kernels.run import Result
+    from benchmarks.ops import report
+    from benchmarks.ops.run import Result
 
     results = [Result(**{k: v for k, v in r.items() if k != "fraction"}) for r in kernels["results"]]
     return "\n".join([*lines, "", report.markdown(results, kernels["machine"])])
@@ -82,7 +82,7 @@ def markdown(stages: list[dict[str, Any]], kernels: dict[str, Any] | None, machi
 def machine_here() -> dict[str, Any]:
     import torch
 
-    from fastseq.bench_kernels.run import machine
+    from benchmarks.ops.run import machine
 
     return machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -24,9 +24,9 @@ own_process()  # before torch
 
 import torch  # noqa: E402
 
-from fastseq.bench_kernels.report import document  # noqa: E402
-from fastseq.bench_kernels.run import collect, machine, measured, run  # noqa: E402
-from fastseq.bench_kernels.suite import FILES, check_names  # noqa: E402
+from benchmarks.ops.report import document  # noqa: E402
+from benchmarks.ops.run import collect, machine, measured, run  # noqa: E402
+from benchmarks.ops.suite import FILES, check_names  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """What the benchmarks of single ops share: an implementation is correct before it is timed.
 
-A bench file takes its cases from fastseq/bench_kernels, where each has its functions by name:
+A bench file takes its cases from benchmarks/ops, where each has its functions by name:
 
     fastseq   the op
     eager     the best plain PyTorch for the same work; more of them under names of their own
@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastseq.bench_kernels.case import AUTOCAST, DIRECTIONS, FORWARD, Case
-from fastseq.bench_kernels.check import Prepared
-from fastseq.bench_kernels.run import result_of
-from fastseq.bench_kernels.timing import clock_of, peak_bytes, timed
+from benchmarks.ops.case import AUTOCAST, DIRECTIONS, FORWARD, Case
+from benchmarks.ops.check import Prepared
+from benchmarks.ops.run import result_of
+from benchmarks.ops.timing import clock_of, peak_bytes, timed
 
 CPU = torch.device("cpu")
 IMPLEMENTATIONS = ["fastseq", "eager", "compiled"]

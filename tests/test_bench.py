@@ -19,7 +19,7 @@ from fastseq.training import throughput as bench
 from fastseq.training.loop import Trainer
 
 from .cli.test_commands import here, write_data
-from .test_config import seed_blocks
+from .cli.test_configuration import seed_blocks
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 LABELS = "user_id,item_id,timestamp"

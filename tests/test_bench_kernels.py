@@ -1,4 +1,4 @@
-"""fastseq/bench_kernels: cases, check, clock, roof, table, plot and command, without a GPU."""
+"""benchmarks/ops: cases, check, clock, roof, table, plot and command, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastseq.bench_kernels import attention, report, timing
-from fastseq.bench_kernels.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, Case, Spec
-from fastseq.bench_kernels.check import Mismatch, Prepared, assert_close, step
-from fastseq.bench_kernels.chips import ARCHITECTURES, chip_of
-from fastseq.bench_kernels.run import Result, collect, measure, run
-from fastseq.bench_kernels.suite import FILES, by_importance, rivals, specs, tiny
+from benchmarks.ops import attention, report, timing
+from benchmarks.ops.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, Case, Spec
+from benchmarks.ops.check import Mismatch, Prepared, assert_close, step
+from benchmarks.ops.chips import ARCHITECTURES, chip_of
+from benchmarks.ops.run import Result, collect, measure, run
+from benchmarks.ops.suite import FILES, by_importance, rivals, specs, tiny
 from fastseq.ops import set_backend
 from fastseq.ops._dispatch import served
 
@@ -146,7 +146,7 @@ def test_topk_may_swap_near_ties_and_nothing_else() -> None:
     (case,) = tiny(META, ["topk"])
     assert case.agree is not None and tiny(CPU, ["topk"])[0].agree is None
     (case,) = tiny(CPU, ["topk"])
-    from fastseq.bench_kernels import topk
+    from benchmarks.ops import topk
 
     class Elsewhere:  # a CPU that the case takes for a GPU
         type = "cuda"

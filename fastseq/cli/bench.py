@@ -89,9 +89,9 @@ def bench_kernels(
     """
     import torch
 
-    from ..bench_kernels import report
-    from ..bench_kernels.run import collect, machine, measured, run
-    from ..bench_kernels.suite import check_names
+    from benchmarks.ops import report
+    from benchmarks.ops.run import collect, machine, measured, run
+    from benchmarks.ops.suite import check_names
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen not in ("cuda", "cpu"):
@@ -133,7 +133,7 @@ def bench_kernels(
 
 
 def _print_kernels(results: Any, about: dict[str, Any]) -> None:
-    from ..bench_kernels.report import HEADER, cells, rows, summary
+    from benchmarks.ops.report import HEADER, cells, rows, summary
 
     table = Table(*HEADER, title=f"{about['device']}, torch {about['torch']}, {about['date']}")
     last = ""

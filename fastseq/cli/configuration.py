@@ -280,9 +280,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise ConfigError(f"line {node.value[place][0].start_mark.line + 1}: key {key!r} stands twice")
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise ConfigError(f"line {node.value[position][0].start_mark.line + 1}: key {key!r} stands twice")
         return super().construct_mapping(node, deep)
 
 

@@ -18,7 +18,7 @@ from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.catalogue import Catalogue
+from fastseq.models.recommend import Catalogue
 
 from . import state as states
 from .curve import draw_curve
@@ -193,9 +193,9 @@ class Trainer:
             return
         state = self._state
         losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
-        for place, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
+        for i, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
             if not math.isfinite(share):
-                self._raise_diverged(f"the loss is {share}", state.step - len(losses) + place + 1)
+                self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
             if targets:
                 state.epoch_loss += share * all_targets
                 state.epoch_targets += targets
@@ -245,12 +245,12 @@ class Trainer:
         }
         last = epoch == self.epochs
         if self.metric is not None and (last or epoch % options.validate_every == 0):
-            found = self._validate()
-            record["validation"] = found.metrics
-            record["validation_seconds"] = found.seconds
-            self._judge(epoch, found[self.metric])
+            evaluation = self._validate()
+            record["validation"] = evaluation.metrics
+            record["validation_seconds"] = evaluation.seconds
+            self._judge(epoch, evaluation[self.metric])
             if state.best_epoch == epoch:
-                self._save_best(epoch, found.metrics)
+                self._save_best(epoch, evaluation.metrics)
         elif self.metric is None and last:
             state.best_epoch = epoch
             self._save_best(epoch, {})
@@ -319,8 +319,8 @@ class Trainer:
 
     def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
         if self._writes is not None:
-            found = {"epoch": epoch, "step": self._state.step, "metric": self.metric, "validation": metrics}
-            states.save_best(self._writes.best_path, self.model, self.split, found)
+            reached = {"epoch": epoch, "step": self._state.step, "metric": self.metric, "validation": metrics}
+            states.save_best(self._writes.best_path, self.model, self.split, reached)
         elif self.run is None:
             self._best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_config import seed_blocks
+from tests.cli.test_configuration import seed_blocks
 
 TINY = {
     "embedding_size": 16,

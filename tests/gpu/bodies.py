@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from fastseq.bench_kernels.case import Case
-from fastseq.bench_kernels.check import TOLERANCE, Prepared, assert_close, products, step
+from benchmarks.ops.case import Case
+from benchmarks.ops.check import TOLERANCE, Prepared, assert_close, products, step
 
 REPEATS = 250
 # Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.

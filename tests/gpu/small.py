@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fastseq.bench_kernels.case import BFLOAT16, FLOAT32
-from fastseq.bench_kernels.check import Prepared
-from fastseq.bench_kernels.suite import FILES, tiny
+from benchmarks.ops.case import BFLOAT16, FLOAT32
+from benchmarks.ops.check import Prepared
+from benchmarks.ops.suite import FILES, tiny
 
 from .bodies import once
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastseq.bench_kernels.case import BFLOAT16, FLOAT32, Case
-from fastseq.bench_kernels.check import Mismatch, Prepared
-from fastseq.bench_kernels.suite import FILES, tiny
+from benchmarks.ops.case import BFLOAT16, FLOAT32, Case
+from benchmarks.ops.check import Mismatch, Prepared
+from benchmarks.ops.suite import FILES, tiny
 from fastseq.ops import make_rng, set_backend
 from tests.ops.backends import needs_triton
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastseq.bench_kernels.case import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
-from fastseq.bench_kernels.check import Prepared
-from fastseq.bench_kernels.suite import FILES, specs, tiny
+from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
+from benchmarks.ops.check import Prepared
+from benchmarks.ops.suite import FILES, specs, tiny
 from fastseq.ops import dropout, make_rng, set_backend
 
 from . import bodies

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import linear
+from fastseq.ops import linear
+
 from .case import EVENTS, FLOAT32, Case, Spec
 
 SHAPES = {"query, key, value": (128, 384), "feed-forward in": (128, 512), "feed-forward out": (512, 128)}

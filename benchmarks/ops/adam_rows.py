@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import adam_rows
+from fastseq.ops import adam_rows
+
 from .case import BEAUTY_ITEMS, FLOAT32, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec
 
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops import gru
+from fastseq.ops import gru
+
 from .case import (
     BATCHES,
     BFLOAT16,

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import linear_cross_entropy
+from fastseq.ops import linear_cross_entropy
+
 from .case import (
     AUTOCAST,
     BATCHES,

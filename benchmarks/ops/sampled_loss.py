@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import gbce_beta, sampled_loss
+from fastseq.ops import gbce_beta, sampled_loss
+
 from .case import BATCHES, BEAUTY_ITEMS, EVENTS, FLOAT32, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of
 
 # loss, items, negatives of a row (or of the whole batch), whether shared

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import embed_sequence, make_rng
+from fastseq.ops import embed_sequence, make_rng
+
 from .case import (
     BATCHES,
     BEAUTY_ITEMS,

@@ -194,7 +194,7 @@ def named(spec: Spec) -> str:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on: device, driver, versions, date."""
-    from ..training.throughput import versions
+    from fastseq.training.throughput import versions
 
     found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": "CPU"}
     found |= versions()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import record_served, set_backend
+from fastseq.ops import record_served, set_backend
+
 from .case import AUTOCAST, BFLOAT16, BOTH, FLOAT16, TF32, Case, Function
 
 # Error allowed to an op, relative in the norm, for rounding and sums in another order. PyTorch's half-precision chains

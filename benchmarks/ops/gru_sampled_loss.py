@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops import gru_sampled_loss
+from fastseq.ops import gru_sampled_loss
+
 from .case import (
     BATCHES,
     BEAUTY_ITEMS,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import dropout, make_rng
+from fastseq.ops import dropout, make_rng
+
 from .case import BATCHES, BOTH, EVENTS, FLOAT32, Case, Spec, dtypes_of
 
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import causal_attention, last_query_attention, make_rng
+from fastseq.ops import causal_attention, last_query_attention, make_rng
+
 from .case import (
     BATCHES,
     EVENTS,

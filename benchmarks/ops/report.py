@@ -87,7 +87,7 @@ def summary(results: Sequence[Result], bar: float = BAR) -> list[str]:
     if any(
         r.implementation == OURS and r.device == "cuda" and r.median is not None and r.roof is None for r in results
     ):
-        lines.append("No roof: this GPU's bandwidth and rates are not listed in fastseq/bench_kernels/chips.py.")
+        lines.append("No roof: this GPU's bandwidth and rates are not listed in benchmarks/ops/chips.py.")
     reasons: dict[str, list[str]] = {}
     for result in results:
         if result.skipped:

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..data.negatives import alias_table, integer_masses
-from ..ops import make_rng, sample_negatives, sample_shared_negatives
+from fastseq.data.negatives import alias_table, integer_masses
+from fastseq.ops import make_rng, sample_negatives, sample_shared_negatives
+
 from .case import BATCHES, BEAUTY_ITEMS, EVENTS, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, Case, Spec
 
 USERS, ITEMS, SEEN = 6040, ML_1M_ITEMS, 160  # about ml-1m

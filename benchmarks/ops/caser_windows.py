@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import caser_windows
+from fastseq.ops import caser_windows
+
 from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec, dtypes_of
 
 D, N_H, N_V = 64, 8, 4

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..ops import topk
+from fastseq.ops import topk
+
 from .case import BEAUTY_ITEMS, FLOAT32, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of
 
 K = 10

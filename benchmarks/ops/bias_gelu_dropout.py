@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bias_gelu_dropout, make_rng
+from fastseq.ops import bias_gelu_dropout, make_rng
+
 from .case import BATCHES, EVENTS, FLOAT32, Case, Spec, dtypes_of
 
 INNER = 512

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import dropout_add_norm, make_rng
+from fastseq.ops import dropout_add_norm, make_rng
+
 from .case import BATCHES, EVENTS, FLOAT32, WIDTH, Case, Spec, dtypes_of
 
 
