@@ -166,22 +166,4 @@ inline Dropout make_dropout(double p, int64_t seed, int64_t step, uint32_t site)
     return {Rng(seed, step), site, dropout_threshold(p), 1.0 / (1.0 - p)};
 }
 
-// One per file of this folder; module.cpp calls them all.
-void bind_dropout(py::module_& m);
-void bind_attention(py::module_& m);
-void bind_topk(py::module_& m);
-void bind_dropout_add_norm(py::module_& m);
-void bind_cross_entropy(py::module_& m);
-void bind_embed_sequence(py::module_& m);
-void bind_bias_gelu_dropout(py::module_& m);
-void bind_negatives(py::module_& m);
-void bind_windows(py::module_& m);
-void bind_gru(py::module_& m);
-void bind_linear(py::module_& m);
-void bind_sampled_loss(py::module_& m);
-void bind_adam_rows(py::module_& m);
-void bind_caser_windows(py::module_& m);
-void bind_tape(py::module_& m);
-void bind_delimited(py::module_& m);
-
 }  // namespace fastseq

@@ -12,7 +12,7 @@ SampledLoss kind_of(const std::string& loss) {
     if (loss == "bpr") return SampledLoss::bpr;
     if (loss == "bce" || loss == "gbce") return SampledLoss::bce;
     if (loss == "sampled_softmax") return SampledLoss::sampled_softmax;
-    throw py::value_error("loss is '" + loss + "', expected bpr, bce, gbce or sampled_softmax");
+    throw py::value_error("loss is '" + loss + "', which has no kernel");
 }
 
 template <typename T>
@@ -61,9 +61,9 @@ void item_gradient(const Array<int64_t>& ids, const Array<T>& coefficients, cons
     check_number("ids.shape[0]", rows, 0, INT32_MAX);
     const int64_t* id = ids.data();
     check_ids(ids, "ids", items);
-    if (out.size() == 0) return;  // however many rows it has
     const T *coefficient = coefficients.data(), *rows_of = source.data();
     T* sums = out.mutable_data();
+    if (out.size() == 0) return;  // however many rows it has
     py::gil_scoped_release release;
     std::vector<int64_t> next(items + 1, 0), starts(items + 1, 0);
     for (int64_t e = 0; e < rows * columns; ++e)

@@ -62,7 +62,8 @@ void bind_topk(py::module_& m) {
            {"scores", "seen_offsets", "seen_items", "best", "ids", "first_row", "first_item", "n_items", "threads"},
            "Merges scores [rows, columns], which it changes, into the heaps best and ids [rows, k]",
            &merge<float>, &merge<double>);
-    define(m, "topk_sort", {"best", "ids", "threads"}, "Sorts the heaps, best first"           &sort<float>, &sort<double>);
+    define(m, "topk_sort", {"best", "ids", "threads"}, "Sorts the heaps, best first",
+           &sort<float>, &sort<double>);
 }
 
 }  // namespace fastseq

@@ -26,7 +26,6 @@ from ..models.hyperparameters import OBJECTIVE
 from ..ops import make_rng
 from ..restatement import PLAIN
 from . import experiment
-from .configuration import MODELS as NAMES
 from .configuration import Config, Reader, load_tree, parse_config
 
 # Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
@@ -157,8 +156,8 @@ def read_config(path: Path, data: Path | None) -> Config:
     """
     tree, origin = load_tree(path)
     if not isinstance(tree.get("models"), dict):
-        raise ConfigError(f"{path}: expected a section 'models:' with at least one of {', '.join(NAMES)}")
-    known = {name.lower(): name for name in NAMES}
+        raise ConfigError(f"{path}: expected a section 'models:' with at least one of {', '.join(MODELS)}")
+    known = {name.lower(): name for name in MODELS}
     models: dict[str, dict[str, Any]] = {}
     for name, entry in tree["models"].items():
         plain = known.get(str(name).lower().removeprefix("fast"))
@@ -171,7 +170,7 @@ def read_config(path: Path, data: Path | None) -> Config:
                 "verify them one after the other"
             )
     if not models:
-        raise ConfigError(f"{path}: 'models' names none of {', '.join(NAMES)}, so there is nothing to verify")
+        raise ConfigError(f"{path}: 'models' names none of {', '.join(MODELS)}, so there is nothing to verify")
     given = _section(tree, "reader", origin)
     reader = {key: value for key, value in given.items() if key in Reader.model_fields}
     if "loading_strategy" in reader:  # WarpRec, which requires it, reads columns whatever the file is called

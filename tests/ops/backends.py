@@ -97,12 +97,3 @@ def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:
     for other in results[1:]:
         for name, x in other.items():
             assert torch.equal(x, results[0][name]), f"{name} depends on the number of threads"
-
-
-def check_compiled(function: Function, inputs: Inputs, upstream: Tensor) -> None:
-    """One full graph under torch.compile, with the same results."""
-    torch._dynamo.reset()
-    eager = run(function, inputs, upstream, "cpu", set())
-    compiled = run(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs, upstream, "cpu", set())
-    for name, x in compiled.items():
-        torch.testing.assert_close(x, eager[name], rtol=1e-6, atol=1e-7, msg=name)
