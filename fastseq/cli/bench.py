@@ -25,10 +25,11 @@ def bench_train(
     max_len: MaxLen = None,
     stride: Annotated[int | None, typer.Option(help="window_stride (default: max_len).", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Targets of one optimizer step.", min=1)] = 2048,
-    loss: Annotated[str | None, typer.Option(help="bpr, bce, gbce, sampled_softmax or cross_entropy.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    loss: Annotated[str | None, typer.Option(help="As in a configuration (default: the model's).")] = None,
+    precision: Annotated[str, typer.Option(help="As in a configuration.")] = "fp32",
     per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
     seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of a first run, not counted; 0 for memory.", min=0.0)] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
@@ -37,6 +38,7 @@ def bench_train(
     figures = train_throughput(
         model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, per_target=per_target,
         seconds=seconds,
+            warmup_seconds=warmup,
     )  # fmt: skip
     _print_figures(figures, as_json)
 

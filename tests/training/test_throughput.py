@@ -86,6 +86,17 @@ def test_bench_train_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     assert figures["versions"]["fastseq"] and figures["data"]["events"] == 480
 
 
+def test_warmup_is_a_run_of_its_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: (limits.append(trainer.options.max_seconds), fit(trainer))[1])
+    for warmup in (0, 0.1):
+        command = ("bench", "train", "--model", "GRU4Rec", "--data", data, "--max-len", 5, "--seconds", 0.2)
+        code, _, err = here(*command, "--warmup", warmup, folder=tmp_path)
+        assert code == 0, err
+    assert limits == [0.2, 0.1, 0.2]
+
+
 def test_bench_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8, "--seconds", 0.1)
     code, out, err = here("bench", "predict", *options, "--json", folder=tmp_path)
