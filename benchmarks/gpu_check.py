@@ -44,6 +44,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.measure import MODEL_NAMES, Watch  # noqa: E402
+from benchmarks.ops import report  # noqa: E402
 from fastseq import load  # noqa: E402
 from fastseq.data.interactions import Interactions, build_interactions  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -359,18 +360,12 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
 
 def worst_ratios(path: Path) -> Iterator[str]:
     """Of `benchmarks.ops --json`: by op, how many rows, and the least ratio of the best other to fastseq."""
-    rows: dict[tuple[str, ...], dict[str, float]] = {}
-    for r in json.loads(path.read_text())["results"]:
-        if r["median"] is not None:
-            key = (r["op"], r["shape"], r["dtype"], r["direction"])
-            rows.setdefault(key, {})[r["implementation"]] = r["median"]
-    ops: dict[str, list[float]] = {}
-    for (op, *_), medians in rows.items():
-        if "fastseq" in medians:
-            ours = medians.pop("fastseq")
-            ops.setdefault(op, []).extend([min(medians.values()) / ours] if medians else [])
+    ops: dict[str, list[float | None]] = {}
+    for row in report.rows(report.read(path)[0]):
+        ops.setdefault(row.ours.op, []).append(row.ratio)
     for op, ratios in ops.items():
-        yield f"{op}: {len(ratios)} rows" + (f", worst ratio {min(ratios):.2f}×" if ratios else "")
+        compared = [ratio for ratio in ratios if ratio is not None]
+        yield f"{op}: {len(ratios)} rows" + (f", worst ratio {min(compared):.2f}×" if compared else "")
 
 
 def shown(value: Any) -> str:
@@ -394,7 +389,7 @@ def summary(facts_path: Path) -> bool:
     for path in sorted(facts_path.parent.glob("ops*.json")):
         try:
             print(f"{path.name}: " + "; ".join(worst_ratios(path)))
-        except (KeyError, json.JSONDecodeError):
+        except ValueError:
             print(f"{path.name}: cut off")
     return ok
 

@@ -47,7 +47,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     tools.mkdir()
     rows = [{"implementation": "fastseq", "median": 0.002}, {"implementation": "eager", "median": 0.005}]
     rows += [{"implementation": "nested", "median": 0.004}, {"implementation": "flex", "median": None}]
-    about = {"op": "gru", "shape": "[2, 3]", "direction": "forward", "dtype": "float32"}
+    about = {"op": "gru", "shape": "[2, 3]", "direction": "forward", "dtype": "float32", "device": "cuda"}
     ops.write_text(json.dumps({"machine": {}, "results": [about | row for row in rows]}))
     for name, text in (("python", PYTHON), ("compute-sanitizer", SANITIZER)):
         (tools / name).write_text(text.replace("{python}", sys.executable).replace("{ops}", str(ops)))

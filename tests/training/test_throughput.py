@@ -16,7 +16,7 @@ from fastseq.data.split import Split, leave_one_out
 from fastseq.training import throughput
 from fastseq.training.loop import Trainer
 from tests.cli.test_commands import here, write_data
-from tests.cli.test_configuration import seed_blocks
+from tests.cli.test_configuration import REFERENCE_BLOCKS
 
 LABELS = "user_id,item_id,timestamp"
 TRAINING_KEYS = {
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_configurations_are_the_requests() -> None:
-    trees = [yaml.safe_load(block)["models"] for block in seed_blocks()]
+    trees = [yaml.safe_load(block)["models"] for block in REFERENCE_BLOCKS]
     assert {name: params for tree in trees for name, params in tree.items()} == throughput.REFERENCE_CONFIGURATIONS
 
 
