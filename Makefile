@@ -4,6 +4,8 @@
 # compilation for every GPU architecture: run it by hand, it takes an hour or more.
 PYTHON ?= python3
 VENV ?= .venv
+# The Triton that belongs to TORCH, whose build for the CPU names none. With TORCH="torch" give TRITON="triton" too.
+TRITON ?= triton==3.7.1
 # One build of PyTorch for everyone; TORCH="torch" takes the newest.
 TORCH ?= torch==2.13.0
 # One process of tests a core, each with one thread.
@@ -51,12 +53,21 @@ lint: $(INSTALLED)
 build: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
+.PHONY: wheel smoke
+# Wheels for the package index in dist/: PYTHONS="3.11 3.12 3.13", those that are here. Needs no PyTorch.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheels
+
+# The wheel for $(PYTHON), used in an empty environment.
+smoke:
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/smoke/run.sh dist/*-$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl
+
 $(INSTALLED): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("fastseq needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@command -v $${CXX:-g++} >/dev/null || { echo "fastseq needs a C++17 compiler: install g++, or set CXX"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
-	$(BIN)/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,triton,dev]"
+	$(BIN)/python -m pip install -q "$(TORCH)" "$(TRITON)" --no-build-isolation -e ".[cli,triton,dev]"
 	touch $(INSTALLED)
 
 $(WARPREC_INSTALLED): $(SOURCES)

@@ -105,6 +105,7 @@ def test_one_full_graph(name: str, backend: str) -> None:
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a compiler")
 def test_inductor_compiles_a_small_model() -> None:
     """One training step of SASRec, its own and inductor's kernels in one graph, equals eager's."""

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from .batch import JaggedBatch
-from .loader import Loader
+from ..data.batch import JaggedBatch
+from ..data.loader import Loader
 
 
 class StreamItem:

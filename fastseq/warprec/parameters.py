@@ -1,6 +1,6 @@
 """What a WarpRec configuration may say about fastseq's models: WarpRec's own keys, and three more.
 
-Named as WarpRec names them. Imported by fastseq.warprec, after it has checked which WarpRec is installed.
+The classes are named as WarpRec names them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from warprec.utils.config.model_configuration import INT_FIELD, STR_FIELD, Recom
 from warprec.utils.config.recommender_model_config import sequential_model_config as original
 from warprec.utils.enums import SearchSpace
 
-from .models import Caser as CaserCore
-from .models import GRU4Rec as GRU4RecCore
-from .models import SASRec as SASRecCore
-from .models import SequentialRecommender
-from .models.hyperparameters import LOSSES
+from ..models import Caser as CaserCore
+from ..models import GRU4Rec as GRU4RecCore
+from ..models import SASRec as SASRecCore
+from ..models import SequentialRecommender
+from ..models.hyperparameters import LOSSES
 
+KEYS = ("window_stride", "loss", "precision")  # what fastseq adds
 PRECISIONS = ("fp32", "bf16")
 # Which values contradict each other depends on these alone.
 RELATED = ("window_stride", "max_seq_len", "loss", "neg_samples", "embedding_size", "n_heads", "n_h", "n_v")
@@ -33,7 +34,7 @@ def core_params(params: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in params.items()
-        if key not in (*SECTIONS, "fold", "precision") and not (key in ("window_stride", "loss") and value is None)
+        if key not in (*SECTIONS, "fold", "precision") and not (key in KEYS and value is None)
     }
 
 
@@ -92,7 +93,9 @@ class FastKeys(RecomModel):
         problem: ConfigurationError | None = None
         for values in product(*(choices[key] for key in related)):
             try:
-                self._check({key: given[0] for key, given in choices.items()} | dict(zip(related, values, strict=True)))
+                self._check(
+                    {key: first for key, (first, *_) in choices.items()} | dict(zip(related, values, strict=True))
+                )
                 return
             except ConfigurationError as error:
                 problem = problem or error
@@ -118,19 +121,19 @@ class FastKeys(RecomModel):
 class SASRec(FastKeys, original.SASRec):
     """WarpRec's SASRec, and fastseq's keys."""
 
-    core: ClassVar[type[SequentialRecommender]] = SASRecCore
+    core = SASRecCore
 
 
 class GRU4Rec(FastKeys, original.GRU4Rec):
     """WarpRec's GRU4Rec, and fastseq's keys."""
 
-    core: ClassVar[type[SequentialRecommender]] = GRU4RecCore
+    core = GRU4RecCore
 
 
 class Caser(FastKeys, original.Caser):
     """WarpRec's Caser, and fastseq's keys."""
 
-    core: ClassVar[type[SequentialRecommender]] = CaserCore
+    core = CaserCore
 
 
 class FastSASRec(SASRec):
