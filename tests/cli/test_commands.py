@@ -16,11 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-<<<<<<< HEAD
 from tests.cli.test_configuration import REFERENCE_BLOCKS
-=======
-from .test_configuration import seed_blocks
->>>>>>> main
 
 TINY = {
     "embedding_size": 16,
