@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_configuration import REFERENCE_BLOCKS
+from .test_configuration import REFERENCE_BLOCKS
 
 TINY = {
     "embedding_size": 16,
