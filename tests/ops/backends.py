@@ -103,12 +103,3 @@ def check_same_on_threads(compute: Callable[[], Sequence[Tensor] | Mapping[str, 
 def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:
     """The CPU path gives the same bits with 1, 2 and 8 threads."""
     check_same_on_threads(lambda: run(function, inputs, upstream, "cpu", set()))
-
-
-def check_compiled(function: Function, inputs: Inputs, upstream: Tensor) -> None:
-    """One full graph under torch.compile, with the same results."""
-    torch._dynamo.reset()
-    eager = run(function, inputs, upstream, "cpu", set())
-    compiled = run(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs, upstream, "cpu", set())
-    for name, x in compiled.items():
-        torch.testing.assert_close(x, eager[name], rtol=1e-6, atol=1e-7, msg=name)

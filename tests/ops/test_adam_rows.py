@@ -110,11 +110,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_opcheck_and_compile(lazy: bool) -> None:
-    rows, grad = next(gradients(torch.float32))
-    arguments = (*state(torch.float32), rows, grad, torch.tensor(1), 0.1, 0.9, 0.999, 1e-8, lazy)
-    torch.library.opcheck(torch.ops.fastseq.adam_rows.default, arguments)
-
+def test_compiles(lazy: bool) -> None:
     def step(weight: Tensor, m: Tensor, v: Tensor, last: Tensor, rows: Tensor, grad: Tensor, number: Tensor) -> Tensor:
         ops.adam_rows(weight, m, v, last, rows, grad, number, lr=0.1, lazy=lazy)
         return weight.sum()

@@ -233,25 +233,6 @@ def test_of_one_sequence_only_its_own_rows_count() -> None:
     assert not dx[:11].any() and dx[11:16].any()
 
 
-def test_opcheck() -> None:
-    arguments, upstream = make(4, 5, 2, 2, [6, 0, 3])
-    leaves = [a.requires_grad_(i in FLOATS) for i, a in enumerate(arguments)]
-    torch.library.opcheck(forward.default, tuple(leaves))
-    position = forward(*arguments)[1]
-    torch.library.opcheck(backward.default, (upstream, *[a.detach() for a in arguments], position))
-
-
-def test_compiles_without_a_graph_break() -> None:
-    arguments, upstream = make(4, 5, 2, 2, [6, 0, 3])
-
-    def function(leaves: Arguments) -> Tensor:
-        return ops.caser_windows(*leaves) * 2
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for x, y in zip(gradients(compiled, arguments, upstream), gradients(function, arguments, upstream), strict=True):
-        torch.testing.assert_close(x, y)
-
-
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import dropout, dropout_add_norm, make_rng, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
+from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import relative_error
 
 OPS = {"dropout_add_norm", "dropout_add_norm_backward"}
@@ -150,20 +150,6 @@ def test_empty_batch(backend: str) -> None:
     assert results["output"].shape == (0, 8)
     for name in ("weight", "bias", "x_bias"):
         assert torch.equal(results[f"gradient of {name}"], torch.zeros(8))
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_opcheck_and_compile(with_bias: bool) -> None:
-    values, upstream = inputs(9, 20, with_bias)
-    arguments = [None if v is None else v.clone().requires_grad_() for v in values.values()]
-    torch.library.opcheck(torch.ops.fastseq.dropout_add_norm.default, (*arguments, 1e-5, 0.3, RNG, 1))
-    x, residual, weight, _, x_bias = values.values()
-    mean, rstd = torch.randn(9), torch.rand(9)
-    torch.library.opcheck(
-        torch.ops.fastseq.dropout_add_norm_backward.default,
-        (upstream, x, residual, weight, x_bias, mean, rstd, 1e-5, 0.3, RNG, 1),
-    )
-    check_compiled(op(0.3), values, upstream)
 
 
 def test_mixed_types_follow_x() -> None:

@@ -142,16 +142,6 @@ def test_empty_batch() -> None:
         assert not results[2].any() and not results[3].any()
 
 
-def test_opcheck() -> None:
-    x, weight, bias, grad = inputs([3, 0, 5], 4, True, torch.float32)
-    for b in (bias, None):
-        leaves = [None if a is None else a.clone().requires_grad_() for a in (x, weight, b)]
-        torch.library.opcheck(torch.ops.fastseq.gru.default, (*leaves[:2], offsets_of([3, 0, 5]), leaves[2], 5))
-        h, saved = torch.ops.fastseq.gru(x, weight, offsets_of([3, 0, 5]), b, 5)
-        backward = (grad, x, weight, offsets_of([3, 0, 5]), b, h, saved, 5)
-        torch.library.opcheck(torch.ops.fastseq.gru_backward.default, backward)
-
-
 def test_compiles_once_for_many_lengths() -> None:
     def step(x: Tensor, weight: Tensor, offsets: Tensor, max_len: int) -> Tensor:
         return ops.gru(x, weight, offsets, max_len=max_len).square().sum()

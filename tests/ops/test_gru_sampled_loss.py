@@ -136,32 +136,6 @@ def arguments_of(case: dict[str, Any]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "bias"), [(True, False), (False, True)])
-def test_opcheck(rows: bool, bias: bool) -> None:
-    case = inputs(rows=rows, bias=bias, shared=False)
-    arguments = arguments_of(case)
-    torch.library.opcheck(torch.ops.fastseq.gru_sampled_loss.default, arguments)
-    detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
-    losses, *saved = torch.ops.fastseq.gru_sampled_loss(*detached)
-    backward = (torch.rand_like(losses), *detached, *saved)
-    torch.library.opcheck(torch.ops.fastseq.gru_sampled_loss_backward.default, backward)
-
-
-def test_compiles() -> None:
-    case = inputs(rows=True, bias=False, shared=False)
-
-    def step(x: Tensor) -> Tensor:
-        return ops.gru_sampled_loss(
-            x, case["weight_hh"], offsets_of(LENGTHS), case["dense_weight"], case["dense_bias"], case["rows"],
-            case["item_weight"], case["targets"], case["negatives"], max_len=33,
-        )  # fmt: skip
-
-    x = case["x_gates"].requires_grad_()
-    (grad,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), [x])
-    (expected,) = torch.autograd.grad(step(x), [x])
-    torch.testing.assert_close(grad, expected)
-
-
 def test_bad_arguments() -> None:
     case = inputs(rows=True, bias=False, shared=False)
     names = ("x_gates", "weight_hh", "dense_weight", "dense_bias", "rows", "item_weight", "targets", "negatives")

@@ -201,20 +201,6 @@ def test_cpp_checks_what_it_reads() -> None:
         ops.sample_negatives(users, positives, offsets, items, 2, N_ITEMS, rng, **wrong)
 
 
-def test_opcheck_and_compile() -> None:
-    users, positives, offsets, items = problem(20)
-    rng = ops.make_rng(1, 1)
-    for t in (None, None), tuple(TABLES["even"].values()):
-        arguments = (users, positives, offsets, items, 3, N_ITEMS, rng, *t, 0, 1)
-        torch.library.opcheck(torch.ops.fastseq.sample_negatives.default, arguments)
-        torch.library.opcheck(torch.ops.fastseq.sample_shared_negatives.default, (9, N_ITEMS, rng, *t, 1))
-    eager = ops.sample_negatives(users, positives, offsets, items, 3, N_ITEMS, rng)
-    compiled = torch.compile(ops.sample_negatives, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(users, positives, offsets, items, 3, N_ITEMS, rng), eager)
-    shared = torch.compile(ops.sample_shared_negatives, fullgraph=True, backend="aot_eager")
-    assert torch.equal(shared(9, N_ITEMS, rng), ops.sample_shared_negatives(9, N_ITEMS, rng))
-
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -180,15 +180,6 @@ def test_errors_name_the_argument(change: dict[str, Any], message: str) -> None:
         topk(**(arguments | change))
 
 
-def test_opcheck_and_compile() -> None:
-    h, weight = integers(3, 20)
-    arguments = (h, weight, 4, torch.zeros(20), *seen_lists(3, 20, 5).values())
-    torch.library.opcheck(torch.ops.fastseq.topk.default, arguments)
-    compiled = torch.compile(topk, fullgraph=True, backend="aot_eager")
-    for a, b in zip(compiled(h, weight, 4), topk(h, weight, 4), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_no_gradient() -> None:
     h, weight = integers(3, 20)
     scores, _ = topk(h.requires_grad_(), weight.requires_grad_(), 4)

@@ -1,12 +1,12 @@
 """What works on the whole catalogue beside the bare matrix products that it cannot do without.
 
-    python benchmarks/catalogue_throughput.py evaluate --data FILE --json         # all users, top 10, seen left out
-    python benchmarks/catalogue_throughput.py recommend --json                    # one history: top 10 of 54,542
-    python benchmarks/catalogue_throughput.py cross-entropy [--data FILE] --json  # full softmax, with gradients
+    python -m benchmarks.catalogue evaluate --data FILE --json         # all users, top 10, seen left out
+    python -m benchmarks.catalogue recommend --json                    # one history: top 10 of 54,542
+    python -m benchmarks.catalogue cross-entropy [--data FILE] --json  # full softmax, with gradients
 
 Each figure is the median of the rounds with its extremes; what is compared takes turns within a round. A bare product
 is that of the same numbers by the library alone, into a buffer that is used again, in the fastest of several chunkings.
-Models are untrained, in the seed's configuration: speed does not depend on the weights.
+Models are untrained, in the reference configuration: speed does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.measure import MODEL_NAMES, ratios, seconds, spread, train_throughput  # noqa: E402
 from fastseq import ops  # noqa: E402
 from fastseq._process import peak_rss_mb, reset_peak_rss  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -45,23 +44,6 @@ BEAUTY_ITEMS = 54_542
 K = 10
 CHUNK_USERS = (16, 64, 256, 512)
 CHUNK_ITEMS = (1024, 4096, 16_384, None)  # None: the whole catalogue
-
-
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median and extremes."""
-    parts = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in parts.items()}
-
-
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Of each round's own pair: whatever slows a round slows both."""
-    return spread([x / y for x, y in zip(ours, theirs, strict=True)], 3)
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def fastest(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
@@ -106,11 +88,11 @@ def bare_scores(h: Tensor, weight: Tensor, users: int) -> Callable[[], None]:
     return run
 
 
-def evaluation(chosen: argparse.Namespace) -> dict[str, Any]:
+def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """The whole of ``evaluate``, split into encoding, ranking (ops.topk) and the rest, beside the scores' product."""
-    data = read(chosen.data)
+    data = read(args.data)
     split = leave_one_out(data)
-    model = build(chosen.model, chosen.max_len, data.n_users, data.n_items)
+    model = build(args.model, args.max_len, data.n_users, data.n_items)
     weight = model.item_embedding.weight.detach()[:-1]
     users = len(split.part("test"))
     h = torch.randn(users, weight.shape[1])
@@ -119,22 +101,22 @@ def evaluation(chosen: argparse.Namespace) -> dict[str, Any]:
         watch = Stopwatch()
         reset_peak_rss()
         with watch.watch(model, "encode_last"), watch.watch(ops, "topk"):
-            total = evaluate(model, split, ks=(K,), batch_size=chosen.batch_size).seconds
+            total = evaluate(model, split, ks=(K,), batch_size=args.batch_size).seconds
         encode, rank = watch.seconds["encode_last"], watch.seconds["topk"]
         return {"total": total, "encode": encode, "rank": rank, "other": total - encode - rank}, peak_rss_mb()
 
     once()
     parts, bare, peak_mb = [], [], 0.0
     product: Callable[[], Any] | None = None
-    for _ in range(chosen.rounds):
+    for _ in range(args.rounds):
         measured, peak = once()
         parts.append(measured)
         if product is None:  # the first round's peak: later ones hold the product's buffers
             peak_mb, product = peak, fastest([bare_scores(h, weight, size) for size in CHUNK_USERS])
         bare.append(seconds(product))
     return {
-        "model": chosen.model, "users": users, "items": data.n_items, "width": weight.shape[1], "k": K,
-        "batch_size": chosen.batch_size, "data": Path(chosen.data).name,
+        "model": args.model, "users": users, "items": data.n_items, "width": weight.shape[1], "k": K,
+        "batch_size": args.batch_size, "data": Path(args.data).name,
         "seconds": {name: spread([part[name] for part in parts]) for name in parts[0]} | {"bare": spread(bare)},
         "rank_to_bare": ratios([part["rank"] for part in parts], bare),
         "total_to_bare": ratios([part["total"] for part in parts], bare),
@@ -142,22 +124,22 @@ def evaluation(chosen: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def recommendation(chosen: argparse.Namespace) -> dict[str, Any]:
+def recommendation(args: argparse.Namespace) -> dict[str, Any]:
     """Latency of ``recommend`` for one history beside that of the product of one row with the item table, in turn."""
-    model = build(chosen.model, chosen.max_len, 1, chosen.items)
+    model = build(args.model, args.max_len, 1, args.items)
     weight = model.item_embedding.weight.detach()[:-1]
-    h, out = torch.randn(1, weight.shape[1]), torch.empty(1, chosen.items)
+    h, out = torch.randn(1, weight.shape[1]), torch.empty(1, args.items)
     random = np.random.default_rng(0)
     users = [0] if model.needs_user else None
     ours, bare = [], []
     with torch.inference_mode():
-        for call in range(chosen.warmup + chosen.calls):
-            history = random.integers(chosen.items, size=random.integers(5, model.max_seq_len + 1))
+        for call in range(args.warmup + args.calls):
+            history = random.integers(args.items, size=random.integers(5, model.max_seq_len + 1))
             times = (
                 seconds(partial(model.recommend, [history], K, users=users)),
                 seconds(partial(torch.mm, h, weight.t(), out=out)),
             )
-            if call >= chosen.warmup:
+            if call >= args.warmup:
                 ours.append(1e3 * times[0])
                 bare.append(1e3 * times[1])
 
@@ -166,7 +148,7 @@ def recommendation(chosen: argparse.Namespace) -> dict[str, Any]:
 
     mine, floor = percentiles(ours), percentiles(bare)
     return {
-        "model": chosen.model, "items": chosen.items, "width": weight.shape[1], "k": K, "calls": chosen.calls,
+        "model": args.model, "items": args.items, "width": weight.shape[1], "k": K, "calls": args.calls,
         "recommend": mine, "bare": floor,
         "above_bare": {name: round(mine[name] - floor[name], 3) for name in mine},
     }  # fmt: skip
@@ -204,13 +186,13 @@ def onednn_linear() -> Any | None:
     return lambda x, w: torch.ops.mkldnn._linear_pointwise(x.contiguous(), w.contiguous(), None, "none", [], "")
 
 
-def cross_entropy(chosen: argparse.Namespace) -> dict[str, Any]:
+def cross_entropy(args: argparse.Namespace) -> dict[str, Any]:
     """linear_cross_entropy, forward and backward, beside its three products and beside logits in memory."""
-    result: dict[str, Any] = {"rows": chosen.rows, "classes": chosen.items + 1, "width": chosen.width}
-    targets = torch.randint(0, chosen.items, (chosen.rows,))
+    result: dict[str, Any] = {"rows": args.rows, "classes": args.items + 1, "width": args.width}
+    targets = torch.randint(0, args.items, (args.rows,))
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        h = torch.randn(chosen.rows, chosen.width).to(kind).requires_grad_()
-        weight = (torch.randn(chosen.items + 1, chosen.width) / 10).to(kind).requires_grad_()
+        h = torch.randn(args.rows, args.width).to(kind).requires_grad_()
+        weight = (torch.randn(args.items + 1, args.width) / 10).to(kind).requires_grad_()
         leaves, plain = (h, weight), (h.detach(), weight.detach())
 
         def fastseq(leaves: tuple[Tensor, Tensor] = leaves) -> None:
@@ -230,7 +212,7 @@ def cross_entropy(chosen: argparse.Namespace) -> dict[str, Any]:
         for call in calls.values():
             call()
         times: dict[str, list[float]] = {called: [] for called in calls}
-        for _ in range(chosen.rounds):
+        for _ in range(args.rounds):
             for called, call in calls.items():
                 times[called].append(seconds(call))
         libraries = [called for called in ("mm", "onednn") if called in times]
@@ -241,18 +223,11 @@ def cross_entropy(chosen: argparse.Namespace) -> dict[str, Any]:
             "to_fastest_products": ratios(times["fastseq"], times[best]) | {"library": best},
             "materialised_to_fastseq": ratios(times["materialised"], times["fastseq"]),
         }
-        if chosen.data:
-            result[name]["training_peak_rss_mb"] = training_memory(chosen.data, name, chosen.rows)
+        if args.data:  # of a fresh process
+            options = ["--loss", "cross_entropy", "--seconds", 5, "--warmup", 0, "--batch-size", args.rows]
+            figures = train_throughput("SASRec", args.data, 50, *options, "--precision", name)
+            result[name]["training_peak_rss_mb"] = figures["peak_rss_mb"]
     return result
-
-
-def training_memory(data: Path, precision: str, batch_size: int) -> float:
-    """Peak memory of a fresh process that trains SASRec with the full softmax."""
-    command = [sys.executable, str(Path(__file__).with_name("train_throughput.py")), "--model", "SASRec", "--json"]
-    command += ["--data", str(data), "--max-len", "50", "--loss", "cross_entropy", "--seconds", "5", "--warmup", "0"]
-    command += ["--batch-size", str(batch_size), "--precision", precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["peak_rss_mb"])
 
 
 def main() -> None:
@@ -266,7 +241,7 @@ def main() -> None:
         return added
 
     def with_model(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--model", default="SASRec", choices=("SASRec", "GRU4Rec", "Caser"))
+        added.add_argument("--model", default="SASRec", choices=MODEL_NAMES)
         added.add_argument("--max-len", type=int, default=50)
 
     added = command("evaluate", evaluation)
@@ -288,12 +263,12 @@ def main() -> None:
     added.add_argument("--rounds", type=int, default=5)
     added.add_argument("--data", type=Path, help="measures the memory of training on it, too")
 
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     try:
-        figures = chosen.run(chosen)
+        figures = args.run(args)
     except (ConfigError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print(json.dumps(figures | {"versions": versions()}, indent=None if chosen.json else 2))
+    print(json.dumps(figures | {"versions": versions()}, indent=None if args.json else 2))
 
 
 if __name__ == "__main__":

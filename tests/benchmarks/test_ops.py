@@ -1,15 +1,14 @@
-"""benchmarks/ops: cases, check, clock, roof, table, plot and command, without a GPU."""
+"""benchmarks/ops and bench_ops.py: cases, check, clock, roof, table, plot and command, without a GPU."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,32 +17,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.ops import attention, report, timing
-from benchmarks.ops.case import BFLOAT16, BOTH, FLOAT32, FORWARD, TF32, Case, Spec
+from benchmarks import bench_ops
+from benchmarks.ops import __main__ as command
+from benchmarks.ops import attention, report, timing, topk
+from benchmarks.ops.case import BFLOAT16, BOTH, FLOAT32, FORWARD, INT64, TF32, Batch, Case, Spec
 from benchmarks.ops.check import Mismatch, Prepared, assert_close, step
 from benchmarks.ops.chips import ARCHITECTURES, chip_of
-from benchmarks.ops.run import Result, collect, measure, run
-from benchmarks.ops.suite import FILES, by_importance, rivals, specs, tiny
+from benchmarks.ops.run import Result, measure, run
+from benchmarks.ops.suite import FILES, by_importance, specs, tiny
 from fastseq.ops import set_backend
 from fastseq.ops._dispatch import served
 
-from .cli.test_commands import here
-
+ROOT = Path(__file__).resolve().parents[2]
 CPU, META = torch.device("cpu"), torch.device("meta")
-OPS = Path(__file__).resolve().parents[1] / "fastseq" / "ops"
 # What cannot run on meta tensors: it reads data, or PyTorch has no meta form of it.
-READS_DATA = {("sample_negatives", "eager"), ("adam_rows", "eager"), ("causal_attention", "nested")}
-READS_DATA |= {("causal_attention", "flex")}
+READS_DATA = {
+    ("sample_negatives", "eager"), ("adam_rows", "eager"), ("causal_attention", "nested"), ("causal_attention", "flex"),
+}  # fmt: skip
 
 
 def test_every_op_has_cases() -> None:
-    files = {path.stem for path in OPS.glob("*.py") if not path.stem.startswith("_")} - {"philox"}
+    files = {path.stem for path in (ROOT / "fastseq" / "ops").glob("*.py") if not path.stem.startswith("_")} - {
+        "philox"
+    }
     assert files == set(FILES)
     for device in ("cpu", "cuda"):
-        found = specs(device)
+        cases = specs(device)
         missing = {"linear"} if device == "cuda" else set()  # PyTorch's own there: nothing to measure
-        assert {spec.op for spec in found} == {case.op for case in tiny(CPU)} - missing
-        assert all(spec.dtypes and spec.directions for spec in found)
+        assert {spec.op for spec in cases} == {case.op for case in tiny(CPU)} - missing
+        assert all(spec.dtypes and spec.directions for spec in cases)
     with pytest.raises(ValueError, match="only is 'grue', expected one of attention, gru"):
         specs("cpu", ["grue"])
 
@@ -53,16 +55,16 @@ def test_cuda_sizes() -> None:
     built = [(spec, spec.build(META)) for spec in specs("cuda") if spec.op != "sample_negatives"]
     shapes = [f"{case.op} {case.shape}" for _, case in built]
     assert len(set(shapes)) == len(shapes), "two cases share a name"
-    for wanted in (
+    for shape in (
         "causal_attention beauty L=50, 16384 targets", "causal_attention B=2048 L=200", "gru B=2048 L=200, H=128",
         "linear_cross_entropy V=1M [2048, 1000001]", "topk V=1M, 2048 users, 1000000 items, top 10",
         "sampled_loss sampled_softmax, V=1M, 1024 shared", "dropout_add_norm [409600, 128]",
     ):  # fmt: skip
-        assert wanted in shapes
+        assert shape in shapes
     for spec, case in built:
         if case.products:
             assert spec.dtypes == (FLOAT32, TF32, BFLOAT16), spec.op
-        assert not case.shape.startswith(("tiny",)) and sum(case.elements) + case.indices > 0
+        assert case.work(FORWARD, FLOAT32)[0] > 0
 
 
 def held(function: Any) -> Iterator[Tensor]:
@@ -115,16 +117,16 @@ def test_rivals_compute_the_same(file: str) -> None:
     for case in tiny(CPU, [file]):
         for name in set(case.functions) - {"fastseq"}:
             for dtype in (FLOAT32, BFLOAT16) if case.upstream is not None else (FLOAT32,):
-                Prepared(case, name, dtype if case.leaves else "int64").check()
+                Prepared(case, name, dtype if case.leaves else INT64).check()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_rivals_of_a_gpu_compute_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths, offsets = [5, 1, 3], torch.tensor([0, 5, 6, 9])
-    case = attention.causal_of(CPU, "tiny", lengths, 2, 16)
+    batch, offsets = Batch("tiny", [5, 1, 3]), torch.tensor([0, 5, 6, 9])
+    case = attention.causal(CPU, batch, 2, 16)
     with set_backend("reference"):
         expected = case.functions["fastseq"](0.0, *case.leaves)
-    flex = attention.lazily(attention.flex_attention, lengths, CPU)(0.0, *case.leaves)
+    flex = attention.flex_attention(batch, CPU)(0.0, *case.leaves)
     assert_close([flex], [expected], 1e-5)
 
     def one_by_one(*qkv: Tensor, is_causal: bool, dropout_p: float) -> Tensor:
@@ -145,8 +147,6 @@ def test_the_rivals_of_a_gpu_compute_the_same_attention(monkeypatch: pytest.Monk
 def test_topk_may_swap_near_ties_and_nothing_else() -> None:
     (case,) = tiny(META, ["topk"])
     assert case.agree is not None and tiny(CPU, ["topk"])[0].agree is None
-    (case,) = tiny(CPU, ["topk"])
-    from benchmarks.ops import topk
 
     class Elsewhere:  # a CPU that the case takes for a GPU
         type = "cuda"
@@ -155,7 +155,7 @@ def test_topk_may_swap_near_ties_and_nothing_else() -> None:
         for name in ("arange", "randint", "randn"):
             made = getattr(torch, name)
             patch.setattr(topk.torch, name, lambda *a, _made=made, device=None, **k: _made(*a, **k))
-        case = topk.sized(Elsewhere(), "tiny", 3, 20, 4, 5, 16)  # type: ignore[arg-type]
+        case = topk.case(Elsewhere(), "tiny", 3, 20, 4, 5, 16)  # type: ignore[arg-type]
     assert case.agree is not None
     best = case.functions["fastseq"](0.0, *case.leaves)
     assert case.agree([best], [best], case.leaves)
@@ -270,10 +270,10 @@ def test_roof() -> None:
     assert chip.roof(3.35e9, 0) == (pytest.approx(1e-3), "memory")
     assert chip.roof(3.35e9, 989e12, "bf16") == (pytest.approx(1.0), "compute")
     assert chip.roof(0, 67e12, None)[0] == pytest.approx(1.0)
-    found = {name: chip_of(name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-80GB")}
-    assert found["NVIDIA H100 80GB HBM3"] is chip
-    assert (found["NVIDIA H200"].chip, found["NVIDIA H200"].bandwidth) == ("H200", 4.8e12)  # type: ignore[union-attr]
-    assert found["NVIDIA A100-SXM4-80GB"] is ARCHITECTURES["sm_80"]
+    h200 = chip_of("NVIDIA H200")
+    assert h200 is not None and (h200.chip, h200.bandwidth) == ("H200", 4.8e12)
+    assert chip_of("NVIDIA H100 80GB HBM3") is chip
+    assert chip_of("NVIDIA A100-SXM4-80GB") is ARCHITECTURES["sm_80"]
     assert chip_of("NVIDIA H100 PCIe") is None and chip_of("NVIDIA GeForce RTX 4090") is None
 
 
@@ -283,16 +283,18 @@ def test_work() -> None:
     assert case.work(BOTH, TF32) == (136, 300, "tf32")
     assert case.work(BOTH, BFLOAT16) == (76, 300, "bf16")
     assert replace(case, products=False).work(FORWARD, BFLOAT16)[2] is None
-    attended = attention.causal_of(META, "", [3, 1], 2, 8)  # 7 pairs of query and key, 4 rows
-    assert attended.flops == (4 * 7 * 16, 10 * 7 * 16) and attended.elements == (4 * 64, 8 * 64)
+    attended = attention.causal(META, Batch("", [3, 1]), 2, 8)  # 7 pairs of query and key, 4 rows
+    # Queries, keys, values and the output; of backward those three, their gradients and the output's.
+    assert replace(attended, indices=0).work(FORWARD, FLOAT32) == (4 * 64 * 4, 4 * 7 * 16, None)
+    assert replace(attended, indices=0).work(BOTH, FLOAT32) == (11 * 64 * 4, 14 * 7 * 16, None)
 
 
 def test_first_shapes_and_types_first() -> None:
     def build(device: torch.device) -> Case:
         raise AssertionError
 
-    chosen = [Spec("a", build, ["f", "b"]), Spec("a", build, ["f"]), Spec("c", build, ["f", "b"])]
-    order = [(chosen.index(spec), dtype) for spec, dtype in by_importance(chosen)]
+    cases = [Spec("a", build, {}, ["f", "b"]), Spec("a", build, {}, ["f"]), Spec("c", build, {}, ["f", "b"])]
+    order = [(cases.index(spec), dtype) for spec, dtype in by_importance(cases)]
     assert order[:2] == [(0, "f"), (2, "f")] and sorted(order[2:]) == [(0, "b"), (1, "f"), (2, "b")]
 
 
@@ -355,10 +357,9 @@ def test_every_rival_is_measured(file: str) -> None:
     """One after the other on the same case: an op that works in place must leave the next one its inputs."""
     for case in tiny(CPU, [file]):
         against = [name for name in case.functions if name != "fastseq"]
-        kind = FLOAT32 if case.leaves else "int64"
-        found = list(measure(case, kind, [FORWARD, BOTH], CPU, timing.cpu_clock, against=against, seconds=0))
-        assert len(found) == 2 * len(case.functions)
-        assert [r.skipped for r in found] == [""] * len(found)
+        kind = FLOAT32 if case.leaves else INT64
+        results = list(measure(case, kind, [FORWARD, BOTH], CPU, timing.cpu_clock, against=against, seconds=0))
+        assert [r.skipped for r in results] == [""] * 2 * len(case.functions)
 
 
 def test_run_stops_at_its_budget() -> None:
@@ -368,10 +369,10 @@ def test_run_stops_at_its_budget() -> None:
         built.append(str(device))
         return tiny(device, ["dropout"])[0]
 
-    chosen = [Spec("dropout", build, [FLOAT32], [BOTH])]
-    found = list(run(CPU, chosen=chosen, against=["eager"], seconds=0))
-    assert [r.implementation for r in found] == ["fastseq", "eager"] and built == ["cpu"]
-    (late,) = run(CPU, chosen=chosen, budget=-1.0)
+    cases = [Spec("dropout", build, {}, [FLOAT32], [BOTH])]
+    results = list(run(CPU, cases=cases, against=["eager"], seconds=0))
+    assert [r.implementation for r in results] == ["fastseq", "eager"] and built == ["cpu"]
+    (late,) = run(CPU, cases=cases, budget=-1.0)
     assert late.skipped == "out of time" and not late.failed and built == ["cpu"]
 
 
@@ -381,141 +382,175 @@ def timed_row(implementation: str, median: float | None, **more: Any) -> Result:
 
 
 MACHINE = {"device": "NVIDIA H200", "torch": "2.11.0", "date": "2026-11-30"}
+RESULTS = [
+    timed_row("fastseq", 0.002, peak_bytes=4_000_000, roof=0.001, bound="memory"),
+    timed_row("eager", 0.005, peak_bytes=9_000_000),
+    timed_row("compiled", None, skipped="out of memory"),
+    timed_row("flex", 0.0025, peak_bytes=1_500_000),
+    Result("topk", "late", "", FLOAT32, "cuda", "fastseq", skipped="out of time"),
+]
 
 
-def test_report(tmp_path: Path) -> None:
-    results = [
-        timed_row("fastseq", 0.002, peak_bytes=4_000_000, roof=0.001, bound="memory"),
-        timed_row("eager", 0.005, peak_bytes=9_000_000),
-        timed_row("compiled", None, skipped="out of memory"),
-        timed_row("flex", 0.0025, peak_bytes=1_500_000),
-        Result("topk", "late", "", FLOAT32, "cuda", "fastseq", skipped="out of time"),
-    ]
-    (row,) = report.rows(results)
+def test_the_table() -> None:
+    (row,) = report.rows(RESULTS)
     assert row.ratio == pytest.approx(1.25)
     assert report.cells(row) == [
-        "gru", "[2, 3]", BOTH, FLOAT32, "2 (2 – 2) ms", "flex 2.5 (2.5 – 2.5) ms", "1.25×", "50% memory",
+        "gru", "[2, 3]", BOTH, FLOAT32, "2 (2 – 2) ms", "flex 2.5 (2.5 – 2.5) ms", "1.25×", "eager 5", "50% memory",
         "4.0 MB / 1.5 MB", "20 µs",
     ]  # fmt: skip
-    text = report.markdown(results, MACHINE)
-    assert "1 of 1 below 1.5× of the best other." in text and "No roof" not in text
+    text = report.markdown(RESULTS, MACHINE)
+    assert "| gru | [2, 3] | " in text and "1 of 1 below 1.5× of the best other." in text and "No roof" not in text
     assert "Not measured: compiled of gru (float32): out of memory" in text
     assert "Not measured: fastseq of topk (float32): out of time" in text
     assert "No roof" in "\n".join(report.summary([timed_row("fastseq", 0.1)]))
-    written = json.loads(json.dumps(report.document(results, MACHINE)))
-    assert written["results"][0]["fraction"] == 0.5 and written["machine"] == MACHINE
+    lines = [line for line in report.markdown(RESULTS, MACHINE, aligned=True).splitlines() if line.startswith("|")]
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+
+
+def test_what_is_missing_gives_no_ratio() -> None:
+    alone, without_ours = [timed_row("fastseq", 1.0)], [timed_row("fastseq", None), timed_row("eager", 1.0)]
+    assert [report.rows(results)[0].ratio for results in (alone, without_ours)] == [None, None]
+    assert report.rows([timed_row("eager", 1.0)]) == []
+    at, below = ([timed_row("fastseq", 1.0), timed_row("eager", x)] for x in (1.5, 1.49))
+    assert report.summary(alone)[0].startswith("0 of 0") and report.summary(at)[0].startswith("0 of 1")
+    assert report.summary(below)[0].startswith("1 of 1")
+
+
+def test_the_plot(tmp_path: Path) -> None:
     for name in ("plot.png", "plot.svg"):
-        report.plot(results, tmp_path / name, MACHINE)
+        report.plot(RESULTS, tmp_path / name, MACHINE)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(f"<!-- {name} -->" in drawn for name in ("fastseq", "eager", "flex", "roof"))
     with pytest.raises(ValueError, match="no op was measured"):
-        report.plot(results[-1:], tmp_path / "none.png", MACHINE)
+        report.plot(RESULTS[-1:], tmp_path / "none.png", MACHINE)
 
 
-def test_the_command(tmp_path: Path) -> None:
-    options = ("--device", "cpu", "--only", "dropout", "--against", "eager", "--seconds", 0)
-    code, out, err = here("bench", "kernels", *options, "--json", "--plot", tmp_path / "p.svg", folder=tmp_path)
-    assert code == 0, err
-    found = json.loads(out)
-    assert [r["implementation"] for r in found["results"]] == ["fastseq", "eager"]
-    assert all(r["median"] > 0 and r["op"] == "dropout" for r in found["results"])
-    assert found["machine"]["device"] == "CPU" and (tmp_path / "p.svg").stat().st_size > 1000
-    code, out, _ = here("bench", "kernels", *options, folder=tmp_path)
-    assert code == 0 and "best other" in out and "of 1 below 1.5×" in out
+def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, output and errors of python -m benchmarks.ops."""
+    try:
+        status = command.main([str(a) for a in arguments])
+    except SystemExit as error:
+        status = int(error.code or 0)
+    return status, *capsys.readouterr()
+
+
+DROPOUT = ("--device", "cpu", "--only", "dropout", "--against", "eager", "--seconds", 0)
+
+
+def test_a_saved_run_is_shown_as_it_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(report.document(RESULTS, MACHINE)))
+    assert json.loads(file.read_text())["results"][0]["fraction"] == 0.5
+    assert here(capsys, file, "--markdown") == (0, report.markdown(RESULTS, MACHINE) + "\n", "")
+    assert here(capsys, file, "--json")[1] == file.read_text() + "\n"
+    assert here(capsys, file, "--plot", tmp_path / "p.svg")[0] == 0 and (tmp_path / "p.svg").stat().st_size > 1000
+    file.write_text("{}")
+    status, _, errors = here(capsys, file)
+    assert status == 2 and "run.json: not what python -m benchmarks.ops --json wrote" in errors
+    assert here(capsys, tmp_path / "none.json")[0] == 2
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, errors = here(capsys, *DROPOUT, "--json", "--plot", tmp_path / "p.svg")
+    assert status == 0, errors
+    written = json.loads(out)
+    assert [r["implementation"] for r in written["results"]] == ["fastseq", "eager"] * 4
+    assert all(r["median"] > 0 and r["op"] == "dropout" for r in written["results"])
+    assert written["machine"]["device"] == "CPU" and (tmp_path / "p.svg").stat().st_size > 1000
     for arguments, message in (
-        (("--device", "tpu"), "'tpu': expected cuda or cpu"),
-        (("--only", "grue"), "only is 'grue', expected one of attention"),
-        (("--only", "gru", "--against", "bogus"), "against is 'bogus', expected one of eager, compiled"),
-        (("--plot", "p.txt"), "p.txt: expected a .png, .svg or .pdf"),
+        (["--device", "tpu"], "invalid choice: 'tpu' (choose from"),
+        (["--only", "grue"], "invalid choice: 'grue' (choose from"),
+        (
+            ["--device", "cpu", "--against", "eager", "bogus"],
+            "--against is 'bogus', expected one of eager, grouped, compiled",
+        ),
+        (
+            ["--device", "cpu", "--only", "gru", "--against", "flex"],
+            "--against is 'flex', expected one of eager, compiled",
+        ),
+        (["--plot", "p.txt"], "--plot is p.txt, expected a .png, .svg or .pdf"),
+        (["a.json", "b.json", "--plot", "p.png"], "--plot draws one file, not 2"),
     ):
-        code, _, err = here("bench", "kernels", *arguments, folder=tmp_path)
-        assert code == 2 and message in " ".join(err.replace("│", " ").split())
+        status, _, errors = here(capsys, *arguments)
+        assert status == 2 and message in errors
+    if not torch.cuda.is_available():
+        assert "--device is cuda, but PyTorch" in here(capsys, "--device", "cuda")[2]
+    for name in ("nested", "flex", "liger", "cce"):
+        command.check_names("cuda", [], [name])
 
 
-def test_a_run_that_measured_nothing_is_no_success(tmp_path: Path) -> None:
-    options = ("--device", "cpu", "--only", "dropout", "--budget", "0")
-    code, out, err = here("bench", "kernels", *options, "--plot", tmp_path / "p.png", folder=tmp_path)
-    assert code == 1 and "out of time" in out and not (tmp_path / "p.png").exists()
-    assert "nothing was measured" in err and "p.png is not drawn" in " ".join(err.split()) and "Traceback" not in err
-    script = [sys.executable, "benchmarks/kernels.py"]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, cwd=OPS.parents[1])
-    assert done.returncode == 1 and "nothing was measured" in done.stderr
-    assert [r["skipped"] for r in json.loads(done.stdout)["results"]] == ["out of time"]
-    unknown = ["--device", "cpu", "--against", "eager", "bogus"]
-    done = subprocess.run([*script, *unknown], capture_output=True, text=True, cwd=OPS.parents[1])
-    assert done.returncode == 2 and "--against is 'bogus', expected one of eager, grouped, compiled" in done.stderr
+def test_a_run_that_measured_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, errors = here(capsys, *DROPOUT, "--budget", 0, "--plot", tmp_path / "p.png")
+    assert status == 1 and "out of time" in out and not (tmp_path / "p.png").exists()
+    assert "nothing was measured" in errors and "p.png is not drawn" in errors
 
 
-def test_names_of_rivals() -> None:
-    assert set(rivals(CPU)) == {"eager", "compiled", "grouped"}
-    assert set(rivals(META)) >= {"eager", "compiled", "nested", "flex"}  # liger and cce on a GPU itself
-    assert rivals(META, ["gru"]) == ["eager", "compiled"]
+@pytest.mark.parametrize(("results", "status"), [([], 130), ([replace(RESULTS[0], failed=True)], 130)])
+def test_ctrl_c_keeps_what_was_measured(
+    results: list[Result], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(device: torch.device, **options: Any) -> Iterator[Result]:
+        yield from results
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupted)
+    code, out, errors = here(capsys, "--device", "cpu", "--json")
+    assert code == status and len(json.loads(out)["results"]) == len(results) and "interrupted" in errors
 
 
-def test_the_script_needs_no_more_than_the_core() -> None:
+def test_a_wrong_op_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "run", lambda *a, **k: iter([RESULTS[0], replace(RESULTS[0], failed=True)]))
+    assert here(capsys, "--device", "cpu")[0] == 1
+
+
+def test_the_command_needs_no_more_than_the_core() -> None:
     """On a machine with PyTorch and little else: what gpu_check.sh runs there."""
     program = (
         "import runpy, sys\n"
         "for name in ('polars', 'pydantic', 'yaml', 'typer', 'rich', 'matplotlib', 'pytest', 'hypothesis'):\n"
         "    sys.modules[name] = None\n"
-        "sys.argv = ['kernels.py', '--device', 'cpu', '--only', 'dropout', '--against', 'eager', '--seconds', '0']\n"
-        "runpy.run_path('benchmarks/kernels.py', run_name='__main__')"
+        f"sys.argv = ['ops', *{list(map(str, DROPOUT))}, '--json']\n"
+        "runpy.run_module('benchmarks.ops', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=OPS.parents[1])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert [r["implementation"] for r in json.loads(done.stdout)["results"]] == ["fastseq", "eager"]
+    assert [r["implementation"] for r in json.loads(done.stdout)["results"]] == ["fastseq", "eager"] * 4
 
 
-def test_ctrl_c_keeps_what_was_measured() -> None:
-    def results() -> Iterator[Result]:
-        yield timed_row("fastseq", 0.1)
-        raise KeyboardInterrupt
-
-    found, interrupted = collect(results())
-    assert [r.median for r in found] == [0.1] and interrupted
-    assert collect(iter(found)) == (found, False)
-
-
-def test_importing_fastseq_loads_none_of_it() -> None:
-    program = "import sys, fastseq.ops, fastseq.cli; print([m for m in sys.modules if m.startswith('fastseq.bench')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.fixture(scope="module")
-def op_bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "op_bench.py"
-    spec = importlib.util.spec_from_file_location("op_bench_under_test", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_pytest_benchmark_gets_the_device_s_times(op_bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU its rounds are those that the events measured, with memory and roof beside them."""
-    clock = FakeClock()
-    monkeypatch.setattr(op_bench, "clock_of", lambda device: clock)
-    monkeypatch.setattr(op_bench, "peak_bytes", lambda call, device: 7)
-    monkeypatch.setattr(op_bench, "SECONDS", 0)
+def test_pytest_benchmark_gets_the_rounds_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU those that the events measured, with memory and roof beside them."""
+    measured: list[float] = []
+    monkeypatch.setattr(bench_ops, "clock_of", lambda device: FakeClock())
+    monkeypatch.setattr("benchmarks.ops.run.peak_bytes", lambda call, device: 7)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    rounds: list[float] = []
 
     def pedantic(target: Callable[[], None], rounds: int) -> None:
         for _ in range(rounds):
-            before = op_bench.DEVICE_TIME.read()
+            before = bench_ops.ROUNDS.read()
             target()
-            measured.append(op_bench.DEVICE_TIME.read() - before)
+            measured.append(bench_ops.ROUNDS.read() - before)
 
-    measured = rounds
     benchmark = SimpleNamespace(extra_info={}, group="", pedantic=pedantic)
     (case,) = tiny(CPU, ["dropout"])
-    op_bench.measure(benchmark, "fastseq", case, direction=BOTH, device=torch.device("cuda"))
-    assert rounds == pytest.approx([0.002, 0.004, 0.002, 0.001, 0.003])
+    bench_ops.measure(benchmark, Prepared(case, "fastseq", FLOAT32), BOTH, torch.device("cuda"), 0.0)
+    assert measured == pytest.approx([0.002, 0.004, 0.002, 0.001, 0.003])
     assert benchmark.group.endswith(", cuda, forward + backward")
     info = benchmark.extra_info
-    assert (info["gpu"], info["peak_bytes"], info["bound"]) == ("NVIDIA H200", 7, "memory")
-    assert info["fraction"] == pytest.approx(case.work(BOTH, FLOAT32)[0] / 4.8e12 / 0.002)
-    with pytest.raises(pytest.skip.Exception, match="liger is not installed: x"):
-        op_bench.measure(benchmark, "liger", replace(case, missing={"liger": "not installed: x"}))
+    assert (info["implementation"], info["peak_bytes"], info["bound"]) == ("fastseq", 7, "memory")
+    assert info["roof"] == pytest.approx(case.work(BOTH, FLOAT32)[0] / 4.8e12)
+
+
+def test_pytest_benchmark_meets_every_op_and_rival() -> None:
+    ids = [parameter.id for parameter in bench_ops.parameters()]
+    assert len(set(ids)) == len(ids)
+    for device in ("cpu", "cuda"):
+        for spec in specs(device):
+            assert any(i.startswith(f"{device}-{spec.op}-{spec.words}-") for i in ids)
+    assert any("linear_cross_entropy" in i and "-liger-" in i for i in ids)
+    assert any(i.startswith("cpu-causal_attention") and "-grouped-" in i for i in ids)
+    case = replace(tiny(CPU, ["dropout"])[0], missing={"liger": "not installed: x"})
+    bench_ops.checked.cache_clear()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(pytest.skip.Exception, match="liger: not installed: x"):
+        patch.setattr(bench_ops, "built", lambda *a: (case, {}))
+        bench_ops.checked("cpu", 0, FLOAT32, "liger")
