@@ -15,7 +15,7 @@ from fastseq import SASRec, ops
 from fastseq.data.batch import JaggedBatch
 from fastseq.ops import _dispatch
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .calls import CALLS, IN_PLACE, VARIANTS, results
 
 CASES = [
@@ -24,7 +24,6 @@ CASES = [
     *(pytest.param(name, "cpu", change, id=f"{name}-cpu-{'-'.join(change)}")
       for name, changes in VARIANTS.items() for change in changes),
 ]  # fmt: skip
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def leaves_of(name: str, backend: str, change: dict[str, Any]) -> dict[str, Any]:

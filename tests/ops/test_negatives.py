@@ -14,7 +14,7 @@ from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops.philox import SITE_NEGATIVES
 from fastseq.ops.reference.philox import philox
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .compare import chi_square_z
 
 N_ITEMS = 37
@@ -199,9 +199,6 @@ def test_cpp_checks_what_it_reads() -> None:
     wrong["alias"][4] = N_ITEMS
     with pytest.raises(ValueError, match=r"alias\[4\] is 37, expected 0 <= value < 37"):
         ops.sample_negatives(users, positives, offsets, items, 2, N_ITEMS, rng, **wrong)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def draw_by_triton(*arguments: Any, **options: Any) -> Tensor:
