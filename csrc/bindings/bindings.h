@@ -78,6 +78,5 @@ void bind_sampled_loss(py::module_& m);
 void bind_adam_rows(py::module_& m);
 void bind_caser_windows(py::module_& m);
 void bind_tape(py::module_& m);
-void bind_delimited(py::module_& m);
 
 }  // namespace fastseq

@@ -67,5 +67,4 @@ PYBIND11_MODULE(_C, m) {
     fastseq::bind_adam_rows(m);
     fastseq::bind_caser_windows(m);
     fastseq::bind_tape(m);
-    fastseq::bind_delimited(m);
 }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from ..errors import DataError
-from .baselines import Markov, Popularity
+from .baselines import Popularity
 from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .readers import from_sequences, read_interactions
 from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
-from .synthetic import make_demo, shuffled
+from .synthetic import make_demo
 
 __all__ = [
     "DataError",
     "IdMap",
     "Interactions",
-    "Markov",
     "Popularity",
     "Split",
     "filter_interactions",
@@ -24,6 +23,5 @@ __all__ = [
     "make_demo",
     "ratio",
     "read_interactions",
-    "shuffled",
     "temporal_holdout",
 ]
