@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import ops
+    from . import data, models, ops, training
     from .models.base import SequentialRecommender
     from .models.caser import Caser
-    from .models.catalogue import Catalogue
     from .models.gru4rec import GRU4Rec
-    from .models.recommend import Recommendation
+    from .models.recommend import Catalogue, Recommendation
     from .models.sasrec import SASRec
     from .ops import explain, set_backend
     from .training.run import load
 
 # Loaded on first use: importing fastseq alone costs next to nothing.
+_PACKAGES = ("data", "models", "ops", "training")
 _HOMES = {
     "SASRec": "models.sasrec",
     "GRU4Rec": "models.gru4rec",
     "Caser": "models.caser",
     "SequentialRecommender": "models.base",
-    "Catalogue": "models.catalogue",
+    "Catalogue": "models.recommend",
     "Recommendation": "models.recommend",
     "explain": "ops",
     "load": "training.run",
@@ -39,23 +39,24 @@ __all__ = [
     "SASRec",
     "SequentialRecommender",
     "__version__",
+    "data",
     "explain",
     "load",
+    "models",
     "ops",
     "set_backend",
+    "training",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module(".ops", __name__)
-    home = _HOMES.get(name)
-    if home is None:
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{home}", __name__), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

@@ -84,26 +84,26 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     from . import experiment
     from .configuration import load_config
 
-    chosen = load_config(config)
+    settings = load_config(config)
     if out is not None:
-        chosen.writer.local_experiment_path = out
+        settings.writer.local_experiment_path = out
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
     ranks = Ranks.join()
     stderr.quiet = not ranks.is_first
-    shown = "@".join(map(str, parse_metric(chosen.evaluation.validation_metric)))
+    shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
     with _bars(shown, quiet=as_json or not ranks.is_first) as report:
 
         def announce(name: str, data: Any, parts: Any) -> None:
             nonlocal baseline
             if baseline is None and len(parts.part("test")):
-                baseline = experiment.popularity(chosen, parts)
+                baseline = experiment.popularity(settings, parts)
                 stderr.print(
-                    f"{chosen.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
+                    f"{settings.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
                 )
 
         for outcome in experiment.train(
-            chosen, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
+            settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
         ):
             outcomes.append(outcome)
             stderr.print(
@@ -113,7 +113,7 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
     elif ranks.is_first:
-        _print_table(chosen.evaluation.metrics, chosen.evaluation.top_k, outcomes, baseline)
+        _print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
     if outcomes and outcomes[-1].result.stopped == "interrupted":
         raise typer.Exit(130)
 
@@ -189,8 +189,8 @@ def recommend(
         _check_catalogue(run, model, data)
         known = data.user_ids.values
         step = max(1, len(known) // sample) if sample else 1
-        wanted = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
-        for name in wanted:
+        names_of_users = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
+        for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
             names.append(name)
             users.append(name)
@@ -240,8 +240,8 @@ def verify(
 ) -> None:
     """Compare every model with WarpRec's on your data, then time both.
 
-    Same weights: scores; same batch: loss and gradients, in float64 and float32. Without WarpRec: against a plain
-    restatement of its models. Exit code 1 when they differ.
+    Same weights: scores; same batch: loss and gradients, in float64 and float32. Needs WarpRec
+    (pip install 'fastseq-rec[warprec]', Python >= 3.12). Exit code 1 when they differ.
     """
     from .verify import verify as run
 
@@ -434,14 +434,14 @@ def _as_id(ids: Any, text: str) -> Any:
     return text
 
 
-def _as_ids(ids: Any, words: list[str], place: str, skip_unknown: bool) -> list[Any]:
+def _as_ids(ids: Any, words: list[str], where: str, skip_unknown: bool) -> list[Any]:
     """The words of a history, unknown ones refused by where they stand."""
     values = [_as_id(ids, text) for text in words]
     if ids is not None and not skip_unknown:
         for number, index in enumerate(ids.encode(values, unknown="-1"), start=1):
             if index < 0:
                 raise DataError(
-                    f"{place}: item {number}, {words[number - 1].strip()!r}, is not in the catalogue; --skip-unknown "
+                    f"{where}: item {number}, {words[number - 1].strip()!r}, is not in the catalogue; --skip-unknown "
                     "leaves such items out"
                 )
     return values
@@ -482,7 +482,7 @@ def _load(run: Path) -> Any:
 
 
 def _check_catalogue(run: Path, model: Any, data: Any) -> None:
-    from ..models.catalogue import Catalogue
+    from ..models.recommend import Catalogue
 
     if model.catalogue is not None and model.catalogue != Catalogue(data.item_ids, data.user_ids):
         raise CheckpointError(

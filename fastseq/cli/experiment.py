@@ -20,7 +20,7 @@ from ..data.synthetic import make_demo
 from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
-from ..models.catalogue import Catalogue
+from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
 from ..training.distributed import Ranks
 from .configuration import Config, ModelConfig, load_config
@@ -134,15 +134,15 @@ def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommende
 
 def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     """The trainer's options of one model of a configuration."""
-    chosen, stopping = model.optimization, model.early_stopping
+    optimization, stopping = model.optimization, model.early_stopping
     options = TrainingOptions(
-        seed=chosen.properties.seed,
-        precision="bf16" if chosen.precision in ("bf16", "bf16-mixed") else "fp32",
-        clip_norm=chosen.gradient_clip,
-        schedule=chosen.lr_scheduler.name,
-        warmup_steps=chosen.lr_scheduler.params.get("warmup_steps", 0),
+        seed=optimization.properties.seed,
+        precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
+        clip_norm=optimization.gradient_clip,
+        schedule=optimization.lr_scheduler.name,
+        warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
         validation_metric=config.evaluation.validation_metric,
-        validate_every=chosen.eval_every_n,
+        validate_every=optimization.eval_every_n,
         evaluation_batch_size=config.evaluation.batch_size,
         filter_seen=config.evaluation.mask_seen != "none",
     )
@@ -221,17 +221,17 @@ def score(
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Metrics of a model, or of a baseline (no entry), by the configuration's protocol, which is attached in full."""
-    chosen = config.evaluation
+    options = config.evaluation
     evaluation = evaluate(
         model,
         parts,
         part,
-        ks=chosen.top_k,
-        protocol=chosen.strategy,
-        n_negatives=chosen.num_negatives,
-        seed=chosen.seed,
-        filter_seen=chosen.mask_seen != "none",
-        batch_size=chosen.batch_size,
+        ks=options.top_k,
+        protocol=options.strategy,
+        n_negatives=options.num_negatives,
+        seed=options.seed,
+        filter_seen=options.mask_seen != "none",
+        batch_size=options.batch_size,
         ranks=ranks,
     )
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None

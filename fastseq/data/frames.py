@@ -49,7 +49,10 @@ def read_parquet(path: Path, columns: list[str]) -> Any:
         present = pl.read_parquet_schema(path)
         if any(name not in present for name in columns):
             return pl.DataFrame(schema=present)
-        return pl.read_parquet(path, columns=columns)
+        frame = pl.read_parquet(path, columns=columns)
+        if len({len(frame[name]) for name in columns}) > 1:
+            raise ValueError("its columns differ in length")
+        return frame
     except problems as error:
         raise DataError(f"not a Parquet file that polars can read ({str(error).splitlines()[0][:200]})") from None
 

@@ -15,11 +15,10 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from . import hyperparameters
-from .catalogue import Catalogue
 from .initialisation import init_weights, parameter_groups, set_seed
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
 from .losses import row_counts, sum_of_squares, summed_loss
-from .recommend import recommend
+from .recommend import Catalogue, recommend
 
 
 class SequentialRecommender(nn.Module, ABC):
@@ -234,17 +233,17 @@ class SequentialRecommender(nn.Module, ABC):
                 f"{type(self).__name__} with neg_samples {self.neg_samples} takes batches of ({', '.join(names)}), "
                 f"got {len(batch)} tensors"
             )
-        given = dict(zip(names, batch, strict=True))
-        jagged = self._unpad(given["seq"], given["len"], given.get("user"))
-        size = given["seq"].shape[0]
-        jagged.targets = check_ids(given["pos"], "positives", self.n_items + 1)
+        fields = dict(zip(names, batch, strict=True))
+        jagged = self._unpad(fields["seq"], fields["len"], fields.get("user"))
+        size = fields["seq"].shape[0]
+        jagged.targets = check_ids(fields["pos"], "positives", self.n_items + 1)
         if jagged.targets.shape != (size,):
             raise ValueError(f"positives have shape {list(jagged.targets.shape)}, expected [{size}]")
-        if "neg" in given:
-            jagged.negatives = self._check_negatives(given["neg"], size)
+        if "neg" in fields:
+            jagged.negatives = self._check_negatives(fields["neg"], size)
             if self.loss_name == "sampled_softmax":
                 jagged.log_q = self._uniform_log_q(jagged.negatives)
-        jagged.l2_items = given["seq"].long().reshape(-1)
+        jagged.l2_items = fields["seq"].long().reshape(-1)
         return self.loss(jagged)
 
     def _check_negatives(self, negatives: Tensor, size: int) -> Tensor:

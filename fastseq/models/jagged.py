@@ -21,8 +21,8 @@ def check_ids(ids: Tensor, name: str, n_ids: int) -> Tensor:
     if bool(wrong.any()):
         where = wrong.nonzero()[0].tolist()
         value = int(ids[tuple(where)])
-        place = ", ".join(f"{word} {i}" for word, i in zip(("row", "column", "depth"), where, strict=False))
-        raise ValueError(f"{name} has id {value} at {place}; expected 0 to {n_ids - 1}")
+        position = ", ".join(f"{word} {i}" for word, i in zip(("row", "column", "depth"), where, strict=False))
+        raise ValueError(f"{name} has id {value} at {position}; expected 0 to {n_ids - 1}")
     return ids
 
 

@@ -1,8 +1,9 @@
-"""Recommendations from histories of raw ids."""
+"""Recommendations from histories of raw ids, and which raw id each index of a model stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 HISTORIES_PER_PASS = 512
 UnknownItem = Literal["error", "skip"]
 UnknownUser = Literal["error", "mean"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The raw ids a model was trained on; index ``i`` of the model is ``values[i]`` of the map.
+
+    Attributes:
+        items: the n_items raw item ids.
+        users: the n_users raw user ids, or None where users have no names.
+    """
+
+    items: IdMap
+    users: IdMap | None = None
 
 
 class Recommendation(NamedTuple):
@@ -129,9 +143,9 @@ def _one_pass(
     weight = model.item_embedding.weight[:-1]
     best = min(k, model.n_items)
     scores, indices = ops.topk(h.to(weight.dtype), weight, best, seen_offsets=seen_offsets, seen_items=seen_items)
-    found = (indices >= 0).sum(dim=1).tolist()
+    counts = (indices >= 0).sum(dim=1).tolist()
     raw = _raw_items(model, indices.cpu().numpy())
-    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores.float().tolist(), found, strict=True)]
+    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores.float().tolist(), counts, strict=True)]
 
 
 def _jagged(histories: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor, int]:
@@ -167,9 +181,9 @@ def _item_indices(model: SequentialRecommender, history: Any, number: int, unkno
     if not missing.any():
         return indices
     if unknown == "error":
-        place = int(np.argmax(missing))
+        event = int(np.argmax(missing))
         raise DataError(
-            f"history {number}, event {place}: item {history[place]!r} is not in the catalogue of {model.n_items} "
+            f"history {number}, event {event}: item {history[event]!r} is not in the catalogue of {model.n_items} "
             "items; pass unknown_items='skip' (--skip-unknown) to leave such events out"
         )
     return indices[~missing]
@@ -190,14 +204,14 @@ def _user_indices(
         raise ValueError(f"users has {len(users)} entries for {count} histories")
     indices = _lookup(None if model.catalogue is None else model.catalogue.users, users, model.n_users)
     if unknown == "error" and (indices < 0).any():
-        place = int(np.argmax(indices < 0))
-        if users[place] is None:
+        row = int(np.argmax(indices < 0))
+        if users[row] is None:
             raise DataError(
-                f"history {place} comes without a user, and {name} needs one; name the user, or pass "
+                f"history {row} comes without a user, and {name} needs one; name the user, or pass "
                 "unknown_users='mean' (--mean-user) to score with the mean user vector"
             )
         raise DataError(
-            f"user {users[place]!r} (history {place}) is unknown to this {name}; pass unknown_users='mean' "
+            f"user {users[row]!r} (history {row}) is unknown to this {name}; pass unknown_users='mean' "
             "(--mean-user) to score with the mean user vector"
         )
     return torch.from_numpy(indices)

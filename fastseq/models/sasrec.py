@@ -80,9 +80,9 @@ class SASRec(SequentialRecommender):
         wrong = batch.items == self.n_items
         wrong &= (batch.offsets.diff() > 1).repeat_interleave(batch.offsets.diff().long())
         if bool(wrong.any()):
-            place = int(wrong.nonzero()[0])
-            row = int((batch.offsets[1:] <= place).sum())
-            column = place - int(batch.offsets[row])
+            event = int(wrong.nonzero()[0])
+            row = int((batch.offsets[1:] <= event).sum())
+            column = event - int(batch.offsets[row])
             raise ValueError(
                 f"item sequences have the padding id {self.n_items} at row {row}, column {column}, inside a history of "
                 f"{int(batch.offsets[row + 1] - batch.offsets[row])} events"

@@ -155,22 +155,22 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, metadata
 
 
-def check_same(path: str | os.PathLike[str], what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_same(path: str | os.PathLike[str], what: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Checks that a checkpoint belongs to this model, catalogue or training run.
 
     Args:
         path: the checkpoint, for the message.
         what: what the mappings describe, for the message: ``"catalogue"``.
-        found: what the checkpoint says. A key it lacks is not compared.
+        stored: what the checkpoint says. A key it lacks is not compared.
         expected: what is at hand.
 
     Raises:
         CheckpointError: naming every key that differs, with both values.
     """
     differing = [
-        f"{key} is {found[key]!r} in the checkpoint and {value!r} here"
+        f"{key} is {stored[key]!r} in the checkpoint and {value!r} here"
         for key, value in expected.items()
-        if key in found and found[key] != value
+        if key in stored and stored[key] != value
     ]
     if differing:
         raise CheckpointError(f"{path}: saved for another {what}: {'; '.join(differing)}")
@@ -241,21 +241,21 @@ def load_warprec(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a whole WarpRec checkpoint ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected WarpRec's dictionary")
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for key, kind in (("name", str), ("params", dict), ("info", dict), ("state_dict", dict)):
         if not isinstance(content.get(key), kind):
             raise CheckpointError(f"{path}: no {key!r} of type {kind.__name__}: not a WarpRec checkpoint")
-        found[key] = content[key]
-    found["params"] = {str(k): v for k, v in found["params"].items() if is_builtin(v)}
-    found["info"] = {str(k): v for k, v in found["info"].items() if is_builtin(v)}
-    found["state_dict"] = dict(found["state_dict"])
+        contents[key] = content[key]
+    contents["params"] = {str(k): v for k, v in contents["params"].items() if is_builtin(v)}
+    contents["info"] = {str(k): v for k, v in contents["info"].items() if is_builtin(v)}
+    contents["state_dict"] = dict(contents["state_dict"])
     for key in ("n_users", "n_items"):
-        if not isinstance(found["info"].get(key), int):
-            raise CheckpointError(f"{path}: info.{key} is {found['info'].get(key)!r}, expected an integer")
-    for name, tensor in found["state_dict"].items():
+        if not isinstance(contents["info"].get(key), int):
+            raise CheckpointError(f"{path}: info.{key} is {contents['info'].get(key)!r}, expected an integer")
+    for name, tensor in contents["state_dict"].items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: state_dict[{name!r}] is no tensor")
-    return found
+    return contents
 
 
 def _load_pickle(path: Path) -> Any:

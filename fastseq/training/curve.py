@@ -31,8 +31,8 @@ def draw_curve(records: Sequence[Mapping[str, Any]], metric: str | None, path: P
     except ImportError:
         return False
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for place, (axis, key) in enumerate((("step", "step"), ("seconds of training", "seconds")), start=1):
-        left = figure.add_subplot(1, 2, place)
+    for panel, (axis, key) in enumerate((("step", "step"), ("seconds of training", "seconds")), start=1):
+        left = figure.add_subplot(1, 2, panel)
         left.plot([r[key] for r in records], [r["loss"] for r in records], "o-", ms=3, color="tab:blue")
         left.set_xlabel(axis)
         left.set_ylabel("training loss", color="tab:blue")

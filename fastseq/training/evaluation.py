@@ -111,8 +111,8 @@ def evaluate(
     started = time.perf_counter()
     ranks = ranks or Ranks()
     n_items = split.interactions.n_items
-    chosen = split.part(part)
-    if not len(chosen):
+    targets_of_part = split.part(part)
+    if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
     if isinstance(model, SequentialRecommender):
         if model.n_items != n_items:
@@ -124,7 +124,7 @@ def evaluate(
     covered = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
     with source:
-        for users in _batches(split, chosen, batch_size, ranks, source.max_len, filter_seen):
+        for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, filter_seen):
             source.read(users)
             if protocol == "full":
                 width = min(n_items, ks[-1] + int(users.n_targets.max()))
@@ -139,15 +139,15 @@ def evaluate(
                 for row, k in enumerate(ks):
                     best = items[:, :k].reshape(-1)
                     covered[row, best[best >= 0]] = 1
-    metrics = _means(sums, ks, len(chosen), ranks)
+    metrics = _means(sums, ks, len(targets_of_part), ranks)
     if covered is not None:
         shares = (ranks.sum(covered) > 0).double().mean(dim=1).tolist()
         metrics |= {f"{COVERAGE}@{k}": share for k, share in zip(ks, shares, strict=True)}
     described = {
         "model": type(model).__name__,
         "part": part,
-        "users": len(chosen),
-        "targets": chosen.n_targets,
+        "users": len(targets_of_part),
+        "targets": targets_of_part.n_targets,
         "ranking": protocol,
         "candidates": _describe_candidates(protocol, n_negatives, filter_seen),
         "filter_seen": filter_seen,
@@ -222,10 +222,10 @@ def _batches(
         recent = start if max_len is None else np.maximum(start, stop - max_len)
         items, _, offsets = _gather(data.items, recent, stop)
         targets, target_rows, _ = _gather(data.items, part.target_start[rows], part.target_stop[rows])
-        wanted = np.unique(target_rows * data.n_items + targets)
+        pairs = np.unique(target_rows * data.n_items + targets)
         seen = np.empty(0, np.int64)
         if filter_seen:
-            seen = np.setdiff1d(whole_rows * data.n_items + whole, wanted)
+            seen = np.setdiff1d(whole_rows * data.n_items + whole, pairs)
         edges = np.arange(len(rows) + 1) * data.n_items
         yield _Users(
             users=torch.from_numpy(part.users[rows]),
@@ -234,9 +234,9 @@ def _batches(
             max_len=int(np.diff(offsets).max()),
             seen_items=torch.from_numpy(seen % data.n_items),
             seen_offsets=torch.from_numpy(np.searchsorted(seen, edges).astype(np.int32)),
-            targets=torch.from_numpy(wanted % data.n_items),
-            target_rows=torch.from_numpy(wanted // data.n_items),
-            n_targets=torch.from_numpy(np.diff(np.searchsorted(wanted, edges))),
+            targets=torch.from_numpy(pairs % data.n_items),
+            target_rows=torch.from_numpy(pairs // data.n_items),
+            n_targets=torch.from_numpy(np.diff(np.searchsorted(pairs, edges))),
             n_items=data.n_items,
         )
 
@@ -311,8 +311,8 @@ class _ModelSource:
 
     def read(self, users: _Users) -> None:
         device = self._model.item_embedding.weight.device
-        chosen = users.users.to(device)
-        self._h = self._model.encode_last(users.items.to(device), users.offsets.to(device), chosen, users.max_len)
+        indices = users.users.to(device)
+        self._h = self._model.encode_last(users.items.to(device), users.offsets.to(device), indices, users.max_len)
         if not torch.isfinite(self._h).all():
             raise CheckpointError(
                 f"{type(self._model).__name__} gives outputs that are not finite: its training has diverged; "

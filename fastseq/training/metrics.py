@@ -69,14 +69,14 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
     ranks = torch.arange(1, longest + 1, dtype=torch.float64, device=relevant.device)
     discounts = (ranks + 1).log2().reciprocal()
     ideal = discounts.cumsum(0)
-    found = hits.cumsum(1)
+    hits_so_far = hits.cumsum(1)
     gain = (hits * discounts).cumsum(1)
-    first = torch.where(found == 1, hits / ranks, 0.0).cumsum(1)
+    first = torch.where(hits_so_far == 1, hits / ranks, 0.0).cumsum(1)
     result = {}
     for k in ks:
-        result[f"HR@{k}"] = (found[:, k - 1] > 0).double()
+        result[f"HR@{k}"] = (hits_so_far[:, k - 1] > 0).double()
         result[f"NDCG@{k}"] = gain[:, k - 1] / ideal[n_targets.clamp(max=k) - 1]
         result[f"MRR@{k}"] = first[:, k - 1]
-        result[f"Recall@{k}"] = found[:, k - 1] / n_targets
-        result[f"Precision@{k}"] = found[:, k - 1] / k
+        result[f"Recall@{k}"] = hits_so_far[:, k - 1] / n_targets
+        result[f"Precision@{k}"] = hits_so_far[:, k - 1] / k
     return result

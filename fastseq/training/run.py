@@ -283,19 +283,19 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         CheckpointError: if there is no such checkpoint, it is damaged, or it is none of a fastseq model.
     """
     from fastseq.models import MODELS
-    from fastseq.models.catalogue import Catalogue
+    from fastseq.models.recommend import Catalogue
 
-    given = path = Path(path)
+    source = path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run folder or checkpoint; fastseq train says where it keeps a run")
     if path.is_dir():
         path = RunFolder.existing(path).model_path
     if path.suffix == ".pth":
-        found = checkpoint.load_warprec(path)
+        stored = checkpoint.load_warprec(path)
         # fastseq's models inside WarpRec may have names of their own, and a precision, which is of training alone.
-        name = found["name"].removeprefix("Fast")
-        params = {key: value for key, value in found["params"].items() if key != "precision"}
-        info, state = found["info"], found["state_dict"]
+        name = stored["name"].removeprefix("Fast")
+        params = {key: value for key, value in stored["params"].items() if key != "precision"}
+        info, state = stored["info"], stored["state_dict"]
         known: dict[str, Any] = {}
     else:
         tensors, metadata = checkpoint.load(path)
@@ -317,7 +317,7 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit {name} with its own parameters: {error}") from error
     folder = path.parent.parent
-    if given.is_dir() and known and not (folder / "ids.safetensors").is_file():
+    if source.is_dir() and known and not (folder / "ids.safetensors").is_file():
         raise CheckpointError(
             f"{folder / 'ids.safetensors'}: missing, so raw ids are unknown; restore it, or load the checkpoint "
             "file itself and use indices"

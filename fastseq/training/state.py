@@ -76,9 +76,9 @@ def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
     }
 
 
-def save_best(path: Path, model: SequentialRecommender, split: Split, found: Mapping[str, Any]) -> None:
-    """Writes the weights; ``found`` says at which epoch and with which metric."""
-    checkpoint.save(path, _weights(model), {"kind": "best", **describe(model, split), **found})
+def save_best(path: Path, model: SequentialRecommender, split: Split, reached: Mapping[str, Any]) -> None:
+    """Writes the weights; ``reached`` says at which epoch and with which metric."""
+    checkpoint.save(path, _weights(model), {"kind": "best", **describe(model, split), **reached})
 
 
 def load_best(path: Path, model: SequentialRecommender, epoch: int | None) -> None:
@@ -126,8 +126,8 @@ def load_last(
     checkpoint.check_same(path, "catalogue", metadata["catalogue"], here["catalogue"])
     checkpoint.check_same(path, "data set or split", metadata["split"], here["split"])
     keys = (here["params"] | metadata["params"]).keys() - {"epochs"}
-    saved, given = ({key: side["params"].get(key) for key in keys} for side in (metadata, here))
-    checkpoint.check_same(path, "set of hyperparameters", saved, given)
+    saved, current = ({key: side["params"].get(key) for key in keys} for side in (metadata, here))
+    checkpoint.check_same(path, "set of hyperparameters", saved, current)
     fixed = {key: value for key, value in asdict(options).items() if key not in _FREE_OPTIONS}
     checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
     _load_weights(path, model, tensors)

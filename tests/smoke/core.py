@@ -9,7 +9,6 @@ import torch
 
 import fastseq
 from fastseq import GRU4Rec, SASRec
-from fastseq.bench_kernels.suite import specs
 from fastseq.data import from_sequences, leave_one_out
 from fastseq.training import Trainer, TrainingOptions
 
@@ -34,6 +33,5 @@ for model in (SASRec(shared | sasrec, info), GRU4Rec(shared | {"hidden_size": 16
     Trainer(model, split, TrainingOptions()).fit()
     answer = model.recommend([histories[0]], k=3)
     print(type(model).__name__, answer)
-assert specs("cuda"), "the wheel lacks the cases of fastseq bench kernels"
 print(fastseq.explain())
 print("torch", torch.__version__)

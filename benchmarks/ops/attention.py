@@ -1,0 +1,162 @@
+"""causal_attention and last_query_attention beside what PyTorch offers, on the same jagged batches.
+
+eager    padded to the longest, F.scaled_dot_product_attention
+grouped  on the CPU: sequences grouped by length, padded to [b, H, l, l] chunks of at most 8 MB, batched products
+nested   on a GPU: F.scaled_dot_product_attention of jagged tensors (FlashAttention's varlen for half types)
+flex     on a GPU: FlexAttention over the packed batch with a block mask. It has no dropout, and does without
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastseq.ops import causal_attention, last_query_attention, make_rng
+
+from .case import BFLOAT16, FLOAT32, LARGE, Batch, Case, Function, Spec, batch_of, batches, dtypes_of, specs
+
+HEADS, HEAD_WIDTH = 4, 32
+CHUNK_BYTES = 8 << 20
+NAMES = ["ml-1m L=200", "beauty L=50"]
+USERS = 256  # of one batch of evaluation, every history whole
+P = 0.3
+
+
+def groups(batch: Batch, heads: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Padded rows of sequences of similar length, longest first."""
+    lengths, starts = batch.lengths, batch.starts
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        longest = lengths[order[0]]
+        most = max(1, CHUNK_BYTES // (heads * longest * longest * 4))
+        count = sum(lengths[i] >= 0.75 * longest for i in order[:most])
+        group, order = order[:count], order[count:]
+        length, start = (torch.tensor([x[i] for i in group])[:, None] for x in (lengths, starts))
+        position = torch.arange(longest)
+        yield start + torch.minimum(position, length - 1), position < length
+
+
+def grouped_attention(batch: Batch, heads: int, width: int) -> Function:
+    chunks = list(groups(batch, heads))
+
+    def grouped(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        outs = []
+        for rows, real in chunks:
+            queries, keys, values = (x[rows].transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+            future = torch.full((rows.shape[1], rows.shape[1]), float("-inf"), dtype=q.dtype).triu(1)
+            scores = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=width**-0.5)
+            out = F.dropout(scores.softmax(-1), p) @ values
+            outs.append(out.unflatten(0, (len(rows), heads)).transpose(1, 2)[real])
+        order = torch.cat([rows[real] for rows, real in chunks])
+        return torch.zeros_like(q).index_copy(0, order, torch.cat(outs))
+
+    return grouped
+
+
+def nested_attention(offsets: Tensor, longest: int) -> Function:
+    def nested(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, values = (
+            torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=p)
+        packed: Tensor = out.transpose(1, 2).values()
+        return packed
+
+    return nested
+
+
+def flex_attention(batch: Batch, device: torch.device) -> Function:
+    """The mask is made once, at the first call, and not timed: only the attention is."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as attend
+
+    # Compiled on a GPU: without it the mask of a large batch is made whole, [events, events].
+    compiled: Any = torch.compile if device.type == "cuda" else lambda function: function
+    kernel = compiled(attend)
+
+    @cache
+    def mask() -> Any:
+        document = torch.repeat_interleave(torch.tensor(batch.lengths)).to(device)
+
+        def same_and_earlier(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (document[query] == document[key]) & (query >= key)
+
+        return compiled(create_block_mask)(same_and_earlier, None, None, batch.events, batch.events, device=str(device))
+
+    def flex(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = kernel(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask())
+        return out[0].transpose(0, 1)
+
+    return flex
+
+
+def causal(device: torch.device, batch: Batch, heads: int = HEADS, width: int = HEAD_WIDTH) -> Case:
+    offsets, (rows, real), rng = batch.offsets(device), batch.padded(device), make_rng(1, 2, device)
+    # A mask on the device would have to be waited for: there the rows of the padded batch that are real.
+    order = batch.padded(torch.device("cpu"))[1].flatten().nonzero().squeeze(1).to(device)
+    on_cpu = device.type == "cpu"
+
+    def fastseq(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return causal_attention(q, k, v, offsets, max_len=batch.longest, dropout_p=p, rng=rng)
+
+    def eager(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=p).transpose(1, 2)
+        return out[real] if on_cpu else out.flatten(0, 1).index_select(0, order)
+
+    functions: dict[str, Function] = {"fastseq": fastseq, "eager": eager}
+    if on_cpu:
+        functions["grouped"] = grouped_attention(batch, heads, width)
+    else:
+        functions["nested"] = nested_attention(offsets.long(), batch.longest)
+        functions["flex"] = flex_attention(batch, device)
+    q, k, v, upstream = torch.randn(4, batch.events, heads, width, device=device)
+    pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
+    return Case(
+        "causal_attention", str(batch), functions, [q, k, v], upstream, dropout_p=P, products=True,
+        indices=offsets.nbytes, flops=(4 * pairs * heads * width, 10 * pairs * heads * width),
+    )  # fmt: skip
+
+
+def last_query(device: torch.device, batch: Batch, heads: int = HEADS, width: int = HEAD_WIDTH) -> Case:
+    users, rng = len(batch.lengths), make_rng(1, 2, device)
+    offsets, (rows, real) = batch.offsets(device), batch.padded(device)
+
+    def fastseq(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return last_query_attention(q, k, v, offsets, max_len=batch.longest, dropout_p=p, rng=rng)
+
+    def eager(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values, mask = k[rows].transpose(1, 2), v[rows].transpose(1, 2), real[:, None, None]
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask, dropout_p=p).squeeze(2)
+
+    q, upstream = torch.randn(2, users, heads, width, device=device)
+    k, v = torch.randn(2, batch.events, heads, width, device=device)
+    return Case(
+        "last_query_attention", str(batch), {"fastseq": fastseq, "eager": eager}, [q, k, v], upstream,
+        dropout_p=P, products=True, indices=offsets.nbytes, flops=(4 * k.numel(), 10 * k.numel()),
+    )  # fmt: skip
+
+
+def suite(device: str) -> list[Spec]:
+    full = [{"batch": batch} for batch in batches(device, *NAMES)]
+    last = [
+        {"batch": Batch(f"{users} users, {name}", (batch_of(name).lengths * users)[:users])}
+        for users in ((USERS,) if device == "cpu" else (USERS, 8 * USERS))
+        for name in NAMES
+    ]
+    last += [] if device == "cpu" else [{"batch": LARGE}]
+    return [
+        *specs("causal_attention", causal, full, dtypes_of(device, True, cpu=(FLOAT32, BFLOAT16))),
+        *specs("last_query_attention", last_query, last, dtypes_of(device, True)),
+    ]
+
+
+def tiny(device: torch.device) -> list[Case]:
+    batch = Batch("tiny", [5, 3, 1])
+    return [causal(device, batch, 2, 8), last_query(device, batch, 2, 8)]

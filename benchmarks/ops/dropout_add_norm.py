@@ -1,0 +1,38 @@
+"""dropout_add_norm beside its parts in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastseq.ops import dropout_add_norm, make_rng
+
+from .case import BATCHES, BFLOAT16, EVENTS, FLOAT32, MANY, WIDTH, Case, Spec, dtypes_of, specs
+
+
+def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
+    rng = make_rng(1, 2, device)
+    x, residual, upstream = torch.randn(3, rows, width, device=device)
+
+    def fastseq(p: float, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
+        return dropout_add_norm(x, residual, weight, bias, x_bias=x_bias, dropout_p=p, rng=rng)
+
+    def eager(p: float, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
+        return F.layer_norm(residual + F.dropout(x + x_bias, p), weight.shape, weight, bias)
+
+    n = x.numel()
+    return Case(
+        "dropout_add_norm", f"[{rows}, {width}]", {"fastseq": fastseq, "eager": eager},
+        [x, residual, *torch.randn(3, width, device=device)], upstream, dropout_p=0.3,
+        elements=(3 * n, 4 * n),  # x, residual, out; upstream, what was normalised, two gradients
+    )  # fmt: skip
+
+
+def suite(device: str) -> list[Spec]:
+    shapes = [{"rows": rows} for rows in ((EVENTS,) if device == "cpu" else (*BATCHES, MANY))]
+    return specs("dropout_add_norm", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
+
+
+def tiny(device: torch.device) -> list[Case]:
+    return [case(device, 5, 24)]

@@ -1,0 +1,192 @@
+"""Checks and times the cases, one result for each implementation, direction and type."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .case import OURS, Case, Spec
+from .check import Prepared, ReferenceOutOfMemoryError
+from .chips import chip_of
+from .suite import by_importance, specs
+from .timing import LEAST, Clock, Timing, clock_of, peak_bytes, timed
+
+
+@dataclass(frozen=True)
+class Result:
+    """One implementation of one op in one shape, direction and type; times in seconds.
+
+    Attributes:
+        direction: "" where the case was not started.
+        median, q1, q3: time on the device; None: not measured.
+        host: median until the call returned: on a GPU what launching it costs.
+        peak_bytes: memory beyond the inputs; None on the CPU.
+        roof, bound: the time below which the chip cannot be, and what binds; None for a chip without figures.
+        moved, flops: bytes and FLOPs that the result needs.
+        skipped: why there is no time.
+        failed: fastseq's own result was wrong, or it could not run.
+    """
+
+    op: str
+    shape: str
+    direction: str
+    dtype: str
+    device: str
+    implementation: str
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    rounds: int = 0
+    host: float | None = None
+    peak_bytes: int | None = None
+    roof: float | None = None
+    bound: str = ""
+    moved: float = 0.0
+    flops: float = 0.0
+    skipped: str = ""
+    failed: bool = False
+
+    @property
+    def fraction(self) -> float | None:
+        """Of the roof's rate that is reached: bytes/s where memory binds, FLOP/s where compute does."""
+        return self.roof / self.median if self.roof is not None and self.median else None
+
+
+def reason(error: Exception) -> str:
+    """An exception in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory" + (" in the reference" if isinstance(error, ReferenceOutOfMemoryError) else "")
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def unavailable(case: Case, implementation: str) -> str:
+    """Why an implementation cannot be measured; "" if it can."""
+    return case.missing.get(implementation, case.no_compile if implementation == "compiled" else "")
+
+
+def result_of(
+    prepared: Prepared, direction: str, device: torch.device, clock: Clock, seconds: float, least: int = LEAST
+) -> tuple[Result, Timing]:
+    """One direction of an implementation that has passed its check, timed; the roof with it where the chip is known."""
+    case, dtype = prepared.case, prepared.dtype
+    with prepared.ready(direction) as call:
+        call()  # compiles, and warms up
+        peak = peak_bytes(call, device)
+        timing = timed(call, clock, seconds, least=least)
+    moved, flops, formed = case.work(direction, dtype)
+    chip = chip_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    roof, bound = chip.roof(moved, flops, formed) if chip is not None else (None, "")
+    result = Result(
+        case.op, case.shape, direction, dtype, device.type, prepared.implementation, timing.median, *timing.quartiles,
+        len(timing.device), statistics.median(timing.host), peak, roof, bound, moved, flops,
+    )  # fmt: skip
+    return result, timing
+
+
+def measure(
+    case: Case,
+    dtype: str,
+    directions: Sequence[str],
+    device: torch.device,
+    clock: Clock,
+    *,
+    against: Sequence[str] = (),
+    seconds: float = 0.3,
+) -> Iterator[Result]:
+    """Every implementation of a case in one type. None is timed that has not passed its check just before."""
+    expected: dict[float, list[Tensor]] = {}
+    for name in case.implementations:
+        if name != OURS and against and name not in against:
+            continue
+        why, failed, prepared = unavailable(case, name), False, None
+        if not why:
+            try:
+                prepared = Prepared(case, name, dtype)
+                prepared.check(expected)
+            except Exception as error:  # a rival that cannot run here is a row without a time; ours is a failure
+                why, prepared = reason(error), None
+                # Without the memory for the reference nothing can be checked, so nothing is timed: no fault of the op.
+                failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
+        for direction in directions:
+            row = Result(case.op, case.shape, direction, dtype, device.type, name, skipped=why, failed=failed)
+            if prepared is not None:
+                try:
+                    row, _ = result_of(prepared, direction, device, clock, seconds)
+                except Exception as error:
+                    row = replace(row, skipped=reason(error), failed=name == OURS)
+            yield row
+
+
+def run(
+    device: torch.device,
+    *,
+    only: Sequence[str] = (),
+    against: Sequence[str] = (),
+    seconds: float = 0.3,
+    budget: float | None = None,
+    on_start: Callable[[Spec, str], None] | None = None,
+    cases: Sequence[Spec] | None = None,
+) -> Iterator[Result]:
+    """Every op's cases on a device, something of each op first.
+
+    Args:
+        device: "cpu": C++ on few shapes; "cuda": Triton.
+        only: files of ops, as in fastseq/ops; empty: all.
+        against: rivals by name; empty: all.
+        seconds: rounds of each measurement, in time.
+        budget: no case is started after so many seconds; what is left is a row that says so.
+        on_start: called before each case in each type.
+        cases: in place of the suite's.
+
+    Raises:
+        ValueError: if ``only`` names no op.
+    """
+    clock, started = clock_of(device), time.monotonic()
+    for spec, dtype in by_importance(specs(device.type, only) if cases is None else cases):
+        row = Result(spec.op, spec.words, "", dtype, device.type, OURS)
+        if budget is not None and time.monotonic() - started > budget:
+            yield replace(row, skipped="out of time")
+            continue
+        if on_start is not None:
+            on_start(spec, dtype)
+        torch.manual_seed(0)
+        try:
+            case = spec.build(device)
+        except torch.OutOfMemoryError as error:
+            yield replace(row, skipped=reason(error))
+            continue
+        yield from measure(case, dtype, spec.directions, device, clock, against=against, seconds=seconds)
+        del case
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on: device, driver, versions, date."""
+    from fastseq.training.throughput import versions
+
+    about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": "CPU", **versions()}
+    if device.type == "cuda":
+        about |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": _driver()}
+        about["triton"] = metadata.version("triton") if find_spec("triton") else "none"
+        about["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return about
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

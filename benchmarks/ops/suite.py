@@ -1,0 +1,66 @@
+"""The cases of every op, and the order in which they are measured."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+
+from .case import OURS, Case, Spec
+
+FILES = (
+    "attention", "gru", "gru_sampled_loss", "caser_windows", "cross_entropy", "sampled_loss", "topk", "embed_sequence",
+    "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "adam_rows", "linear",
+)  # fmt: skip
+
+
+def modules(only: Sequence[str] = ()) -> list[ModuleType]:
+    """The files of the ops, all or those named.
+
+    Raises:
+        ValueError: if a name is not one of them.
+    """
+    for name in only:
+        if name not in FILES:
+            raise ValueError(f"only is {name!r}, expected one of {', '.join(FILES)}")
+    return [importlib.import_module(f"{__package__}.{name}") for name in FILES if not only or name in only]
+
+
+def specs(device: str, only: Sequence[str] = ()) -> list[Spec]:
+    """What is measured on "cpu" or "cuda", op after op: the reference configurations first, the large shapes last."""
+    return [spec for module in modules(only) for spec in module.suite(device)]
+
+
+def tiny(device: torch.device, only: Sequence[str] = ()) -> list[Case]:
+    """Every op in sizes that Triton's interpreter, or compute-sanitizer, runs in a moment."""
+    return [case for module in modules(only) for case in module.tiny(device)]
+
+
+def check_names(device: str, only: Sequence[str] = (), against: Sequence[str] = ()) -> None:
+    """Refuses names that would leave nothing to measure.
+
+    Raises:
+        ValueError: if ``only`` names no op, or ``against`` no rival of these ops.
+    """
+    rivals = dict.fromkeys(name for case in tiny(stand_in(device), only) for name in case.implementations)
+    del rivals[OURS]
+    for name in against:
+        if name not in rivals:
+            raise ValueError(f"against is {name!r}, expected one of {', '.join(rivals)}")
+
+
+def stand_in(device: str) -> torch.device:
+    """Where the cases of "cpu" or "cuda" can be built on any machine, without numbers for the latter."""
+    return torch.device("cpu" if device == "cpu" else "meta")
+
+
+def by_importance(cases: Sequence[Spec]) -> list[tuple[Spec, str]]:
+    """(spec, type), so that a run that is cut short has something of every op: first shapes and types first."""
+    ranks: dict[str, int] = {}
+    order = []
+    for spec in cases:
+        rank = ranks[spec.op] = ranks.get(spec.op, -1) + 1
+        order += [(rank + i, spec, dtype) for i, dtype in enumerate(spec.dtypes)]
+    return [(spec, dtype) for _, spec, dtype in sorted(order, key=lambda entry: entry[0])]
