@@ -4,7 +4,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
-#include <type_traits>
+
 #include <vector>
 
 #include "bindings.h"
@@ -50,12 +50,8 @@ struct Batch : AttentionBatch {
           int64_t seed, int64_t step, uint32_t site_, double scale_, Threads threads_)
         : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_, p_,
                          dropout_threshold(p_), Rng(seed, step), site_, threads_} {
-        check_shape(offsets_, "offsets", {-1});
-        check_offsets(offsets, offsets_.size(), rows, "offsets");
-        if (width < 1 || width > kLargestWidth)
-            throw py::value_error("q: head dim is " + std::to_string(width) + ", expected 1 to " +
-                                  std::to_string(kLargestWidth));
-        check_lengths(offsets, offsets_.size(), max_len);
+        check_offsets(offsets_, rows, max_len);
+        check_number("q.shape[2]", width, 1, kLargestWidth);
         for (int64_t b = 0; b < sequences; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
         by_length.resize(static_cast<size_t>(sequences));
         std::iota(by_length.begin(), by_length.end(), 0);
@@ -84,89 +80,78 @@ AttentionTensors<T> inputs(const StridedArray<T>& q, const StridedArray<T>& k, c
     return x;
 }
 
-template <bool kLast, typename T, typename Kernel>
-auto forward(Kernel kernel) {
-    return [kernel](const StridedArray<T>& q, const StridedArray<T>& k, const StridedArray<T>& v, Array<T>& out,
-                    Array<T>& lse, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed,
-                    int64_t step, uint32_t site, double scale, Threads threads) {
-        check_shape(q, "q", {-1, -1, -1});
-        check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
-        const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-        const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-        const int64_t queries = kLast ? batch.sequences : rows;
-        AttentionTensors<T> x = inputs(q, k, v, queries);
-        check_shape(out, "out", {queries, heads, width});
-        check_shape(lse, "lse", {queries, heads});
-        x.out = out.mutable_data();
-        x.lse = lse.mutable_data();
-        py::gil_scoped_release release;
-        const Scratch<T> scratch(
-            kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
-        scratch.lend(x);
-        kernel(batch, x);
-    };
+template <bool kLast, typename T>
+void forward(const StridedArray<T>& q, const StridedArray<T>& k, const StridedArray<T>& v, Array<T>& out,
+             Array<T>& lse, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step,
+             uint32_t site, double scale, Threads threads) {
+    check_shape(q, "q", {-1, -1, -1});
+    check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+    const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+    const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+    const int64_t queries = kLast ? batch.sequences : rows;
+    AttentionTensors<T> x = inputs(q, k, v, queries);
+    check_shape(out, "out", {queries, heads, width});
+    check_shape(lse, "lse", {queries, heads});
+    x.out = out.mutable_data();
+    x.lse = lse.mutable_data();
+    py::gil_scoped_release release;
+    const Scratch<T> scratch(
+        kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
+    scratch.lend(x);
+    if constexpr (kLast)
+        FASTSEQ_OF_TYPE(T, last_query_attention)(batch, x);
+    else
+        FASTSEQ_OF_TYPE(T, causal_attention)(batch, x);
 }
 
-template <bool kLast, typename T, typename Kernel>
-auto backward(Kernel kernel) {
-    return [kernel](const Array<T>& grad, const StridedArray<T>& q, const StridedArray<T>& k,
-                    const StridedArray<T>& v, const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k,
-                    Array<T>& grad_v, const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed,
-                    int64_t step, uint32_t site, double scale, Threads threads) {
-        check_shape(q, "q", {-1, -1, -1});
-        check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
-        const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
-        const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
-        const int64_t queries = kLast ? batch.sequences : rows;
-        AttentionTensors<T> x = inputs(q, k, v, queries);
-        check_shape(grad, "grad", {queries, heads, width});
-        check_shape(lse, "lse", {queries, heads});
-        check_shape(grad_q, "grad_q", {queries, heads, width});
-        check_shape(grad_k, "grad_k", {rows, heads, width});
-        check_shape(grad_v, "grad_v", {rows, heads, width});
-        x.grad = grad.data();
-        x.saved_lse = lse.data();
-        x.grad_q = grad_q.mutable_data();
-        x.grad_k = grad_k.mutable_data();
-        x.grad_v = grad_v.mutable_data();
-        py::gil_scoped_release release;
-        const Scratch<T> scratch(
-            kLast ? last_query_scratch(batch.longest) : attention_backward_scratch(batch.longest, width),
-            batch.threads);
-        scratch.lend(x);
-        kernel(batch, x);
-    };
+template <bool kLast, typename T>
+void backward(const Array<T>& grad, const StridedArray<T>& q, const StridedArray<T>& k, const StridedArray<T>& v,
+              const Array<T>& lse, Array<T>& grad_q, Array<T>& grad_k, Array<T>& grad_v,
+              const Array<int32_t>& offsets, int64_t max_len, double p, int64_t seed, int64_t step, uint32_t site,
+              double scale, Threads threads) {
+    check_shape(q, "q", {-1, -1, -1});
+    check_shape(k, "k", {-1, q.shape(1), q.shape(2)});
+    const int64_t heads = q.shape(1), width = q.shape(2), rows = k.shape(0);
+    const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
+    const int64_t queries = kLast ? batch.sequences : rows;
+    AttentionTensors<T> x = inputs(q, k, v, queries);
+    check_shape(grad, "grad", {queries, heads, width});
+    check_shape(lse, "lse", {queries, heads});
+    check_shape(grad_q, "grad_q", {queries, heads, width});
+    check_shape(grad_k, "grad_k", {rows, heads, width});
+    check_shape(grad_v, "grad_v", {rows, heads, width});
+    x.grad = grad.data();
+    x.saved_lse = lse.data();
+    x.grad_q = grad_q.mutable_data();
+    x.grad_k = grad_k.mutable_data();
+    x.grad_v = grad_v.mutable_data();
+    py::gil_scoped_release release;
+    const Scratch<T> scratch(
+        kLast ? last_query_scratch(batch.longest) : attention_backward_scratch(batch.longest, width),
+        batch.threads);
+    scratch.lend(x);
+    if constexpr (kLast)
+        FASTSEQ_OF_TYPE(T, last_query_attention_backward)(batch, x);
+    else
+        FASTSEQ_OF_TYPE(T, causal_attention_backward)(batch, x);
 }
 
-template <bool kLast, typename Forward, typename Backward>
-void bind(py::module_& m, const char* name, const char* backward_name, Forward kernels, Backward backward_kernels) {
+template <bool kLast>
+void bind(py::module_& m, const char* name, const char* backward_name) {
     define(m, name,
            {"q", "k", "v", "out", "lse", "offsets", "max_len", "p", "seed", "step", "site", "scale", "threads"},
-           "Writes out, like q, and lse [rows of q, heads]", forward<kLast, float>(kernels),
-           forward<kLast, double>(kernels));
+           "Writes out, like q, and lse [rows of q, heads]", &forward<kLast, float>, &forward<kLast, double>);
     define(m, backward_name,
            {"grad", "q", "k", "v", "lse", "grad_q", "grad_k", "grad_v", "offsets", "max_len", "p", "seed", "step",
             "site", "scale", "threads"},
-           "Writes grad_q, grad_k and grad_v, like q, k and v", backward<kLast, float>(backward_kernels),
-           backward<kLast, double>(backward_kernels));
+           "Writes grad_q, grad_k and grad_v, like q, k and v", &backward<kLast, float>, &backward<kLast, double>);
 }
-
-// A kernel by the type of its tensors.
-#define FASTSEQ_BY_TYPE(name)                                                                  \
-    [](const AttentionBatch& batch, const auto& x) {                                           \
-        if constexpr (std::is_same_v<decltype(x), const AttentionTensors<float>&>)             \
-            name##_f32(batch, x);                                                              \
-        else                                                                                   \
-            name##_f64(batch, x);                                                              \
-    }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
-    bind<false>(m, "causal_attention", "causal_attention_backward", FASTSEQ_BY_TYPE(causal_attention),
-                FASTSEQ_BY_TYPE(causal_attention_backward));
-    bind<true>(m, "last_query_attention", "last_query_attention_backward", FASTSEQ_BY_TYPE(last_query_attention),
-               FASTSEQ_BY_TYPE(last_query_attention_backward));
+    bind<false>(m, "causal_attention", "causal_attention_backward");
+    bind<true>(m, "last_query_attention", "last_query_attention_backward");
 }
 
 }  // namespace fastseq

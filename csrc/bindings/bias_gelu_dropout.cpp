@@ -1,8 +1,6 @@
 #include "bias_gelu_dropout.h"
 
-#include <type_traits>
-
-#include "arguments.h"
+#include "bindings.h"
 #include "norm.h"
 
 namespace fastseq {
@@ -17,10 +15,7 @@ void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int
     const BiasGeluDropout<T> a{x.data(),   bias.data(), y.mutable_data(),
                                x.shape(0), x.shape(1),  make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        bias_gelu_dropout_f32(a);
-    else
-        bias_gelu_dropout_f64(a);
+    FASTSEQ_OF_TYPE(T, bias_gelu_dropout)(a);
 }
 
 template <typename T>
@@ -37,10 +32,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Arr
                                        partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                        threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        bias_gelu_dropout_backward_f32(a);
-    else
-        bias_gelu_dropout_backward_f64(a);
+    FASTSEQ_OF_TYPE(T, bias_gelu_dropout_backward)(a);
 }
 
 }  // namespace

@@ -1,58 +1,158 @@
-// What the doors from Python share: checks of values that name the argument, and the list of doors.
+// What the functions of fastseq._C share: how they are bound, which arrays they take, and checks of whatever would become
+// a bad address. Their messages are short: fastseq/ops says what is wrong with its arguments, for every implementation.
 #pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 
-#include "door.h"
+#include "dropout.h"
 
 namespace fastseq {
 
-// Raises ValueError naming the argument unless its shape is as given (-1 matches any size).
+namespace py = pybind11;
+
+// A numpy array of exactly this dtype, aligned and C-contiguous. Any other raises TypeError: none is converted or
+// copied. mutable_data() of a read-only one raises ValueError.
+template <typename T, int flags = py::array::c_style>
+struct Array : py::array_t<T, flags> {
+    using py::array_t<T, flags>::array_t;
+    static bool check_(py::handle object) {
+        constexpr int needed = flags | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+        return py::array_t<T, flags>::check_(object) && py::detail::check_flags(object.ptr(), needed);
+    }
+};
+
+// The same with any strides.
+template <typename T>
+using StridedArray = Array<T, 0>;
+
+template <typename T>
+using OptionalArray = std::optional<Array<T>>;
+
+// A number of threads, 1 to 1024: libgomp ends the process where it cannot start as many as it was asked for.
+struct Threads {
+    int count = 1;
+    operator int() const { return count; }
+};
+
+}  // namespace fastseq
+
+namespace pybind11::detail {
+
+template <typename T, int flags>
+struct handle_type_name<fastseq::Array<T, flags>> : handle_type_name<array_t<T, flags>> {};
+
+template <>
+struct type_caster<fastseq::Threads> {
+    PYBIND11_TYPE_CASTER(fastseq::Threads, const_name("int"));
+    bool load(handle source, bool) {
+        make_caster<int> number;
+        if (!number.load(source, false)) return false;
+        value.count = cast_op<int>(number);
+        if (value.count < 1 || value.count > 1024)
+            throw value_error("threads is " + std::to_string(value.count) + ", expected 1 to 1024");
+        return true;
+    }
+};
+
+}  // namespace pybind11::detail
+
+namespace fastseq {
+
+template <std::size_t N, std::size_t... I, typename F>
+void define_one(py::module_& m, const char* name, const char* const (&arguments)[N], const char* doc, F function,
+                std::index_sequence<I...>) {
+    m.def(name, function, doc, py::arg(arguments[I]).noconvert()...);
+}
+
+// Binds `name` to a function with these arguments, or to its overloads for float and double.
+template <std::size_t N, typename... F>
+void define(py::module_& m, const char* name, const char* const (&arguments)[N], const char* doc, F... overloads) {
+    (define_one(m, name, arguments, doc, overloads, std::make_index_sequence<N>{}), ...);
+}
+
+// The kernel of type T: FASTSEQ_OF_TYPE(T, gru)(...) calls gru_f32 or gru_f64.
+#define FASTSEQ_OF_TYPE(T, name)                                  \
+    [](auto&&... a) {                                             \
+        if constexpr (std::is_same_v<T, float>)                   \
+            return name##_f32(a...);                              \
+        else                                                      \
+            return name##_f64(a...);                              \
+    }
+
+// Raises ValueError naming the argument unless its shape is as expected (-1 matches any size).
 inline void check_shape(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
-    std::string want = "[", have = "[";
+    std::string have, want;
     bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
     int d = 0;
-    for (int64_t size : shape) {
-        want += (d ? ", " : "") + (size < 0 ? std::string("*") : std::to_string(size));
+    for (const int64_t size : shape) {
         if (same && size >= 0 && array.shape(d) != size) same = false;
         ++d;
     }
     if (same) return;
+    for (const int64_t size : shape) want += (want.empty() ? "" : ", ") + (size < 0 ? "*" : std::to_string(size));
     for (int i = 0; i < array.ndim(); ++i) have += (i ? ", " : "") + std::to_string(array.shape(i));
-    throw py::value_error(std::string(name) + " has shape " + have + "], expected " + want + "]");
+    throw py::value_error(std::string(name) + " has shape [" + have + "], expected [" + want + "]");
 }
 
-// Raises ValueError unless offsets starts at 0, never decreases, and ends at total.
-inline void check_offsets(const int32_t* offsets, int64_t count, int64_t total, const char* name) {
-    if (count < 1) throw py::value_error(std::string(name) + " is empty, expected at least the 0 it starts with");
-    if (offsets[0] != 0)
-        throw py::value_error(std::string(name) + " must start at 0, not " + std::to_string(offsets[0]));
-    for (int64_t i = 1; i < count; ++i)
-        if (offsets[i] < offsets[i - 1])
-            throw py::value_error(std::string(name) + " decreases at index " + std::to_string(i) + ": " +
-                                  std::to_string(offsets[i - 1]) + " then " + std::to_string(offsets[i]));
-    if (offsets[count - 1] != total)
-        throw py::value_error(std::string(name) + " ends at " + std::to_string(offsets[count - 1]) +
-                              ", expected the number of rows, " + std::to_string(total));
+// Null where the array is None; else its data, after the check of its shape.
+template <typename T>
+T* optional_data(OptionalArray<T>& array, const char* name, std::initializer_list<int64_t> shape) {
+    if (!array) return nullptr;
+    check_shape(*array, name, shape);
+    return array->mutable_data();
 }
 
-// Raises ValueError unless every sequence has at most max_len rows; offsets [count] checked before.
-inline void check_lengths(const int32_t* offsets, int64_t count, int64_t max_len) {
-    for (int64_t i = 1; i < count; ++i)
-        if (offsets[i] - offsets[i - 1] > max_len)
-            throw py::value_error("sequence " + std::to_string(i - 1) + " has " +
-                                  std::to_string(offsets[i] - offsets[i - 1]) + " rows, more than max_len, " +
-                                  std::to_string(max_len));
+template <typename T>
+const T* optional_data(const OptionalArray<T>& array, const char* name, std::initializer_list<int64_t> shape) {
+    if (!array) return nullptr;
+    check_shape(*array, name, shape);
+    return array->data();
 }
 
-// Raises ValueError unless 0 <= value < end, for value = name[index].
-inline void check_range(const char* name, int64_t index, int64_t value, int64_t end) {
-    if (value < 0 || value >= end)
+// Raises ValueError unless least <= value <= most, for the argument `name`.
+inline void check_number(const char* name, int64_t value, int64_t least, int64_t most = INT64_MAX) {
+    if (value < least || value > most)
+        throw py::value_error(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                              std::to_string(least) + " to " + std::to_string(most));
+}
+
+// Raises ValueError unless least <= value < end, for value = name[index].
+inline void check_range(const char* name, int64_t index, int64_t value, int64_t end, int64_t least = 0) {
+    if (value < least || value >= end)
         throw py::value_error(std::string(name) + "[" + std::to_string(index) + "] is " + std::to_string(value) +
-                              ", expected 0 <= value < " + std::to_string(end));
+                              ", expected " + std::to_string(least) + " <= value < " + std::to_string(end));
+}
+
+// The same for every entry of an array.
+template <typename I>
+void check_ids(const Array<I>& ids, const char* name, int64_t end, int64_t least = 0) {
+    const I* id = ids.data();
+    for (int64_t i = 0, size = ids.size(); i < size; ++i) check_range(name, i, id[i], end, least);
+}
+
+// Raises ValueError unless offsets rises from 0 to rows, in steps of 0 to max_len.
+inline void check_offsets(const Array<int32_t>& offsets, int64_t rows, int64_t max_len = INT32_MAX) {
+    check_shape(offsets, "offsets", {-1});
+    const int64_t count = offsets.shape(0);
+    const int32_t* offset = offsets.data();
+    bool rises = count > 0 && offset[0] == 0 && offset[count - 1] == rows;
+    for (int64_t i = 1; i < count && rises; ++i) {
+        const int64_t length = static_cast<int64_t>(offset[i]) - offset[i - 1];
+        rises = length >= 0 && length <= max_len;
+    }
+    if (!rises)
+        throw py::value_error("offsets must rise from 0 to " + std::to_string(rows) + " in steps of 0 to " +
+                              std::to_string(max_len));
 }
 
 // The uint32 below which an element is dropped: round(p * 2^32).
@@ -62,22 +162,8 @@ inline uint32_t dropout_threshold(double p) {
     return scaled >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(scaled);
 }
 
-// One per file of this folder; module.cpp calls them all.
-void bind_dropout(py::module_& m);
-void bind_attention(py::module_& m);
-void bind_topk(py::module_& m);
-void bind_dropout_add_norm(py::module_& m);
-void bind_cross_entropy(py::module_& m);
-void bind_embed_sequence(py::module_& m);
-void bind_bias_gelu_dropout(py::module_& m);
-void bind_negatives(py::module_& m);
-void bind_windows(py::module_& m);
-void bind_gru(py::module_& m);
-void bind_linear(py::module_& m);
-void bind_sampled_loss(py::module_& m);
-void bind_adam_rows(py::module_& m);
-void bind_caser_windows(py::module_& m);
-void bind_tape(py::module_& m);
-void bind_delimited(py::module_& m);
+inline Dropout make_dropout(double p, int64_t seed, int64_t step, uint32_t site) {
+    return {Rng(seed, step), site, dropout_threshold(p), 1.0 / (1.0 - p)};
+}
 
 }  // namespace fastseq

@@ -13,22 +13,14 @@ constexpr int64_t kChunkRows = 256;  // rows convolved at a time: they stay in t
 
 constexpr int64_t kMostLength = 1 << 14;
 
-// The kernels count the filters of all heights in 31 bits.
-void check_filters(int64_t count, const char* name, int64_t max_len) {
-    if (count > INT32_MAX / max_len)
-        throw py::value_error(std::string(name) + " has " + std::to_string(count) + " filters or columns, expected at most " +
-                              std::to_string(INT32_MAX / max_len));
-}
-
 // Groups the targets by sequence and the sequences into chunks; holds the memory of the plan.
 class Planner {
   public:
     Planner(const Array<int32_t>& offsets, const Array<int64_t>& sequences, const Array<int64_t>& stops,
             int64_t n_rows, int64_t max_len) {
-        check_shape(offsets, "offsets", {-1});
+        check_offsets(offsets, n_rows);
         check_shape(sequences, "sequences", {-1});
         check_shape(stops, "stops", {sequences.shape(0)});
-        check_offsets(offsets.data(), offsets.shape(0), n_rows, "offsets");
         const int64_t size = offsets.shape(0) - 1, count = sequences.shape(0);
         const int32_t* start = offsets.data();
         const int64_t *sequence = sequences.data(), *stop = stops.data();
@@ -39,13 +31,8 @@ class Planner {
         for (int64_t s = 0; s < size; ++s) first_[s] = last_[s] = start[s];
         for (int64_t t = 0; t < count; ++t) {
             const int64_t s = sequence[t];
-            if (s < 0 || s >= size)
-                throw py::value_error("sequences[" + std::to_string(t) + "] is " + std::to_string(s) +
-                                      ", expected 0 to " + std::to_string(size - 1));
-            if (stop[t] < start[s] || stop[t] > start[s + 1])
-                throw py::value_error("stops[" + std::to_string(t) + "] is " + std::to_string(stop[t]) +
-                                      ", expected a row of sequence " + std::to_string(s) + ", " +
-                                      std::to_string(start[s]) + " to " + std::to_string(start[s + 1]));
+            check_range("sequences", t, s, size);
+            check_range("stops", t, stop[t], start[s + 1] + int64_t(1), start[s]);
             if (begin_[s + 1]++ == 0) first_[s] = last_[s] = stop[t];
             first_[s] = std::min(first_[s], stop[t]);
             last_[s] = std::max(last_[s], stop[t]);
@@ -85,15 +72,14 @@ CaserInputs<T> inputs(const Array<T>& x, const Array<T>& weight_h, const Array<T
     check_shape(x, "x", {-1, -1});
     check_shape(bias_h, "bias_h", {-1, -1});
     const int64_t d = x.shape(1), max_len = bias_h.shape(0), n_h = bias_h.shape(1);
-    if (max_len < 1 || max_len > kMostLength)
-        throw py::value_error("bias_h has " + std::to_string(max_len) + " rows, max_len, expected 1 to " +
-                              std::to_string(kMostLength));
+    check_number("bias_h.shape[0]", max_len, 1, kMostLength);
     check_shape(weight_h, "weight_h", {max_len * (max_len + 1) / 2, n_h, d});
     check_shape(weight_v, "weight_v", {-1, max_len});
     check_shape(bias_v, "bias_v", {weight_v.shape(0)});
-    check_filters(d, "x", kMostLength);
-    check_filters(n_h, "bias_h", max_len);
-    check_filters(weight_v.shape(0), "weight_v", max_len);
+    // The kernels count the filters of all heights in 31 bits.
+    check_number("x.shape[1]", d, 0, INT32_MAX / kMostLength);
+    check_number("bias_h.shape[1]", n_h, 0, INT32_MAX / max_len);
+    check_number("weight_v.shape[0]", weight_v.shape(0), 0, INT32_MAX / max_len);
     check_shape(padding_row, "padding_row", {d});
     return {static_cast<int>(max_len),
             static_cast<int>(d),
@@ -107,8 +93,8 @@ CaserInputs<T> inputs(const Array<T>& x, const Array<T>& weight_h, const Array<T
             padding_row.data()};
 }
 
-template <typename T, typename Kernel>
-void forward(Kernel kernel, const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
+template <typename T>
+void forward(const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
              const Array<int64_t>& stops, const Array<T>& weight_h, const Array<T>& bias_h, const Array<T>& weight_v,
              const Array<T>& bias_v, const Array<T>& padding_row, Array<T>& out, Array<int32_t>& position,
              Threads threads) {
@@ -120,11 +106,11 @@ void forward(Kernel kernel, const Array<T>& x, const Array<int32_t>& offsets, co
     T* to = out.mutable_data();
     int32_t* at = position.mutable_data();
     py::gil_scoped_release release;
-    kernel(planner.plan(), in, to, at, threads);
+    FASTSEQ_OF_TYPE(T, caser_windows)(planner.plan(), in, to, at, threads);
 }
 
-template <typename T, typename Kernel>
-void backward(Kernel kernel, const Array<T>& grad, const Array<T>& x, const Array<int32_t>& offsets,
+template <typename T>
+void backward(const Array<T>& grad, const Array<T>& x, const Array<int32_t>& offsets,
               const Array<int64_t>& sequences, const Array<int64_t>& stops, const Array<T>& weight_h,
               const Array<T>& bias_h, const Array<T>& weight_v, const Array<T>& bias_v, const Array<T>& padding_row,
               const Array<int32_t>& position, Array<T>& x_grad, Array<T>& weight_h_grad, Array<T>& bias_h_grad,
@@ -135,10 +121,7 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& x, const Arra
     check_shape(grad, "grad", {n, n_v * d + max_len * n_h});
     check_shape(position, "position", {n, max_len * n_h});
     const int32_t* at = position.data();
-    for (int64_t i = 0, size = position.size(); i < size; ++i)
-        if (at[i] < -1 || at[i] >= max_len)
-            throw py::value_error("position holds " + std::to_string(at[i]) + ", expected -1 to " +
-                                  std::to_string(max_len - 1));
+    check_ids(position, "position", max_len, -1);
     check_shape(x_grad, "x_grad", {x.shape(0), d});
     check_shape(weight_h_grad, "weight_h_grad", {max_len * (max_len + 1) / 2, n_h, d});
     check_shape(bias_h_grad, "bias_h_grad", {max_len, n_h});
@@ -150,32 +133,7 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& x, const Arra
                                    bias_v_grad.mutable_data(),   padding_row_grad.mutable_data()};
     const T* from = grad.data();
     py::gil_scoped_release release;
-    kernel(planner.plan(), in, from, at, result, threads);
-}
-
-template <typename T, typename Kernel>
-auto forward_door(Kernel kernel) {
-    return [kernel](const Array<T>& x, const Array<int32_t>& offsets, const Array<int64_t>& sequences,
-                    const Array<int64_t>& stops, const Array<T>& weight_h, const Array<T>& bias_h,
-                    const Array<T>& weight_v, const Array<T>& bias_v, const Array<T>& padding_row, Array<T>& out,
-                    Array<int32_t>& position, Threads threads) {
-        forward<T>(kernel, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row, out,
-                   position, threads);
-    };
-}
-
-template <typename T, typename Kernel>
-auto backward_door(Kernel kernel) {
-    return [kernel](const Array<T>& grad, const Array<T>& x, const Array<int32_t>& offsets,
-                    const Array<int64_t>& sequences, const Array<int64_t>& stops, const Array<T>& weight_h,
-                    const Array<T>& bias_h, const Array<T>& weight_v, const Array<T>& bias_v,
-                    const Array<T>& padding_row, const Array<int32_t>& position, Array<T>& x_grad,
-                    Array<T>& weight_h_grad, Array<T>& bias_h_grad, Array<T>& weight_v_grad, Array<T>& bias_v_grad,
-                    Array<T>& padding_row_grad, Threads threads) {
-        backward<T>(kernel, grad, x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row,
-                    position, x_grad, weight_h_grad, bias_h_grad, weight_v_grad, bias_v_grad, padding_row_grad,
-                    threads);
-    };
+    FASTSEQ_OF_TYPE(T, caser_windows_backward)(planner.plan(), in, from, at, result, threads);
 }
 
 }  // namespace
@@ -185,15 +143,13 @@ void bind_caser_windows(py::module_& m) {
            {"x", "offsets", "sequences", "stops", "weight_h", "bias_h", "weight_v", "bias_v", "padding_row", "out",
             "position", "threads"},
            "Pooled convolutions of every history, and the positions of the maxima",
-           forward_door<float>([](auto&&... a) { caser_windows_f32(a...); }),
-           forward_door<double>([](auto&&... a) { caser_windows_f64(a...); }));
+           &forward<float>, &forward<double>);
     define(m, "caser_windows_backward",
            {"grad", "x", "offsets", "sequences", "stops", "weight_h", "bias_h", "weight_v", "bias_v", "padding_row",
             "position", "x_grad", "weight_h_grad", "bias_h_grad", "weight_v_grad", "bias_v_grad", "padding_row_grad",
             "threads"},
            "Gradients, added to arrays that hold zeros",
-           backward_door<float>([](auto&&... a) { caser_windows_backward_f32(a...); }),
-           backward_door<double>([](auto&&... a) { caser_windows_backward_f64(a...); }));
+           &backward<float>, &backward<double>);
 }
 
 }  // namespace fastseq

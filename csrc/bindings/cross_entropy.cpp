@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "arguments.h"
+#include "bindings.h"
 
 namespace fastseq {
 namespace {
@@ -20,19 +20,12 @@ void cross_entropy(const Array<T>& h, const Array<T>& weight, const OptionalArra
     check_shape(lse, "lse", {rows});
     if (dh.has_value() != dweight.has_value() || (dbias.has_value() && !(dh.has_value() && bias.has_value())))
         throw py::value_error("dh and dweight are asked for together, dbias with them where there is a bias");
-    if (softcap && !(*softcap > 0.0))
-        throw py::value_error("softcap is " + std::to_string(*softcap) + ", expected a positive number or None");
-    if (classes > INT32_MAX || (classes == 0 && rows > 0))
-        throw py::value_error("weight has shape [" + std::to_string(classes) + ", " + std::to_string(width) +
-                              "], expected 1 to 2^31 - 1 classes");
-    if (ignore_index < -INT32_MAX)  // what is subtracted from it must not overflow
-        throw py::value_error("ignore_index is " + std::to_string(ignore_index) + ", expected at least -2^31 + 1");
+    if (softcap && !(*softcap > 0.0)) throw py::value_error("softcap must be above 0");
+    check_number("weight.shape[0]", classes, rows > 0 ? 1 : 0, INT32_MAX);
+    check_number("ignore_index", ignore_index, -INT32_MAX);  // what is subtracted from it must not overflow
     const int64_t* target = targets.data();
     for (int64_t row = 0; row < rows; ++row)
-        if (target[row] != ignore_index && (target[row] < 0 || target[row] >= classes))
-            throw py::value_error("targets[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
-                                  ", expected 0 <= target < " + std::to_string(classes) +
-                                  ", the rows of weight, or ignore_index (" + std::to_string(ignore_index) + ")");
+        if (target[row] != ignore_index) check_range("targets", row, target[row], classes);
     const CrossEntropy<T> a{h.data(), weight.data(), optional_data(bias, "bias", {classes}), target, ignore_index,
                             static_cast<T>(softcap.value_or(0.0)), optional_data(upstream, "upstream", {rows}),
                             loss.mutable_data(), lse.mutable_data(), optional_data(dh, "dh", {rows, width}),

@@ -1,8 +1,6 @@
 #include "dropout.h"
 
-#include <type_traits>
-
-#include "arguments.h"
+#include "bindings.h"
 
 namespace fastseq {
 namespace {
@@ -16,10 +14,7 @@ void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t ste
     T* out = y.mutable_data();
     const int64_t rows = x.shape(0), columns = x.shape(1);
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        dropout_f32(in, out, rows, columns, dropout, threads);
-    else
-        dropout_f64(in, out, rows, columns, dropout, threads);
+    FASTSEQ_OF_TYPE(T, dropout)(in, out, rows, columns, dropout, threads);
 }
 
 }  // namespace

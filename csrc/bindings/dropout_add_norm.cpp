@@ -1,8 +1,6 @@
 #include "dropout_add_norm.h"
 
-#include <type_traits>
-
-#include "arguments.h"
+#include "bindings.h"
 #include "norm.h"
 
 namespace fastseq {
@@ -25,10 +23,7 @@ void forward(const Array<T>& x, const Array<T>& residual, const Array<T>& weight
                               rstd.mutable_data(), rows, width, static_cast<T>(eps),
                               make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        dropout_add_norm_f32(a);
-    else
-        dropout_add_norm_f64(a);
+    FASTSEQ_OF_TYPE(T, dropout_add_norm)(a);
 }
 
 template <typename T>
@@ -55,10 +50,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual,
                                       partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                       threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        dropout_add_norm_backward_f32(a);
-    else
-        dropout_add_norm_backward_f64(a);
+    FASTSEQ_OF_TYPE(T, dropout_add_norm_backward)(a);
 }
 
 }  // namespace

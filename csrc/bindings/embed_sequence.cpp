@@ -1,52 +1,32 @@
 #include "embed_sequence.h"
 
-#include <type_traits>
-
-#include "arguments.h"
+#include "bindings.h"
 #include "norm.h"
 
 namespace fastseq {
 namespace {
 
-void check_items(const Array<int64_t>& items, int64_t n_items) {
-    const int64_t* id = items.data();
-    for (int64_t row = 0; row < items.shape(0); ++row)
-        if (id[row] < 0 || id[row] >= n_items)
-            throw py::value_error("items[" + std::to_string(row) + "] is " + std::to_string(id[row]) +
-                                  ", expected 0 <= id < " + std::to_string(n_items) + ", the rows of item_weight");
-}
-
-void check_sequence(int64_t sequence, int64_t length, int64_t n_positions) {
-    if (length > n_positions)
-        throw py::value_error("sequence " + std::to_string(sequence) + " has " + std::to_string(length) +
-                              " events, but position_weight has " + std::to_string(n_positions) + " rows (offsets)");
-}
-
 // The items and positions of a table look-up, which is memory it must not leave.
 template <typename T>
 void check_places(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
                   const OptionalArray<T>& position_weight) {
-    check_items(items, item_weight.shape(0));
+    check_ids(items, "items", item_weight.shape(0));
     optional_data(position_weight, "position_weight", {-1, item_weight.shape(1)});
-    const int32_t* position = positions.data();
-    for (int64_t row = 0; position_weight && row < positions.shape(0); ++row)
-        check_range("positions", row, position[row], position_weight->shape(0));
+    if (position_weight) check_ids(positions, "positions", position_weight->shape(0));
 }
 
 // positions[row] of every row, once offsets, items and lengths have been checked.
 void positions_of(const Array<int64_t>& items, const Array<int32_t>& offsets, int64_t n_items, int64_t n_positions,
                   Array<int32_t>& positions) {
     check_shape(items, "items", {-1});
-    check_shape(offsets, "offsets", {-1});
     const int64_t rows = items.shape(0);
     check_shape(positions, "positions", {rows});
     const int32_t* offset = offsets.data();
     int32_t* position = positions.mutable_data();
-    check_offsets(offset, offsets.shape(0), rows, "offsets");
-    check_items(items, n_items);
+    check_offsets(offsets, rows, n_positions < 0 ? INT32_MAX : n_positions);
+    check_ids(items, "items", n_items);
     for (int64_t s = 0; s + 1 < offsets.shape(0); ++s) {
         const int32_t length = offset[s + 1] - offset[s];
-        if (n_positions >= 0) check_sequence(s, length, n_positions);
         for (int32_t p = 0; p < length; ++p) position[offset[s] + p] = p;
     }
 }
@@ -71,10 +51,7 @@ void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const
         throw py::value_error("norm_weight is given, expected norm_bias, mean and rstd too");
     check_places(items, positions, item_weight, position_weight);
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        embed_sequence_f32(a);
-    else
-        embed_sequence_f64(a);
+    FASTSEQ_OF_TYPE(T, embed_sequence)(a);
 }
 
 template <typename T>
@@ -101,10 +78,7 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
         de.mutable_data(), dnorm_weight.mutable_data(), dnorm_bias.mutable_data(), partial.mutable_data(), rows,
         width, make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        embed_sequence_norm_backward_f32(a);
-    else
-        embed_sequence_norm_backward_f64(a);
+    FASTSEQ_OF_TYPE(T, embed_sequence_norm_backward)(a);
 }
 
 template <typename T>
@@ -112,27 +86,19 @@ void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_
              OptionalArray<T>& dposition, int64_t padding_idx, Threads threads) {
     check_shape(ditem, "ditem", {-1, -1});
     check_shape(items, "items", {-1});
-    check_shape(offsets, "offsets", {-1});
     const int64_t rows = items.shape(0), width = ditem.shape(1);
     check_shape(de, "de", {rows, width});
-    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
-    check_items(items, ditem.shape(0));
-    if (dposition) {
-        check_shape(*dposition, "dposition", {-1, width});
-        for (int64_t s = 0; s + 1 < offsets.shape(0); ++s)
-            check_sequence(s, offsets.data()[s + 1] - offsets.data()[s], dposition->shape(0));
-    }
+    T* position_sums = optional_data(dposition, "dposition", {-1, width});
+    check_offsets(offsets, rows, dposition ? dposition->shape(0) : INT32_MAX);
+    check_ids(items, "items", ditem.shape(0));
     Array<int32_t> order(rows), scratch(rows + 1);
     const EmbedSequenceScatter<T> a{
         de.data(), items.data(), offsets.data(), ditem.mutable_data(),
-        optional_data(dposition, "dposition", {-1, width}), order.mutable_data(), scratch.mutable_data(), rows,
+        position_sums, order.mutable_data(), scratch.mutable_data(), rows,
         offsets.shape(0) - 1, ditem.shape(0), dposition ? static_cast<int64_t>(dposition->shape(0)) : 0, width,
         padding_idx, threads};
     py::gil_scoped_release release;
-    if constexpr (std::is_same_v<T, float>)
-        embed_sequence_scatter_f32(a);
-    else
-        embed_sequence_scatter_f64(a);
+    FASTSEQ_OF_TYPE(T, embed_sequence_scatter)(a);
 }
 
 }  // namespace

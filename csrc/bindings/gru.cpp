@@ -29,36 +29,33 @@ struct ByLength {
     int64_t count() const { return static_cast<int64_t>(starts.size()); }
 };
 
-template <typename T, typename Kernel>
-void forward(Kernel kernel, const Array<T>& x_gates, const Array<T>& weight_hh,
+template <typename T>
+void forward(const Array<T>& x_gates, const Array<T>& weight_hh,
              const OptionalArray<T>& bias_hh, const Array<int32_t>& offsets, int64_t max_len, Array<T>& h,
              Array<T>& saved, Threads threads) {
     check_shape(h, "h", {-1, -1});
     const int64_t rows = h.shape(0), hidden = h.shape(1);
     check_shape(x_gates, "x_gates", {rows, 3 * hidden});
     check_shape(weight_hh, "weight_hh", {3 * hidden, hidden});
-    if (bias_hh) check_shape(*bias_hh, "bias_hh", {3 * hidden});
-    check_shape(offsets, "offsets", {-1});
-    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
-    check_lengths(offsets.data(), offsets.shape(0), max_len);
+    check_offsets(offsets, rows, max_len);
     check_shape(saved, "saved", {rows, 4 * hidden});
     const ByLength order(offsets);
-    const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = bias_hh ? bias_hh->data() : nullptr;
+    const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = optional_data(bias_hh, "bias_hh", {3 * hidden});
     T *state = h.mutable_data(), *gates = saved.mutable_data();
     py::gil_scoped_release release;
-    kernel(x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
+    FASTSEQ_OF_TYPE(T, gru)
+    (x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
 }
 
-template <typename T, typename Kernel>
-void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
+template <typename T>
+void backward(const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets,
               const Array<T>& h, const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden, Array<T>& previous,
               Array<T>& carry, Threads threads) {
     check_shape(h, "h", {-1, -1});
     const int64_t rows = h.shape(0), hidden = h.shape(1);
     check_shape(grad, "grad", {rows, hidden});
     check_shape(weight_hh, "weight_hh", {3 * hidden, hidden});
-    check_shape(offsets, "offsets", {-1});
-    check_offsets(offsets.data(), offsets.shape(0), rows, "offsets");
+    check_offsets(offsets, rows);
     check_shape(saved, "saved", {rows, 4 * hidden});
     check_shape(grad_x, "grad_x", {rows, 3 * hidden});
     check_shape(grad_hidden, "grad_hidden", {rows, 3 * hidden});
@@ -69,25 +66,9 @@ void backward(Kernel kernel, const Array<T>& grad, const Array<T>& weight_hh, co
     T *gx = grad_x.mutable_data(), *gh = grad_hidden.mutable_data(), *before = previous.mutable_data(),
       *scratch = carry.mutable_data();
     py::gil_scoped_release release;
-    kernel(g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
+    FASTSEQ_OF_TYPE(T, gru_backward)
+    (g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
            scratch, threads);
-}
-
-template <typename T, typename Kernel>
-auto forward_door(Kernel kernel) {
-    return [kernel](const Array<T>& x_gates, const Array<T>& weight_hh, const OptionalArray<T>& bias_hh,
-                    const Array<int32_t>& offsets, int64_t max_len, Array<T>& h, Array<T>& saved, Threads threads) {
-        forward<T>(kernel, x_gates, weight_hh, bias_hh, offsets, max_len, h, saved, threads);
-    };
-}
-
-template <typename T, typename Kernel>
-auto backward_door(Kernel kernel) {
-    return [kernel](const Array<T>& grad, const Array<T>& weight_hh, const Array<int32_t>& offsets, const Array<T>& h,
-                    const Array<T>& saved, Array<T>& grad_x, Array<T>& grad_hidden, Array<T>& previous,
-                    Array<T>& carry, Threads threads) {
-        backward<T>(kernel, grad, weight_hh, offsets, h, saved, grad_x, grad_hidden, previous, carry, threads);
-    };
 }
 
 }  // namespace
@@ -95,13 +76,11 @@ auto backward_door(Kernel kernel) {
 void bind_gru(py::module_& m) {
     define(m, "gru", {"x_gates", "weight_hh", "bias_hh", "offsets", "max_len", "h", "saved", "threads"},
            "GRU over jagged sequences: writes h [T, H] and saved [T, 4H] = (r, z, n, W_hn h + b_hn)",
-           forward_door<float>([](auto&&... a) { gru_f32(a...); }),
-           forward_door<double>([](auto&&... a) { gru_f64(a...); }));
+           &forward<float>, &forward<double>);
     define(m, "gru_backward",
            {"grad", "weight_hh", "offsets", "h", "saved", "grad_x", "grad_hidden", "previous", "carry", "threads"},
            "writes grad_x, grad_hidden [T, 3H] and previous [T, H]; carry [B, H] is scratch",
-           backward_door<float>([](auto&&... a) { gru_backward_f32(a...); }),
-           backward_door<double>([](auto&&... a) { gru_backward_f64(a...); }));
+           &backward<float>, &backward<double>);
 }
 
 }  // namespace fastseq

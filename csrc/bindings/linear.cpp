@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "arguments.h"
+#include "bindings.h"
 
 namespace fastseq {
 namespace {

@@ -1,4 +1,4 @@
-// The module fastseq._C: the list of doors, and the choice of the instruction set.
+// The module fastseq._C: its files of functions, and the choice of the instruction set.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -7,7 +7,16 @@
 #include "bindings.h"
 #include "isa.h"
 
+// Every file of this folder that binds functions.
+#define FASTSEQ_EACH_FILE(bind) \
+    bind(dropout) bind(attention) bind(topk) bind(dropout_add_norm) bind(cross_entropy) bind(embed_sequence) \
+    bind(bias_gelu_dropout) bind(negatives) bind(windows) bind(gru) bind(linear) bind(sampled_loss)          \
+    bind(adam_rows) bind(caser_windows) bind(tape) bind(delimited)
+
 namespace fastseq {
+
+#define FASTSEQ_DECLARE(name) void bind_##name(py::module_& m);
+FASTSEQ_EACH_FILE(FASTSEQ_DECLARE)
 
 namespace {
 
@@ -52,20 +61,6 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "C++ kernels of fastseq. Call them through fastseq.ops and fastseq.data.";
     m.def("isa", [] { return fastseq::kIsaNames[static_cast<int>(fastseq::isa())]; });
     m.def("has_bfloat16_products", &fastseq::has_bfloat16_products, "whether the processor multiplies bfloat16");
-    fastseq::bind_dropout(m);
-    fastseq::bind_attention(m);
-    fastseq::bind_topk(m);
-    fastseq::bind_dropout_add_norm(m);
-    fastseq::bind_cross_entropy(m);
-    fastseq::bind_embed_sequence(m);
-    fastseq::bind_bias_gelu_dropout(m);
-    fastseq::bind_negatives(m);
-    fastseq::bind_windows(m);
-    fastseq::bind_gru(m);
-    fastseq::bind_linear(m);
-    fastseq::bind_sampled_loss(m);
-    fastseq::bind_adam_rows(m);
-    fastseq::bind_caser_windows(m);
-    fastseq::bind_tape(m);
-    fastseq::bind_delimited(m);
+#define FASTSEQ_BIND(name) fastseq::bind_##name(m);
+    FASTSEQ_EACH_FILE(FASTSEQ_BIND)
 }

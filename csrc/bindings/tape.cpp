@@ -5,8 +5,8 @@
 namespace fastseq {
 namespace {
 
-template <typename T, typename Kernel>
-void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& items,
+template <typename T>
+void build(const Array<int32_t>& users, const Array<int32_t>& items,
            const OptionalArray<T>& times, Array<int64_t>& offsets, Array<int64_t>& tape,
            OptionalArray<T>& tape_times, Threads threads) {
     check_shape(users, "users", {-1});
@@ -33,19 +33,12 @@ void build(Kernel kernel, const Array<int32_t>& users, const Array<int32_t>& ite
     int64_t bad;
     {
         py::gil_scoped_release release;
-        bad = kernel(user, item, time, n, n_users, offset, out, out_time, threads);
+        if constexpr (std::is_same_v<T, double>)
+            bad = build_tape_f64(user, item, time, n, n_users, offset, out, out_time, threads);
+        else
+            bad = build_tape_i64(user, item, time, n, n_users, offset, out, out_time, threads);
     }
-    if (bad >= 0)
-        throw py::value_error("users[" + std::to_string(bad) + "] is " + std::to_string(user[bad]) +
-                              ", expected 0 <= user < " + std::to_string(n_users));
-}
-
-template <typename T, typename Kernel>
-auto door(Kernel kernel) {
-    return [kernel](const Array<int32_t>& users, const Array<int32_t>& items, const OptionalArray<T>& times,
-                    Array<int64_t>& offsets, Array<int64_t>& tape, OptionalArray<T>& tape_times, Threads threads) {
-        build<T>(kernel, users, items, times, offsets, tape, tape_times, threads);
-    };
+    if (bad >= 0) check_range("users", bad, user[bad], n_users);
 }
 
 }  // namespace
@@ -53,8 +46,7 @@ auto door(Kernel kernel) {
 void bind_tape(py::module_& m) {
     define(m, "build_tape", {"users", "items", "times", "offsets", "tape", "tape_times", "threads"},
            "Fills offsets, tape and tape_times: rows sorted by user, then time, then row.",
-           door<int64_t>([](auto&&... a) { return build_tape_i64(a...); }),
-           door<double>([](auto&&... a) { return build_tape_f64(a...); }));
+           &build<int64_t>, &build<double>);
 }
 
 }  // namespace fastseq

@@ -16,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
+from ..models import MODELS
 from ..training.metrics import parse_metric
+from ..training.options import Precision
 
-MODELS = ("SASRec", "GRU4Rec", "Caser")
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
@@ -183,7 +184,7 @@ class Optimization(Section):
     properties: Properties = Field(default_factory=Properties)
     lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     optimizer: Optimizer = Field(default_factory=Optimizer)
-    precision: Literal["32-true", "bf16-mixed", "fp32", "bf16"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] | Precision = "32-true"
     gradient_clip: float | None = Field(default=None, gt=0)
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)
@@ -226,7 +227,7 @@ class General(Section):
 class ModelConfig(BaseModel):
     """One entry of `models`: hyper-parameters (checked by the model itself) and the sections beside them."""
 
-    name: Literal["SASRec", "GRU4Rec", "Caser"]
+    name: str
     params: dict[str, Any]
     optimization: Optimization
     early_stopping: EarlyStopping | None
@@ -359,7 +360,7 @@ def _model(name: Any, entry: Any, origin: str) -> ModelConfig:
     optimization = params.pop("optimization", None) or {}
     stopping = params.pop("early_stopping", None)
     return ModelConfig(
-        name=known,  # type: ignore[arg-type]
+        name=known,
         params=params,
         optimization=_validated(Optimization, optimization, origin, f"models.{known}.optimization."),
         early_stopping=None

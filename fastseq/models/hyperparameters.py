@@ -10,8 +10,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..errors import ConfigError
+from ..ops.sampled_loss import LOSSES as SAMPLED_LOSSES
 
-SAMPLED_LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
 LOSSES = (*SAMPLED_LOSSES, "cross_entropy")
 
 

@@ -1,16 +1,19 @@
 """Checks of arguments that several ops share: their types, and what only data shows.
 
-That is offsets, ids and rows, which become addresses. C++ checks them while it reads them. For the other
-implementations every op names such a check (``register(check=...)`` in _dispatch.py), made of the functions below. It
-runs before the implementation does: on the CPU always; on a GPU, where a look at the data waits for the device, only
-where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it. Messages are worded as C++'s.
+That is offsets, ids and rows, which become addresses. Every op names such a check (``register(check=...)`` in
+_dispatch.py), made of the functions below, and its words are those of every implementation:
+
+- plain PyTorch and Triton: the check runs before the op does. On the CPU always; on a GPU, where a look at the data
+  waits for the device, only where FASTSEQ_CHECK=1 or ``check_data(True)`` asks for it.
+- C++ refuses what would become a bad address while it reads it, before it writes anything. The check runs after that,
+  to say what is wrong: a good call does not pay for it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +59,14 @@ def wanted(device: str) -> bool:
     if not (device == "cpu" if _chosen is None else _chosen):
         return False
     return device != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def explained(check: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """Raises what the check of an op finds in arguments that C++ has refused; nothing where it finds nothing."""
+    try:
+        check(*arguments)
+    except (ValueError, IndexError) as error:
+        raise error from None
 
 
 FLOATING = {torch.float32, torch.bfloat16, torch.float16, torch.float64}

@@ -175,9 +175,17 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
         calls.append((op, chosen.backend))
     if device != "cpu":
         _checks.same_device(op, arguments)
-    if chosen.backend != "cpu" and op in _data_checks and _checks.wanted(device):
-        _data_checks[op](*arguments)
-    return chosen.function(*arguments)
+    check = _data_checks.get(op)
+    if chosen.backend != "cpu":
+        if check is not None and _checks.wanted(device):
+            check(*arguments)
+        return chosen.function(*arguments)
+    try:
+        return chosen.function(*arguments)
+    except (ValueError, IndexError, RuntimeError):
+        if check is not None:
+            _checks.explained(check, arguments)
+        raise
 
 
 def _promote(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -207,29 +215,34 @@ def bfloat16_products(device: str) -> bool:
 
 
 def register(
-    schema: str,
+    op: str,
     *,
-    file: str,
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
+    mutates: tuple[str, ...] = (),
 ) -> Any:
-    """Defines ``fastseq::<op>`` from its schema and returns the callable overload.
+    """Defines ``fastseq::<op>`` with the signature of its reference and returns the callable overload.
+
+    Its implementations are in files of the same name as the one that ``fake`` is in, and are called with positional
+    arguments. The schema is inferred from the annotations of the reference: ``Tensor | None``, ``int``, ``float``,
+    ``bool``, ``str``; one Tensor or a tuple of them.
 
     Args:
-        schema: torch.library schema, positional arguments only: ``"dropout(Tensor x, float p, ...) -> Tensor"``.
-        file: name of the file, the same in every folder, that holds the implementations.
+        op: the name, of the reference's function too.
         fake: shapes and dtypes of the outputs, on meta tensors.
         setup_context, backward: as of torch.library.register_autograd; both or neither.
         check: raises for what only the data of the arguments shows, and is called with them where that may be looked at
             (_checks.py). None for an op that takes no data for addresses, or what its forward op has checked.
+        mutates: names of the arguments that the op writes to.
     """
-    op = schema.split("(", 1)[0]
-    _files[op] = file
+    _files[op] = file = fake.__module__.rpartition(".")[2]
+    reference = getattr(importlib.import_module(f"{_FOLDERS['reference']}.{file}"), op)
+    schema = torch.library.infer_schema(reference, mutates_args=mutates)
     if check is not None:
         _data_checks[op] = check
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
         LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)
     for key in ("AutocastCPU", "AutocastCUDA"):

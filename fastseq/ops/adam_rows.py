@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,27 +107,9 @@ def _check_data(
     _checks.in_range("last_step", last_step, now, f"0 to {now - 1}: step is {now}")
 
 
-def _fake(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grad: Tensor,
-    step: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    lazy: bool,
-) -> None:
+def _fake(*_: Any) -> None:
     return None
 
 
-_adam_rows = register(
-    "adam_rows(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) last_step, Tensor rows,"
-    " Tensor grad, Tensor step, float lr, float beta1, float beta2, float eps, bool lazy) -> ()",
-    file="adam_rows",
-    fake=_fake,
-    check=_check_data,
-)
+_WRITTEN = ("weight", "exp_avg", "exp_avg_sq", "last_step")
+_adam_rows = register("adam_rows", fake=_fake, check=_check_data, mutates=_WRITTEN)

@@ -161,32 +161,13 @@ def _last_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     return _gradients(_last_query_attention_backward, ctx, grad)
 
 
-_SETTINGS = "Tensor offsets, SymInt max_len, float dropout_p, Tensor? rng, int site, float scale"
-_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor out, Tensor lse)"
-_BACKWARD = (
-    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SETTINGS})"
-    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
-)
-
 # lse: log of the sum of exp(scaled scores) of each query and head, in the type of the computation; 0 where there is
 # no key.
 _causal_attention = register(
-    f"causal_attention{_FORWARD}",
-    file="attention",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "causal_attention", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )
 _last_query_attention = register(
-    f"last_query_attention{_FORWARD}",
-    file="attention",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_last_backward,
-    check=_check_data,
+    "last_query_attention", fake=_fake, setup_context=_setup_context, backward=_last_backward, check=_check_data
 )
-_causal_attention_backward = register(f"causal_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward)
-_last_query_attention_backward = register(
-    f"last_query_attention_backward{_BACKWARD}", file="attention", fake=_fake_backward
-)
+_causal_attention_backward = register("causal_attention_backward", fake=_fake_backward)
+_last_query_attention_backward = register("last_query_attention_backward", fake=_fake_backward)

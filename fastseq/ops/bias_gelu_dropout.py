@@ -46,13 +46,11 @@ def bias_gelu_dropout(
     return _bias_gelu_dropout(x, bias, dropout_p, rng, site)
 
 
-def _fake(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
-) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(bias)
 
 
@@ -67,17 +65,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dbias, None, None, None
 
 
-_bias_gelu_dropout_backward = register(
-    "bias_gelu_dropout_backward(Tensor grad, Tensor x, Tensor bias, float p, Tensor? rng, int site)"
-    " -> (Tensor, Tensor)",
-    file="bias_gelu_dropout",
-    fake=_fake_backward,
-)
+_bias_gelu_dropout_backward = register("bias_gelu_dropout_backward", fake=_fake_backward)
 
-_bias_gelu_dropout = register(
-    "bias_gelu_dropout(Tensor x, Tensor bias, float p, Tensor? rng, int site) -> Tensor",
-    file="bias_gelu_dropout",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
+_bias_gelu_dropout = register("bias_gelu_dropout", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -108,17 +108,8 @@ def _check_data(x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *_
         raise ValueError(f"{found}, expected a row of sequence {s}, {int(offsets[s])} to {int(offsets[s + 1])}")
 
 
-def _fake(
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    _, _, stops, _, bias_h, weight_v, *_ = arguments
     horizontal = bias_h.shape[0] * bias_h.shape[1]
     size = stops.shape[0]
     return (
@@ -142,24 +133,9 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return x, None, None, None, *weights
 
 
-_INPUTS = (
-    "Tensor x, Tensor offsets, Tensor sequences, Tensor stops, Tensor weight_h, Tensor bias_h, "
-    "Tensor weight_v, Tensor bias_v, Tensor padding_row"
-)
-
 # The second output, int32 [N, L·n_h], says where in its history each maximum lies, −1 where ReLU made it zero.
 _caser_windows = register(
-    f"caser_windows({_INPUTS}) -> (Tensor, Tensor)",
-    file="caser_windows",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "caser_windows", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )
 
-_caser_windows_backward = register(
-    f"caser_windows_backward(Tensor grad, {_INPUTS}, Tensor position) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    file="caser_windows",
-    fake=_fake_backward,
-)
+_caser_windows_backward = register("caser_windows_backward", fake=_fake_backward)

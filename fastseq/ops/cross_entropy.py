@@ -73,18 +73,14 @@ def _check_data(h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
     _checks.in_range("targets", counted, weight.shape[0], f"0 <= target < {weight.shape[0]}, the rows of weight")
 
 
-def _fake(
-    h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
-    bfloat16: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _fake(h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     losses = h.new_empty(h.shape[0], dtype=torch.promote_types(h.dtype, torch.float32))
     return losses, torch.empty_like(losses)
 
 
 def _fake_backward(
-    grad: Tensor, h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, bias: Tensor | None,
-    ignore_index: int, softcap: float | None, bfloat16: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor, h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     dbias = h.new_empty(0) if bias is None else torch.empty_like(bias)
     contiguous = torch.contiguous_format
     return torch.empty_like(h, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous), dbias
@@ -123,29 +119,16 @@ def _summed_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | Non
     return dh, dweight, None, dbias if ctx.has_bias else None, None, None, None
 
 
-_ARGUMENTS = "Tensor h, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, float? softcap, bool bfloat16"
-
-_linear_cross_entropy_backward = register(
-    "linear_cross_entropy_backward(Tensor grad, Tensor h, Tensor weight, Tensor targets, Tensor lse, Tensor? bias,"
-    " int ignore_index, float? softcap, bool bfloat16) -> (Tensor, Tensor, Tensor)",
-    file="cross_entropy",
-    fake=_fake_backward,
-)
+_linear_cross_entropy_backward = register("linear_cross_entropy_backward", fake=_fake_backward)
 
 # The second output is the logarithm of the partition function of every row, in the type of the losses.
 _linear_cross_entropy = register(
-    f"linear_cross_entropy({_ARGUMENTS}) -> (Tensor, Tensor)",
-    file="cross_entropy",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "linear_cross_entropy", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )
 
 # The sum of the losses, and its gradients by h, weight and bias (empty where there is none).
 _summed_linear_cross_entropy = register(
-    f"summed_linear_cross_entropy({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    file="cross_entropy",
+    "summed_linear_cross_entropy",
     fake=_fake_summed,
     setup_context=_setup_summed,
     backward=_summed_backward,

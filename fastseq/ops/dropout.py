@@ -39,7 +39,7 @@ def dropout(x: Tensor, p: float, rng: Tensor | None = None, site: int = 0) -> Te
     return _dropout(x, p, rng, site)
 
 
-def _fake(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
+def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -53,10 +53,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return _dropout(grad, ctx.p, rng, ctx.site), None, None, None
 
 
-_dropout = register(
-    "dropout(Tensor x, float p, Tensor? rng, int site) -> Tensor",
-    file="dropout",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
+_dropout = register("dropout", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -57,18 +57,14 @@ def dropout_add_norm(
     return _dropout_add_norm(x, residual, weight, bias, x_bias, eps, dropout_p, rng, site)[0]
 
 
-def _fake(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
-    eps: float, p: float, rng: Tensor | None, site: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows = x.new_empty(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.empty_like(x, memory_format=torch.contiguous_format), rows, torch.empty_like(rows)
 
 
 def _fake_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
-    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
     return (
         torch.empty_like(x, memory_format=contiguous),
@@ -94,20 +90,8 @@ def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]
     return dx, dresidual, dweight, dbias, None if x_bias is None else dx_bias, None, None, None, None
 
 
-_dropout_add_norm_backward = register(
-    "dropout_add_norm_backward(Tensor grad, Tensor x, Tensor residual, Tensor weight, Tensor? x_bias, Tensor mean,"
-    " Tensor rstd, float eps, float p, Tensor? rng, int site) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    file="dropout_add_norm",
-    fake=_fake_backward,
-)
+_dropout_add_norm_backward = register("dropout_add_norm_backward", fake=_fake_backward)
 
 # The second and third output are the mean and 1 / sqrt(variance + eps) of every row, in the compute type; they and
-# the empty gradient of an absent x_bias belong to the schema, so that backends mix.
-_dropout_add_norm = register(
-    "dropout_add_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? x_bias, float eps, float p,"
-    " Tensor? rng, int site) -> (Tensor, Tensor, Tensor)",
-    file="dropout_add_norm",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
+# the empty gradient of an absent x_bias belong to the signature, so that backends mix.
+_dropout_add_norm = register("dropout_add_norm", fake=_fake, setup_context=_setup_context, backward=_backward)

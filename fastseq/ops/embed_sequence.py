@@ -90,9 +90,8 @@ def _check_data(items: Tensor, offsets: Tensor, item_weight: Tensor, position_we
 
 
 def _fake(
-    items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None, norm_weight: Tensor | None,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(item_weight.dtype, torch.float32)
     mean = item_weight.new_empty(0 if norm_weight is None else items.shape[0], dtype=wide)
@@ -101,8 +100,7 @@ def _fake(
 
 def _fake_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    norm_weight: Tensor | None, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     def like(x: Tensor | None) -> Tensor:
         if x is None:
@@ -136,22 +134,10 @@ def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]
     )
 
 
-_embed_sequence_backward = register(
-    "embed_sequence_backward(Tensor grad, Tensor items, Tensor offsets, Tensor item_weight, Tensor? position_weight,"
-    " Tensor? norm_weight, Tensor mean, Tensor rstd, float eps, float p, Tensor? rng, int site, int padding_idx)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    file="embed_sequence",
-    fake=_fake_backward,
-)
+_embed_sequence_backward = register("embed_sequence_backward", fake=_fake_backward)
 
 # The second and third output are the mean and 1 / sqrt(variance + eps) of every row in the compute type, empty
 # without normalisation; what is absent has an empty gradient.
 _embed_sequence = register(
-    "embed_sequence(Tensor items, Tensor offsets, Tensor item_weight, Tensor? position_weight, Tensor? norm_weight,"
-    " Tensor? norm_bias, float eps, float p, Tensor? rng, int site, int padding_idx) -> (Tensor, Tensor, Tensor)",
-    file="embed_sequence",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "embed_sequence", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )

@@ -68,9 +68,7 @@ def check_gru_data(x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh:
     _checks.offsets_of_rows(offsets, x_gates.shape[0], max_len)
 
 
-def _fake(
-    x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
-) -> tuple[Tensor, Tensor]:
+def _fake(x_gates: Tensor, weight_hh: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     rows, hidden = x_gates.shape[0], weight_hh.shape[1]
     return x_gates.new_empty(rows, hidden), x_gates.new_empty(rows, 4 * hidden)
 
@@ -90,14 +88,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 def _fake_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    h: Tensor,
-    saved: Tensor,
-    max_len: int,
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x_gates, memory_format=torch.contiguous_format),
@@ -108,18 +99,5 @@ def _fake_backward(
 
 # saved [T, 4H] = (r, z, n, a_n), so that the backward pass computes no gate again; x_gates is there for the
 # reference, which differentiates its own forward pass. grad_bias is empty without a bias.
-_gru = register(
-    "gru(Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, SymInt max_len)"
-    " -> (Tensor h, Tensor saved)",
-    file="gru",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=check_gru_data,
-)
-_gru_backward = register(
-    "gru_backward(Tensor grad, Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, Tensor h,"
-    " Tensor saved, SymInt max_len) -> (Tensor grad_x_gates, Tensor grad_weight_hh, Tensor grad_bias_hh)",
-    file="gru",
-    fake=_fake_backward,
-)
+_gru = register("gru", fake=_fake, setup_context=_setup_context, backward=_backward, check=check_gru_data)
+_gru_backward = register("gru_backward", fake=_fake_backward)

@@ -119,10 +119,7 @@ def _fake(
     item_weight: Tensor,
     targets: Tensor,
     negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
+    *_: Any,
 ) -> tuple[Tensor, ...]:
     wide = torch.promote_types(x_gates.dtype, torch.float32)
     events, hidden = x_gates.shape[0], weight_hh.shape[1]
@@ -167,26 +164,9 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 # Beside the losses: h and gates as of gru, y [N, d] the projected rows, d_y and d_scores as of sampled_loss.
-_ARGUMENTS = (
-    "Tensor x_gates, Tensor weight_hh, Tensor offsets, Tensor? bias_hh, SymInt max_len, Tensor dense_weight,"
-    " Tensor dense_bias, Tensor? rows, Tensor item_weight, Tensor targets, Tensor negatives, str loss, Tensor? log_q,"
-    " float beta, int? padding_idx"
-)
 # Places of x_gates, weight_hh, bias_hh, dense_weight, dense_bias, item_weight.
 _DIFFERENTIABLE = (0, 1, 3, 5, 6, 8)
 _gru_sampled_loss = register(
-    f"gru_sampled_loss({_ARGUMENTS}) -> (Tensor losses, Tensor h, Tensor gates, Tensor y, Tensor d_y, Tensor d_scores)",
-    file="gru_sampled_loss",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "gru_sampled_loss", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )
-_gru_sampled_loss_backward = register(
-    f"gru_sampled_loss_backward(Tensor grad, {_ARGUMENTS},"
-    " Tensor h, Tensor gates, Tensor y, Tensor d_y, Tensor d_scores)"
-    " -> (Tensor grad_x_gates, Tensor grad_weight_hh, Tensor grad_bias_hh, Tensor grad_dense_weight,"
-    " Tensor grad_dense_bias, Tensor grad_item_weight)",
-    file="gru_sampled_loss",
-    fake=_fake_backward,
-)
+_gru_sampled_loss_backward = register("gru_sampled_loss_backward", fake=_fake_backward)

@@ -42,13 +42,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _linear(x, weight, bias, bfloat16_products("cpu"))
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, bfloat16: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
     dx = torch.empty_like(x, memory_format=contiguous)
     return dx, torch.empty_like(weight, memory_format=contiguous), weight.new_empty(weight.shape[0] if has_bias else 0)
@@ -65,17 +63,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, dbias if ctx.has_bias else None, None
 
 
-_linear_backward = register(
-    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool has_bias, bool bfloat16) -> (Tensor, Tensor, Tensor)",
-    file="linear",
-    fake=_fake_backward,
-)
+_linear_backward = register("linear_backward", fake=_fake_backward)
 
 # bfloat16: float32 operands are rounded to it before they are multiplied; other types take no notice.
-_linear = register(
-    "linear(Tensor x, Tensor weight, Tensor? bias, bool bfloat16) -> Tensor",
-    file="linear",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
+_linear = register("linear", fake=_fake, setup_context=_setup_context, backward=_backward)

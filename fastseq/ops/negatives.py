@@ -32,6 +32,8 @@ tables by Vose, IEEE TSE 1991.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -186,39 +188,13 @@ def _check_shared_data(
     _check_table(n_items, probability, alias)
 
 
-def _fake(
-    users: Tensor,
-    positives: Tensor,
-    seen_offsets: Tensor,
-    seen_items: Tensor,
-    k: int,
-    n_items: int,
-    rng: Tensor,
-    probability: Tensor | None,
-    alias: Tensor | None,
-    first: int,
-    threads: int,
-) -> Tensor:
+def _fake(users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, *_: Any) -> Tensor:
     return users.new_empty((users.shape[0], k))
 
 
-def _fake_shared(
-    size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
-) -> Tensor:
+def _fake_shared(size: int, n_items: int, rng: Tensor, *_: Any) -> Tensor:
     return rng.new_empty((size,))
 
 
-_sample_negatives = register(
-    "sample_negatives(Tensor users, Tensor positives, Tensor seen_offsets, Tensor seen_items, SymInt k, "
-    "SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, SymInt first, int threads) -> Tensor",
-    file="negatives",
-    fake=_fake,
-    check=_check_data,
-)
-_sample_shared_negatives = register(
-    "sample_shared_negatives(SymInt size, SymInt n_items, Tensor rng, Tensor? probability, Tensor? alias, "
-    "int threads) -> Tensor",
-    file="negatives",
-    fake=_fake_shared,
-    check=_check_shared_data,
-)
+_sample_negatives = register("sample_negatives", fake=_fake, check=_check_data)
+_sample_shared_negatives = register("sample_shared_negatives", fake=_fake_shared, check=_check_shared_data)

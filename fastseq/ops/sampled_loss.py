@@ -152,16 +152,7 @@ def _check_data(h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tens
     check_sampled_data(item_weight, targets, negatives)
 
 
-def _fake(
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(h.dtype, torch.float32)
     rows, width = h.shape
     return (
@@ -195,21 +186,7 @@ def _fake_backward(grad: Tensor, h: Tensor, item_weight: Tensor, *_: Any) -> tup
 
 # rows [N]: the losses. d_h [N, d] = d rows_i / d h_i and d_scores [N, 1 + K] = d rows_i / d s_ij (the target first), so
 # that the backward pass reads the item table no more. All three in float32 or float64.
-_ARGUMENTS = (
-    "Tensor h, Tensor item_weight, Tensor targets, Tensor negatives, str loss, Tensor? log_q, float beta,"
-    " int? padding_idx"
-)
 _sampled_loss = register(
-    f"sampled_loss({_ARGUMENTS}) -> (Tensor rows, Tensor d_h, Tensor d_scores)",
-    file="sampled_loss",
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    check=_check_data,
+    "sampled_loss", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
 )
-_sampled_loss_backward = register(
-    f"sampled_loss_backward(Tensor grad, {_ARGUMENTS}, Tensor d_h, Tensor d_scores)"
-    " -> (Tensor grad_h, Tensor grad_item_weight)",
-    file="sampled_loss",
-    fake=_fake_backward,
-)
+_sampled_loss_backward = register("sampled_loss_backward", fake=_fake_backward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,10 +69,8 @@ def _check_data(
 ) -> None:
     if seen_offsets is None or seen_items is None:
         return
+    check_ends(seen_offsets, seen_items)
     entries, items = seen_items.shape[0], weight.shape[0]
-    first, last = int(seen_offsets[0]), int(seen_offsets[-1])
-    if first != 0 or last != entries:
-        raise ValueError(f"seen_offsets starts at {first} and ends at {last}, expected 0 and {entries}")
     falls = (seen_offsets.diff() < 0).nonzero()
     if falls.shape[0]:
         i = int(falls[0]) + 1
@@ -79,16 +79,15 @@ def _check_data(
     _checks.in_range("seen_items", seen_items, items, f"0 <= id < {items}")
 
 
-def _fake(
-    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def check_ends(seen_offsets: Tensor, seen_items: Tensor) -> None:
+    """Raises ValueError unless the lists of seen items begin at the first one and end at the last."""
+    first, last, entries = int(seen_offsets[0]), int(seen_offsets[-1]), seen_items.shape[0]
+    if first != 0 or last != entries:
+        raise ValueError(f"seen_offsets starts at {first} and ends at {last}, expected 0 and {entries}")
+
+
+def _fake(h: Tensor, weight: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor]:
     return h.new_empty((h.shape[0], k)), h.new_empty((h.shape[0], k), dtype=torch.int64)
 
 
-_topk = register(
-    "topk(Tensor h, Tensor weight, SymInt k, Tensor? bias, Tensor? seen_offsets, Tensor? seen_items)"
-    " -> (Tensor scores, Tensor ids)",
-    file="topk",
-    fake=_fake,
-    check=_check_data,
-)
+_topk = register("topk", fake=_fake, check=_check_data)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fastseq.errors import ConfigError
 
 from .metrics import parse_metric
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class TrainingOptions:
 
     epochs: int | None = None
     seed: int = 42
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     clip_norm: float | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -75,7 +78,7 @@ class TrainingOptions:
             optional = name in ("epochs", "patience")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
-        require("precision", self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'")
+        require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
         schedules = ("constant", "linear", "cosine")
         require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
         require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a number > 0")

@@ -283,11 +283,6 @@ def caser_windows_backward(m: Maker) -> Call:
     return Call(arguments, set(grads), ids=ids, offsets={"offsets": rows})
 
 
-def check_ids(m: Maker) -> Call:
-    items = m.size(1)
-    return Call({"ids": m.integers(0, items, m.size()), "items": items, "name": "ids"}, set(), ids={"ids": (0, items)})
-
-
 def sampled_loss(m: Maker) -> Call:
     rows, width, items, count = m.size(), m.size(most=40), m.size(1), m.size(most=12)
     shape = (count,) if m.rng.integers(2) else (rows, count)
@@ -465,7 +460,7 @@ BUILDERS: dict[str, Callable[[Maker], Call]] = {
         dropout, philox, bias_gelu_dropout, bias_gelu_dropout_backward, dropout_add_norm, dropout_add_norm_backward,
         sequence_positions, embed_sequence, embed_sequence_norm_backward, embed_sequence_scatter, causal_attention,
         causal_attention_backward, last_query_attention, last_query_attention_backward, gru, gru_backward, product,
-        transposed_product, caser_windows, caser_windows_backward, check_ids, sampled_loss, item_gradient,
+        transposed_product, caser_windows, caser_windows_backward, sampled_loss, item_gradient,
         cross_entropy, topk_merge, topk_sort, adam_rows, alias_table,
         sample_negatives, sample_shared_negatives, count_windows, pack_windows, gather_windows, build_tape,
     )

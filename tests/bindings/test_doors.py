@@ -1,6 +1,7 @@
-"""Every function of fastseq._C: bad arguments are exceptions that name the argument, and threads change no bit.
+"""Every function of fastseq._C: bad arguments are exceptions, never a crash, and threads change no bit.
 
-``make sanitize`` runs this under AddressSanitizer, where a door that lets something through also fails.
+What a user may get wrong, fastseq.ops says in its own words (tests/ops/test_checks.py); here it is memory that counts.
+``make sanitize`` runs this under AddressSanitizer, where a function that lets something through also fails.
 FASTSEQ_FUZZ_EXAMPLES sets how many calls of each kind are tried, FASTSEQ_FUZZ_SEED=1 that they are new ones each time
 (without it they are the same, so that a green run stays green).
 """
@@ -38,14 +39,10 @@ def call(name: str, arguments: dict[str, Any]) -> Any:
     return getattr(_C, name)(*arguments.values())
 
 
-def expect_error(name: str, arguments: dict[str, Any], culprit: str, *shown: object) -> None:
-    """The call raises one of ERRORS, with a message that begins with the name ``culprit`` and says what was wrong."""
-    with pytest.raises(ERRORS) as error:
+def expect_error(name: str, arguments: dict[str, Any], culprit: str) -> None:
+    """The call raises one of ERRORS, with a message that names ``culprit``."""
+    with pytest.raises(ERRORS, match=rf"\b{culprit}\b"):
         call(name, arguments)
-    message = str(error.value)
-    assert re.match(rf"{culprit}\b", message), f"{name}: {message!r} does not begin with {culprit}"
-    for value in shown:
-        assert str(value) in message, f"{name}: {message!r} does not show {value}"
 
 
 def expect_no_crash(name: str, arguments: dict[str, Any]) -> None:
@@ -128,12 +125,6 @@ def _contents(rng: np.random.Generator, x: Array) -> Array:
     return x
 
 
-def _readonly(rng: np.random.Generator, x: Array) -> Array:
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
 def arrays_of(case: Call) -> list[str]:
     return [name for name, value in case.arguments.items() if isinstance(value, np.ndarray)]
 
@@ -146,24 +137,22 @@ def pick(rng: np.random.Generator, names: list[str]) -> str | None:
 @fuzzed
 @given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
 def test_arrays_of_another_kind(name: str, seed: int, scale: int, kind: type) -> None:
-    """Type, stride, alignment, and not an array at all: the exception names the argument, whichever it is."""
+    """Type, stride, alignment, and not an array at all: no overload takes it."""
     case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
     if (culprit := pick(rng, arrays_of(case))) is None:
         return
-    x = case.arguments[culprit]
-    way = (_other_type, _strides, _misaligned, "nothing")[rng.integers(4)]
-    if way == "nothing":
-        broken = (None, 3, "x", [1.0, 2.0], object(), b"")[rng.integers(6)]
-        if broken is None:  # right where the argument is optional
-            return expect_no_crash(name, {**case.arguments, culprit: broken})
-        return expect_error(name, {**case.arguments, culprit: broken}, culprit)
-    broken = way(rng, x)
-    if broken is None:
-        return
+    if rng.integers(8) == 0:  # right where the argument is optional
+        return expect_no_crash(name, {**case.arguments, culprit: None})
+    ways: list[Callable[[np.random.Generator, Array], Any]] = [
+        _other_type, _strides, _misaligned, lambda rng, x: (3, "x", [1.0, 2.0], object(), b"")[rng.integers(5)],
+    ]  # fmt: skip
+    way = ways[rng.integers(4)]
+    broken = way(rng, case.arguments[culprit])
     if way is _strides and culprit in case.strided:
-        return expect_no_crash(name, {**case.arguments, culprit: broken})
-    shown = [broken.dtype] if way is _other_type else ["strides" if way is _strides else "not aligned"]
-    expect_error(name, {**case.arguments, culprit: broken}, culprit, *shown)
+        expect_no_crash(name, {**case.arguments, culprit: broken})
+    elif broken is not None:
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            call(name, {**case.arguments, culprit: broken})
 
 
 @every_function
@@ -196,8 +185,9 @@ def test_types_mixed(name: str, seed: int, scale: int, kind: type) -> None:
 def test_outputs_that_cannot_be_written(name: str, seed: int, scale: int) -> None:
     case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
     if culprit := pick(rng, sorted(case.outputs & set(arrays_of(case)))):
-        broken = _readonly(rng, case.arguments[culprit])
-        expect_error(name, {**case.arguments, culprit: broken}, culprit, "read-only")
+        case.arguments[culprit].flags.writeable = False
+        with pytest.raises(ValueError, match="not writeable"):
+            call(name, case.arguments)
 
 
 @every_function
@@ -209,11 +199,10 @@ def test_ids_out_of_range(name: str, seed: int, scale: int) -> None:
     if culprit is None:
         return
     low, high = case.ids[culprit]
-    x = case.arguments[culprit].copy()
+    x = case.arguments[culprit] = case.arguments[culprit].copy()
     limits = np.iinfo(x.dtype)
-    value = [low - 1, high, limits.min, limits.max][rng.integers(4)]
-    x.flat[rng.integers(x.size)] = value
-    expect_error(name, {**case.arguments, culprit: x}, culprit, value)
+    x.flat[rng.integers(x.size)] = [low - 1, high, limits.min, limits.max][rng.integers(4)]
+    expect_error(name, case.arguments, culprit)
 
 
 @every_function
@@ -225,12 +214,9 @@ def test_offsets(name: str, seed: int, scale: int) -> None:
     if (culprit := pick(rng, sorted(case.offsets))) is None:
         return
     x, total = case.arguments[culprit].copy(), case.offsets[culprit]
-    place = (0, -1, rng.integers(x.size))[rng.integers(3)]
-    value = [-1, total + 1, total - 1, 2**31 - 1, -(2**31)][rng.integers(5)]
-    x[place] = value
-    if x[0] == 0 and x[-1] == total and (np.diff(x) >= 0).all():
-        return
-    expect_error(name, {**case.arguments, culprit: x}, culprit)
+    x[(0, -1, rng.integers(x.size))[rng.integers(3)]] = [-1, total + 1, total - 1, 2**31 - 1, -(2**31)][rng.integers(5)]
+    if x[0] != 0 or x[-1] != total or (np.diff(x) < 0).any():
+        expect_error(name, {**case.arguments, culprit: x}, culprit)
 
 
 @every_function
@@ -241,30 +227,25 @@ def test_scalars(name: str, seed: int, scale: int, kind: type) -> None:
     scalars = [name for name, value in case.arguments.items() if isinstance(value, int | float | str)]
     if (culprit := pick(rng, scalars)) is None:
         return
-    given_value = case.arguments[culprit]
-    wrong_types: list[Any] = [None, object(), 1j, [1], np.zeros(3), b"x", "x"]
-    if isinstance(given_value, str):
-        wrong_types = wrong_types[:-2]
-    if isinstance(given_value, int):
-        wrong_types += [1.5, "1"]
+    if rng.integers(8) == 0:
+        return expect_no_crash(name, {**case.arguments, culprit: None})
+    valid = case.arguments[culprit]
     if rng.integers(3) == 0:
-        broken = wrong_types[rng.integers(len(wrong_types))]
-        if broken is None:  # right where the argument is optional
-            return expect_no_crash(name, {**case.arguments, culprit: broken})
-        return expect_error(name, {**case.arguments, culprit: broken}, culprit)
+        wrong: list[Any] = [object(), 1j, [1], np.zeros(3)] + ([] if isinstance(valid, str) else [b"x", "x", "1"])
+        wrong += [1.5] if isinstance(valid, int) else []
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            call(name, {**case.arguments, culprit: wrong[rng.integers(len(wrong))]})
+        return
     values: list[Any] = ["", "bpr", "ünknown"]
-    if isinstance(given_value, float):
-        values = [float("nan"), float("inf"), -float("inf"), -0.25, 1.0, 1e308, 2]
-    elif isinstance(given_value, int):
+    if isinstance(valid, float):
+        values = [float("nan"), float("inf"), -float("inf"), -0.25, 1.0, 1e308]
+    elif isinstance(valid, int):
         values = [-(2**63), -(2**31), -1, 0, 1, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, -(2**63) - 1, 2**200]
     value = values[rng.integers(len(values))]
     arguments = {**case.arguments, culprit: value}
-    if culprit == "threads" and not 1 <= value <= 1024:
-        expect_error(name, arguments, culprit, value if abs(value) < 2**64 else "")
-    elif culprit == "p" and not 0 <= value < 1:
+    outside = {"threads": lambda: not 1 <= value <= 1024, "p": lambda: not 0 <= value < 1}
+    if outside.get(culprit, lambda: isinstance(value, int) and not -(2**63) <= value < 2**63)():
         expect_error(name, arguments, culprit)
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        expect_error(name, arguments, culprit, value if abs(value) < 2**64 else "")
     else:
         expect_no_crash(name, arguments)
 

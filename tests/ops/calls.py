@@ -109,6 +109,25 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "sampled_loss": lambda: dict(h=torch.randn(3, D), **_loss()),
     "topk": lambda: dict(h=torch.randn(2, D), weight=torch.randn(V, D), k=3, bias=torch.randn(V), **_seen()),
 }
+SHARED = torch.tensor([3, 4, 5])
+TABLE = dict(probability=torch.full((V,), 2**31), alias=torch.arange(V).flip(0))
+# What a call changes to take the other way through an op: what is optional left out, another setting.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "adam_rows": [dict(lazy=True)],
+    "dropout_add_norm": [dict(x_bias=None)],
+    "embed_sequence": [dict(position_weight=None, norm_weight=None, norm_bias=None)],
+    "gru": [dict(bias_hh=None)],
+    "gru_sampled_loss": [dict(bias_hh=None, rows=None, targets=torch.arange(T), negatives=SHARED)],
+    "linear": [dict(bias=None)],
+    "linear_cross_entropy": [dict(bias=None, softcap=4.0), dict(reduction="mean")],
+    "sample_negatives": [TABLE],
+    "sample_shared_negatives": [TABLE],
+    "sampled_loss": [
+        dict(negatives=SHARED),
+        dict(loss="sampled_softmax", log_q=torch.zeros(3, 2), padding_idx=4),
+    ],
+    "topk": [dict(bias=None, seen_offsets=None, seen_items=None)],
+}
 IN_PLACE = {"adam_rows": ("weight", "exp_avg", "exp_avg_sq", "last_step")}
 
 

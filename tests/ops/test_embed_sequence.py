@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import check_data, dropout, embed_sequence, make_rng, set_backend
 
-from .backends import Function, check_compiled, check_cpu, check_threads, check_triton, needs_triton, run
+from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
 
 OPS = {"embed_sequence", "embed_sequence_backward"}
 RNG = make_rng(-5, 9)
@@ -153,20 +153,6 @@ def test_no_events(lengths: list[int], backend: str) -> None:
     assert all(not gradient.any() for gradient in results.values())
 
 
-@pytest.mark.parametrize("parts", ["item", "item position norm"])
-def test_opcheck_and_compile(parts: str) -> None:
-    values, upstream = inputs([3, 0, 4], 8, parts)
-    arguments = [v if v is None or not v.is_floating_point() else v.clone().requires_grad_() for v in values.values()]
-    torch.library.opcheck(torch.ops.fastseq.embed_sequence.default, (*arguments, 1e-8, 0.3, RNG, 1, V))
-    items, offsets, item_weight, position_weight, norm_weight, _ = values.values()
-    statistics = torch.rand(0 if norm_weight is None else 7), torch.rand(0 if norm_weight is None else 7)
-    torch.library.opcheck(
-        torch.ops.fastseq.embed_sequence_backward.default,
-        (upstream, items, offsets, item_weight, position_weight, norm_weight, *statistics, 1e-8, 0.3, RNG, 1, V),
-    )
-    check_compiled(op(0.3), values, upstream)
-
-
 def test_errors() -> None:
     values, _ = inputs([3, 2], 8)
     with pytest.raises(ValueError, match=r"items\[4\] is 51, expected 0 <= id < 51"):
@@ -183,14 +169,6 @@ def test_errors() -> None:
         op(0.0)(**(values | {"norm_bias": None}))
     with pytest.raises(ValueError, match="padding_idx is 51"):
         op(0.0, V + 1)(**values)
-
-
-@needs_triton
-def test_triton_refuses_float64() -> None:
-    values = moved(inputs([2], 4)[0], "triton")
-    values = {name: x.double() if x.is_floating_point() else x for name, x in values.items()}
-    with set_backend("triton"), pytest.raises(ValueError, match=r"item_weight is torch\.float64"):
-        op(0.0)(**values)
 
 
 @pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])

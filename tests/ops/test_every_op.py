@@ -16,25 +16,32 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.ops import _dispatch
 
 from .backends import needs_triton
-from .calls import CALLS, IN_PLACE, results
+from .calls import CALLS, IN_PLACE, VARIANTS, results
 
-BACKENDS = ["cpu", pytest.param("triton", marks=needs_triton)]
+CASES = [
+    *(pytest.param(name, backend, {}, marks=needs_triton if backend == "triton" else (), id=f"{name}-{backend}")
+      for name in CALLS for backend in ("cpu", "triton")),
+    *(pytest.param(name, "cpu", change, id=f"{name}-cpu-{'-'.join(change)}")
+      for name, changes in VARIANTS.items() for change in changes),
+]  # fmt: skip
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def leaves_of(name: str, backend: str) -> dict[str, Any]:
+def leaves_of(name: str, backend: str, change: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments where the backend runs; what may have a gradient asks for it."""
     torch.manual_seed(1)
     device = DEVICE if backend == "triton" else "cpu"
-    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in CALLS[name]().items()}
+    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in (CALLS[name]() | change).items()}
     if name in (*IN_PLACE, "topk"):
         return arguments
     wants = {key: isinstance(x, Tensor) and x.is_floating_point() for key, x in arguments.items()}
     return {key: x.detach().requires_grad_() if wants[key] else x for key, x in arguments.items()}
 
 
-def forward_and_backward(function: Callable[..., list[Tensor]], name: str, backend: str) -> list[Tensor]:
-    arguments = leaves_of(name, backend)
+def forward_and_backward(
+    function: Callable[..., list[Tensor]], name: str, backend: str, change: dict[str, Any]
+) -> list[Tensor]:
+    arguments = leaves_of(name, backend, change)
     outputs = function(name, arguments)
     leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
     if not leaves:
@@ -52,9 +59,8 @@ def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_lists")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "backend", "change"), CASES)
+def test_opcheck(name: str, backend: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every op that a public call reaches, forward and backward, with the arguments that it got."""
     reached: dict[str, tuple[Any, ...]] = {}
     call = _dispatch._call
@@ -67,13 +73,11 @@ def test_opcheck(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     with ops.set_backend(backend), ops.record_served() as served:
         with monkeypatch.context() as patch:
             patch.setattr(_dispatch, "_call", recorded)
-            forward_and_backward(results, name, backend)
-        assert reached.keys() == REACHED[name]
+            forward_and_backward(results, name, backend, change)
+        forward = "summed_linear_cross_entropy" if change.get("reduction") == "mean" else name
+        assert reached.keys() == {forward, f"{forward}_backward"} & _dispatch._files.keys()
         for op, arguments in reached.items():
-            differentiable = not op.endswith("_backward") and f"{op}_backward" in (
-                *_dispatch._files,
-                "dropout_backward",
-            )
+            differentiable = f"{op}_backward" in _dispatch._files or op in ("dropout", "summed_linear_cross_entropy")
             given = [
                 x.requires_grad_() if differentiable and isinstance(x, Tensor) and x.is_floating_point() else x
                 for x in arguments
@@ -82,24 +86,21 @@ def test_opcheck(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert {found for _, found in served} == {backend}
 
 
-REACHED = {name: {name, f"{name}_backward"} & _dispatch._files.keys() for name in CALLS}
-
-
 def test_no_op_is_left_out() -> None:
-    """But one form of the cross-entropy, in test_cross_entropy.py."""
-    assert _dispatch._files.keys() - set().union(*REACHED.values()) == {"summed_linear_cross_entropy"}
+    """But the cross-entropy with a sum or a mean, a variant of a call."""
+    reached = {*CALLS, *(f"{name}_backward" for name in CALLS), "summed_linear_cross_entropy"}
+    assert _dispatch._files.keys() <= reached
 
 
 @pytest.mark.usefixtures("small_lists")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", CALLS)
-def test_one_full_graph(name: str, backend: str) -> None:
+@pytest.mark.parametrize(("name", "backend", "change"), CASES)
+def test_one_full_graph(name: str, backend: str, change: dict[str, Any]) -> None:
     """fullgraph=True raises where the graph breaks; results and gradients are those of eager."""
     torch._dynamo.reset()
     with ops.set_backend(backend), ops.record_served() as served:
-        expected = forward_and_backward(results, name, backend)
+        expected = forward_and_backward(results, name, backend, change)
         compiled = torch.compile(results, fullgraph=True, backend="aot_eager")
-        found = forward_and_backward(compiled, name, backend)
+        found = forward_and_backward(compiled, name, backend, change)
     assert {by for _, by in served} == {backend}
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)

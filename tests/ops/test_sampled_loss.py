@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastseq import ops
 from fastseq.ops.sampled_loss import LOSSES
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 
@@ -170,43 +170,7 @@ def test_reductions_and_dtypes() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_same_bits_for_any_number_of_threads(loss: str, shared: bool) -> None:
     case = inputs(257, 61, 29, 40, shared=shared)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(fastseq_loss(case, loss))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_opcheck(shared: bool) -> None:
-    case = inputs(4, 3, 5, 6, shared=shared)
-    for loss, padding_idx in (("sampled_softmax", 6), ("bpr", None)):
-        log_q = options(case, loss)["log_q"]
-        arguments = (case["h"].requires_grad_(), case["item_weight"].requires_grad_(), case["targets"])
-        rest = (case["negatives"], loss, log_q, 1.0, padding_idx)
-        torch.library.opcheck(torch.ops.fastseq.sampled_loss.default, (*arguments, *rest))
-        detached = (arguments[0].detach(), arguments[1].detach(), arguments[2])
-        rows, *saved = torch.ops.fastseq.sampled_loss(*detached, *rest)
-        backward = (torch.rand_like(rows), *detached, *rest, *saved)
-        torch.library.opcheck(torch.ops.fastseq.sampled_loss_backward.default, backward)
-
-
-def test_compiles() -> None:
-    case = inputs(11, 3, 8, 20, shared=False)
-    h = case["h"].requires_grad_()
-
-    def step(h: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        return ops.sampled_loss(h * 2, table, targets, negatives, loss="bce")
-
-    arguments = (h, case["item_weight"], case["targets"], case["negatives"])
-    (grad,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments), [h])
-    (expected,) = torch.autograd.grad(step(*arguments), [h])
-    torch.testing.assert_close(grad, expected)
+    check_same_on_threads(lambda: fastseq_loss(case, loss))
 
 
 @pytest.mark.parametrize("name", ["targets", "negatives"])

@@ -1,11 +1,14 @@
-"""Tensors to C++ and back: contiguous buffers of float32 or float64, half types computed in float32."""
+"""Tensors to C++ and back, as contiguous buffers of float32 or float64 (half types as float32), and matrix products."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastseq import _C
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
@@ -18,11 +21,40 @@ def prepared(x: Tensor, kind: torch.dtype | None = None) -> Tensor:
     return x.detach().to(compute_type(x.dtype) if kind is None else kind).contiguous()
 
 
-def array(x: Tensor) -> Any:
-    """The numpy view of a prepared tensor (shares memory)."""
-    return x.detach().numpy()
+def matrix(x: Tensor, kind: torch.dtype) -> Tensor:
+    """``x [..., C]`` detached, as a contiguous [rows, C] of type ``kind``; no copy where it already is one."""
+    return x.detach().to(kind).reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()  # -1 knows no [T, 0]
+
+
+def array(x: Tensor | None) -> Any:
+    """The numpy view of a prepared tensor (shares memory); None for None."""
+    return None if x is None else x.detach().numpy()
+
+
+def optional_array(x: Tensor | None, kind: torch.dtype | None = None) -> Any:
+    """The numpy view of ``prepared(x, kind)``; None for None."""
+    return None if x is None else array(prepared(x, kind))
 
 
 def seed_and_step(rng: Tensor | None) -> tuple[int, int]:
     """The two integers of ``rng``; (0, 0) where nothing is drawn."""
     return (0, 0) if rng is None else tuple(rng.tolist())
+
+
+def product(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, *, bfloat16: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """a bᵀ + bias for prepared a [N, K] and b [M, K], of any strides, bias [M]; bfloat16: operands rounded to it.
+
+    Source: csrc/linear.cpp, whose bits do not depend on the number of threads.
+    """
+    out = torch.empty(a.shape[0], b.shape[0], dtype=a.dtype) if out is None else out
+    _C.product(array(a.contiguous()), array(b), optional_array(bias), array(out), bfloat16, torch.get_num_threads())
+    return out
+
+
+def transposed_product(a: Tensor, b: Tensor, *, bfloat16: bool = False) -> Tensor:
+    """aᵀ b for prepared a [T, M] and b [T, N], as a weight has for gradient; bfloat16: operands rounded to it."""
+    out = torch.empty(a.shape[1], b.shape[1], dtype=a.dtype)
+    _C.transposed_product(array(a), array(b), array(out), bfloat16, torch.get_num_threads())
+    return out

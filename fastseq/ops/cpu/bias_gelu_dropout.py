@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, prepared, seed_and_step
-from ._rows import matrix
+from ._arrays import array, compute_type, matrix, prepared, seed_and_step
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:

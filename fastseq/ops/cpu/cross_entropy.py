@@ -8,8 +8,7 @@ from torch import Tensor
 from fastseq import _C
 
 from .._total import total
-from ._arrays import array, compute_type, prepared
-from ._rows import matrix
+from ._arrays import array, compute_type, matrix, optional_array, prepared
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -25,9 +24,8 @@ def _run(
     loss, lse = torch.empty(h.shape[0], dtype=kind), torch.empty(h.shape[0], dtype=kind)
     dh, dweight, dbias = (torch.empty_like(x) if gradients and x is not None else None for x in (hidden, table, shift))
     _C.cross_entropy(
-        array(hidden), array(table), None if shift is None else array(shift), array(targets.contiguous()),
-        ignore_index, softcap, None if upstream is None else array(prepared(upstream, kind)), array(loss), array(lse),
-        *(None if x is None else array(x) for x in (dh, dweight, dbias)),
+        array(hidden), array(table), array(shift), array(targets.contiguous()), ignore_index, softcap,
+        optional_array(upstream, kind), array(loss), array(lse), *map(array, (dh, dweight, dbias)),
         bfloat16 or h.dtype == torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
     if dh is None or dweight is None:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, seed_and_step
-from ._rows import matrix
+from ._arrays import array, compute_type, matrix, seed_and_step
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, prepared, seed_and_step
-from ._rows import matrix
+from ._arrays import array, compute_type, matrix, optional_array, prepared, seed_and_step
 
 
 def dropout_add_norm(
@@ -22,7 +21,7 @@ def dropout_add_norm(
     rstd = torch.empty_like(mean)
     _C.dropout_add_norm(
         array(source), array(matrix(residual, kind)), array(prepared(weight, kind)), array(prepared(bias, kind)),
-        None if x_bias is None else array(prepared(x_bias, kind)), array(y), array(mean), array(rstd),
+        optional_array(x_bias, kind), array(y), array(mean), array(rstd),
         eps, p, *seed_and_step(rng), site, torch.get_num_threads(),
     )  # fmt: skip
     return y.view(x.shape).to(x.dtype), mean.view(x.shape[:-1]), rstd.view(x.shape[:-1])
@@ -39,7 +38,7 @@ def dropout_add_norm_backward(
     dx_bias = torch.empty(0 if x_bias is None else w.shape[0], dtype=kind)
     _C.dropout_add_norm_backward(
         array(matrix(grad, kind)), array(source), array(matrix(residual, kind)), array(w),
-        None if x_bias is None else array(prepared(x_bias, kind)), array(prepared(mean.flatten(), kind)),
+        optional_array(x_bias, kind), array(prepared(mean.flatten(), kind)),
         array(prepared(rstd.flatten(), kind)), array(dx), array(dresidual), array(dweight), array(dbias),
         None if x_bias is None else array(dx_bias), p, *seed_and_step(rng), site, torch.get_num_threads(),
     )  # fmt: skip

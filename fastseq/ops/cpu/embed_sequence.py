@@ -9,12 +9,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, prepared, seed_and_step
-from ._rows import matrix
-
-
-def _maybe(x: Tensor | None, kind: torch.dtype) -> Any:
-    return None if x is None else array(prepared(x, kind))
+from ._arrays import array, compute_type, matrix, optional_array, prepared, seed_and_step
 
 
 def _positions(items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None) -> Any:
@@ -36,8 +31,8 @@ def embed_sequence(
     rstd = torch.empty_like(mean)
     _C.embed_sequence(
         array(items), _positions(items, offsets, item_weight, position_weight),
-        array(matrix(item_weight, kind)), _maybe(position_weight, kind), _maybe(norm_weight, kind),
-        _maybe(norm_bias, kind), array(y), None if norm_weight is None else array(mean),
+        array(matrix(item_weight, kind)), optional_array(position_weight, kind), optional_array(norm_weight, kind),
+        optional_array(norm_bias, kind), array(y), None if norm_weight is None else array(mean),
         None if norm_weight is None else array(rstd), eps, p, *seed_and_step(rng), site, torch.get_num_threads(),
     )  # fmt: skip
     return y.to(item_weight.dtype), mean, rstd
@@ -58,8 +53,8 @@ def embed_sequence_backward(
         rows, dweight, dbias = torch.empty_like(upstream), torch.empty_like(w), torch.empty_like(w)
         _C.embed_sequence_norm_backward(
             array(upstream), array(items), positions,
-            array(matrix(item_weight, kind)), _maybe(position_weight, kind), array(w), _maybe(mean, kind),
-            _maybe(rstd, kind), array(rows), array(dweight), array(dbias), *drawn,
+            array(matrix(item_weight, kind)), optional_array(position_weight, kind), array(w),
+            array(prepared(mean, kind)), array(prepared(rstd, kind)), array(rows), array(dweight), array(dbias), *drawn,
         )  # fmt: skip
         dnorm_weight, dnorm_bias = dweight.to(norm_weight.dtype), dbias.to(norm_weight.dtype)
     elif p > 0.0:

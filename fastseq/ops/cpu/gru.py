@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared
-from ._products import transposed_product
+from ._arrays import array, optional_array, prepared, transposed_product
 
 
 def gru(
@@ -22,7 +21,7 @@ def gru(
     _C.gru(
         array(x),
         array(weight),
-        None if bias_hh is None else array(prepared(bias_hh, x.dtype)),
+        optional_array(bias_hh, x.dtype),
         array(offsets.contiguous()),
         max_len,
         array(h),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..gru_sampled_loss import check_rows
-from ._arrays import prepared
-from ._products import product, transposed_product
+from ._arrays import prepared, product, transposed_product
 from .gru import gru, gru_backward
 from .sampled_loss import sampled_loss, sampled_loss_backward
 
@@ -21,20 +21,13 @@ def gru_sampled_loss(
     dense_weight: Tensor,
     dense_bias: Tensor,
     rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
+    *loss_settings: Any,
 ) -> tuple[Tensor, ...]:
-    check_rows(rows, x_gates.shape[0])
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     weight, bias = prepared(dense_weight, counted.dtype), prepared(dense_bias, counted.dtype)
     y = product(counted, weight, bias).to(h.dtype)
-    losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
+    losses, d_y, d_scores = sampled_loss(y, *loss_settings)
     return losses, h, gates, y, d_y, d_scores
 
 
@@ -48,22 +41,10 @@ def gru_sampled_loss_backward(
     dense_weight: Tensor,
     dense_bias: Tensor,
     rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-    h: Tensor,
-    gates: Tensor,
-    y: Tensor,
-    d_y: Tensor,
-    d_scores: Tensor,
+    *loss_settings_and_saved: Any,
 ) -> tuple[Tensor, ...]:
-    grad_y, grad_item = sampled_loss_backward(
-        grad, y, item_weight, targets, negatives, loss, log_q, beta, padding_idx, d_y, d_scores
-    )
+    *loss_settings, h, gates, y, d_y, d_scores = loss_settings_and_saved
+    grad_y, grad_item = sampled_loss_backward(grad, y, *(*loss_settings, d_y, d_scores))
     grad_y = prepared(grad_y)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     grad_dense_weight = transposed_product(grad_y, counted).to(dense_weight.dtype)

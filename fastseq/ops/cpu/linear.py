@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._arrays import compute_type
-from ._products import product, transposed_product
-from ._rows import matrix
+from ._arrays import compute_type, matrix, product, transposed_product
 
 # Operands that are bfloat16 already stay with PyTorch: oneDNN reads them where they lie, C++ takes float32.
 

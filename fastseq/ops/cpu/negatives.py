@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,7 @@ from fastseq import _C
 
 from .. import _checks
 from ..negatives import check_ascending, nothing_left
-from ._arrays import array, seed_and_step
-
-
-def _ids(x: Tensor | None) -> Any:
-    return None if x is None else array(x.contiguous())
+from ._arrays import array, optional_array, seed_and_step
 
 
 def sample_negatives(
@@ -33,14 +27,14 @@ def sample_negatives(
 ) -> Tensor:
     result = torch.empty((users.shape[0], k), dtype=torch.int64)
     failed = _C.sample_negatives(
-        _ids(users),
-        _ids(positives),
-        _ids(seen_offsets),
-        _ids(seen_items),
+        array(users.contiguous()),
+        array(positives.contiguous()),
+        array(seen_offsets.contiguous()),
+        array(seen_items.contiguous()),
         n_items,
         *seed_and_step(rng),
-        _ids(probability),
-        _ids(alias),
+        optional_array(probability, torch.int64),
+        optional_array(alias, torch.int64),
         first,
         array(result),
         threads or torch.get_num_threads(),
@@ -59,8 +53,8 @@ def sample_shared_negatives(
     _C.sample_shared_negatives(
         n_items,
         *seed_and_step(rng),
-        _ids(probability),
-        _ids(alias),
+        optional_array(probability, torch.int64),
+        optional_array(alias, torch.int64),
         array(result),
         threads or torch.get_num_threads(),
     )

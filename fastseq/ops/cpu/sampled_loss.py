@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared
-from ._products import product, transposed_product
+from ._arrays import array, optional_array, prepared, product, transposed_product
 
 
 def sampled_loss(
@@ -29,8 +28,7 @@ def sampled_loss(
     d_scores = torch.empty(x.shape[0], 1 + negatives.shape[-1], dtype=x.dtype)
     shared = None
     if negatives.dim() == 1:
-        _C.check_ids(array(negatives), table.shape[0], "negatives")
-        shared = table[negatives]
+        shared = table.index_select(0, negatives)
         d_scores[:, 1:] = product(x, shared)
     _C.sampled_loss(
         array(x),
@@ -38,7 +36,7 @@ def sampled_loss(
         array(targets.contiguous()),
         array(negatives),
         loss,
-        None if log_q is None else array(prepared(log_q, x.dtype)),
+        optional_array(log_q, x.dtype),
         beta,
         array(rows),
         array(d_h),

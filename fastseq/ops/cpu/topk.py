@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared
-from ._products import product
+from ..topk import check_ends
+from ._arrays import array, prepared, product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
@@ -26,9 +26,7 @@ def topk(
         starts, seen = torch.zeros(h.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     else:
         starts, seen = seen_offsets.to(torch.int64).contiguous(), seen_items.contiguous()
-    if int(starts[0]) != 0 or int(starts[-1]) != seen.shape[0]:
-        ends = f"starts at {int(starts[0])} and ends at {int(starts[-1])}"
-        raise ValueError(f"seen_offsets {ends}, expected 0 and {seen.shape[0]}, the number of seen items")
+    check_ends(starts, seen)
     best = torch.full((h.shape[0], k), float("-inf"), dtype=users.dtype)
     ids = torch.full((h.shape[0], k), -1, dtype=torch.int64)
     n_users, n_items, threads = users.shape[0], items.shape[0], torch.get_num_threads()

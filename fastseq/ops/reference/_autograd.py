@@ -14,7 +14,7 @@ def vjp(
     arguments: Sequence[Any],
     grad: Tensor,
     wanted: Sequence[int],
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Gradients of ``function(*arguments)`` for the arguments at positions ``wanted``.
 
     Args:

@@ -84,12 +84,18 @@ def _attend(
 
 
 def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: object
-) -> tuple[Tensor | None, ...]:
-    return tuple(vjp(lambda *a: causal_attention(*a)[0], (q, k, v, *settings), grad, (0, 1, 2)))
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
+    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
+    grad_q, grad_k, grad_v = vjp(lambda *a: causal_attention(*a)[0], arguments, grad, (0, 1, 2))
+    return grad_q, grad_k, grad_v
 
 
 def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: object
-) -> tuple[Tensor | None, ...]:
-    return tuple(vjp(lambda *a: last_query_attention(*a)[0], (q, k, v, *settings), grad, (0, 1, 2)))
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
+    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
+    grad_q, grad_k, grad_v = vjp(lambda *a: last_query_attention(*a)[0], arguments, grad, (0, 1, 2))
+    return grad_q, grad_k, grad_v

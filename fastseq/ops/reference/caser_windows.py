@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
@@ -43,7 +41,11 @@ def caser_windows(
     return torch.cat(outputs, dim=1), torch.cat([empty, *positions], dim=1)
 
 
-def caser_windows_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs = arguments[:9]
-    grads = vjp(lambda *inputs: caser_windows(*inputs)[0], inputs, grad, [0, 4, 5, 6, 7, 8])
-    return tuple(g for g in grads if g is not None)
+def caser_windows_backward(
+    grad: Tensor, x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, weight_h: Tensor, bias_h: Tensor,
+    weight_v: Tensor, bias_v: Tensor, padding_row: Tensor, position: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = (x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
+    dx, *weights = vjp(lambda *inputs: caser_windows(*inputs)[0], inputs, grad, [0, 4, 5, 6, 7, 8])
+    dweight_h, dbias_h, dweight_v, dbias_v, dpadding = weights
+    return dx, dweight_h, dbias_h, dweight_v, dbias_v, dpadding

@@ -28,11 +28,17 @@ def gru_sampled_loss(
     dense_weight: Tensor,
     dense_bias: Tensor,
     rows: Tensor | None,
-    *loss_arguments: Any,
-) -> tuple[Tensor, ...]:
+    item_weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    loss: str,
+    log_q: Tensor | None,
+    beta: float,
+    padding_idx: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     y = _project(h, dense_weight, dense_bias, rows)
-    losses, d_y, d_scores = sampled_loss(y, *loss_arguments)
+    losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
     return losses, h, gates, y, d_y, d_scores
 
 
@@ -51,7 +57,15 @@ def _losses(
     return loss_rows(_project(h, dense_weight, dense_bias, rows), *loss_arguments)
 
 
-def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs = arguments[:-5]  # what the forward pass saved is not needed here
-    grads = vjp(_losses, inputs, grad, (0, 1, 3, 5, 6, 8))
-    return tuple(grad.new_empty(0) if value is None else value for value in grads)
+def gru_sampled_loss_backward(
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
+    dense_weight: Tensor, dense_bias: Tensor, rows: Tensor | None, item_weight: Tensor, targets: Tensor,
+    negatives: Tensor, loss: str, log_q: Tensor | None, beta: float, padding_idx: int | None,
+    h: Tensor, gates: Tensor, y: Tensor, d_y: Tensor, d_scores: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = (
+        x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows, item_weight, targets, negatives,
+        loss, log_q, beta, padding_idx,
+    )  # fmt: skip
+    dx, dweight, dbias, ddense, ddense_bias, ditem = vjp(_losses, inputs, grad, (0, 1, 3, 5, 6, 8))
+    return dx, dweight, grad.new_empty(0) if bias_hh is None else dbias, ddense, ddense_bias, ditem
