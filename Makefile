@@ -1,10 +1,17 @@
 # The two commands of the README: make demo, make test. Everything lands in .venv and runs/.
-# make test-warprec tests against the real WarpRec, which needs Python 3.12, in an environment of its own.
+# make check is for daily work: lint, and the tests that are not marked slow. make check-all adds to lint and make test the
+# tests against the real WarpRec (which needs Python 3.12, in an environment of its own), the sanitizers, and the kernels'
+# compilation for every GPU architecture: run it by hand, it takes an hour or more.
 PYTHON ?= python3
 VENV ?= .venv
+# The Triton that belongs to TORCH, whose build for the CPU names none. With TORCH="torch" give TRITON="triton" too.
+TRITON ?= triton==3.7.1
 # One build of PyTorch for everyone; TORCH="torch" takes the newest.
 TORCH ?= torch==2.13.0
+# One process of tests a core, each with one thread.
+WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST = -m pytest -q -n $(WORKERS) --dist worksteal --benchmark-disable
 INSTALLED := $(VENV)/.installed
 WARPREC_PYTHON ?= python3.12
 WARPREC_VENV ?= .venv-warprec
@@ -13,14 +20,20 @@ RECTOOLS := .venv-rectools/.installed
 RECBOLE := .venv-recbole/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test test-warprec peers sanitize lint build clean
+.PHONY: demo test check check-all test-warprec peers sanitize lint build clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
 	$(BIN)/fastseq recommend runs/demo/SASRec --sample 3 -k 5
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
+
+check: lint
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+check-all: lint test test-warprec sanitize
+	$(BIN)/python -m benchmarks.ops.compile_report
 
 test-warprec: $(WARPREC_INSTALLED)
 	$(WARPREC_VENV)/bin/python -m pytest -q tests/warprec
@@ -40,12 +53,21 @@ lint: $(INSTALLED)
 build: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
+.PHONY: wheel smoke
+# Wheels for the package index in dist/: PYTHONS="3.11 3.12 3.13", those that are here. Needs no PyTorch.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheels
+
+# The wheel for $(PYTHON), used in an empty environment.
+smoke:
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/smoke/run.sh dist/*-$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl
+
 $(INSTALLED): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("fastseq needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@command -v $${CXX:-g++} >/dev/null || { echo "fastseq needs a C++17 compiler: install g++, or set CXX"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
-	$(BIN)/python -m pip install -q "$(TORCH)" --no-build-isolation -e ".[cli,triton,dev]"
+	$(BIN)/python -m pip install -q "$(TORCH)" "$(TRITON)" --no-build-isolation -e ".[cli,triton,dev]"
 	touch $(INSTALLED)
 
 $(WARPREC_INSTALLED): $(SOURCES)

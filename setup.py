@@ -2,9 +2,12 @@
 
 `csrc/*.cpp` holds kernels. Each is compiled once per instruction set (baseline, AVX2, AVX-512) into its own
 namespace, and `csrc/bindings/*.cpp` (compiled once) picks one at run time, so one wheel serves any x86-64.
-Set FASTSEQ_SANITIZE=address,undefined (or thread) for a sanitizer build; `make sanitize` tests both.
+Objects stay in build/cpp/<platform>. Those of the kernels, which know nothing of Python, serve every Python version, in
+editable installs and in wheels. FASTSEQ_SANITIZE=address,undefined (or thread) makes a sanitizer build, whose objects
+lie apart; `make sanitize` tests both.
 """
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -38,16 +41,22 @@ def quoted(path: object) -> str:
     return shlex.quote(str(path)).replace("$", "$$")
 
 
+def sources(folder: str) -> list[Path]:
+    """The translation units of a folder, relative to ROOT."""
+    return [path.relative_to(ROOT) for path in sorted((ROOT / folder).glob("*.cpp"))]
+
+
 class NinjaBuild(build_ext):
     """Compiles all translation units in parallel and links them into one module."""
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(self.build_temp).resolve() / "fastseq"
-        work.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CXX", "g++")
         sanitize = os.environ.get("FASTSEQ_SANITIZE", "")
+        # Paths are relative to ROOT, where ninja runs: a moved tree, or a copy of it beside its objects, stays built.
+        work = Path("build", "cpp", "-".join([sysconfig.get_platform(), *filter(None, sanitize.split(","))]))
+        (ROOT / work).mkdir(parents=True, exist_ok=True)
         # Races do not depend on the instruction set: one of them halves a slow build.
         sets = {"baseline": ""} if sanitize == "thread" else INSTRUCTION_SETS
         flags = [
@@ -61,7 +70,7 @@ class NinjaBuild(build_ext):
             "-Wall",
             "-Wextra",
             "-Wno-unknown-pragmas",
-            f"-I{quoted(ROOT / 'csrc')}",
+            "-Icsrc",
         ]
         link = ["-shared", "-fopenmp"]
         if sanitize:
@@ -69,9 +78,12 @@ class NinjaBuild(build_ext):
             link += [f"-fsanitize={sanitize}"]
         if sanitize == "thread":
             link.remove("-fopenmp")
-        headers = [f"-isystem {quoted(pybind11.get_include())}", f"-isystem {quoted(sysconfig.get_paths()['include'])}"]
+        # By one name, wherever an isolated build has put it: the command, and so the object, stays the same.
+        pybind = work / f"pybind11-{pybind11.__version__}"
+        headers = [f"-isystem {quoted(pybind)}", f"-isystem {quoted(sysconfig.get_paths()['include'])}"]
         names = " ".join(f"-DFASTSEQ_HAS_{name.upper()}" for name in sets)
         lines = [
+            f"builddir = {escape(work)}",
             f"cxx = {compiler}",
             f"flags = {' '.join(flags)} {names}",
             f"headers = {' '.join(headers)}",
@@ -79,7 +91,6 @@ class NinjaBuild(build_ext):
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out",
             "  depfile = $out.d",
-            "  deps = gcc",
             "rule link",
             "  command = $cxx $in -o $out $link",
         ]
@@ -87,23 +98,27 @@ class NinjaBuild(build_ext):
         # Baseline first: where inline functions of several objects are merged, a linker keeps the first, and that
         # must be the one that runs everywhere.
         for name, isa in sets.items():
-            for source in sorted((ROOT / "csrc").glob("*.cpp")):
+            for source in sources("csrc"):
                 out = work / f"{source.stem}.{name}.o"
                 lines += [f"build {escape(out)}: compile {escape(source)}", f"  extra = -DFASTSEQ_ISA={name} {isa}"]
                 objects.append(out)
-        for source in sorted((ROOT / "csrc" / "bindings").glob("*.cpp")):
-            out = work / f"bindings.{source.stem}.o"
+        for source in sources("csrc/bindings"):
+            out = work / str(sys.implementation.cache_tag) / f"{source.stem}.o"
             lines += [f"build {escape(out)}: compile {escape(source)}", "  extra = $headers"]
             objects.insert(0, out)
         if sanitize == "thread":  # which cannot see into libgomp
             out = work / "openmp.o"
-            lines.append(f"build {escape(out)}: compile {escape(ROOT / 'tests' / 'sanitize' / 'openmp.cpp')}")
+            lines.append(f"build {escape(out)}: compile tests/sanitize/openmp.cpp")
             objects.append(out)
         lines.append(f"build {escape(output)}: link {' '.join(map(escape, objects))}")
         lines.append(f"default {escape(output)}")
-        (work / "build.ninja").write_text("\n".join(lines) + "\n")
         try:
-            subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(work)])
+            with (ROOT / work / "lock").open("w") as lock:  # two builds at once, of two Python versions say, take turns
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                (ROOT / pybind).unlink(missing_ok=True)
+                (ROOT / pybind).symlink_to(pybind11.get_include())
+                (ROOT / work / "build.ninja").write_text("\n".join(lines) + "\n")
+                subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(ROOT), "-f", str(work / "build.ninja")])
         except (OSError, subprocess.CalledProcessError) as error:
             # optional=True below: the installation goes on without C++, and fastseq says so when it is used.
             raise CompileError(f"the C++ extension could not be built with {compiler!r}: {error}") from error
@@ -120,11 +135,11 @@ setup(
         "fastseq.models",
         "fastseq.data",
         "fastseq.training",
+        "fastseq.warprec",
         "fastseq.kernels",
-        "fastseq.kernels.compiled",
     ],
-    package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels", "fastseq.kernels.compiled": "kernels/compiled"},
-    package_data={"fastseq": ["py.typed", "custom_modules/*.py"]},
+    package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
+    package_data={"fastseq": ["py.typed"], "fastseq.warprec": ["custom_modules/*.py"]},
     ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

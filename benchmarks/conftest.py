@@ -11,7 +11,6 @@ from fastseq._process import own_process
 own_process()  # before torch, and for every implementation alike
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 # Of pytest-benchmark, unless the command line says otherwise: medians of at least 5 rounds, of a third of a second.
 DEFAULTS = {
@@ -21,13 +20,8 @@ DEFAULTS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    given = [str(argument) for argument in config.invocation_params.args]
+    arguments = [str(argument) for argument in config.invocation_params.args]
     for name, value in DEFAULTS.items():
         option = "--benchmark-" + name.replace("_", "-")
-        if hasattr(config.option, f"benchmark_{name}") and not any(a.startswith(option) for a in given):
+        if hasattr(config.option, f"benchmark_{name}") and not any(a.startswith(option) for a in arguments):
             setattr(config.option, f"benchmark_{name}", value)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)

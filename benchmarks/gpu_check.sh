@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# Proof on a GPU: builds, tests the kernels natively, looks for races and bad addresses, measures. Under ten minutes.
+# Ten minutes on a GPU: proof first, then the figures that matter, each written down as it is found.
 #
-#   benchmarks/gpu_check.sh [--out DIR] [--only STAGE ...] [--list] [--dry-run]
+#   benchmarks/gpu_check.sh [--out DIR] [--data FILE] [--only STAGE ...] [--device cpu] [--list] [--dry-run]
 #
-# Stages: build ops gpu memcheck racecheck kernels. Each has a time limit, and one that fails does not stop the next. The
-# last lines are a short table; DIR (default benchmarks/results) gets gpu_<name>_<date and time>.json and .md, and the logs
-# stay in build/gpu_check. Exit status: 0 all passed; 1 a stage failed or lacked something, or none passed; 2 no GPU, or a
-# mistake in the arguments.
-# PYTHON chooses the interpreter (default python3), STAGE_SECONDS multiplies every limit (default 1), WORK is the logs' folder.
+# Stages: machine build first | parity gpu_tests op_tests memcheck, together | speed speed_large peer graph ops
+# Stages: machine build first | parity gpu_tests op_tests memcheck, together | speed speed_large peer graph ops
+# all, and one that fails does not stop the next. DIR (default build/gpu_check) gets facts.jsonl, summary.txt, ops*.json
+# and logs.tgz, which is written after every stage; the logs lie in LOGS (default DIR/logs).
+# --data, or DATA: ml-1m.txt or its folder; without it, data in its likeness is generated.
+# --device cpu rehearses: small, on the CPU; what needs a GPU is skipped and said to be so.
+# Exit status: 0 all passed; 1 a stage failed or lacked something, or none passed; 2 no GPU, or a mistake in the
+# arguments. PYTHON is the interpreter (default python3), STAGE_SECONDS multiplies every limit (default 1; 3 on the CPU).
+# Needed: torch, Triton, pytest, hypothesis; no network.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python3}"
-FACTOR="${STAGE_SECONDS:-1}"
-STAGES=(build ops gpu memcheck racecheck kernels)
-out=benchmarks/results
-only=()
-dry=
+END=575 # seconds, of all stages
+STAGES=(machine build first parity gpu_tests op_tests memcheck speed speed_large peer graph ops speed_types
+  cross_entropy fit racecheck ops_compiled)
+out=build/gpu_check data="${DATA:-}" device=cuda dry='' only=()
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 mistake() { echo "gpu_check: $1" >&2; exit 2; }
@@ -24,6 +27,10 @@ mistake() { echo "gpu_check: $1" >&2; exit 2; }
 while (($#)); do
   case "$1" in
     --out) (($# > 1)) || mistake "--out needs a folder"; out="$2"; shift ;;
+    --data) (($# > 1)) || mistake "--data needs ml-1m.txt or its folder"; data="$2"; shift ;;
+    --device)
+      [[ ${2:-} == cuda || ${2:-} == cpu ]] || mistake "--device is '${2:-}', expected cuda or cpu"
+      device="$2"; shift ;;
     --only)
       (($# > 1)) || mistake "--only needs a stage: ${STAGES[*]}"
       [[ " ${STAGES[*]} " == *" $2 "* ]] || mistake "--only is '$2', expected one of: ${STAGES[*]}"
@@ -31,111 +38,161 @@ while (($#)); do
     --list) printf '%s\n' "${STAGES[@]}"; exit 0 ;;
     --dry-run) dry=1 ;;
     -h | --help) usage; exit 0 ;;
-    *) mistake "'$1' is no option: --out DIR, --only STAGE, --list, --dry-run" ;;
+    *) mistake "'$1' is no option: --out DIR, --data FILE, --only STAGE, --device cpu, --list, --dry-run" ;;
   esac
   shift
 done
+[[ -z $data || -e $data ]] || mistake "the data is '$data', which is no file or folder"
 
-work="${WORK:-build/gpu_check}"
-export FASTSEQ_STRICT=1 PYTHONUNBUFFERED=1
+cuda() { [[ $device == cuda ]]; }
+if cuda; then factor=1; else factor=3; fi
+factor="${STAGE_SECONDS:-$factor}"
+out=$(realpath -m "$out") logs=$(realpath -m "${LOGS:-$out/logs}")
+facts="$out/facts.jsonl"
 # One cache of compiled kernels for all stages: the sanitizer must not find ptxas at work.
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$(realpath "$work")/triton}"
+export FASTSEQ_STRICT=1 PYTHONUNBUFFERED=1 TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$out/triton}"
 
-has() { "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)" 2>/dev/null; }
-imports() { "$PYTHON" -c "import $1" > "$work/import.log" 2>&1; }
+scaled() { "$PYTHON" -c "print(max(1, round($1 * $factor)))" 2> /dev/null; }
+has() { "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)" 2> /dev/null; }
 wanted() { ((${#only[@]} == 0)) || [[ " ${only[*]} " == *" $1 "* ]]; }
 
 record() { # name, verdict, seconds, note
-  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >> "$work/stages.tsv"
-  printf '== %s: %s, %s s. %s\n' "$@"
+  printf '{"stage": "%s", "verdict": "%s", "seconds": %s, "note": "%s"}\n' "$1" "$2" "$3" "${4//[\\\"]/}" >> "$facts"
+  printf '== %s: %s, %s s, ends at %s s. %s\n' "$1" "$2" "$3" "$SECONDS" "$4"
+  # After every stage: what is there comes back whatever happens next. Stages that run together take turns.
+  (flock 9; cd "$logs" && tar czf "$out/logs.tgz" ./*.log) 9> "$logs/.lock" 2> /dev/null
 }
 
-# stage NAME SECONDS "MODULES NEEDED" COMMAND ...: runs the command under a limit, says what is missing.
+left_out() { # name, verdict, reason
+  wanted "$1" || return 0
+  if [[ $dry ]]; then echo "$1: $2, $3"; else record "$1" "$2" 0 "$3"; fi
+}
+
+# stage NAME LIMIT COMMAND ...: never longer than what is left; says how it ended and its last words.
 stage() {
-  local name="$1" limit="$2" needed="$3" started verdict status missing=() note
-  shift 3
+  local name="$1" limit started=$SECONDS status verdict note
   wanted "$name" || return 0
-  limit=$("$PYTHON" -c "print(max(1, round($limit * $FACTOR)))" 2>/dev/null || echo "$limit")
-  if [[ $dry ]]; then
-    echo "$name (${limit} s): $*"
-    return 0
-  fi
-  for module in $needed; do has "$module" || missing+=("$module"); done
-  if ((${#missing[@]})); then
-    record "$name" missing 0 "not installed: ${missing[*]} (pip install ${missing[*]})"
-    return 0
-  fi
-  printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*"
-  started=$SECONDS
-  # INT first: what was measured or tested until then is still reported.
-  timeout --signal=INT --kill-after=10 "$limit" "$@" > "$work/$name.log" 2>&1
+  limit=$(scaled "$2")
+  shift 2
+  if [[ $dry ]]; then echo "$name ($limit s): $*"; return 0; fi
+  ((end - SECONDS < limit)) && limit=$((end - SECONDS))
+  if ((limit < 1)); then record "$name" timeout 0 "no time was left"; return 0; fi
+  # INT first: what was measured or tested until then is still reported. A job in the background starts with INT ignored.
+  timeout --signal=INT --kill-after=5 "$limit" env --default-signal=INT "$@" > "$logs/$name.log" 2>&1
   status=$?
-  tail -n 12 "$work/$name.log"
   case $status in
     0) verdict=passed ;;
     124 | 137) verdict=timeout ;;
     *) verdict=failed ;;
   esac
-  note=$(grep -E '[0-9]+ (passed|failed|error|skipped)|(ERROR|RACECHECK) SUMMARY' "$work/$name.log" | tail -n 1 | tr -d '=\t' | sed 's/^ *//; s/ *$//')
+  note=$(grep -aE '[0-9]+ (passed|failed|error|skipped)|tests? collected|SUMMARY|Error' "$logs/$name.log" | tail -n 1 |
+    tr -d '=[:cntrl:]' | sed 's/^ *//; s/ *$//' | cut -c1-240)
   if [[ $verdict == passed && $note == *skipped* && $note != *passed* ]]; then
     verdict=failed note="nothing ran: $note"
   fi
   record "$name" "$verdict" "$((SECONDS - started))" "$note"
 }
 
+# models NAME LIMIT STAGE OPTION ...: what gpu_check.py asks of whole models.
+models() {
+  local name="$1" limit="$2"
+  shift 2
+  stage "$name" "$limit" "$PYTHON" -m benchmarks.gpu_check "$@" --device "$device" --facts "$facts" ${data:+--data "$data"}
+}
+
+# tests NAME LIMIT WORKERS FILES EXPRESSION: without a GPU they are only collected.
+tests() {
+  local parallel=() module
+  has xdist && parallel=(-n "$3")
+  cuda || parallel=(--collect-only)
+  for module in pytest hypothesis triton; do
+    [[ $dry ]] || has "$module" || { left_out "$1" missing "not installed: $module (pip install $module)"; return 0; }
+  done
+  stage "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}" "$4" -k "$5"
+}
+
+# sanitized TOOL LIMIT OPTION ...: one training step of every op in tiny sizes; without a GPU, without the tool.
+sanitized() {
+  local tool="$1" limit="$2" command=()
+  shift 2
+  if cuda; then
+    command=($(command -v compute-sanitizer || ls {/usr/local/cuda*,"${CUDA_HOME:-/none}"}/bin/compute-sanitizer 2> /dev/null))
+    if [[ ! $dry && -z ${command[*]} ]]; then
+      left_out "$tool" missing "compute-sanitizer is neither on PATH nor in a CUDA toolkit"
+      return 0
+    fi
+    command=("${command[0]:-compute-sanitizer}" --tool "$tool" --error-exitcode 1 --target-processes application-only)
+  fi
+  # Every tensor an allocation of its own, with nothing of ours behind it.
+  stage "$tool" "$limit" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${command[@]}" "$PYTHON" -m tests.gpu.small \
+    --device "$device" --dtypes float32 "$@"
+}
+
+# ops NAME LIMIT OPTION ...: single ops beside their rivals, as JSON in a file of its own.
+ops() {
+  local name="$1" limit="$2"
+  shift 2
+  stage "$name" "$limit" bash -c '"${@:2}" > "$1"' ops "$out/$name.json" "$PYTHON" -m benchmarks.ops --device "$device" \
+    "$@" --json
+}
+
+together() { if [[ $dry ]] || ! cuda; then "$@"; else "$@" & fi; }
+
+end=$(scaled $END) || mistake "$PYTHON does not run, or STAGE_SECONDS is no number: $factor"
 if [[ ! $dry ]]; then
   has torch || mistake "$PYTHON has no torch: set PYTHON to the interpreter that does"
-  "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || mistake "PyTorch sees no GPU"
-  mkdir -p "$work" || mistake "$work cannot be made"
-  # What the last run left, by name: WORK may be a folder with other files.
-  for name in "${STAGES[@]}" small import; do rm -f "$work/$name.log"; done
-  rm -f "$work/kernels.json"
-  : > "$work/stages.tsv" || mistake "$work cannot be written to"
+  ! cuda || "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
+    mistake "PyTorch sees no GPU; --device cpu rehearses without one"
+  mkdir -p "$out" "$logs" && : > "$facts" || mistake "$out or $logs cannot be written to"
+  # What the last run left, by name: the folders may have other files.
+  for name in "${STAGES[@]}"; do rm -f "$logs/$name.log"; done
+  rm -f "$out"/{ops,ops_compiled}.json "$out/logs.tgz" "$out/summary.txt"
 fi
-
-# The tests import fastseq from this tree; the kernels' folder is mapped into the package by an installation.
-if [[ $dry ]] || ! imports "fastseq._C, fastseq.kernels"; then
-  stage build 75 "pip setuptools pybind11 ninja" "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
-elif wanted build; then
-  record build passed 0 "built before"
-fi
-if [[ ! $dry ]] && ! imports fastseq.kernels && [[ ! -e fastseq/kernels ]]; then
-  echo "fastseq.kernels is not installed: a link to kernels/ stands in for it during this run"
-  ln -s ../kernels fastseq/kernels
-  trap 'rm -f fastseq/kernels' EXIT
-fi
-
-parallel=()
-has xdist && parallel=(-n 6)
-pytest=("$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}")
-stage ops 120 "pytest hypothesis triton" "${pytest[@]}" tests/ops -k "triton or segments or tuning"
-stage gpu 110 "pytest hypothesis triton" "${pytest[@]}" tests/gpu/test_gpu.py
-
-# The sanitizer slows a kernel down a lot: tiny sizes, and the kernels compiled before it looks.
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer \
-  "${CUDA_HOME:-/nonexistent}/bin/compute-sanitizer" 2>/dev/null | head -n 1)
-if [[ $dry ]]; then sanitizer=compute-sanitizer; fi
-if [[ -n $sanitizer ]]; then
-  small=("$PYTHON" -m tests.gpu.small)
-  if [[ ! $dry ]] && { wanted memcheck || wanted racecheck; }; then
-    timeout 30 "${small[@]}" > "$work/small.log" 2>&1 || tail -n 3 "$work/small.log"
-  fi
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # every tensor an allocation of its own, with nothing of ours behind it
-  for tool in memcheck racecheck; do
-    stage "$tool" 60 triton "$sanitizer" --tool "$tool" --error-exitcode 1 --target-processes application-only \
-      "${small[@]}"
-  done
-  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+if cuda; then
+  moment=2 few=2048 many=16384 beside=(--against eager nested --seconds 0.05 --budget 60)
 else
-  for tool in memcheck racecheck; do
-    wanted "$tool" && record "$tool" missing 0 "compute-sanitizer is neither on PATH nor in a CUDA toolkit"
-  done
+  moment=0.1 few=256 many=512 beside=(--against eager --only dropout --seconds 0.02 --budget 20)
+  echo "A rehearsal on the CPU, in small: tests are collected, not run; no sanitizer, no CUDA graph, no compiled rivals."
 fi
 
-kernels=("$PYTHON" benchmarks/kernels.py --device cuda --seconds 0.1 --budget 75)
-stage kernels 100 triton bash -c '"${@:2}" > "$1"' kernels "$work/kernels.json" "${kernels[@]}"
-
-if [[ $dry ]]; then
-  exit 0
+# A. The machine, the extension, one step.
+stage machine 20 bash -c 'nproc; nvidia-smi -q -d CLOCK,MEMORY | head -n 40; "$0" -c "
+import sys, torch, triton
+print(sys.version, torch.__version__, triton.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())"' \
+  "$PYTHON"
+if [[ $dry ]] || ! "$PYTHON" -c "import fastseq._C, fastseq.kernels" 2> /dev/null; then
+  stage build 75 "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
+else
+  left_out build skipped "built before"
 fi
-"$PYTHON" benchmarks/gpu_report.py --work "$work" --out "$out"
+models first 40 speed --models GRU4Rec --batches $few --precisions fp32 --seconds 0.5
+
+# B. Proof. Nothing is timed here, so all of it runs at once.
+together models parity 150 parity
+together tests gpu_tests 150 5 tests/gpu/test_gpu.py "equals_the_reference or same_bits or cuda_graph or replayed"
+together tests op_tests 150 6 tests/ops "triton or segments"
+together sanitized memcheck 150
+wait
+
+# C. The figures, alone on the device; first those without which the run was for nothing.
+models speed 75 speed --batches $few --precisions fp32 --seconds $moment
+models speed_large 90 speed --batches $many --precisions fp32 tf32 bf16 --seconds $moment
+models peer 50 peer --batches $few $many --seconds $moment
+if cuda; then models graph 60 graph --precisions fp32 tf32; else left_out graph skipped "needs a GPU"; fi
+ops ops 75 "${beside[@]}"
+models speed_types 40 speed --batches $few --precisions tf32 bf16 --seconds $moment
+models cross_entropy 40 speed --models SASRec --batches $few --losses cross_entropy --seconds $moment
+
+# D. What users do besides, races, and slow rivals.
+models fit 60 fit
+sanitized racecheck 60 --only gru sampled_loss caser_windows attention
+if cuda; then
+  ops ops_compiled 60 --against compiled flex --seconds 0.05 --budget 40
+else
+  left_out ops_compiled skipped "needs a GPU"
+fi
+
+[[ $dry ]] && exit 0
+echo
+"$PYTHON" -m benchmarks.gpu_check summary --facts "$facts" | tee "$out/summary.txt"
+exit "${PIPESTATUS[0]}"

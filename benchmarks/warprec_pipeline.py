@@ -1,7 +1,7 @@
 """WarpRec's own pipelines with its model and with fastseq's, in turn: seconds from start to end, and NDCG@10.
 
-    .venv-warprec/bin/python benchmarks/warprec_pipeline.py --data ml-100k.inter --model SASRec --rounds 3
-    .venv-warprec/bin/python benchmarks/warprec_pipeline.py --data ml-100k.inter --model SASRec --pipeline design \\
+    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --rounds 3
+    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --pipeline design \\
         --sides windows exact --seeds 1 2 3
 
 Each run is a fresh process: imports, reading, splitting, Ray, training, validation, test, writing. Sides: warprec;
@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.measure import output, seconds
 from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
@@ -56,21 +54,21 @@ PHASES = {
 }
 
 
-def configuration(chosen: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
-    """A configuration of the seed's model, for either pipeline."""
-    params = REFERENCE_CONFIGURATIONS[chosen.model] | {
+def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
+    """A configuration of the reference model, for either pipeline."""
+    params = REFERENCE_CONFIGURATIONS[args.model] | {
         "learning_rate": 0.001,
         "reg_weight": 0.0,
-        "batch_size": chosen.batch_size,
-        "max_seq_len": chosen.max_len,
+        "batch_size": args.batch_size,
+        "max_seq_len": args.max_len,
         "optimization": {"properties": {"seed": seed}},
     }
-    if chosen.epochs is not None:
-        params["epochs"] = chosen.epochs
+    if args.epochs is not None:
+        params["epochs"] = args.epochs
     if side == "windows":
-        params["window_stride"] = chosen.max_len
+        params["window_stride"] = args.max_len
     callback = {"callback_path": "keep.py", "callback_name": "Keep"}
-    general: dict[str, Any] = {"ray_address": "local"} if chosen.pipeline == "train" else {"callback": callback}
+    general: dict[str, Any] = {"ray_address": "local"} if args.pipeline == "train" else {"callback": callback}
     if side != "warprec":
         import fastseq.warprec
 
@@ -82,7 +80,7 @@ def configuration(chosen: argparse.Namespace, side: str, seed: int) -> dict[str,
             "data_type": "transaction",
             "reading_method": "local",
             "rating_type": "explicit",
-            "local_path": str(chosen.data.resolve()),
+            "local_path": str(args.data.resolve()),
             "labels": {
                 "user_id_label": "user_id:token",
                 "item_id_label": "item_id:token",
@@ -93,31 +91,27 @@ def configuration(chosen: argparse.Namespace, side: str, seed: int) -> dict[str,
         },
         "writer": {"dataset_name": "data", "writing_method": "local", "local_experiment_path": "runs"},
         "splitter": {"test_splitting": one_out, "validation_splitting": one_out},
-        "models": {chosen.model: params},
+        "models": {args.model: params},
         "evaluation": {"top_k": [10], "metrics": ["nDCG"], "validation_metric": "nDCG@10"},
         "general": general,
     }
 
 
-def run(chosen: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
+def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
     """One pipeline in a process and folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "config.yaml").write_text(yaml.safe_dump(configuration(chosen, side, seed), sort_keys=False))
+        (folder / "config.yaml").write_text(yaml.safe_dump(configuration(args, side, seed), sort_keys=False))
         (folder / "keep.py").write_text(CALLBACK)
-        command = [sys.executable, "-m", "warprec.run", "-c", "config.yaml", "-p", chosen.pipeline]
-        environment = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000", **os.environ}
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"{side} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        found = {"side": side, "model": chosen.model, "seed": seed, "total_s": round(seconds, 1)}
-        if chosen.pipeline == "design":
+        command = [sys.executable, "-m", "warprec.run", "-c", "config.yaml", "-p", args.pipeline]
+        waiting = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000"}
+        total = seconds(lambda: list(output(command, folder, **waiting)))
+        found = {"side": side, "model": args.model, "seed": seed, "total_s": round(total, 1)}
+        if args.pipeline == "design":
             return found | json.loads((folder / "metrics.json").read_text())
         report, metrics = table(folder, "Time_Report"), table(folder, "Overall_Results")
         found |= {short: round(float(report[column]), 2) for column, short in PHASES.items()}
-        found["floor_s"] = round(seconds - found["train_s"], 1)
+        found["floor_s"] = round(total - found["train_s"], 1)
         return found | {"nDCG@10": float(metrics["nDCG"])}
 
 
@@ -136,20 +130,20 @@ def main() -> None:
     parser.add_argument("--pipeline", choices=("train", "design"), default="train")
     parser.add_argument("--max-len", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--epochs", type=int, help="default: the seed configuration's")
+    parser.add_argument("--epochs", type=int, help="default: the reference configuration's")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--sides", nargs="+", choices=("windows", "exact", "warprec"), default=SIDES)
-    chosen = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in chosen.sides}
-    for _ in range(chosen.rounds):
-        for seed in chosen.seeds:
-            for side in chosen.sides:
-                found[side].append(run(chosen, side, seed))
+    args = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
+    for _ in range(args.rounds):
+        for seed in args.seeds:
+            for side in args.sides:
+                found[side].append(run(args, side, seed))
                 print(json.dumps(found[side][-1]), flush=True)
     for side, results in found.items():
         ranked = sorted(result["nDCG@10"] for result in results)
-        text = f"{chosen.model} {side}: nDCG@10 {statistics.mean(ranked):.4f} ({ranked[0]:.4f} to {ranked[-1]:.4f})"
+        text = f"{args.model} {side}: nDCG@10 {statistics.mean(ranked):.4f} ({ranked[0]:.4f} to {ranked[-1]:.4f})"
         for key in ("total_s", "train_s"):
             if key in results[0]:
                 ours = statistics.median(result[key] for result in results)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .products import refuse_float64
+
 # Elements of a tile, at most so many columns, and warps: 4 elements a thread, each with four values (8 take 140
 # registers and spill). Not yet measured.
 TILE, COLUMNS, WARPS = 512, 256, 4
@@ -69,11 +71,6 @@ def _update(weight, exp_avg, exp_avg_sq, last_step, slots, grad, step_number, lr
         tl.store(last_step + row, tl.zeros_like(last) + step, mask=moved)
 
 
-def _tile(width: int) -> tuple[int, int]:
-    columns = min(COLUMNS, triton.next_power_of_2(max(width, 1)))
-    return TILE // columns, columns
-
-
 def adam_rows(
     weight: Tensor,
     exp_avg: Tensor,
@@ -88,8 +85,7 @@ def adam_rows(
     eps: float,
     lazy: bool,
 ) -> None:
-    if weight.dtype == torch.float64:
-        raise ValueError("weight is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    refuse_float64(weight, "weight")
     (n_rows, width), count = weight.shape, rows.shape[0]
     updated = (weight, exp_avg, exp_avg_sq, last_step)
     buffers = [tensor.contiguous() for tensor in updated]
@@ -98,7 +94,8 @@ def adam_rows(
         slots = torch.full((n_rows,), -1, dtype=torch.int32, device=weight.device)
         if count > 0:
             _mark[(triton.cdiv(count, MARKED),)](rows.contiguous(), slots, count, n_rows, MARKED=MARKED)
-    height, columns = _tile(width)
+    columns = min(COLUMNS, triton.next_power_of_2(max(width, 1)))
+    height = TILE // columns
     tiles = triton.cdiv(count if lazy else n_rows, height)
     if tiles > 0:
         _update[(tiles,)](

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_common import Blocks, Inputs, by_blocks, head_operand, head_rows, keep_mask, one_tile, store_rows
+from .attention_common import Inputs, head_operand, head_rows, keep_mask, store_rows
 from .last_query_attention import last_query_attention, last_query_attention_backward
 
 __all__ = [
@@ -237,19 +237,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
     if out.numel() == 0:
         return out, lse
     tensors = (x.q, x.k, x.v, out, lse, x.offsets, x.rng, *x.strides)
-
-    def tile(rows_per_warp: int) -> None:
-        launch = one_tile(x.max_len, rows_per_warp)
-        _forward_tile[x.sequences, x.heads](*tensors, *x.drawn, **x.products, **launch)
-
-    def blocks(chosen: Blocks) -> None:
-        count = triton.cdiv(x.longest, chosen.queries)
-        _forward_blocks[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
-
     if x.max_len <= x.config.one_tile_forward:
-        x.tune("forward of one tile", x.config.rows_per_warp, tile)
-    else:
-        x.tune("forward", x.config.forward, blocks)
+        _forward_tile[x.sequences, x.heads](*tensors, *x.drawn, **x.one_tile())
+        return out, lse
+    tile = x.config.forward
+    count = triton.cdiv(x.longest, tile.queries)
+    _forward_blocks[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.by_blocks(tile))
     return out, lse
 
 
@@ -261,27 +254,19 @@ def causal_attention_backward(
     if dq.numel() == 0:
         return dq, dk, dv
     grad, out, lse = head_operand(grad).contiguous(), out.contiguous(), lse.contiguous()
-    given, ends = (grad, x.q, x.k, x.v), (x.offsets, x.rng, *x.strides)
-
-    def tile(rows_per_warp: int) -> None:
-        launch = one_tile(x.max_len, rows_per_warp)
-        _backward_tile[x.sequences, x.heads](*given, lse, dq, dk, dv, *ends, *x.drawn, **x.products, **launch)
-
+    inputs, ends = (grad, x.q, x.k, x.v), (x.offsets, x.rng, *x.strides)
     if x.max_len <= x.config.one_tile_backward:
-        x.tune("backward of one tile", x.config.rows_per_warp, tile)
+        _backward_tile[x.sequences, x.heads](*inputs, lse, dq, dk, dv, *ends, *x.drawn, **x.one_tile())
         return dq, dk, dv
     means = torch.empty_like(lse)
-
-    def queries(chosen: Blocks) -> None:
-        count = triton.cdiv(x.longest, chosen.queries)
-        tensors = (*given, out, lse, means, dq, *ends)
-        _backward_queries[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
-
-    def keys(chosen: Blocks) -> None:
-        count = triton.cdiv(x.longest, chosen.keys)
-        tensors = (*given, lse, means, dk, dv, *ends)
-        _backward_keys[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.products, **by_blocks(chosen))
-
-    x.tune("gradient of queries", x.config.backward_queries, queries)
-    x.tune("gradient of keys", x.config.backward_keys, keys)
+    tile = x.config.backward_queries
+    count = triton.cdiv(x.longest, tile.queries)
+    _backward_queries[x.sequences * count, x.heads](
+        *inputs, out, lse, means, dq, *ends, count, *x.drawn, **x.by_blocks(tile)
+    )
+    tile = x.config.backward_keys
+    count = triton.cdiv(x.longest, tile.keys)
+    _backward_keys[x.sequences * count, x.heads](
+        *inputs, lse, means, dk, dv, *ends, count, *x.drawn, **x.by_blocks(tile)
+    )
     return dq, dk, dv

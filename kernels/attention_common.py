@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, tuning
-from .products import kind
-from .rows import refuse_float64
+from . import philox
+from .products import kind, refuse_float64
 
 
 class Blocks(NamedTuple):
@@ -53,13 +51,6 @@ CONFIGS = {
     ("half", 64): Config(128, 64, 16, Blocks(64, 64, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
     ("half", 128): Config(64, 64, 4, Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1)),
 }
-# What FASTSEQ_AUTOTUNE tries besides: rows a warp of a whole sequence, and tiles of the kernels that go by blocks.
-ROWS_PER_WARP = (4, 8, 16)
-CANDIDATES = {
-    "ieee": (Blocks(32, 32, 4, 1), Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1), Blocks(64, 32, 8, 1)),
-    "tf32": (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(64, 32, 8, 2)),
-    "half": (Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)),
-}
 # Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
 LAST_KEYS = 64
 
@@ -87,22 +78,6 @@ def store_rows(x, value, row, valid, head, heads, D: tl.constexpr, WIDTH: tl.con
     tl.store(x + place, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
 
 
-def config_of(way: str, width: int) -> tuple[Config, str]:
-    """The launches for heads of ``width`` (padded), and ``input_precision`` of their products."""
-    return CONFIGS[way, max(32, width)], "tf32" if way == "tf32" else "ieee"  # half types have one way only
-
-
-def one_tile(max_len: int, rows_per_warp: int) -> dict[str, int]:
-    """The launch of a kernel that holds whole sequences."""
-    length = max(16, triton.next_power_of_2(max_len))
-    return {"LENGTH": length, "num_warps": min(8, max(1, length // rows_per_warp)), "num_stages": 1}
-
-
-def by_blocks(blocks: Blocks) -> dict[str, int]:
-    """The launch of a kernel that goes block by block."""
-    return {"QUERIES": blocks.queries, "KEYS": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
-
-
 class Inputs:
     """What the wrappers share: operands as they are read, and the arguments of every kernel."""
 
@@ -117,15 +92,24 @@ class Inputs:
         self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
         self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
         width = max(16, triton.next_power_of_2(q.shape[2]))
-        self.way = kind(self.q)
-        self.config, precision = config_of(self.way, width)
+        way = kind(self.q)
+        self.config = CONFIGS[way, max(32, width)]
         self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
-        self.products: dict[str, Any] = {**self.shape, "PRECISION": precision}
+        self.products: dict[str, Any] = {
+            **self.shape,
+            "PRECISION": "tf32" if way == "tf32" else "ieee",
+        }  # half types have one way
 
-    def tune(self, kernel: str, default: int | Blocks, launch: Callable[[Any], None]) -> None:
-        """Launches ``kernel`` with ``default``: rows a warp of one tile, or blocks; or with what tuning.py finds."""
-        candidates = CANDIDATES[self.way] if isinstance(default, Blocks) else ROWS_PER_WARP
-        tuning.run((f"attention {kernel}", self.way, *self.shape.values(), self.q.dtype), default, candidates, launch)
+    def one_tile(self) -> dict[str, Any]:
+        """The constants of a kernel that holds whole sequences."""
+        length = max(16, triton.next_power_of_2(self.max_len))
+        warps = min(8, max(1, length // self.config.rows_per_warp))
+        return {**self.products, "LENGTH": length, "num_warps": warps, "num_stages": 1}
+
+    def by_blocks(self, blocks: Blocks) -> dict[str, Any]:
+        """The constants of a kernel that goes block by block."""
+        tile = {"QUERIES": blocks.queries, "KEYS": blocks.keys}
+        return {**self.products, **tile, "num_warps": blocks.warps, "num_stages": blocks.stages}
 
 
 def head_operand(x: Tensor) -> Tensor:

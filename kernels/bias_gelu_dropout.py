@@ -15,21 +15,16 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, tuning
-from .rows import refuse_float64
+from . import philox
+from .elementary import normal_cdf
+from .products import refuse_float64
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
 # type and four words of a Philox call serve neighbouring elements.
 TILE, WIDEST = 1024, 256
-TILES = (512, 2048, 4096)  # for FASTSEQ_AUTOTUNE
 # Rows of partial sums of the bias gradient: enough programs for the largest chip with two column tiles, few enough
 # that the sum over them is small. Fixed, so that bits do not depend on the chip.
 PARTIALS = 512
-
-
-@triton.jit
-def _normal_cdf(z):
-    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
 
 
 @triton.jit(do_not_specialize=["rows", "site"])
@@ -43,7 +38,7 @@ def _forward(
     place = row * columns + column
     z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     z += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
-    value = z * _normal_cdf(z)
+    value = z * normal_cdf(z)
     if DROPOUT:
         block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
         drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
@@ -66,7 +61,7 @@ def _backward(
         inside = (row < rows) & (column < columns)
         place = row * columns + column
         z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + shift
-        slope = _normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+        slope = normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
         value = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
             drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
@@ -78,9 +73,10 @@ def _backward(
     tl.store(partial + tl.program_id(0) * columns + column, sums, mask=column < columns)
 
 
-def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
+def _tile(columns: int) -> tuple[int, int]:
+    """Rows and columns of a tile."""
     width = min(WIDEST, max(4, triton.next_power_of_2(columns)))
-    return elements // width, width
+    return TILE // width, width
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
@@ -90,16 +86,11 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-
-    def launch(elements: int) -> None:
-        height, width = _tile(columns, elements)
-        grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
-        _forward[grid](
-            source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
-            DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
-        )  # fmt: skip
-
-    tuning.run(("bias_gelu_dropout forward", columns, x.dtype, p > 0.0), TILE, TILES, launch)
+    height, width = _tile(columns)
+    _forward[triton.cdiv(rows, height), triton.cdiv(columns, width)](
+        source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
+        DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+    )  # fmt: skip
     return y
 
 
@@ -111,17 +102,12 @@ def bias_gelu_dropout_backward(
     dx = torch.empty_like(source)
     if dx.numel() == 0:
         return dx, torch.zeros_like(bias)
-
-    def launch(elements: int) -> Tensor:
-        height, width = _tile(columns, elements)
-        tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-        programs = triton.cdiv(rows, height * tiles)
-        partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
-        _backward[programs, triton.cdiv(columns, width)](
-            grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
-            threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
-        )  # fmt: skip
-        return partial.sum(0)
-
-    dbias = tuning.run(("bias_gelu_dropout backward", columns, x.dtype, p > 0.0), TILE, TILES, launch)
-    return dx, dbias.to(bias.dtype)
+    height, width = _tile(columns)
+    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
+    programs = triton.cdiv(rows, height * tiles)
+    partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+    _backward[programs, triton.cdiv(columns, width)](
+        grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
+        threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+    )  # fmt: skip
+    return dx, partial.sum(0).to(bias.dtype)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
 from .products import float32_precision
 
 ROWS = 64  # rows of a program, at least: 64 x 32 sums are 16 registers a thread
@@ -72,17 +68,6 @@ def _power(size: int, least: int, most: int) -> int:
     return max(least, min(most, triton.next_power_of_2(size)))
 
 
-class Tile(NamedTuple):
-    """Rows and columns of x that a program multiplies at a time, and its warps."""
-
-    rows: int
-    width: int
-    warps: int
-
-
-Result = TypeVar("Result")
-
-
 class Shape:
     """Sizes, and the constants of every launch."""
 
@@ -96,7 +81,6 @@ class Shape:
         self.block = _power(self.lanes, 16, LANES)
         self.width = _power(d, 16, WIDTH)
         self.vertical = _power(n_v, 1, VERTICAL)
-        self.kind = (length, n_h, n_v, d, precision, size)
         sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
         exact = size == 4 and precision == "ieee"
         # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve; with 8
@@ -104,52 +88,19 @@ class Shape:
         # 40 bytes of _grad_filters on gfx942, and tf32 with 128 rows and 64 columns 240 bytes of _convolve.
         narrow = size == 4 and (exact or self.rows > 64)
         warps = 4 if self.rows == 64 and not exact else 8
-        self.shifted = Tile(self.rows, min(self.width, 32) if narrow else self.width, warps)  # _convolve, _grad_x
-        self.gathered = Tile(ROWS, self.width, 8)  # _grad_filters
-        self.products = {**sizes, "LANES": self.block, "PRECISION": precision}
+        products = {**sizes, "LANES": self.block, "PRECISION": precision}
+        columns = min(self.width, 32) if narrow else self.width
+        self.convolve = {**products, "SPAN": self.span, "ROWS": self.rows, "WIDTH": columns, "num_warps": warps}
+        self.grad_x = {**self.convolve, "SKIPPED": self.skipped}
+        self.grad_filters = {**products, "SKIPPED": self.skipped, "ROWS": ROWS, "WIDTH": self.width, "num_warps": 8}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
-        self.histories = {
-            **sizes,
-            "NV": n_v,
-            "HISTORIES": HISTORIES,
-            "VERTICAL": self.vertical,
-            "WIDTH": self.width,
-        }
-        self.by_slot = {
-            "LENGTH": length,
-            "FILTERS": n_h,
-            "SKIPPED": self.skipped,
-            "HISTORIES": HISTORIES,
-            "COLUMNS": 128,
-        }
         self.finish_x = {**sizes, "NV": n_v, "HISTORIES": HISTORIES, "WIDTH": self.width}
-        self.distances = {
-            "LENGTH": length,
-            "FILTERS": n_h,
-            "SKIPPED": self.skipped,
-            "HISTORIES": HISTORIES,
-            "LANES": self.block,
-            "STEPS": _power(length + 1, 1, 32),
-        }
+        self.histories = {**self.finish_x, "VERTICAL": self.vertical}
+        by_history = {"LENGTH": length, "FILTERS": n_h, "SKIPPED": self.skipped, "HISTORIES": HISTORIES}
+        self.by_slot = {**by_history, "COLUMNS": 128}
+        self.distances = {**by_history, "LANES": self.block, "STEPS": _power(length + 1, 1, 32)}
         self.finish_filters = {**sizes, "LANES": _power(n_h, 1, 16), "WIDTH": self.width}
         self.grad_vertical = {**self.histories, "STEPS": triton.next_power_of_2(length + 1), "num_warps": 8}
-
-    def convolve(self, tile: Tile) -> dict[str, Any]:
-        return {**self.products, "SPAN": self.span, "ROWS": tile.rows, "WIDTH": tile.width, "num_warps": tile.warps}
-
-    def grad_x(self, tile: Tile) -> dict[str, Any]:
-        return {**self.convolve(tile), "SKIPPED": self.skipped}
-
-    def grad_filters(self, tile: Tile) -> dict[str, Any]:
-        constants = {**self.products, "SKIPPED": self.skipped, "ROWS": tile.rows, "WIDTH": tile.width}
-        return {**constants, "num_warps": tile.warps}
-
-    def tune(self, kernel: str, default: Tile, launch: Callable[[Tile], Result]) -> Result:
-        """``launch`` with the default, or with what FASTSEQ_AUTOTUNE finds among tiles that hold the spans."""
-        least = self.rows if default is self.shifted else 16
-        tiles = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)]
-        candidates = [Tile(max(rows, least), min(width, self.width), warps) for rows, width, warps in tiles]
-        return tuning.run((f"caser_windows {kernel}", *self.kind), default, candidates, launch)
 
 
 def shape_of(x: Tensor, offsets: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor) -> Shape:
@@ -161,4 +112,5 @@ def shape_of(x: Tensor, offsets: Tensor, weight_h: Tensor, bias_h: Tensor, weigh
     slots = x.shape[0] + offsets.shape[0] - 1
     if slots >= 2**31 - 2 * SPAN:
         raise ValueError(f"x has {x.shape[0]} rows, expected fewer than 2**31 with the sequences: a smaller batch")
-    return Shape(*bias_h.shape, weight_v.shape[0], x.shape[1], float32_precision(), x.element_size())
+    length, n_h = bias_h.shape
+    return Shape(length, n_h, weight_v.shape[0], x.shape[1], float32_precision(), x.element_size())

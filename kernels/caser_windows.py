@@ -26,6 +26,7 @@ from torch import Tensor
 from . import caser_common as common
 from .caser_common import filter_place, find, history, lanes, shape_of, window_row
 from .caser_windows_backward import caser_windows_backward
+from .products import refuse_float64
 
 __all__ = ["caser_windows", "caser_windows_backward"]
 
@@ -174,8 +175,7 @@ def caser_windows(
     bias_v: Tensor,
     padding_row: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:
-        raise ValueError("x is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    refuse_float64(x, "x")
     x, offsets, sequences, stops = (a.contiguous() for a in (x, offsets, sequences, stops))
     weight_h, bias_h, weight_v, bias_v, padding_row = (
         a.contiguous() for a in (weight_h, bias_h, weight_v, bias_v, padding_row)
@@ -193,14 +193,9 @@ def caser_windows(
         blocks = triton.cdiv(shape.lanes, shape.block)
         rest = torch.empty(shape.length + 1, shape.lanes, dtype=torch.float32, device=x.device)
         _rest[(blocks,)](weight_h, bias_h, padding_row, rest, **shape.rest)
-
-        def launch(tile: common.Tile) -> None:
-            grid = (triton.cdiv(slots, tile.rows - shape.span + 1), blocks)
-            _convolve[grid](
-                x, offsets, weight_h, rest, pooled, positions, rows, count, halvings, **shape.convolve(tile)
-            )  # fmt: skip
-
-        shape.tune("forward", shape.shifted, launch)
+        _convolve[triton.cdiv(slots, shape.rows - shape.span + 1), blocks](
+            x, offsets, weight_h, rest, pooled, positions, rows, count, halvings, **shape.convolve
+        )
     vertical = triton.cdiv(shape.n_v, shape.vertical) * triton.cdiv(shape.d, shape.width)
     grid = (triton.cdiv(size, common.HISTORIES), vertical + triton.cdiv(shape.lanes, 128))
     _histories[grid](

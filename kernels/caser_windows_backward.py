@@ -300,15 +300,10 @@ def caser_windows_backward(
     partial = floats(blocks, rows, shape.d)
     if rows > 0 and shape.d > 0:
         if blocks > 0:
-
-            def of_x(tile: common.Tile) -> None:
-                columns = triton.cdiv(shape.d, tile.width)
-                grid = (triton.cdiv(rows, tile.rows - shape.span + 1), blocks, columns)
-                _grad_x[grid](
-                    grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x(tile)
-                )  # fmt: skip
-
-            shape.tune("gradient of x", shape.shifted, of_x)
+            columns = triton.cdiv(shape.d, shape.grad_x["WIDTH"])
+            _grad_x[triton.cdiv(rows, shape.rows - shape.span + 1), blocks, columns](
+                grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
+            )
         grid = (triton.cdiv(rows, common.HISTORIES), parts)
         _finish_x[grid](
             partial, grad_slots, offsets, weight_v, grad_x, rows, count, halvings, blocks, **shape.finish_x
@@ -318,20 +313,13 @@ def caser_windows_backward(
     grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
     if blocks > 0:
         most = max(1, min(common.CHUNKS, common.PARTIAL // max(weight_h.numel(), 1)))
-
-        def of_filters(tile: common.Tile) -> Tensor:
-            tiles = triton.cdiv(triton.cdiv(rows, tile.rows), most)
-            chunks = triton.cdiv(rows, tile.rows * max(tiles, 1))
-            by_chunk = floats(chunks, weight_h.numel())
-            if by_chunk.numel() > 0:
-                grid = (chunks, blocks, triton.cdiv(shape.d, tile.width))
-                _grad_filters[grid](
-                    x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles,
-                    **shape.grad_filters(tile),
-                )  # fmt: skip
-            return by_chunk
-
-        by_chunk = shape.tune("gradient of the filters", shape.gathered, of_filters)
+        tiles = triton.cdiv(triton.cdiv(rows, common.ROWS), most)
+        chunks = triton.cdiv(rows, common.ROWS * max(tiles, 1))
+        by_chunk = floats(chunks, weight_h.numel())
+        if by_chunk.numel() > 0:
+            _grad_filters[chunks, blocks, parts](
+                x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles, **shape.grad_filters
+            )
         tiles = triton.cdiv(triton.cdiv(slots, common.HISTORIES), common.CHUNKS)
         runs = triton.cdiv(slots, common.HISTORIES * tiles)
         sums = floats(runs, shape.length + 1, shape.lanes)
@@ -342,7 +330,7 @@ def caser_windows_backward(
         if shape.d > 0:
             met = floats(weight_h.shape[0], shape.d)
             _finish_filters[(shape.length, shape.length, parts)](
-                by_chunk, padded, weight_h, padding_row, grad_weight_h, met, by_chunk.shape[0], **shape.finish_filters
+                by_chunk, padded, weight_h, padding_row, grad_weight_h, met, chunks, **shape.finish_filters
             )  # fmt: skip
             grad_padding = met.sum(0)
 

@@ -9,14 +9,14 @@ into parts whose sums are added afterwards, in order. Exact: no term is left out
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
+from .elementary import tanh
 from .products import float32_precision, kind, operand, product
 
 
@@ -46,25 +46,9 @@ BACKWARD = {
     "tf32": Tiles(32, 32, 64, 4, 2),
     "ieee": Tiles(32, 16, 32, 4, 2),
 }
-# What FASTSEQ_AUTOTUNE tries besides.
-CANDIDATES = {
-    "half": (Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 128, 8, 2), Tiles(64, 32, 64, 4, 3)),
-    "tf32": (Tiles(128, 64, 64, 8, 2), Tiles(64, 32, 64, 4, 3), Tiles(64, 64, 64, 8, 2)),
-    "ieee": (Tiles(32, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2), Tiles(64, 64, 16, 8, 2)),
-}
 # Columns of a gradient that one program sums: wider ones compute their logits once for each such part.
 GRADIENT_WIDTH = 128
 COMBINED_ROWS = 128
-
-
-@triton.jit
-def _tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
-    far = tl.where(x < 0.0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
-    s = x * x  # near 0, where 1 - e cancels: the series to x^11
-    series = -17.0 / 315.0 + s * (62.0 / 2835.0 - s * (1382.0 / 155925.0))
-    near = x + x * s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * series))
-    return tl.where(tl.abs(x) < 0.5, near, far)
 
 
 @triton.jit
@@ -90,7 +74,7 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
         if BIAS:
             logit += tl.load(bias + item, mask=item < n_items, other=0.0).to(tl.float32)[None, :]
         if SOFTCAP:
-            logit = softcap * _tanh(logit / softcap)
+            logit = softcap * tanh(logit / softcap)
         hit += tl.sum(tl.where(item[None, :] == target[:, None], logit, 0.0), axis=1)
         logit = tl.where((item < n_items)[None, :], logit, float("-inf"))
         higher = tl.maximum(m, tl.max(logit, axis=1))
@@ -161,7 +145,7 @@ def _gradient(a, b, bias, targets, lses, grad, stride, d_a, d_bias, a_rows, b_ro
         if BIAS:
             logit += tl.load(bias + item, mask=some_item, other=0.0).to(tl.float32)
         if SOFTCAP:
-            bend = _tanh(logit / softcap)
+            bend = tanh(logit / softcap)
             logit = softcap * bend
         slope = tl.exp(logit - lse) - tl.where(item == target.to(tl.int32), 1.0, 0.0)
         if SOFTCAP:
@@ -200,28 +184,6 @@ def _parts(tiles: int, length: int, tile: int) -> tuple[int, int]:
     return max(1, triton.cdiv(length, part)), part
 
 
-def _forward(chosen: Tiles, width: int) -> dict[str, int]:
-    columns = max(16, triton.next_power_of_2(width))
-    tile = {"ROWS": chosen.mine, "ITEMS": chosen.others, "WIDTH": columns, "STEP": min(chosen.step, columns)}
-    return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
-
-
-def _forward_tiles(way: str, width: int) -> Tiles:
-    return FORWARD[way] if width <= 128 else WIDE_FORWARD[way]
-
-
-def _backward_tiles(way: str, dtype: torch.dtype) -> Tiles:
-    return BACKWARD["float16" if dtype == torch.float16 else way]
-
-
-def _backward(chosen: Tiles, width: int) -> dict[str, int]:
-    columns = max(16, triton.next_power_of_2(width))
-    step = min(chosen.step, columns)
-    across = columns if step == columns else min(columns, GRADIENT_WIDTH)
-    tile = {"A": chosen.mine, "B": chosen.others, "WIDTH": columns, "STEP": step, "COLUMNS": across}
-    return {**tile, "num_warps": chosen.warps, "num_stages": chosen.stages}
-
-
 def linear_cross_entropy(
     h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
     bfloat16: bool,
@@ -232,22 +194,19 @@ def linear_cross_entropy(
     lses = torch.empty_like(losses)
     if n_rows == 0:
         return losses, lses
-
-    def launch(chosen: Tiles) -> None:
-        tiles = triton.cdiv(n_rows, chosen.mine)
-        parts, part = _parts(tiles, n_items, chosen.others)
-        partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
-        _losses[tiles, parts](
-            x, table, shift, targets, *partial, n_rows, n_items, width, part, softcap or 1.0,
-            BIAS=bias is not None, SOFTCAP=softcap is not None, PRECISION=float32_precision(),
-            **_forward(chosen, width),
-        )  # fmt: skip
-        _combine[(triton.cdiv(n_rows, COMBINED_ROWS),)](
-            *partial, targets, losses, lses, n_rows, n_items, parts, ignore_index, ROWS=COMBINED_ROWS
-        )
-
-    way = kind(x)
-    tuning.run(("cross_entropy forward", way, width), _forward_tiles(way, width), CANDIDATES[way], launch)
+    launch, columns = (FORWARD if width <= 128 else WIDE_FORWARD)[kind(x)], max(16, triton.next_power_of_2(width))
+    tiles = triton.cdiv(n_rows, launch.mine)
+    parts, part = _parts(tiles, n_items, launch.others)
+    partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
+    _losses[tiles, parts](
+        x, table, shift, targets, *partial, n_rows, n_items, width, part, softcap or 1.0,
+        BIAS=bias is not None, SOFTCAP=softcap is not None, ROWS=launch.mine, ITEMS=launch.others, WIDTH=columns,
+        STEP=min(launch.step, columns), PRECISION=float32_precision(), num_warps=launch.warps,
+        num_stages=launch.stages,
+    )  # fmt: skip
+    _combine[(triton.cdiv(n_rows, COMBINED_ROWS),)](
+        *partial, targets, losses, lses, n_rows, n_items, parts, ignore_index, ROWS=COMBINED_ROWS
+    )
     return losses, lses
 
 
@@ -259,12 +218,16 @@ def linear_cross_entropy_backward(
     lse = lse.contiguous()
     grad = grad if grad.stride(0) <= 1 else grad.contiguous()  # the kernel's row times stride has 32 bits
     width, n_items = x.shape[1], table.shape[0]
-    way = kind(x)
+    launch, columns = (
+        BACKWARD["float16" if x.dtype == torch.float16 else kind(x)],
+        max(16, triton.next_power_of_2(width)),
+    )
+    step = min(launch.step, columns)
+    across = columns if step == columns else min(columns, GRADIENT_WIDTH)
 
-    def gradient(chosen: Tiles, a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
-        launch = _backward(chosen, width)
-        tiles = triton.cdiv(a.shape[0], chosen.mine)
-        parts, part = _parts(tiles, b.shape[0], chosen.others)
+    def gradient(a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
+        tiles = triton.cdiv(a.shape[0], launch.mine)
+        parts, part = _parts(tiles, b.shape[0], launch.others)
         shape = (parts, a.shape[0], width)
         total = torch.empty(shape, dtype=dtype if parts == 1 else torch.float32, device=h.device)
         bias_dtype = dtype if bias is None else bias.dtype
@@ -273,21 +236,18 @@ def linear_cross_entropy_backward(
             dtype=bias_dtype if parts == 1 else torch.float32, device=h.device,
         )  # fmt: skip
         if total.numel() > 0 or bias_total.numel() > 0:
-            _gradient[tiles, parts, max(1, triton.cdiv(width, launch["COLUMNS"]))](
+            _gradient[tiles, parts, max(1, triton.cdiv(width, across))](
                 a, b, shift, targets, lse, grad, grad.stride(0), total, bias_total, a.shape[0], b.shape[0], width,
                 n_items, part, ignore_index, softcap or 1.0, ITEMS=items, BIAS=bias is not None,
-                SOFTCAP=softcap is not None, PRECISION=float32_precision(), **launch,
+                SOFTCAP=softcap is not None, A=launch.mine, B=launch.others, WIDTH=columns, STEP=step,
+                COLUMNS=across, PRECISION=float32_precision(), num_warps=launch.warps, num_stages=launch.stages,
             )  # fmt: skip
         if parts == 1:
             return total[0], bias_total[0]
         return total.sum(0).to(dtype), bias_total.sum(0).to(bias_dtype)
 
-    def tuned(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-        key, default = (f"cross_entropy gradient of {name}", x.dtype, way, width), _backward_tiles(way, x.dtype)
-        return tuning.run(key, default, CANDIDATES[way], lambda chosen: gradient(chosen, *arguments))
-
-    dh, _ = tuned("h", x, table, h.dtype, False)
-    dweight, dbias = tuned("weight", table, x, weight.dtype, True)
+    dh, _ = gradient(x, table, h.dtype, False)
+    dweight, dbias = gradient(table, x, weight.dtype, True)
     return dh, dweight, h.new_empty(0) if bias is None else dbias
 
 

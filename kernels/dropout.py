@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, tuning
-from .rows import refuse_float64
+from . import philox
+from .products import refuse_float64
 
 
 @triton.jit
@@ -30,13 +30,6 @@ def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexp
 
 # Elements of a program: 16 a thread with 4 warps, four words a Philox call. Not yet measured.
 TILE = 2048
-TILES = (512, 1024, 4096)  # for FASTSEQ_AUTOTUNE
-
-
-def _tile(columns: int, elements: int = TILE) -> tuple[int, int]:
-    """Rows and columns of a program."""
-    width = min(256, max(4, triton.next_power_of_2(columns)))
-    return elements // width, width
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
@@ -46,11 +39,8 @@ def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-
-    def launch(elements: int) -> None:
-        height, width = _tile(columns, elements)
-        grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
-        _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
-
-    tuning.run(("dropout", columns, x.dtype), TILE, TILES, launch)
+    width = min(256, max(4, triton.next_power_of_2(columns)))
+    height = TILE // width
+    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+    _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
     return y

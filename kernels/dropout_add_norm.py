@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, tuning
-from .rows import CANDIDATES, TILE, WARP, normalised_gradient, programs, refuse_float64, statistics, tile
+from . import philox
+from .products import refuse_float64
+from .rows import normalised_gradient, programs, statistics, tile
 
 
 @triton.jit
@@ -116,17 +117,13 @@ def dropout_add_norm(
     rstd = torch.empty_like(mean)
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-
-    def launch(chosen: tuple[int, int]) -> None:
-        height, width, warps = tile(columns, chosen)
-        _forward[triton.cdiv(rows, height),](
-            source, residual.contiguous(), weight.contiguous(), bias.contiguous(),
-            None if x_bias is None else x_bias.contiguous(), y, mean, rstd, rng, rows, columns, eps,
-            threshold(p), 1.0 / (1.0 - p), site,
-            BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
-        )  # fmt: skip
-
-    tuning.run(("dropout_add_norm forward", columns, x.dtype, p > 0.0), (TILE, WARP), CANDIDATES, launch)
+    height, width, warps = tile(columns)
+    _forward[triton.cdiv(rows, height),](
+        source, residual.contiguous(), weight.contiguous(), bias.contiguous(),
+        None if x_bias is None else x_bias.contiguous(), y, mean, rstd, rng, rows, columns, eps,
+        threshold(p), 1.0 / (1.0 - p), site,
+        BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
+    )  # fmt: skip
     return y, mean, rstd
 
 
@@ -141,21 +138,16 @@ def dropout_add_norm_backward(
     if dx.numel() == 0:
         empty = torch.zeros_like(weight), torch.zeros_like(weight)
         return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
-
-    def launch(chosen: tuple[int, int]) -> Tensor:
-        height, width, warps = tile(columns, chosen)
-        count, tiles = programs(rows, height)
-        partial = torch.empty((2 if x_bias is None else 3, count, columns), dtype=torch.float32, device=x.device)
-        _backward[count,](
-            grad.contiguous(), source, other, weight.contiguous(), None if x_bias is None else x_bias.contiguous(),
-            mean.contiguous(), rstd.contiguous(), dx, dresidual, partial, rng, rows, columns, tiles,
-            threshold(p), 1.0 / (1.0 - p), site,
-            BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
-        )  # fmt: skip
-        return partial.sum(1)
-
-    key = ("dropout_add_norm backward", columns, x.dtype, p > 0.0)
-    sums = tuning.run(key, (TILE, WARP), CANDIDATES, launch)
+    height, width, warps = tile(columns)
+    count, tiles = programs(rows, height)
+    partial = torch.empty((2 if x_bias is None else 3, count, columns), dtype=torch.float32, device=x.device)
+    _backward[count,](
+        grad.contiguous(), source, other, weight.contiguous(), None if x_bias is None else x_bias.contiguous(),
+        mean.contiguous(), rstd.contiguous(), dx, dresidual, partial, rng, rows, columns, tiles,
+        threshold(p), 1.0 / (1.0 - p), site,
+        BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
+    )  # fmt: skip
+    sums = partial.sum(1)
     # Copies: outputs of an op share no memory.
     dweight, dbias = (x.to(weight.dtype, copy=True) for x in sums[:2])
     return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from fastseq.ops.philox import threshold
 
-from . import philox, rows, tuning
+from . import philox, rows
+from .products import refuse_float64
 from .rows import normalised_gradient, statistics
 from .segments import segment_sum
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
-# Elements of the backward's tile, and those a warp: with 8 a thread it needs just over 128 registers, and spills a few.
-BACKWARD = (rows.TILE, 128)
+# Elements a warp of the backward: with 8 a thread it needs just over 128 registers, and spills a few.
+BACKWARD_WARP = 128
 
 
 @triton.jit
@@ -158,7 +159,7 @@ def embed_sequence(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
     site: int, padding_idx: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows.refuse_float64(item_weight, "item_weight")
+    refuse_float64(item_weight, "item_weight")
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     rng = philox.adjacent(rng)
     y = torch.empty((n_rows, columns), dtype=item_weight.dtype, device=items.device)
@@ -166,20 +167,15 @@ def embed_sequence(
     rstd = torch.empty_like(mean)
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-
-    def launch(chosen: tuple[int, int]) -> None:
-        height, width, warps = rows.tile(columns, chosen)
-        _forward[triton.cdiv(n_rows, height),](
-            items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
-            _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
-            columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
-            threshold(p), 1.0 / (1.0 - p), site,
-            POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
-            COLUMNS=width, num_warps=warps,
-        )  # fmt: skip
-
-    key = ("embed_sequence forward", columns, item_weight.dtype, position_weight is None, norm_weight is None, p > 0.0)
-    tuning.run(key, (rows.TILE, rows.WARP), rows.CANDIDATES, launch)
+    height, width, warps = rows.tile(columns)
+    _forward[triton.cdiv(n_rows, height),](
+        items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
+        _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
+        columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
+        threshold(p), 1.0 / (1.0 - p), site,
+        POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
+        COLUMNS=width, num_warps=warps,
+    )  # fmt: skip
     return y, mean, rstd
 
 
@@ -192,40 +188,35 @@ def embed_sequence_backward(
     rng = philox.adjacent(rng)
     if grad.numel() == 0:
         parts = (position_weight, norm_weight, norm_weight)
-        empty = [item_weight.new_empty(0) if x is None else torch.zeros_like(x) for x in parts]
-        return torch.zeros_like(item_weight, memory_format=torch.contiguous_format), *empty
+        dposition, dweight, dbias = (item_weight.new_empty(0) if x is None else torch.zeros_like(x) for x in parts)
+        ditem = torch.zeros_like(item_weight, memory_format=torch.contiguous_format)
+        return ditem, dposition, dweight, dbias
     grad, offsets = grad.contiguous(), offsets.contiguous()
     gradient = grad
     dweight, dbias, dposition = (item_weight.new_empty(0) for _ in range(3))
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
-
-        def launch(chosen: tuple[int, int]) -> Tensor:
-            height, width, warps = rows.tile(columns, chosen)
-            count, tiles = rows.programs(n_rows, height)
-            vectors = 0 if norm_weight is None else 2
-            partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=grad.device)
-            _backward[count,](
-                grad, items.contiguous(), offsets, item_weight.contiguous(), _maybe(position_weight),
-                _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
-                sequences.bit_length(), columns, item_weight.shape[0],
-                0 if position_weight is None else position_weight.shape[0], tiles,
-                threshold(p), 1.0 / (1.0 - p), site,
-                POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
-                COLUMNS=width, num_warps=warps,
-            )  # fmt: skip
-            return partial.sum(1)
-
-        key = ("embed_sequence backward", columns, grad.dtype, position_weight is None, norm_weight is None, p > 0.0)
-        sums = tuning.run(key, BACKWARD, rows.CANDIDATES, launch)
-        if norm_weight is not None:
-            dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in sums)  # outputs of an op share no memory
+        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        count, tiles = rows.programs(n_rows, height)
+        vectors = 0 if norm_weight is None else 2
+        partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=grad.device)
+        _backward[count,](
+            grad, items.contiguous(), offsets, item_weight.contiguous(), _maybe(position_weight),
+            _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
+            sequences.bit_length(), columns, item_weight.shape[0],
+            0 if position_weight is None else position_weight.shape[0], tiles,
+            threshold(p), 1.0 / (1.0 - p), site,
+            POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
+            COLUMNS=width, num_warps=warps,
+        )  # fmt: skip
+        if norm_weight is not None:  # copies: outputs of an op share no memory
+            dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in partial.sum(1))
     if position_weight is not None:
         per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
         groups = triton.cdiv(sequences, per_group)
         sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
         if sums.numel():
-            height, width, warps = rows.tile(columns, BACKWARD)
+            height, width, warps = rows.tile(columns, BACKWARD_WARP)
             _position_gradient[position_weight.shape[0], groups](
                 gradient, offsets, sums, sequences, per_group, columns, ROWS=height, COLUMNS=width, num_warps=warps
             )

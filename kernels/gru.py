@@ -21,16 +21,15 @@ sum crosses programs, so results do not depend on how sequences are grouped. ``m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
-from .products import float32_precision, operand
+from .elementary import sigmoid, tanh
+from .products import float32_precision, operand, shared_memory
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
@@ -38,20 +37,24 @@ CHUNK = 32  # rows of the weight read at once where it is not resident; half of 
 STEP_ROWS, STEP_COLUMNS = 8, 128  # of the element-wise step above WIDEST: 8 elements a thread
 
 
-def _configuration(hidden: int, size: int, precision: str, shared: int) -> dict[str, int]:
-    """Constants of a launch. size: bytes of an element; shared: bytes of shared memory that a program may have.
+def _constants(x: Tensor, hidden: int) -> dict[str, Any]:
+    """Constants of _forward and _backward for gates of the type of ``x``; the weight is resident where CHUNK is WIDTH.
 
     ptxas, for 128 units: bfloat16 and tf32 fit with 8 warps and no spill; 4 warps need nearly every register, 16 leave
     too few. Resident float32 weights without the matrix unit spill 4 to 20 KB there, and at 64 units with 4 warps 1 KB;
     streamed 32 rows at a time they still spill on sm_100, 16 do not. AMD's chips, with 64 KB, spill from 64 units on.
     """
     width = max(16, triton.next_power_of_2(hidden))
+    size, precision, shared = x.element_size(), float32_precision(), shared_memory(x)
     # The weight passes through shared memory beside an operand and its result.
     fits = (3 * width + 2 * SEQUENCES) * width * size <= shared
     exact = size == 4 and precision == "ieee"
     resident = fits and (width <= 64 or not exact) and (width <= 32 or shared > 64 << 10)
     return {
+        "HIDDEN": hidden,
         "WIDTH": width,
+        "SEQUENCES": SEQUENCES,
+        "PRECISION": precision,
         "CHUNK": width if resident else CHUNK // 2 if exact else CHUNK,
         "num_warps": 8 if width >= 64 and shared > 64 << 10 else 4,
         "num_stages": 1 if resident else 2,  # the loads of a step are fetched ahead by hand
@@ -59,27 +62,10 @@ def _configuration(hidden: int, size: int, precision: str, shared: int) -> dict[
 
 
 @triton.jit
-def _sigmoid(x):
-    decay = tl.exp(-tl.abs(x))  # at most 1
-    return tl.where(x >= 0, 1.0, decay) / (1.0 + decay)
-
-
-@triton.jit
-def _tanh(x):
-    small = tl.abs(x) < 0.3  # where the quotient below would cancel
-    y = tl.where(small, x, 0.0)
-    square = y * y
-    series = y * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    decay = tl.exp(-2.0 * tl.abs(x))  # at most 1
-    value = (1.0 - decay) / (1.0 + decay)
-    return tl.where(small, series, tl.where(x < 0, -value, value))
-
-
-@triton.jit
 def _cell(x_r, x_z, x_n, a_r, a_z, a_n, state):
-    r = _sigmoid(x_r.to(tl.float32) + a_r)
-    z = _sigmoid(x_z.to(tl.float32) + a_z)
-    n = _tanh(x_n.to(tl.float32) + r * a_n)
+    r = sigmoid(x_r.to(tl.float32) + a_r)
+    z = sigmoid(x_z.to(tl.float32) + a_z)
+    n = tanh(x_n.to(tl.float32) + r * a_n)
     return r, z, n, (1.0 - z) * n + z * state
 
 
@@ -329,38 +315,6 @@ def _step_backward(
     tl.store(place + 2 * HIDDEN, d_s.to(kind), mask=active)
 
 
-class Launch(NamedTuple):
-    """Constants of _forward and _backward; the weight is resident where CHUNK is WIDTH."""
-
-    sequences: int
-    chunk: int
-    warps: int
-    stages: int
-
-
-def _launch(x: Tensor, hidden: int) -> tuple[Launch, list[Launch]]:
-    """The default for this type and chip, and what FASTSEQ_AUTOTUNE tries besides."""
-    shared = 227 << 10  # the interpreter has no limit
-    if x.is_cuda:
-        shared = getattr(torch.cuda.get_device_properties(x.device), "shared_memory_per_block_optin", 64 << 10)
-    width, chunk, warps, stages = _configuration(hidden, x.element_size(), float32_precision(), shared).values()
-    default = Launch(SEQUENCES, chunk, warps, stages)
-    others = [default._replace(warps=other) for other in (4, 8)]
-    others += [Launch(2 * SEQUENCES, chunk, 8, stages), default._replace(chunk=min(CHUNK, width), stages=2)]
-    return default, others
-
-
-def _tune(name: str, x: Tensor, hidden: int, launch: Callable[..., None]) -> None:
-    """``launch`` gets the sequences of a program and the constants."""
-    precision = float32_precision()
-
-    def chosen(c: Launch) -> None:
-        tiles = {"WIDTH": max(16, triton.next_power_of_2(hidden)), "CHUNK": c.chunk, "SEQUENCES": c.sequences}
-        launch(c.sequences, HIDDEN=hidden, **tiles, PRECISION=precision, num_warps=c.warps, num_stages=c.stages)
-
-    tuning.run((f"gru {name}", hidden, precision, x.dtype), *_launch(x, hidden), chosen)
-
-
 def _order(offsets: Tensor) -> Tensor | None:
     """The sequences by length, longest first; None where one program takes them all."""
     if offsets.shape[0] - 1 <= SEQUENCES:
@@ -380,12 +334,9 @@ def gru(
     if h.numel() == 0:
         return h.to(kind), saved.to(kind)
     if hidden <= WIDEST:
-        tensors = (x, weight, bias, offsets, _order(offsets), h, saved)
-
-        def launch(of_program: int, **constants: Any) -> None:
-            _forward[triton.cdiv(sequences, of_program),](*tensors, sequences, **constants)
-
-        _tune("forward", x, hidden, launch)
+        _forward[triton.cdiv(sequences, SEQUENCES),](
+            x, weight, bias, offsets, _order(offsets), h, saved, sequences, **_constants(x, hidden)
+        )
         return h.to(kind), saved.to(kind)
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
@@ -412,12 +363,10 @@ def gru_backward(
     d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
     d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
     if h.numel() > 0 and hidden <= WIDEST:
-        tensors = (grad, weight, offsets, _order(offsets), h, saved, d_x, d_hidden, previous)
-
-        def launch(of_program: int, **constants: Any) -> None:
-            _backward[triton.cdiv(sequences, of_program),](*tensors, sequences, **constants)
-
-        _tune("backward", h, hidden, launch)
+        _backward[triton.cdiv(sequences, SEQUENCES),](
+            grad, weight, offsets, _order(offsets), h, saved, d_x, d_hidden, previous, sequences,
+            **_constants(h, hidden),
+        )  # fmt: skip
     elif h.numel() > 0:
         wide = weight.float()
         carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)

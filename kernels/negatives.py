@@ -16,13 +16,12 @@ from torch import Tensor
 from fastseq.ops.negatives import ATTEMPTS, WORDS_PER_NEGATIVE
 from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
 
-from . import philox, tuning
+from . import philox
 from .lists import contains, count_at_most, highest_bit
 
 # Elements of a tile of targets and draws, and warps. The walk over the catalogue: items and draws at a time.
 # Bound by searches in lists, so small tiles for many programs. Not yet measured.
 TILE, WARPS = 256, 4
-TILES = ((128, 4), (256, 8), (512, 4), (1024, 8))  # for FASTSEQ_AUTOTUNE
 WALK_ITEMS, WALK_DRAWS = 256, 16
 
 _BLOCKS = tl.constexpr(WORDS_PER_NEGATIVE // 4)
@@ -180,12 +179,6 @@ def _shared(rng, probability, alias, out, size, n_items, site, WEIGHTED: tl.cons
     tl.store(out + draw, item, mask=draw < size)
 
 
-def _tile(k: int, tile: int, least: int) -> dict[str, int]:
-    """Targets and draws of a program; least: the fewest draws, 4 where a Philox call serves four."""
-    draws = max(least, min(tile, triton.next_power_of_2(k)))
-    return {"TARGETS": tile // draws, "DRAWS": draws}
-
-
 def sample_negatives(
     users: Tensor,
     positives: Tensor,
@@ -213,13 +206,11 @@ def sample_negatives(
     weighted = probability is not None and alias is not None
     tables = (probability.contiguous(), alias.contiguous()) if probability is not None and alias is not None else ()
     kernel = _weighted if weighted else _uniform
-
-    def launch(chosen: tuple[int, int]) -> None:
-        tile = _tile(k, chosen[0], 1 if weighted else 4)
-        grid = (triton.cdiv(n_targets, tile["TARGETS"]), triton.cdiv(k, tile["DRAWS"]))
-        kernel[grid](*seen, *tables, out, n_targets, n_users, n_items, k, first, **tile, num_warps=chosen[1])
-
-    tuning.run(("sample_negatives", weighted, k), (TILE, WARPS), TILES, launch)
+    draws = max(1 if weighted else 4, min(TILE, triton.next_power_of_2(k)))  # a Philox call serves four uniform ones
+    targets = TILE // draws
+    kernel[triton.cdiv(n_targets, targets), triton.cdiv(k, draws)](
+        *seen, *tables, out, n_targets, n_users, n_items, k, first, TARGETS=targets, DRAWS=draws, num_warps=WARPS
+    )
     if not tables:
         return out
     probability, alias = tables

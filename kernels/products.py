@@ -1,4 +1,4 @@
-"""Matrix products inside kernels: a tile of rows times a tile of rows, and how float32 is multiplied."""
+"""Operands of kernels and their matrix products: types, how float32 is multiplied, what a chip has room for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 
 @triton.jit
@@ -34,14 +35,26 @@ def kind(x: Tensor) -> str:
     return float32_precision() if x.dtype == torch.float32 else "half"
 
 
+def shared_memory(x: Tensor) -> int:
+    """Bytes of shared memory that a program may have on the device of ``x``; the interpreter has no limit."""
+    if x.device.type == "cpu":
+        return 227 << 10
+    return int(driver.active.utils.get_device_properties(x.device.index or 0)["max_shared_mem"])
+
+
+def refuse_float64(x: Tensor, name: str) -> None:
+    """Raises ValueError if x, the argument ``name``, is float64: a float32 result would pass for it."""
+    if x.dtype == torch.float64:
+        raise ValueError(f"{name} is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+
+
 def operand(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``, contiguous.
 
     Raises:
         ValueError: if x, the argument ``name``, is float64.
     """
-    if x.dtype == torch.float64:
-        raise ValueError(f"{name} is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    refuse_float64(x, name)
     x = x.to(dtype).contiguous()
     if dtype == torch.bfloat16 and x.device.type == "cpu":  # the interpreter multiplies its bits, not its values
         return x.float()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
-CANDIDATES = ((512, 128), (1024, 128), (2048, 256), (2048, 512))  # for FASTSEQ_AUTOTUNE
 # Columns of a row at most: 64 values a thread with 16 warps.
 WIDEST = 32768
 # Rows of a tile at most: more, of a narrow width, are more statistics and positions than a thread has registers for.
@@ -41,23 +38,16 @@ def normalised_gradient(value, normal, rstd, column, columns):
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
 
 
-def refuse_float64(x: Tensor, name: str) -> None:
-    """Raises ValueError if x, the argument ``name``, is float64: a float32 result would pass for it."""
-    if x.dtype == torch.float64:
-        raise ValueError(f"{name} is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
-
-
-def tile(columns: int, chosen: tuple[int, int] = (TILE, WARP)) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements and those a warp.
+def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
+    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements a warp.
 
     Raises:
         ValueError: if a row is wider than ``WIDEST``.
     """
     if columns > WIDEST:
         raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
-    elements, per_warp = chosen
     width = max(4, triton.next_power_of_2(columns))
-    height = min(MOST_ROWS, max(1, elements // width))
+    height = min(MOST_ROWS, max(1, TILE // width))
     return height, width, min(16, max(1, height * width // per_warp))
 
 

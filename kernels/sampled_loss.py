@@ -10,14 +10,13 @@ product gives the gradient of h. The gradient of the table: kernels/segments.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
+from .elementary import softplus
+from .products import refuse_float64
 from .rows import WIDEST
 from .segments import segment_sum
 
@@ -25,23 +24,8 @@ from .segments import segment_sum
 # few bytes, and with several rows a program every thread would hold the scalars of all.) With shared negatives, the
 # scores read at a time and the warps for that. Not yet measured.
 TILE, SHARED_TILE, SHARED_WARPS = 512, 1024, 4
-TILES, SHARED_TILES = (128, 256, 512, 1024), ((512, 2), (1024, 4), (1024, 8), (2048, 8))  # for FASTSEQ_AUTOTUNE
 # Elements and warps of the backward's element-wise kernel.
 SCALE_TILE, SCALE_WARPS = 1024, 4
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + exp(x)) and its derivative, at any x."""
-    e = tl.exp(-tl.abs(x))  # at most 1
-    # log(1 + e) = 2 artanh(z), z = e / (2 + e) <= 1/3: the series to z^17 is good to float32's last bit.
-    z = e / (2.0 + e)
-    s = z * z
-    series = 1.0 / 15.0 + s * (1.0 / 17.0)
-    series = 1.0 / 11.0 + s * (1.0 / 13.0 + s * series)
-    series = 1.0 / 7.0 + s * (1.0 / 9.0 + s * series)
-    series = 1.0 + s * (1.0 / 3.0 + s * (1.0 / 5.0 + s * series))
-    return tl.maximum(x, 0.0) + 2.0 * z * series, tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit
@@ -100,7 +84,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
             gradient *= shrink
             largest = higher
         else:
-            value, derivative = _softplus(score - positive if LOSS == "bpr" else score)
+            value, derivative = softplus(score - positive if LOSS == "bpr" else score)
             derivative = tl.where(counted, derivative * share, 0.0)
             loss += tl.sum(tl.where(counted, value * share, 0.0), axis=0)
             sum += tl.sum(derivative, axis=0)
@@ -116,7 +100,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
         any_counted = kept > 0.0
         sum = tl.where(any_counted, sum, 1.0)
         bounded = tl.where(largest == float("-inf"), 0.0, largest)
-        value, probability = _softplus(bounded + tl.log(sum) - tl.log(tl.maximum(kept, 1.0)) - positive)
+        value, probability = softplus(bounded + tl.log(sum) - tl.log(tl.maximum(kept, 1.0)) - positive)
         loss = tl.where(any_counted, value, 0.0)
         probability = tl.where(any_counted, probability, 0.0)
         d_positive = -probability
@@ -131,7 +115,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
             derivative = tl.exp(tl.where(counted, logit - bounded, float("-inf"))) * scale
             tl.store(scores + first + number, derivative, mask=some)
     else:
-        value, derivative = _softplus(-positive)
+        value, derivative = softplus(-positive)
         loss += beta * share * value
         d_positive = -beta * share * derivative
 
@@ -160,12 +144,12 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
     tl.store(ids + place, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
 
 
-def _launch(shared: bool, width: int, count: int, tile: int | tuple[int, int]) -> dict[str, int]:
-    """Constants of a launch for ``count`` negatives; tile: elements, with shared negatives scores and warps."""
+def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
+    """Constants of a launch for ``count`` negatives."""
     columns, most = triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(max(count, 1))
-    if isinstance(tile, tuple):
-        return {"COUNT": min(most, tile[0]), "WIDTH": columns, "num_warps": tile[1]}
-    some = min(most, max(1, tile // columns))
+    if shared:
+        return {"COUNT": min(most, SHARED_TILE), "WIDTH": columns, "num_warps": SHARED_WARPS}
+    some = min(most, max(1, TILE // columns))
     return {"COUNT": some, "WIDTH": columns, "num_warps": min(8, max(1, some * columns // TILE))}
 
 
@@ -184,8 +168,7 @@ def sampled_loss(
     beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if h.dtype == torch.float64:
-        raise ValueError("h is torch.float64: the Triton kernels compute in float32, float64 is for the CPU")
+    refuse_float64(h, "h")
     if h.shape[1] > WIDEST:
         raise ValueError(f"h has {h.shape[1]} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
     (n_rows, width), count, shared = h.shape, negatives.shape[-1], negatives.dim() == 1
@@ -195,19 +178,14 @@ def sampled_loss(
     if n_rows == 0:
         return losses, d_h, d_scores
     h, item_weight, negatives = h.contiguous(), item_weight.contiguous(), negatives.contiguous()
-    settings: tuple[Any, ...] = (TILE, TILES) if not shared else ((SHARED_TILE, SHARED_WARPS), SHARED_TILES)
     rows = item_weight[negatives].float() if shared else None
-
-    def launch(tile: Any) -> None:
-        if rows is not None:
-            torch.mm(h.float(), rows.t(), out=d_scores[:, 1:])
-        _sampled_loss[(n_rows,)](
-            h, item_weight, targets.contiguous(), negatives, h if log_q is None else log_q.contiguous(), losses, d_h,
-            d_scores, beta if loss == "gbce" else 1.0, count, width, item_weight.shape[0],
-            LOSS="bce" if loss == "gbce" else loss, SHARED=shared, **_launch(shared, width, count, tile),
-        )  # fmt: skip
-
-    tuning.run(("sampled_loss", loss, shared, width, h.dtype), *settings, launch)
+    if rows is not None:
+        torch.mm(h.float(), rows.t(), out=d_scores[:, 1:])
+    _sampled_loss[(n_rows,)](
+        h, item_weight, targets.contiguous(), negatives, h if log_q is None else log_q.contiguous(), losses, d_h,
+        d_scores, beta if loss == "gbce" else 1.0, count, width, item_weight.shape[0],
+        LOSS="bce" if loss == "gbce" else loss, SHARED=shared, **_launch(shared, width, count),
+    )  # fmt: skip
     if rows is not None:
         d_h.addmm_(d_scores[:, 1:], rows)
     return losses, d_h, d_scores

@@ -14,14 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
-
 # Entries of a chunk: long enough that partial sums are little traffic, short enough for the walk of one program.
 CHUNK = 64
 # Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
 # segments are shorter than that, so more would be masked off. Not yet measured.
 ENTRIES, WARPS = 16, 2
-CANDIDATES = ((8, 1), (8, 2), (16, 4), (32, 4))  # for FASTSEQ_AUTOTUNE
 
 
 @triton.jit
@@ -113,17 +110,13 @@ def segment_sum(
     per_row, across = max(entries // max(rows, 1), 1), triton.cdiv(width, columns)
     chunks = entries // CHUNK
     partial = torch.empty(chunks, width, dtype=torch.float32, device=source.device)
-
-    def launch(chosen: tuple[int, int]) -> None:
-        shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": chosen[0], "COLUMNS": columns}
-        if chunks:
-            _sum_chunks[chunks, across](
-                sorted_ids, order, weights, source, partial, per_row, width, **shape, num_warps=chosen[1]
-            )
-        _sum_segments[n_rows, across](
-            starts, order, weights, source, partial, table, per_row, width,
-            -1 if padding_idx is None else padding_idx, **shape, num_warps=chosen[1],
-        )  # fmt: skip
-
-    tuning.run(("segment_sum", coefficients is None, width, source.dtype), (ENTRIES, WARPS), CANDIDATES, launch)
+    shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": ENTRIES, "COLUMNS": columns}
+    if chunks:
+        _sum_chunks[chunks, across](
+            sorted_ids, order, weights, source, partial, per_row, width, **shape, num_warps=WARPS
+        )
+    _sum_segments[n_rows, across](
+        starts, order, weights, source, partial, table, per_row, width, -1 if padding_idx is None else padding_idx,
+        **shape, num_warps=WARPS,
+    )  # fmt: skip
     return table

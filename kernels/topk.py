@@ -10,16 +10,13 @@ last. The order of the tiles does not show in the result.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
 from .lists import contains, highest_bit
-from .products import float32_precision, kind, operand, product
+from .products import float32_precision, kind, operand, product, shared_memory
 
 # Users of a program (the fewest that tl.dot takes: each has tiles of its own that matter), and the sizes of its lists
 # and tiles. Columns of h and weight multiplied at a time, and warps, up to 64 and above: twice the columns or half the
@@ -27,10 +24,6 @@ from .products import float32_precision, kind, operand, product
 USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
 MERGE_WARPS = 8  # 4 spill 16 bytes of half types on sm_100
-# What FASTSEQ_AUTOTUNE tries besides.
-CANDIDATES = {"half": ((64, 4), (64, 8), (128, 8)), "tf32": ((64, 4), (32, 8)), "ieee": ((16, 4), (16, 8), (32, 4))}
-# The next step's columns are fetched ahead, but on AMD's chips, whose 64 KB they would not leave room in.
-STAGES = 1 if torch.version.hip else 2
 # Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
 PROGRAMS, MOST_PARTS = 512, 32
 
@@ -132,24 +125,23 @@ def topk(
         starts = seen_offsets.to(torch.int64).contiguous()
         entries = _sorted_lists(starts, seen_items)
     size = next((size for size in SIZES if size >= k), SIZES[-1])
-    way, columns = kind(x), max(16, triton.next_power_of_2(width))
+    columns = max(16, triton.next_power_of_2(width))
     tiles, steps = triton.cdiv(n_users, USERS), max(1, triton.cdiv(n_items, size))
     part = triton.cdiv(steps, min(steps, MOST_PARTS, triton.cdiv(PROGRAMS, tiles))) * size
     parts = max(1, triton.cdiv(n_items, part))
     lists = torch.empty(parts, n_users, size, dtype=torch.int64, device=h.device)
     bounds = torch.empty(n_users, dtype=torch.int64, device=h.device)
-
-    def scan(first: int, step: int, warps: int) -> None:
+    step, warps = LAUNCHES[kind(x)][size > 64]
+    # The next step's columns are fetched ahead, but on AMD's chips, whose 64 KB they would not leave room in.
+    stages = 1 if shared_memory(x) <= 64 << 10 else 2
+    for first in range(0, k, size):
         _scan[tiles, parts](
             x, table, x if bias is None else bias.contiguous(), starts, entries, bounds, lists, n_users, n_items,
             width, part, entries.shape[0], min(size, k - first), BIAS=bias is not None, SEEN=seen, BOUNDED=first > 0,
             USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
-            PRECISION=float32_precision(), num_warps=warps, num_stages=STAGES,
+            PRECISION=float32_precision(), num_warps=warps, num_stages=stages,
         )  # fmt: skip
-
-    for first in range(0, k, size):
-        key, launch = ("topk", way, width, size, first > 0), partial(scan, first)
-        tuning.run(key, LAUNCHES[way][size > 64], CANDIDATES[way], lambda chosen, launch=launch: launch(*chosen))
-        merged = {"USERS": USERS, "SIZE": size, "num_warps": MERGE_WARPS}
-        _merge[(tiles,)](lists, scores, ids, bounds, n_users, parts, k, first, **merged)
+        _merge[(tiles,)](
+            lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=MERGE_WARPS
+        )
     return scores, ids

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 os.environ.setdefault("FASTSEQ_STRICT", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; what needs more threads sets its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fastseq._process import own_process
 
@@ -25,7 +29,7 @@ else:  # the same examples in every run, so that a green run stays green; FASTSE
     settings.register_profile("fixed", derandomize=True, database=None)
     settings.load_profile("default" if os.environ.get("FASTSEQ_FUZZ_SEED") else "fixed")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+Outside: TypeAlias = Callable[[str, str, str], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +51,22 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data sets beside the checkout; skips where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"real data not found: {SHARED_DATA} does not exist")
-    return SHARED_DATA
+def outside() -> Outside:
+    """Finds what is not in the repository, or skips the test: (environment variable, default, what it is) → its path.
+
+    The default is relative to the folder ``shared`` beside the checkout.
+    """
+
+    def find(variable: str, default: str, what: str) -> Path:
+        path = Path(os.environ.get(variable) or Path(__file__).resolve().parents[2] / "shared" / default)
+        if not path.exists():
+            pytest.skip(f"{what}: {path} does not exist; {variable} names another path")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def shared_data(outside: Outside) -> Path:
+    """The folder of real data sets."""
+    return outside("FASTSEQ_DATA", "data", "real data sets")

@@ -7,7 +7,6 @@ lazy   eager: torch.optim.SparseAdam on the rows alone; the same moves where eve
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,21 +14,15 @@ from torch import Tensor
 
 from fastseq.ops import adam_rows
 
-from .case import BEAUTY_ITEMS, FLOAT32, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec
+from .case import BEAUTY_ITEMS, FLOAT32, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, specs
 
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
-# items, distinct rows among 2,048 inputs, targets and negatives each (of 16,384: as many as there are, or 30,000)
-SHAPES = {"ml-1m": (ML_1M_ITEMS, 2000), "beauty": (BEAUTY_ITEMS, 5000)}
-LARGE = {"beauty, 16384 targets": (BEAUTY_ITEMS, 30_000), "V=1M": (LARGE_ITEMS, 5000)}
-NO_COMPILE = "torch.compile does not trace SparseAdam: a graph break at the sparse gradient"
+# data, items, distinct rows among 2,048 inputs, targets and negatives each (of 16,384: all there are, or 30,000)
+SHAPES = [("ml-1m", ML_1M_ITEMS, 2000), ("beauty", BEAUTY_ITEMS, 5000)]
+LARGE = [("beauty, 16384 targets", BEAUTY_ITEMS, 30_000), ("V=1M", LARGE_ITEMS, 5000)]
 
 
-def case(device: torch.device, data: str, lazy: bool) -> Case:
-    items, count = (SHAPES | LARGE)[data]
-    return sized(device, data, items, count, lazy)
-
-
-def sized(device: torch.device, data: str, items: int, count: int, lazy: bool, width: int = WIDTH) -> Case:
+def case(device: torch.device, data: str, items: int, count: int, lazy: bool, width: int = WIDTH) -> Case:
     rows = torch.randperm(items + 1, device=device)[:count].sort().values
     grad = torch.randn(count, width, device=device)
     dense = torch.zeros(items + 1, width, device=device).index_copy(0, rows, grad)
@@ -72,19 +65,20 @@ def sized(device: torch.device, data: str, items: int, count: int, lazy: bool, w
     moved = count if lazy else items + 1
     return Case(
         "adam_rows", f"{'lazy' if lazy else 'dense'}, {data} [{items + 1}, {width}], {count} rows",
-        {"fastseq": fastseq, "eager": eager}, leaves, no_compile=NO_COMPILE if lazy else "",
-        elements=((6 * moved + count) * width, 0), indices=8 * count,
+        {"fastseq": fastseq, "eager": eager}, leaves, elements=((6 * moved + count) * width, 0), indices=8 * count,
+        no_compile="torch.compile does not trace SparseAdam: a graph break at the sparse gradient" if lazy else "",
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    shapes = SHAPES if device == "cpu" else SHAPES | LARGE
-    return [
-        Spec("adam_rows", partial(case, data=data, lazy=lazy), [FLOAT32], [FORWARD])
-        for data in shapes
+    sizes = SHAPES if device == "cpu" else SHAPES + LARGE
+    shapes = [
+        {"data": data, "items": items, "count": count, "lazy": lazy}
+        for data, items, count in sizes
         for lazy in (False, True)
     ]
+    return specs("adam_rows", case, shapes, [FLOAT32], [FORWARD])
 
 
 def tiny(device: torch.device) -> list[Case]:
-    return [sized(device, "tiny", 9, 4, lazy, 16) for lazy in (False, True)]
+    return [case(device, "tiny", 9, 4, lazy, 16) for lazy in (False, True)]

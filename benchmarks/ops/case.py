@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,23 +12,17 @@ from torch import Tensor
 
 Function = Callable[..., Any]  # called as function(p, *leaves): a tensor or a tuple of them
 
+OURS = "fastseq"
 EVENTS, WIDTH = 2048, 128
 ML_1M_ITEMS, BEAUTY_ITEMS, LARGE_ITEMS = 3416, 54_542, 1_000_000
 BATCHES = (EVENTS, 8 * EVENTS)
-LARGE = "B=2048 L=200"
-
-# Lengths of the windows of one batch: the deciles of the data sets' own windows, adding up to 2,048 events.
-LENGTHS = {
-    "ml-1m L=200": [200] * 6 + [160, 130, 110, 90, 76, 65, 53, 45, 38, 30, 23, 15, 13],
-    "ml-1m L=50": [50] * 35 + [45, 40, 37, 34, 30, 26, 23, 20, 16, 12, 9, 6],
-    "beauty L=50": [50, 50, 40, 40, 40, 28, 28, 28, 28, 24] + [20] * 6 + [16] * 8 + [13] * 9 + [11] * 9 + [9] * 9
-    + [8] * 14 + [7] * 25 + [6] * 35 + [5] * 50 + [4] * 100,
-}  # fmt: skip
+MANY = 2048 * 200  # events of the large batch
 
 FLOAT32, TF32, BFLOAT16, FLOAT16 = "float32", "tf32", "bfloat16", "float16"
 AUTOCAST = "bfloat16 products"  # autocast over float32: what `precision: bf16` trains with
+INT64 = "int64"  # of ops without floating inputs
 FORWARD, BOTH = "forward", "forward + backward"
-DIRECTIONS = [FORWARD, BOTH]
+DIRECTIONS = (FORWARD, BOTH)
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,13 @@ class Case:
         moved: share of the gradients' rows that may be off by more than ``check.assert_close`` allows a row: where
             rounding decides which of two rows a gradient goes to.
         valid: judges a result of an implementation that draws random numbers of its own, in place of the reference.
-        agree: agree(found, expected, leaves) in place of equal integers.
+        agree: agree(results, expected, leaves) in place of equal integers.
         no_compile: why there is no "compiled".
         missing: rivals that cannot run here, and why.
         products: whether the FLOPs are matrix products, which matrix units can form.
-        elements: floating numbers that must be read or written, (forward, backward): inputs and outputs once each,
-            whatever an implementation keeps. Of a table that is gathered from, the rows that are read.
+        elements: floating numbers that must be read or written, (forward, backward), whatever an implementation keeps;
+            of a table that is gathered from, the rows that are read. None: leaves and output once each, and backward
+            the leaves, their gradients and the output's.
         indices: bytes of ids and offsets that must be read or written in each direction.
         flops: additions and multiplications that the result needs, (forward, backward).
     """
@@ -69,9 +65,14 @@ class Case:
     no_compile: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
     products: bool = False
-    elements: tuple[float, float] = (0.0, 0.0)
+    elements: tuple[float, float] | None = None
     indices: float = 0.0
     flops: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def implementations(self) -> list[str]:
+        """All names that a result can have, installed or not."""
+        return [*self.functions, *self.missing, "compiled"]
 
     def work(self, direction: str, dtype: str) -> tuple[float, float, str | None]:
         """(bytes, FLOPs, how products are formed) of a direction in a type; see ``chips.Architecture.roof``."""
@@ -79,7 +80,10 @@ class Case:
         size = 2 if dtype in (BFLOAT16, FLOAT16) else 4
         kinds = {TF32: "tf32", BFLOAT16: "bf16", AUTOCAST: "bf16", FLOAT16: "fp16"}
         formed = kinds.get(dtype) if self.products else None
-        return sum(self.elements[:parts]) * size + parts * self.indices, sum(self.flops[:parts]), formed
+        inputs = sum(x.numel() for x in self.leaves if x.is_floating_point())
+        output = 0 if self.upstream is None else self.upstream.numel()
+        elements = self.elements or (inputs + output, 2 * inputs + output)
+        return sum(elements[:parts]) * size + parts * self.indices, sum(self.flops[:parts]), formed
 
 
 @dataclass(frozen=True)
@@ -88,39 +92,96 @@ class Spec:
 
     Attributes:
         op: as of the case.
-        build: the case on a device.
+        make: the case, from a device and ``arguments``.
         dtypes: the types that it is measured in.
         directions: forward, or forward + backward too.
     """
 
     op: str
-    build: Callable[[torch.device], Case]
+    make: Callable[..., Case]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     dtypes: Sequence[str] = (FLOAT32, BFLOAT16)
-    directions: Sequence[str] = (FORWARD, BOTH)
+    directions: Sequence[str] = DIRECTIONS
+
+    def build(self, device: torch.device) -> Case:
+        return self.make(device, **self.arguments)
+
+    @property
+    def words(self) -> str:
+        """The case before it is built."""
+        return ", ".join(f"{key} {value}" for key, value in self.arguments.items()) or "reference configuration"
 
 
-def dtypes_of(products: bool) -> tuple[str, ...]:
-    """The types of a CUDA case: tf32 only where there are products to form with it."""
+def specs(
+    op: str,
+    make: Callable[..., Case],
+    shapes: Iterable[Mapping[str, Any]],
+    dtypes: Sequence[str],
+    directions: Sequence[str] = DIRECTIONS,
+) -> list[Spec]:
+    """One spec for each of ``shapes``, the arguments of ``make``."""
+    return [Spec(op, make, arguments, dtypes, directions) for arguments in shapes]
+
+
+def dtypes_of(device: str, products: bool = False, cpu: Sequence[str] = (FLOAT32,)) -> Sequence[str]:
+    """The types of a case on "cpu" or "cuda", there with tf32 where there are products to form with it."""
+    if device == "cpu":
+        return cpu
     return (FLOAT32, TF32, BFLOAT16) if products else (FLOAT32, BFLOAT16)
 
 
-def lengths_of(batch: str, targets: int = EVENTS) -> list[int]:
-    """Lengths of a batch of ``targets`` events, longest first; LARGE has its own number."""
-    return [200] * 2048 if batch == LARGE else sorted(LENGTHS[batch] * (targets // EVENTS), reverse=True)
+@dataclass(frozen=True)
+class Batch:
+    """A jagged batch: its name and the lengths of its sequences, longest first."""
+
+    name: str
+    lengths: list[int]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def events(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of every sequence."""
+        return [0, *accumulate(self.lengths)][:-1]
+
+    def offsets(self, device: torch.device) -> Tensor:
+        """int32 [B + 1], as the ops take them."""
+        return torch.tensor([0, *self.lengths]).cumsum(0).int().to(device)
+
+    def padded(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows [B, longest] (past the end: a sequence's last one again), and which of them are real."""
+        position, length = torch.arange(self.longest), torch.tensor(self.lengths)[:, None]
+        rows = torch.tensor(self.starts)[:, None] + torch.minimum(position, length - 1)
+        return rows.to(device), (position < length).to(device)
 
 
-def described(batch: str, targets: int) -> str:
-    """A batch in words; the seed's number of targets goes without saying."""
-    return batch if targets == EVENTS or batch == LARGE else f"{batch}, {targets} targets"
+# Lengths of the windows of one batch: the deciles of the data sets' own windows, adding up to 2,048 events.
+_LENGTHS = {
+    "ml-1m L=200": [200] * 6 + [160, 130, 110, 90, 76, 65, 53, 45, 38, 30, 23, 15, 13],
+    "ml-1m L=50": [50] * 35 + [45, 40, 37, 34, 30, 26, 23, 20, 16, 12, 9, 6],
+    "beauty L=50": [50, 50, 40, 40, 40, 28, 28, 28, 28, 24] + [20] * 6 + [16] * 8 + [13] * 9 + [11] * 9 + [9] * 9
+    + [8] * 14 + [7] * 25 + [6] * 35 + [5] * 50 + [4] * 100,
+}  # fmt: skip
+LARGE = Batch("B=2048 L=200", [200] * 2048)
 
 
-def offsets_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """int32 [B + 1], as the ops take them."""
-    return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
+def batch_of(name: str, targets: int = EVENTS) -> Batch:
+    """A batch of ``targets`` events; the reference configurations' number of targets is not in its name."""
+    lengths = sorted(_LENGTHS[name] * (targets // EVENTS), reverse=True)
+    return Batch(name if targets == EVENTS else f"{name}, {targets} targets", lengths)
 
 
-def padded_rows(lengths: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Rows [B, longest] of a jagged batch (past the end: a sequence's last one again), and which of them are real."""
-    position, length = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]
-    rows = offsets_of(lengths)[:-1, None].long() + torch.minimum(position, length - 1)
-    return rows.to(device), (position < length).to(device)
+def batches(device: str, *names: str) -> list[Batch]:
+    """The batches of the data sets ``names`` on "cpu" or "cuda", there 8 times as large too, and ``LARGE``."""
+    if device == "cpu":
+        return [batch_of(name) for name in names]
+    return [*(batch_of(name, targets) for targets in BATCHES for name in names), LARGE]

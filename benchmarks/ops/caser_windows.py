@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops import caser_windows
 
-from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec, dtypes_of
+from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec, dtypes_of, specs
 
 D, N_H, N_V = 64, 8, 4
 SHAPES = [(20, "shared"), (20, "per target"), (50, "shared")]
-TARGETS = {20: EVENTS, 50: EVENTS // 4}  # eager takes seconds a step at L = 50
-LARGE = (200, "shared")
+CPU_TARGETS = {20: EVENTS, 50: EVENTS // 4}  # eager takes seconds a step at L = 50
 
 
 def no_compile(length: int, kind: str) -> str:
@@ -28,8 +25,7 @@ def no_compile(length: int, kind: str) -> str:
     return "compiled as shared: the same padded windows" if kind == "per target" else ""
 
 
-def case(device: torch.device, length: int, kind: str, targets: int | None = None, d: int = D) -> Case:
-    targets = TARGETS[length] if targets is None else targets
+def case(device: torch.device, length: int, kind: str, targets: int, d: int = D) -> Case:
     counted = length if kind == "shared" else 1
     n_sequences = targets // counted
     size = length + counted - 1  # so that every history is full
@@ -38,8 +34,7 @@ def case(device: torch.device, length: int, kind: str, targets: int | None = Non
     sequences = torch.arange(n_sequences, device=device).repeat_interleave(counted)
     padding_row, events = torch.zeros(d, device=device), n_sequences * size
 
-    def fastseq(p: float, x: Tensor, *weights: Tensor) -> Tensor:
-        weight_h, bias_h, weight_v, bias_v = weights
+    def fastseq(p: float, x: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor, bias_v: Tensor) -> Tensor:
         row = padding_row.to(x.dtype)
         return caser_windows(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, row)
 
@@ -53,33 +48,29 @@ def case(device: torch.device, length: int, kind: str, targets: int | None = Non
             outputs.append(F.max_pool1d(convolved, convolved.shape[2]).squeeze(2))
         return torch.cat(outputs, dim=1)
 
-    taps = length * (length + 1) // 2
+    taps, n = length * (length + 1) // 2, len(stops)
     shapes = [(taps, N_H, d), (length, N_H), (N_V, length), (N_V,)]
-    leaves = [torch.randn(events, d, device=device) * 0.1, *(torch.randn(s, device=device) * 0.05 for s in shapes)]
-    n, width = len(stops), N_V * d + length * N_H
     # Every row times every tap, or every place of every window, whichever is less; one place is the maximum.
     horizontal = 2 * N_H * d * min(events * taps, n * length * (length + 1) * (length + 2) // 6)
     vertical = 2 * n * N_V * length * d
-    forward = sum(x.numel() for x in leaves) + n * width
     return Case(
-        "caser_windows", f"L={length}, {kind}, {n} targets", {"fastseq": fastseq, "eager": eager}, leaves,
-        torch.randn(n, width, device=device),
+        "caser_windows", f"L={length}, {kind}, {n} targets", {"fastseq": fastseq, "eager": eager},
+        [torch.randn(events, d, device=device) * 0.1, *(torch.randn(s, device=device) * 0.05 for s in shapes)],
+        torch.randn(n, N_V * d + length * N_H, device=device),
         # Rounding moves a maximum here and there, and its gradient to another row.
         tolerances={FLOAT32: 1e-2, TF32: 5e-2, BFLOAT16: 3e-2, FLOAT16: 2e-2}, moved=1e-2,
         no_compile=no_compile(length, kind), products=True, indices=16 * n,
-        elements=(forward, forward + sum(x.numel() for x in leaves)),
         flops=(horizontal + vertical, 2 * (2 * n * N_H * taps * d + vertical)),
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
     if device == "cpu":
-        return [Spec("caser_windows", partial(case, length=n, kind=kind), [FLOAT32]) for n, kind in SHAPES]
-    shapes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(*LARGE, EVENTS)]
-    return [
-        Spec("caser_windows", partial(case, length=length, kind=kind, targets=targets), dtypes_of(True))
-        for length, kind, targets in shapes
-    ]
+        sizes = [(length, kind, CPU_TARGETS[length]) for length, kind in SHAPES]
+    else:
+        sizes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(200, "shared", EVENTS)]
+    shapes = [{"length": length, "kind": kind, "targets": targets} for length, kind, targets in sizes]
+    return specs("caser_windows", case, shapes, dtypes_of(device, True))
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fastseq.ops import record_served, set_backend
 
-from .case import AUTOCAST, BFLOAT16, BOTH, FLOAT16, TF32, Case, Function
+from .case import AUTOCAST, BFLOAT16, BOTH, FLOAT16, FLOAT32, OURS, TF32, Case, Function
 
 # Error allowed to an op, relative in the norm, for rounding and sums in another order. PyTorch's half-precision chains
 # round between their parts and may lose more; that does not make them rivals of another function.
 RIVALS = 4
 ROW = 10  # the worst of many rows is further off than all in the norm; on the CPU by less than the tolerance itself
-TOLERANCE = {"float32": 1e-4, TF32: 5e-3, BFLOAT16: 2e-2, FLOAT16: 5e-3, AUTOCAST: 2e-2}
+TOLERANCE = {FLOAT32: 1e-4, TF32: 5e-3, BFLOAT16: 2e-2, FLOAT16: 5e-3, AUTOCAST: 2e-2}
 KINDS = {BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
 
 
@@ -44,42 +44,60 @@ class Prepared:
     """
 
     def __init__(self, case: Case, implementation: str, dtype: str, backend: str | None = None) -> None:
-        self.case, self.implementation, self.dtype = case, implementation, dtype
-        self.kind = KINDS.get(dtype, torch.float32)
-        # Copies: an op that works in place must leave the case to the next implementation as it was.
-        self.leaves = [x.to(self.kind if x.is_floating_point() else x.dtype, copy=True) for x in case.leaves]
-        self.upstream = None if case.upstream is None else case.upstream.to(self.kind)
-        self.backend = backend
-        self.functions: Mapping[str, Function] = {
-            name: _under_autocast(f) if dtype == AUTOCAST else f for name, f in case.functions.items()
-        }
-        if implementation in ("compiled", "flex"):
-            torch._dynamo.reset()  # each case is compiled for its own shapes
-        if implementation == "compiled":
-            self.function = torch.compile(self.functions["eager"])
-        elif implementation in self.functions:
-            self.function = self.functions[implementation]
-        else:
+        name = "eager" if implementation == "compiled" else implementation
+        if name not in case.functions:
             names = ", ".join([*case.functions, "compiled"])
             raise ValueError(f"implementation is {implementation!r}, expected one of {names} for {case.op}")
+        if implementation in ("compiled", "flex"):
+            torch._dynamo.reset()  # each case is compiled for its own shapes
+        self.case, self.implementation, self.dtype, self.backend = case, implementation, dtype, backend
+        kind = KINDS.get(dtype, torch.float32)
+        # Copies: an op that works in place must leave the case to the next implementation as it was.
+        self.leaves = [x.to(kind if x.is_floating_point() else x.dtype, copy=True) for x in case.leaves]
+        self.upstream = None if case.upstream is None else case.upstream.to(kind)
+        wrap = _under_autocast if dtype == AUTOCAST else lambda function: function
+        self.ours, function = wrap(case.functions[OURS]), wrap(case.functions[name])
+        self.function: Function = torch.compile(function) if implementation == "compiled" else function
 
     @contextmanager
     def ready(self, direction: str) -> Iterator[Callable[[], Any]]:
         """Yields a function that runs one call: evaluation, or a step of training with the case's dropout."""
-        backward = direction == BOTH and self.upstream is not None
-        p = self.case.dropout_p if backward else 0.0
-        for x in self.leaves:
-            x.requires_grad_(backward and x.is_floating_point())
-        function, leaves, upstream = self.function, self.leaves, self.upstream
+        upstream = self.upstream if direction == BOTH else None
+        function, leaves, p = self.function, self.leaves, 0.0 if upstream is None else self.case.dropout_p
+        _require_gradients(leaves, upstream is not None)
         try:
-            with torch.set_grad_enabled(backward), products(self.dtype):
-                if backward:
-                    yield lambda: step(function, p, leaves, upstream)
-                else:
+            with torch.set_grad_enabled(upstream is not None), products(self.dtype):
+                if upstream is None:
                     yield lambda: function(p, *leaves)
+                else:
+                    yield lambda: step(function, p, leaves, upstream)
         finally:
-            for x in self.leaves:
-                x.requires_grad_(False)
+            _require_gradients(leaves, False)
+
+    def once(
+        self,
+        p: float | None = None,
+        *,
+        gradients: bool = True,
+        function: Function | None = None,
+        leaves: Sequence[Tensor] | None = None,
+        dtype: str | None = None,
+    ) -> list[Tensor]:
+        """Outputs and gradients of one call on copies of the leaves, since an op may work in place.
+
+        Args:
+            p: dropout; None: the case's.
+            gradients: without them the outputs alone.
+            function: in place of the implementation.
+            leaves: in place of the case's.
+            dtype: in place of the one prepared for.
+        """
+        upstream = self.upstream if gradients else None
+        kind = KINDS.get(dtype or self.dtype, torch.float32)
+        copies = [x.detach().to(kind if x.is_floating_point() else x.dtype, copy=True) for x in leaves or self.leaves]
+        _require_gradients(copies, upstream is not None)
+        with torch.set_grad_enabled(upstream is not None), products(dtype or self.dtype):
+            return step(function or self.function, self.case.dropout_p if p is None else p, copies, upstream)
 
     def check(self, expected: dict[float, list[Tensor]] | None = None) -> None:
         """Both calls that ``ready`` gives out, evaluation (p = 0, no gradients) and a step of training with the case's
@@ -95,58 +113,49 @@ class Prepared:
             Mismatch: if it does not.
             ReferenceOutOfMemoryError: if the reference needs more memory than there is.
         """
-        case, ours = self.case, self.implementation == "fastseq"
+        case, ours = self.case, self.implementation == OURS
         if not ours and case.valid is not None:
-            if not case.valid(self.function(0.0, *[x.clone() for x in self.leaves])):
+            if not case.valid(self.once(0.0)[0]):
                 raise Mismatch(f"{self.implementation}: not a valid result of {case.op}")
             return
         expected = {} if expected is None else expected
         if ours and self.upstream is not None:
-            found = self._found(0.0, gradients=False)
+            outputs = self._served(0.0, gradients=False)
             # Of a step without dropout, which the others need as well, the output alone.
-            self._compare(found, self._expected(0.0, expected)[: len(found)])
+            self._compare(outputs, self._expected(0.0, expected)[: len(outputs)])
         p = case.dropout_p if ours else 0.0
-        self._compare(self._found(p), self._expected(p, expected))
+        self._compare(self._served(p), self._expected(p, expected))
 
-    def _found(self, p: float, gradients: bool = True) -> list[Tensor]:
-        with products(self.dtype), record_served() as served:
-            found = self._result(self.function, p, gradients=gradients)
-        backend = self.backend or ("cpu" if found[0].device.type == "cpu" else "triton")
+    def _served(self, p: float, gradients: bool = True) -> list[Tensor]:
+        with record_served() as served:
+            results = self.once(p, gradients=gradients)
+        backend = self.backend or ("cpu" if results[0].device.type == "cpu" else "triton")
         identity = self.case.op == "dropout" and p == 0.0  # returns its input, served by nobody
-        if self.implementation == "fastseq" and not identity and {name for _, name in served} != {backend}:
+        if self.implementation == OURS and not identity and {name for _, name in served} != {backend}:
             raise Mismatch(f"{self.case.op} was served by {sorted(set(served))}, expected {backend}")
-        return found
+        return results
 
     def _expected(self, p: float, known: dict[float, list[Tensor]]) -> list[Tensor]:
         if p not in known:
-            with products("float32"), set_backend("reference"):
+            with set_backend("reference"):
                 try:
-                    known[p] = self._result(self.functions["fastseq"], p, torch.float32)
+                    known[p] = self.once(p, function=self.ours, dtype=FLOAT32)
                 except torch.OutOfMemoryError as error:
                     raise ReferenceOutOfMemoryError(str(error)) from error
         return known[p]
 
-    def _compare(self, found: list[Tensor], expected: list[Tensor]) -> None:
-        case, ours = self.case, self.implementation == "fastseq"
-        limit = case.tolerances.get(self.dtype, TOLERANCE.get(self.dtype, 0.0)) * (1 if ours else RIVALS)
-        if case.agree is not None:
-            if not case.agree(found, expected, self.leaves):
-                raise Mismatch(f"{self.implementation} disagrees with the reference of {case.op}")
-            return
-        assert_close(found, expected, limit, case.moved)
+    def _compare(self, results: list[Tensor], expected: list[Tensor]) -> None:
+        case, ours = self.case, self.implementation == OURS
+        if case.agree is None:
+            limit = case.tolerances.get(self.dtype, TOLERANCE.get(self.dtype, 0.0)) * (1 if ours else RIVALS)
+            assert_close(results, expected, limit, case.moved)
+        elif not case.agree(results, expected, self.leaves):
+            raise Mismatch(f"{self.implementation} disagrees with the reference of {case.op}")
 
-    def _result(
-        self, function: Function, p: float, kind: torch.dtype | None = None, gradients: bool = True
-    ) -> list[Tensor]:
-        copies = [x.detach().clone() for x in self.leaves]  # an op may work in place
-        if kind is not None:
-            copies = [x.to(kind) if x.is_floating_point() else x for x in copies]
-        if self.upstream is None or not gradients:
-            with torch.no_grad():
-                return step(function, p, copies, None)
-        for x in copies:
-            x.requires_grad_(x.is_floating_point())
-        return step(function, p, copies, self.upstream)
+
+def _require_gradients(leaves: Sequence[Tensor], required: bool) -> None:
+    for x in leaves:
+        x.requires_grad_(required and x.is_floating_point())
 
 
 def _under_autocast(function: Function) -> Function:
@@ -175,11 +184,11 @@ def step(function: Function, p: float, leaves: Sequence[Tensor], upstream: Tenso
     output = function(p, *leaves)
     if upstream is None:
         return list(output) if isinstance(output, tuple) else [output]
-    wanted = [x for x in leaves if x.requires_grad]
-    return [output.detach(), *torch.autograd.grad(output, wanted, upstream.to(output.dtype))]
+    inputs = [x for x in leaves if x.requires_grad]
+    return [output.detach(), *torch.autograd.grad(output, inputs, upstream.to(output.dtype))]
 
 
-def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, moved: float = 0.0) -> None:
+def assert_close(results: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, moved: float = 0.0) -> None:
     """Relative error in the norm of the whole and of every row (along the last dimension; of a vector, every element);
     integers are equal.
 
@@ -193,27 +202,27 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance:
     Raises:
         Mismatch: if a tensor or a row is further off, or a NaN.
     """
-    for place, (x, y) in enumerate(zip(found, expected, strict=True)):
+    for index, (x, y) in enumerate(zip(results, expected, strict=True)):
         if x.shape != y.shape:
-            raise Mismatch(f"result {place} is {list(x.shape)}, expected {list(y.shape)}")
+            raise Mismatch(f"result {index} is {list(x.shape)}, expected {list(y.shape)}")
         if not y.is_floating_point():
             if not torch.equal(x, y):
-                raise Mismatch(f"result {place}: other integers than the reference")
+                raise Mismatch(f"result {index}: other integers than the reference")
             continue
         difference, y = x.float() - y.float(), y.float()
         error, size = difference.norm().item(), y.norm().item()
         if not error <= tolerance * size:
-            raise Mismatch(f"result {place} is off by {error:.3g} of {size:.3g}, allowed {tolerance:g} of it")
+            raise Mismatch(f"result {index} is off by {error:.3g} of {size:.3g}, allowed {tolerance:g} of it")
         if size == 0.0 or y.dim() == 0:
             continue
         width = y.shape[-1] if y.dim() > 1 else 1
         errors, sizes = difference.reshape(-1, width).norm(dim=1), y.reshape(-1, width).norm(dim=1)
         typical = sizes[sizes > 0].square().mean().sqrt()  # a table's gradient is zero in most rows
         shares = errors / sizes.maximum(typical)
-        spared = int(moved * len(shares)) if place else 0
+        spared = int(moved * len(shares)) if index else 0
         row, allowed = int(shares.topk(spared + 1).indices[-1]), min(ROW * tolerance, 0.5)
         if shares[row] > allowed:
             raise Mismatch(
-                f"row {row} of result {place} is off by {errors[row]:.3g} of {sizes[row]:.3g}, typical {typical:.3g}, "
+                f"row {row} of result {index} is off by {errors[row]:.3g} of {sizes[row]:.3g}, typical {typical:.3g}, "
                 f"allowed {allowed:g} of the larger"
             )

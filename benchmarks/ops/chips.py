@@ -60,7 +60,7 @@ def chip_of(device_name: str) -> Architecture | None:
     """The chip that a driver calls ``device_name``; None if its figures are not listed here."""
     words = device_name.split()
     for name, chip in _DEVICES.items():
-        wanted = name.split()
-        if any(words[i : i + len(wanted)] == wanted for i in range(len(words))):
+        parts = name.split()
+        if any(words[i : i + len(parts)] == parts for i in range(len(words))):
             return chip
     return None

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fastseq.ops import dropout, make_rng
 
-from .case import BATCHES, BOTH, EVENTS, FLOAT32, Case, Spec, dtypes_of
+from .case import BATCHES, BFLOAT16, BOTH, EVENTS, FLOAT32, MANY, Case, Spec, dtypes_of, specs
 
 
 def case(device: torch.device, length: int, rows: int = EVENTS) -> Case:
-    width = 4 * 64 + 8 * length  # n_v d + n_h L
-    rng = make_rng(1, 2, device)
+    rng, width = make_rng(1, 2, device), 4 * 64 + 8 * length  # n_v d + n_h L
     x, upstream = torch.randn(2, rows, width, device=device)
-
-    def fastseq(p: float, x: Tensor) -> Tensor:
-        return dropout(x, p, rng)
-
-    def eager(p: float, x: Tensor) -> Tensor:
-        return F.dropout(x, p)
-
     return Case(
-        "dropout", f"[{rows}, {width}]", {"fastseq": fastseq, "eager": eager}, [x], upstream, dropout_p=0.5,
-        elements=(2 * x.numel(), 2 * x.numel()),
+        "dropout", f"[{rows}, {width}]",
+        {"fastseq": lambda p, x: dropout(x, p, rng), "eager": lambda p, x: F.dropout(x, p)},
+        [x], upstream, dropout_p=0.5, elements=(2 * x.numel(), 2 * x.numel()),
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    if device == "cpu":
-        return [Spec("dropout", partial(case, length=20), [FLOAT32], [BOTH])]
-    shapes = [(20, BATCHES[0]), (20, BATCHES[1]), (50, BATCHES[0]), (50, 2048 * 200)]
-    return [Spec("dropout", partial(case, length=n, rows=rows), dtypes_of(False), [BOTH]) for n, rows in shapes]
+    sizes = [(20, EVENTS), (50, EVENTS)] + ([] if device == "cpu" else [(20, BATCHES[1]), (50, MANY)])
+    shapes = [{"length": length, "rows": rows} for length, rows in sizes]
+    return specs("dropout", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)), [BOTH])
 
 
 def tiny(device: torch.device) -> list[Case]:

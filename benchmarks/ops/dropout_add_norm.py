@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops import dropout_add_norm, make_rng
 
-from .case import BATCHES, EVENTS, FLOAT32, WIDTH, Case, Spec, dtypes_of
+from .case import BATCHES, BFLOAT16, EVENTS, FLOAT32, MANY, WIDTH, Case, Spec, dtypes_of, specs
 
 
 def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
@@ -32,9 +30,8 @@ def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
 
 
 def suite(device: str) -> list[Spec]:
-    if device == "cpu":
-        return [Spec("dropout_add_norm", case, [FLOAT32])]
-    return [Spec("dropout_add_norm", partial(case, rows=rows), dtypes_of(False)) for rows in (*BATCHES, 2048 * 200)]
+    shapes = [{"rows": rows} for rows in ((EVENTS,) if device == "cpu" else (*BATCHES, MANY))]
+    return specs("dropout_add_norm", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -5,7 +5,7 @@ SASRec's embedding has positions, LayerNorm and dropout 0.3; GRU4Rec's is the it
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,37 +17,26 @@ from .case import (
     BATCHES,
     BEAUTY_ITEMS,
     EVENTS,
-    FLOAT32,
     LARGE,
     LARGE_ITEMS,
     ML_1M_ITEMS,
     WIDTH,
+    Batch,
     Case,
     Spec,
-    described,
+    batch_of,
     dtypes_of,
-    lengths_of,
-    offsets_of,
-)
+    specs,
+)  # fmt: skip
 
-# batch, items, whether with positions and LayerNorm
-SHAPES = {
-    "SASRec, ml-1m L=200": ("ml-1m L=200", ML_1M_ITEMS, True),
-    "SASRec, beauty L=50": ("beauty L=50", BEAUTY_ITEMS, True),
-    "GRU4Rec, ml-1m L=50": ("ml-1m L=50", ML_1M_ITEMS, False),
-    f"SASRec, {LARGE}": (LARGE, LARGE_ITEMS, True),
-}
+SHAPES = [("SASRec", "ml-1m L=200", ML_1M_ITEMS), ("SASRec", "beauty L=50", BEAUTY_ITEMS),
+          ("GRU4Rec", "ml-1m L=50", ML_1M_ITEMS)]  # fmt: skip
 
 
-def case(device: torch.device, shape: str, targets: int = EVENTS) -> Case:
-    batch, n_items, whole = SHAPES[shape]
-    return jagged(device, described(shape, targets), lengths_of(batch, targets), n_items, whole)
-
-
-def jagged(device: torch.device, shape: str, lengths: list[int], n_items: int, whole: bool, width: int = WIDTH) -> Case:
-    events, rng = sum(lengths), make_rng(1, 2, device)
-    offsets, items = offsets_of(lengths, device), torch.randint(0, n_items, (events,), device=device)
-    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+def case(device: torch.device, model: str, batch: Batch, n_items: int, width: int = WIDTH) -> Case:
+    whole, rng, offsets = model == "SASRec", make_rng(1, 2, device), batch.offsets(device)
+    items = torch.randint(0, n_items, (batch.events,), device=device)
+    positions = torch.cat([torch.arange(length) for length in batch.lengths]).to(device)
 
     def fastseq(p: float, item: Tensor, *rest: Tensor) -> Tensor:
         return embed_sequence(items, offsets, item, *rest, dropout_p=p, rng=rng, padding_idx=n_items)
@@ -61,21 +50,24 @@ def jagged(device: torch.device, shape: str, lengths: list[int], n_items: int, w
 
     leaves = [torch.randn(n_items + 1, width, device=device)]
     if whole:
-        leaves += [torch.randn(max(lengths), width, device=device), *torch.randn(2, width, device=device)]
-    n = events * width
+        leaves += [torch.randn(batch.longest, width, device=device), *torch.randn(2, width, device=device)]
+    n = batch.events * width
     return Case(
-        "embed_sequence", shape, {"fastseq": fastseq, "eager": eager}, leaves,
-        torch.randn(events, width, device=device), dropout_p=0.3 if whole else 0.2, indices=8 * events,
+        "embed_sequence", f"{model}, {batch}", {"fastseq": fastseq, "eager": eager}, leaves,
+        torch.randn(batch.events, width, device=device), dropout_p=0.3 if whole else 0.2, indices=8 * batch.events,
         elements=(2 * n, (2 if whole else 1) * n + leaves[0].numel()),  # backward: the table's dense gradient
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    if device == "cpu":
-        return [Spec("embed_sequence", partial(case, shape=shape), [FLOAT32]) for shape in list(SHAPES)[:3]]
-    shapes = [(shape, targets) for targets in BATCHES for shape in list(SHAPES)[:3]] + [(f"SASRec, {LARGE}", EVENTS)]
-    return [Spec("embed_sequence", partial(case, shape=s, targets=n), dtypes_of(False)) for s, n in shapes]
+    shapes: list[dict[str, Any]] = [
+        {"model": model, "batch": batch_of(name, targets), "n_items": n_items}
+        for targets in ((EVENTS,) if device == "cpu" else BATCHES)
+        for model, name, n_items in SHAPES
+    ]
+    large = [] if device == "cpu" else [{"model": "SASRec", "batch": LARGE, "n_items": LARGE_ITEMS}]
+    return specs("embed_sequence", case, shapes + large, dtypes_of(device))
 
 
 def tiny(device: torch.device) -> list[Case]:
-    return [jagged(device, "positions", [3, 1, 4], 9, True, 24), jagged(device, "items", [3, 1, 4], 9, False, 24)]
+    return [case(device, model, Batch("tiny", [3, 1, 4]), 9, 24) for model in ("SASRec", "GRU4Rec")]

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fastseq.ops import linear
 
-from .case import EVENTS, FLOAT32, Case, Spec
+from .case import AUTOCAST, EVENTS, FLOAT32, Case, Spec, specs
 
-SHAPES = {"query, key, value": (128, 384), "feed-forward in": (128, 512), "feed-forward out": (512, 128)}
+SHAPES = [(128, 384), (128, 512), (512, 128)]  # query, key and value; into and out of the feed-forward layer
 
 
 def case(device: torch.device, width: int, out: int, rows: int = EVENTS) -> Case:
-    def fastseq(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return linear(x, weight, bias)
-
-    def eager(p: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
-
     leaves = [
         torch.randn(rows, width, device=device),
         torch.randn(out, width, device=device) / width**0.5,
         torch.randn(out, device=device),
     ]
-    forward, products = rows * (width + out) + width * out, 2 * rows * width * out
+    products = 2 * rows * width * out
     return Case(
-        "linear", f"[{rows}, {width}] x [{out}, {width}]", {"fastseq": fastseq, "eager": eager}, leaves,
-        torch.randn(rows, out, device=device), products=True, flops=(products, 2 * products),
-        elements=(forward, forward + rows * width + width * out),
+        "linear", f"[{rows}, {width}] x [{out}, {width}]",
+        {
+            "fastseq": lambda p, x, weight, bias: linear(x, weight, bias),
+            "eager": lambda p, x, weight, bias: F.linear(x, weight, bias),
+        },
+        leaves, torch.randn(rows, out, device=device), products=True, flops=(products, 2 * products),
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    if device != "cpu":
-        return []  # nothing of ours to measure: cuBLAS on both sides
-    return [Spec("linear", partial(case, width=width, out=out), [FLOAT32]) for width, out in SHAPES.values()]
+    shapes = [{"width": width, "out": out} for width, out in SHAPES if device == "cpu"]
+    return specs("linear", case, shapes, (FLOAT32, AUTOCAST))
 
 
 def tiny(device: torch.device) -> list[Case]:
-    return [] if device.type != "cpu" else [case(device, 8, 12, 5)]
+    return [case(device, 8, 12, 5)] if device.type == "cpu" else []

@@ -1,16 +1,20 @@
-"""Results as a table, as Markdown and as a plot: each op beside the best of its rivals."""
+"""Results as a table in Markdown, as JSON and as a plot: each op beside its rivals."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .run import OURS, Result
+from .case import OURS
+from .run import Result
 
-HEADER = ("op", "shape", "direction", "type", "fastseq", "best other", "ratio", "of the roof", "memory", "launch")
-BAR = 1.5
+HEADER = (
+    "op", "shape", "direction", "type", "fastseq", "best other", "ratio", "others", "of the roof", "memory", "launch"
+)  # fmt: skip
+LEAST_RATIO = 1.5  # what an op should reach beside its best rival
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,18 @@ class Row:
 
     Attributes:
         ours: fastseq's result.
-        rivals: the others, measured or not.
+        rivals: the others that were measured, fastest first.
     """
 
     ours: Result
     rivals: tuple[Result, ...]
 
     @property
-    def best(self) -> Result | None:
-        """The fastest rival that was measured."""
-        measured = [other for other in self.rivals if other.median is not None]
-        return min(measured, key=lambda other: other.median or 0.0, default=None)
-
-    @property
     def ratio(self) -> float | None:
         """Median of the best rival over fastseq's."""
-        best = self.best
-        if best is None or best.median is None or not self.ours.median:
+        if not self.rivals or not self.ours.median or self.rivals[0].median is None:
             return None
-        return best.median / self.ours.median
+        return self.rivals[0].median / self.ours.median
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -46,33 +43,37 @@ def rows(results: Sequence[Result]) -> list[Row]:
     order = list(dict.fromkeys(result.op for result in results))
     for result in sorted((r for r in results if r.direction), key=lambda r: order.index(r.op)):
         groups.setdefault((result.op, result.shape, result.dtype, result.direction), []).append(result)
-    found = []
+    table = []
     for group in groups.values():
-        ours = next((r for r in group if r.implementation == OURS), None)
-        if ours is not None:
-            found.append(Row(ours, tuple(r for r in group if r.implementation != OURS)))
-    return found
+        timed = sorted((r for r in group if r.median is not None), key=lambda r: r.median or 0.0)
+        rivals = tuple(r for r in timed if r.implementation != OURS)
+        table += [Row(ours, rivals) for ours in group if ours.implementation == OURS]
+    return table
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table, as HEADER names it."""
-    ours, best = row.ours, row.best
-    place = [ours.op, ours.shape, ours.direction, ours.dtype]
+    ours, best = row.ours, row.rivals[0] if row.rivals else None
+    key = [ours.op, ours.shape, ours.direction, ours.dtype]
     if ours.median is None:
-        return [*place, ours.skipped or "–", *["–"] * (len(HEADER) - 5)]
+        return [*key, ours.skipped or "–", *["–"] * (len(HEADER) - 5)]
     against = "–" if best is None else f"{best.implementation} {milliseconds(best)}"
     ratio = "–" if row.ratio is None else f"{row.ratio:.2f}×"
+    others = ", ".join(f"{r.implementation} {1e3 * (r.median or 0.0):.3g}" for r in row.rivals[1:]) or "–"
     roof = "–" if ours.fraction is None else f"{ours.fraction:.0%} {ours.bound}"
     memory = " / ".join(megabytes(r.peak_bytes) for r in (ours, best) if r is not None)
     launch = "–" if ours.host is None or ours.device == "cpu" else f"{1e6 * ours.host:.0f} µs"
-    return [*place, milliseconds(ours), against, ratio, roof, memory if ours.peak_bytes is not None else "–", launch]
+    memory = "–" if ours.peak_bytes is None else memory
+    return [*key, milliseconds(ours), against, ratio, others, roof, memory, launch]
 
 
 def milliseconds(result: Result) -> str:
     """Median with the quartiles in brackets."""
     if result.median is None or result.q1 is None or result.q3 is None:
         return "–"
-    median, low, high = (f"{1e3 * x:.3g}" for x in (result.median, result.q1, result.q3))
+    median, low, high = (
+        f"{1e3 * x:.3g}" if x < 1 else f"{1e3 * x:,.0f}" for x in (result.median, result.q1, result.q3)
+    )
     return f"{median} ({low} – {high}) ms"
 
 
@@ -80,38 +81,51 @@ def megabytes(count: int | None) -> str:
     return "–" if count is None else f"{count / 1e6:,.1f} MB"
 
 
-def summary(results: Sequence[Result], bar: float = BAR) -> list[str]:
-    """How many rows lie below the bar, and what was not measured and why."""
+def summary(results: Sequence[Result], least: float = LEAST_RATIO) -> list[str]:
+    """How many rows lie below the least ratio, and what was not measured and why."""
     compared = [row.ratio for row in rows(results) if row.ratio is not None]
-    lines = [f"{sum(ratio < bar for ratio in compared)} of {len(compared)} below {bar:g}× of the best other."]
-    if any(
-        r.implementation == OURS and r.device == "cuda" and r.median is not None and r.roof is None for r in results
-    ):
+    lines = [f"{sum(ratio < least for ratio in compared)} of {len(compared)} below {least:g}× of the best other."]
+    if any(r.implementation == OURS and r.device == "cuda" and r.median and r.roof is None for r in results):
         lines.append("No roof: this GPU's bandwidth and rates are not listed in benchmarks/ops/chips.py.")
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for result in results:
         if result.skipped:
-            reasons.setdefault(result.skipped, []).append(f"{result.implementation} of {result.op} ({result.dtype})")
-    for why, names in reasons.items():
-        unique = list(dict.fromkeys(names))
-        more = f" and {len(unique) - 4} more" if len(unique) > 4 else ""
-        lines.append(f"Not measured: {', '.join(unique[:4])}{more}: {why}")
+            name = f"{result.implementation} of {result.op} ({result.dtype})"
+            reasons.setdefault(result.skipped, {})[name] = None
+    for why, unique in reasons.items():
+        names = list(unique)
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        lines.append(f"Not measured: {', '.join(names[:4])}{more}: {why}")
     return lines
 
 
-def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
-    """The table with what it was measured on, for a file."""
-    table = rows(results)
+def markdown(results: Sequence[Result], machine: Mapping[str, Any], aligned: bool = False) -> str:
+    """The table with what it was measured on: for a file, or ``aligned`` for a screen."""
+    table = [list(HEADER), *([cell.replace("|", "/") for cell in cells(row)] for row in rows(results))]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*table, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    lines.insert(1, "|" + "|".join("-" * max(3, width + 2) for width in widths) + "|")
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
-    lines = ["# Kernel benchmarks", "", about, ""]
-    lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(cell.replace("|", "/") for cell in cells(row)) + " |" for row in table]
-    return "\n".join([*lines, "", *summary(results), ""])
+    return "\n".join(["# Ops", "", about, "", *lines, "", *summary(results), ""])
 
 
 def document(results: Sequence[Result], machine: Mapping[str, Any]) -> dict[str, Any]:
     """Everything, for programs: times in seconds, memory in bytes."""
     return {"machine": dict(machine), "results": [{**asdict(r), "fraction": r.fraction} for r in results]}
+
+
+def read(path: Path) -> tuple[list[Result], dict[str, Any]]:
+    """Results and machine from a file of ``document``.
+
+    Raises:
+        ValueError: if it is no such file.
+        OSError: if it cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text())
+        return [Result(**{k: v for k, v in r.items() if k != "fraction"}) for r in data["results"]], data["machine"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not what python -m benchmarks.ops --json wrote ({error!r})") from error
 
 
 def plot(results: Sequence[Result], path: Path, machine: Mapping[str, Any]) -> None:
@@ -131,22 +145,19 @@ def plot(results: Sequence[Result], path: Path, machine: Mapping[str, Any]) -> N
     table = [row for row in rows(results) if row.ours.median is not None]
     if not table:
         raise ValueError(f"plot is {path}, but no op was measured: nothing to draw")
-    names = list(dict.fromkeys(r.implementation for row in table for r in (row.ours, *row.rivals) if r.median))
+    points: dict[str, list[tuple[float, int]]] = {}  # of every implementation, and the roof
+    for line, row in enumerate(table):
+        for r in (row.ours, *row.rivals):
+            points.setdefault(r.implementation, []).append((1e3 * (r.median or 0.0), line))
+        if row.ours.roof:
+            points.setdefault("roof", []).append((1e3 * row.ours.roof, line))
     figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.24 * len(table)), layout="constrained")
-    for name in names:
-        points = [
-            (1e3 * r.median, place)
-            for place, row in enumerate(table)
-            for r in (row.ours, *row.rivals)
-            if r.implementation == name and r.median is not None
-        ]
-        ours = name == OURS
-        times, places = zip(*points, strict=True)
-        axes.scatter(times, places, s=45 if ours else 22, label=name, zorder=3 if ours else 2)
-    roofs = [(1e3 * row.ours.roof, place) for place, row in enumerate(table) if row.ours.roof]
-    if roofs:
-        times, places = zip(*roofs, strict=True)
-        axes.scatter(times, places, s=60, label="roof", marker="|", color="black")
+    styles: dict[str, dict[str, Any]] = {
+        OURS: {"s": 45, "zorder": 3},
+        "roof": {"s": 60, "marker": "|", "color": "black"},
+    }
+    for name, pairs in points.items():
+        axes.scatter(*zip(*pairs, strict=True), label=name, **styles.get(name, {"s": 22, "zorder": 2}))
     labels = [f"{r.op}, {r.shape}, {r.direction}, {r.dtype}" for r in (row.ours for row in table)]
     axes.set_yticks(range(len(table)), labels, fontsize=7)
     axes.set_ylim(len(table) - 0.5, -0.5)  # the first row on top

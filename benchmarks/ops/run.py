@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
@@ -14,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import Case, Spec
+from .case import OURS, Case, Spec
 from .check import Prepared, ReferenceOutOfMemoryError
 from .chips import chip_of
 from .suite import by_importance, specs
-from .timing import Clock, Timing, clock_of, peak_bytes, timed
-
-OURS = "fastseq"
+from .timing import LEAST, Clock, Timing, clock_of, peak_bytes, timed
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Result:
     """One implementation of one op in one shape, direction and type; times in seconds.
 
     Attributes:
+        direction: "" where the case was not started.
         median, q1, q3: time on the device; None: not measured.
         host: median until the call returned: on a GPU what launching it costs.
         peak_bytes: memory beyond the inputs; None on the CPU.
@@ -62,12 +62,6 @@ class Result:
         return self.roof / self.median if self.roof is not None and self.median else None
 
 
-def implementations(case: Case, against: Sequence[str] = ()) -> list[str]:
-    """fastseq and its rivals; ``against`` names the rivals that are wanted, empty all."""
-    names = [*case.functions, *case.missing, "compiled"]
-    return [name for name in names if name == OURS or not against or name in against]
-
-
 def reason(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, torch.OutOfMemoryError):
@@ -76,18 +70,28 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def result_of(prepared: Prepared, direction: str, device: torch.device, timing: Timing, peak: int | None) -> Result:
-    """A measurement beside the roof of its case."""
-    case = prepared.case
-    moved, flops, formed = case.work(direction, prepared.dtype)
+def unavailable(case: Case, implementation: str) -> str:
+    """Why an implementation cannot be measured; "" if it can."""
+    return case.missing.get(implementation, case.no_compile if implementation == "compiled" else "")
+
+
+def result_of(
+    prepared: Prepared, direction: str, device: torch.device, clock: Clock, seconds: float, least: int = LEAST
+) -> tuple[Result, Timing]:
+    """One direction of an implementation that has passed its check, timed; the roof with it where the chip is known."""
+    case, dtype = prepared.case, prepared.dtype
+    with prepared.ready(direction) as call:
+        call()  # compiles, and warms up
+        peak = peak_bytes(call, device)
+        timing = timed(call, clock, seconds, least=least)
+    moved, flops, formed = case.work(direction, dtype)
     chip = chip_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     roof, bound = chip.roof(moved, flops, formed) if chip is not None else (None, "")
-    q1, q3 = timing.quartiles
-    host = sorted(timing.host)[len(timing.host) // 2]
-    return Result(
-        case.op, case.shape, direction, prepared.dtype, device.type, prepared.implementation, timing.median, q1, q3,
-        len(timing.device), host, peak, roof, bound, moved, flops,
+    result = Result(
+        case.op, case.shape, direction, dtype, device.type, prepared.implementation, timing.median, *timing.quartiles,
+        len(timing.device), statistics.median(timing.host), peak, roof, bound, moved, flops,
     )  # fmt: skip
+    return result, timing
 
 
 def measure(
@@ -102,9 +106,10 @@ def measure(
 ) -> Iterator[Result]:
     """Every implementation of a case in one type. None is timed that has not passed its check just before."""
     expected: dict[float, list[Tensor]] = {}
-    for name in implementations(case, against):
-        why, failed = case.missing.get(name, case.no_compile if name == "compiled" else ""), False
-        prepared = None
+    for name in case.implementations:
+        if name != OURS and against and name not in against:
+            continue
+        why, failed, prepared = unavailable(case, name), False, None
         if not why:
             try:
                 prepared = Prepared(case, name, dtype)
@@ -117,13 +122,9 @@ def measure(
             row = Result(case.op, case.shape, direction, dtype, device.type, name, skipped=why, failed=failed)
             if prepared is not None:
                 try:
-                    with prepared.ready(direction) as call:
-                        call()
-                        peak = peak_bytes(call, device)
-                        row = result_of(prepared, direction, device, timed(call, clock, seconds), peak)
+                    row, _ = result_of(prepared, direction, device, clock, seconds)
                 except Exception as error:
-                    row = Result(case.op, case.shape, direction, dtype, device.type, name, skipped=reason(error),
-                                 failed=name == OURS)  # fmt: skip
+                    row = replace(row, skipped=reason(error), failed=name == OURS)
             yield row
 
 
@@ -135,7 +136,7 @@ def run(
     seconds: float = 0.3,
     budget: float | None = None,
     on_start: Callable[[Spec, str], None] | None = None,
-    chosen: Sequence[Spec] | None = None,
+    cases: Sequence[Spec] | None = None,
 ) -> Iterator[Result]:
     """Every op's cases on a device, something of each op first.
 
@@ -146,15 +147,16 @@ def run(
         seconds: rounds of each measurement, in time.
         budget: no case is started after so many seconds; what is left is a row that says so.
         on_start: called before each case in each type.
-        chosen: cases instead of the suite's.
+        cases: in place of the suite's.
 
     Raises:
         ValueError: if ``only`` names no op.
     """
     clock, started = clock_of(device), time.monotonic()
-    for spec, dtype in by_importance(specs(device.type, only) if chosen is None else chosen):
+    for spec, dtype in by_importance(specs(device.type, only) if cases is None else cases):
+        row = Result(spec.op, spec.words, "", dtype, device.type, OURS)
         if budget is not None and time.monotonic() - started > budget:
-            yield Result(spec.op, named(spec), "", dtype, device.type, OURS, skipped="out of time")
+            yield replace(row, skipped="out of time")
             continue
         if on_start is not None:
             on_start(spec, dtype)
@@ -162,7 +164,7 @@ def run(
         try:
             case = spec.build(device)
         except torch.OutOfMemoryError as error:
-            yield Result(spec.op, named(spec), "", dtype, device.type, OURS, skipped=reason(error))
+            yield replace(row, skipped=reason(error))
             continue
         yield from measure(case, dtype, spec.directions, device, clock, against=against, seconds=seconds)
         del case
@@ -170,39 +172,16 @@ def run(
             torch.cuda.empty_cache()
 
 
-def measured(results: Sequence[Result]) -> bool:
-    """Whether there is a time of any op of fastseq: a run without one proves nothing."""
-    return any(result.implementation == OURS and result.median is not None for result in results)
-
-
-def collect(results: Iterator[Result]) -> tuple[list[Result], bool]:
-    """All results, and whether Ctrl-C ended them early: those before it are kept."""
-    found: list[Result] = []
-    try:
-        for result in results:
-            found.append(result)
-    except KeyboardInterrupt:
-        return found, True
-    return found, False
-
-
-def named(spec: Spec) -> str:
-    """A case in words before it is built."""
-    words = getattr(spec.build, "keywords", {})
-    return ", ".join(f"{key} {value}" for key, value in words.items()) or "seed"
-
-
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on: device, driver, versions, date."""
     from fastseq.training.throughput import versions
 
-    found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": "CPU"}
-    found |= versions()
+    about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": "CPU", **versions()}
     if device.type == "cuda":
-        found |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": _driver()}
-        found["triton"] = metadata.version("triton") if find_spec("triton") else "none"
-        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return found
+        about |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": _driver()}
+        about["triton"] = metadata.version("triton") if find_spec("triton") else "none"
+        about["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return about
 
 
 def _driver() -> str:

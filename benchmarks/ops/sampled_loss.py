@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,21 @@ from torch import Tensor
 
 from fastseq.ops import gbce_beta, sampled_loss
 
-from .case import BATCHES, BEAUTY_ITEMS, EVENTS, FLOAT32, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of
+from .case import BATCHES, BEAUTY_ITEMS, EVENTS, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of
 
-# loss, items, negatives of a row (or of the whole batch), whether shared
-SHAPES = {
-    "bpr, ml-1m, 1 negative": ("bpr", ML_1M_ITEMS, 1, False),
-    "bpr, beauty, 1 negative": ("bpr", BEAUTY_ITEMS, 1, False),
-    "bce, ml-1m, 1 negative": ("bce", ML_1M_ITEMS, 1, False),
-    "gbce, ml-1m, 64 negatives": ("gbce", ML_1M_ITEMS, 64, False),
-    "sampled_softmax, ml-1m, 64 negatives": ("sampled_softmax", ML_1M_ITEMS, 64, False),
-    "bpr, beauty, 256 shared": ("bpr", BEAUTY_ITEMS, 256, True),
-    "gbce, beauty, 256 shared": ("gbce", BEAUTY_ITEMS, 256, True),
-    "sampled_softmax, beauty, 1024 shared": ("sampled_softmax", BEAUTY_ITEMS, 1024, True),
-}
-LARGE = {
-    "bpr, V=1M, 1 negative": ("bpr", LARGE_ITEMS, 1, False),
-    "sampled_softmax, V=1M, 1024 shared": ("sampled_softmax", LARGE_ITEMS, 1024, True),
-}
+ITEMS = {"ml-1m": ML_1M_ITEMS, "beauty": BEAUTY_ITEMS, "V=1M": LARGE_ITEMS}
+# loss, data, negatives of a row (or of the whole batch), whether shared
+SHAPES = [
+    ("bpr", "ml-1m", 1, False),
+    ("bpr", "beauty", 1, False),
+    ("bce", "ml-1m", 1, False),
+    ("gbce", "ml-1m", 64, False),
+    ("sampled_softmax", "ml-1m", 64, False),
+    ("bpr", "beauty", 256, True),
+    ("gbce", "beauty", 256, True),
+    ("sampled_softmax", "beauty", 1024, True),
+]
+LARGE = [("bpr", "V=1M", 1, False), ("sampled_softmax", "V=1M", 1024, True)]
 
 
 def never_the_target(targets: Tensor, n_items: int, count: int) -> Tensor:
@@ -35,14 +33,11 @@ def never_the_target(targets: Tensor, n_items: int, count: int) -> Tensor:
     return (targets[:, None] + moved) % n_items
 
 
-def case(device: torch.device, shape: str, rows: int = EVENTS) -> Case:
-    name = shape if rows == EVENTS else f"{shape}, {rows} targets"
-    return sized(device, name, *(SHAPES | LARGE)[shape], rows)
-
-
-def sized(
-    device: torch.device, shape: str, loss: str, n_items: int, count: int, shared: bool, rows: int, width: int = WIDTH
-) -> Case:
+def case(
+    device: torch.device, loss: str, data: str, count: int, shared: bool, rows: int = EVENTS,
+    n_items: int | None = None, width: int = WIDTH,
+) -> Case:  # fmt: skip
+    n_items = n_items or ITEMS[data]
     targets = torch.randint(0, n_items, (rows,), device=device)
     negatives = (
         torch.randint(0, n_items, (count,), device=device) if shared else never_the_target(targets, n_items, count)
@@ -51,9 +46,7 @@ def sized(
     beta = gbce_beta(count, n_items, 0.75) if loss == "gbce" else 1.0
 
     def fastseq(p: float, h: Tensor, table: Tensor) -> Tensor:
-        return sampled_loss(
-            h, table, targets, negatives, loss=loss, log_q=log_q, beta=beta, reduction="none"
-        )  # fmt: skip
+        return sampled_loss(h, table, targets, negatives, loss=loss, log_q=log_q, beta=beta, reduction="none")
 
     def eager(p: float, h: Tensor, table: Tensor) -> Tensor:
         positive, gathered = (h * F.embedding(targets, table)).sum(1, keepdim=True), F.embedding(negatives, table)
@@ -75,28 +68,25 @@ def sized(
         terms = beta * F.softplus(-positive) + (kept * F.softplus(scores)).sum(1, keepdim=True)
         return (terms / (left + 1)).squeeze(1)
 
-    leaves = [torch.randn(rows, width, device=device), torch.randn(n_items + 1, width, device=device) / 4]
+    shape = f"{loss}, {data}, {count} {'shared' if shared else 'negative' if count == 1 else 'negatives'}"
+    h, table = torch.randn(rows, width, device=device), torch.randn(n_items + 1, width, device=device) / 4
     gathered = min(rows + negatives.numel(), n_items) * width
     products = 2 * rows * (1 + count) * width
     return Case(
-        "sampled_loss", shape, {"fastseq": fastseq, "eager": eager}, leaves, torch.rand(rows, device=device),
-        products=shared, indices=8 * (rows + negatives.numel()), flops=(products, 2 * products),
-        elements=(rows * width + gathered, 2 * rows * width + gathered + leaves[1].numel()),
+        "sampled_loss", shape if rows == EVENTS else f"{shape}, {rows} targets", {"fastseq": fastseq, "eager": eager},
+        [h, table], torch.rand(rows, device=device), products=shared, indices=8 * (rows + negatives.numel()),
+        elements=(h.numel() + gathered, 2 * h.numel() + gathered + table.numel()), flops=(products, 2 * products),
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    if device == "cpu":
-        return [Spec("sampled_loss", partial(case, shape=shape), [FLOAT32]) for shape in SHAPES]
-    shapes = [(shape, rows) for rows in BATCHES for shape in SHAPES] + [(shape, EVENTS) for shape in LARGE]
-    return [
-        Spec("sampled_loss", partial(case, shape=shape, rows=rows), dtypes_of((SHAPES | LARGE)[shape][3]))
-        for shape, rows in shapes
-    ]
+    sizes = [(*shape, rows) for rows in ((EVENTS,) if device == "cpu" else BATCHES) for shape in SHAPES]
+    sizes += [] if device == "cpu" else [(*shape, EVENTS) for shape in LARGE]
+    names = ("loss", "data", "count", "shared", "rows")
+    shapes: list[dict[str, Any]] = [dict(zip(names, size, strict=True)) for size in sizes]
+    return [Spec("sampled_loss", case, shape, dtypes_of(device, shape["shared"])) for shape in shapes]
 
 
 def tiny(device: torch.device) -> list[Case]:
-    kinds = [(loss, shared) for loss in ("bpr", "bce", "gbce", "sampled_softmax") for shared in (False, True)]
-    return [
-        sized(device, f"{loss}, {'shared' if shared else 'own'}", loss, 9, 4, shared, 5, 16) for loss, shared in kinds
-    ]
+    losses = ("bpr", "bce", "gbce", "sampled_softmax")
+    return [case(device, loss, "tiny", 4, shared, 5, 9, 16) for loss in losses for shared in (False, True)]

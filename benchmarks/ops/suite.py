@@ -8,24 +8,12 @@ from types import ModuleType
 
 import torch
 
-from .case import Case, Spec
+from .case import OURS, Case, Spec
 
 FILES = (
-    "attention",
-    "gru",
-    "gru_sampled_loss",
-    "caser_windows",
-    "cross_entropy",
-    "sampled_loss",
-    "topk",
-    "embed_sequence",
-    "dropout_add_norm",
-    "bias_gelu_dropout",
-    "dropout",
-    "negatives",
-    "adam_rows",
-    "linear",
-)
+    "attention", "gru", "gru_sampled_loss", "caser_windows", "cross_entropy", "sampled_loss", "topk", "embed_sequence",
+    "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "adam_rows", "linear",
+)  # fmt: skip
 
 
 def modules(only: Sequence[str] = ()) -> list[ModuleType]:
@@ -41,7 +29,7 @@ def modules(only: Sequence[str] = ()) -> list[ModuleType]:
 
 
 def specs(device: str, only: Sequence[str] = ()) -> list[Spec]:
-    """What is measured on "cpu" or "cuda", op after op: the seed's shapes first, the large ones last."""
+    """What is measured on "cpu" or "cuda", op after op: the reference configurations first, the large shapes last."""
     return [spec for module in modules(only) for spec in module.suite(device)]
 
 
@@ -50,29 +38,29 @@ def tiny(device: torch.device, only: Sequence[str] = ()) -> list[Case]:
     return [case for module in modules(only) for case in module.tiny(device)]
 
 
-def rivals(device: torch.device, only: Sequence[str] = ()) -> list[str]:
-    """Names of what the ops are measured beside on a device, installed or not."""
-    names = dict.fromkeys(name for case in tiny(device, only) for name in (*case.functions, *case.missing, "compiled"))
-    return [name for name in names if name != "fastseq"]
-
-
-def check_names(device: torch.device, only: Sequence[str] = (), against: Sequence[str] = ()) -> None:
+def check_names(device: str, only: Sequence[str] = (), against: Sequence[str] = ()) -> None:
     """Refuses names that would leave nothing to measure.
 
     Raises:
         ValueError: if ``only`` names no op, or ``against`` no rival of these ops.
     """
-    modules(only)
+    rivals = dict.fromkeys(name for case in tiny(stand_in(device), only) for name in case.implementations)
+    del rivals[OURS]
     for name in against:
-        if name not in (known := rivals(device, only)):
-            raise ValueError(f"against is {name!r}, expected one of {', '.join(known)}")
+        if name not in rivals:
+            raise ValueError(f"against is {name!r}, expected one of {', '.join(rivals)}")
 
 
-def by_importance(chosen: Sequence[Spec]) -> list[tuple[Spec, str]]:
+def stand_in(device: str) -> torch.device:
+    """Where the cases of "cpu" or "cuda" can be built on any machine, without numbers for the latter."""
+    return torch.device("cpu" if device == "cpu" else "meta")
+
+
+def by_importance(cases: Sequence[Spec]) -> list[tuple[Spec, str]]:
     """(spec, type), so that a run that is cut short has something of every op: first shapes and types first."""
     ranks: dict[str, int] = {}
     order = []
-    for spec in chosen:
+    for spec in cases:
         rank = ranks[spec.op] = ranks.get(spec.op, -1) + 1
-        order += [(rank + place, spec, dtype) for place, dtype in enumerate(spec.dtypes)]
+        order += [(rank + i, spec, dtype) for i, dtype in enumerate(spec.dtypes)]
     return [(spec, dtype) for _, spec, dtype in sorted(order, key=lambda entry: entry[0])]

@@ -24,12 +24,10 @@ class Timing:
     Attributes:
         device: seconds on the device, of every round.
         host: seconds until the call returned, of every round: on a GPU what launching costs, unless it waits.
-        peak_bytes: the most memory that a call held beyond what was there before it; None where it is not counted.
     """
 
     device: Sequence[float]
     host: Sequence[float]
-    peak_bytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -60,10 +58,10 @@ class CudaClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        found: Any = torch.cuda.get_device_properties(device)
+        properties: Any = torch.cuda.get_device_properties(device)
         self.device = device
-        self.scratch = torch.empty(max(64 << 20, 2 * found.L2_cache_size), dtype=torch.uint8, device=device)
-        self.rate = 1e3 * (getattr(found, "clock_rate", 0) or 2_000_000)  # cycles a second
+        self.scratch = torch.empty(max(64 << 20, 2 * properties.L2_cache_size), dtype=torch.uint8, device=device)
+        self.rate = 1e3 * (getattr(properties, "clock_rate", 0) or 2_000_000)  # cycles a second
         self.launching: dict[int, float] = {}
 
     def __call__(self, call: Callable[[], Any]) -> tuple[float, float]:

@@ -240,8 +240,8 @@ def verify(
 ) -> None:
     """Compare every model with WarpRec's on your data, then time both.
 
-    Same weights: scores; same batch: loss and gradients, in float64 and float32. Without WarpRec: against a plain
-    restatement of its models. Exit code 1 when they differ.
+    Same weights: scores; same batch: loss and gradients, in float64 and float32. Needs WarpRec
+    (pip install 'fastseq-rec[warprec]', Python >= 3.12). Exit code 1 when they differ.
     """
     from .verify import verify as run
 

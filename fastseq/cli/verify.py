@@ -1,7 +1,7 @@
 """``fastseq verify``: fastseq beside WarpRec, on the user's configuration and data.
 
 The same weights must give the same scores, the same batch the same loss and gradients; then a training step of each is
-timed, in turn. Without WarpRec its place is taken by the plain restatement (restatement.py), and the result says so.
+timed, in turn.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from ..errors import ConfigError
 from ..models import MODELS, SequentialRecommender
 from ..models.hyperparameters import OBJECTIVE
 from ..ops import make_rng
-from ..restatement import PLAIN
 from . import experiment
 from .configuration import Config, Reader, load_tree, parse_config
 
 # Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
-WINDOW_BATCH = 2048  # targets of a timed step on shared windows: the seed's batch size, whatever is compared
+WINDOW_BATCH = (
+    2048  # targets of a timed step on shared windows: the reference configurations' batch size, whatever is compared
+)
 
 
 @dataclass
@@ -78,7 +80,27 @@ class Report:
         return not any(comparison.differing for comparison in self.comparisons)
 
 
-def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, repeats: int = 3) -> Report:
+@dataclass(frozen=True)
+class Reference:
+    """What fastseq is compared with.
+
+    Attributes:
+        name: in words, for the report.
+        build: (theirs, ours), two models with one ``state_dict``, from a model's name, params, info and seed.
+    """
+
+    name: str
+    build: Callable[[str, dict[str, Any], dict[str, int], int], tuple[Any, Any]]
+
+
+def verify(
+    config: Path,
+    data: Path | None = None,
+    *,
+    batch_size: int = 256,
+    repeats: int = 3,
+    reference: Reference | None = None,
+) -> Report:
     """Compares and times every model of a configuration.
 
     Args:
@@ -86,15 +108,17 @@ def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, rep
         data: interactions instead of the configuration's.
         batch_size: targets of the compared and timed batch, or the configuration's if that is smaller.
         repeats: timed steps of each side, in turn; at least 1.
+        reference: what to compare with; None: the installed WarpRec.
 
     Raises:
         ConfigError, DataError: naming the key, or the file and line, that cannot be used.
+        ImportError: if WarpRec is the reference and cannot be used, with the command that installs it.
     """
-    chosen = read_config(config, data)
-    interactions = experiment.read(chosen)
-    reference, build = sides()
+    settings = read_config(config, data)
+    reference = reference or warprec_reference()
+    interactions = experiment.read(settings)
     comparisons = []
-    for entry in chosen.models:
+    for entry in settings.models:
         seed = entry.optimization.properties.seed
         try:
             params = MODELS[entry.name].check_params(entry.params)
@@ -105,7 +129,7 @@ def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, rep
         params = {key: value for key, value in params.items() if key not in OBJECTIVE}
         params["batch_size"] = min(params["batch_size"], batch_size)
         info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
-        theirs, ours = build(entry.name, params, info, seed)
+        theirs, ours = reference.build(entry.name, params, info, seed)
         comparison = Comparison(entry.name, batch_size=params["batch_size"], window_stride=stride)
         comparisons.append(comparison)
         _perturb(ours, seed)
@@ -118,34 +142,28 @@ def verify(config: Path, data: Path | None = None, *, batch_size: int = 256, rep
         _time(comparison, theirs, ours, batch, repeats)
         _time_windows(comparison, MODELS[entry.name], {**params, "window_stride": stride}, info, interactions, seed)
     # A misspelt section must not pass for the user's data.
-    name = str(chosen.reader.local_path or "the embedded demo data (neither reader.local_path nor --data names a file)")
+    path = settings.reader.local_path or "the embedded demo data (neither reader.local_path nor --data names a file)"
     sizes = f"{interactions.n_users:,} users, {interactions.n_items:,} items, {interactions.n_events:,} events"
-    return Report(reference, f"{name}: {sizes}", comparisons)
+    return Report(reference.name, f"{path}: {sizes}", comparisons)
 
 
-def sides() -> tuple[str, Callable[[str, dict[str, Any], dict[str, int], int], tuple[Any, Any]]]:
-    """What is compared with, in words, and what builds (theirs, ours) from name, params, info and seed.
+def warprec_reference() -> Reference:
+    """WarpRec's own classes, beside fastseq's as WarpRec would build them.
 
-    With WarpRec that is its own class, and fastseq's as WarpRec would build it.
+    Raises:
+        ImportError: if WarpRec is not installed or of another version, with the command that installs it.
     """
-    try:
-        from .. import warprec as adapters
-    except ImportError as error:
-        cause = str(error)
+    from .. import warprec as adapters  # checks the version of WarpRec before it is imported
 
-        def plain(name: str, params: dict[str, Any], info: dict[str, int], seed: int) -> tuple[Any, Any]:
-            return PLAIN[name](params, info, seed), MODELS[name](params, info, seed=seed)
+    from warprec.recommenders import sequential_recommender as originals  # isort: skip
 
-        return f"the built-in restatement of WarpRec's models in plain PyTorch ({cause})", plain
-    from warprec.recommenders import sequential_recommender as originals
-
-    def real(name: str, params: dict[str, Any], info: dict[str, int], seed: int) -> tuple[Any, Any]:
+    def build(name: str, params: dict[str, Any], info: dict[str, int], seed: int) -> tuple[Any, Any]:
         pair = getattr(originals, name)(params, info, seed=seed), getattr(adapters, name)(params, info, seed=seed)
         for model in pair:
             model.log = lambda *args, **kwargs: None  # there is no trainer to log to
         return pair
 
-    return f"WarpRec {adapters.version('warprec')}", real
+    return Reference(f"WarpRec {metadata.version('warprec')}", build)
 
 
 def read_config(path: Path, data: Path | None) -> Config:
@@ -171,8 +189,8 @@ def read_config(path: Path, data: Path | None) -> Config:
             )
     if not models:
         raise ConfigError(f"{path}: 'models' names none of {', '.join(MODELS)}, so there is nothing to verify")
-    given = _section(tree, "reader", origin)
-    reader = {key: value for key, value in given.items() if key in Reader.model_fields}
+    section = _section(tree, "reader", origin)
+    reader = {key: value for key, value in section.items() if key in Reader.model_fields}
     if "loading_strategy" in reader:  # WarpRec, which requires it, reads columns whatever the file is called
         reader.setdefault("file_format", "tabular")
     if data is not None:
@@ -180,8 +198,7 @@ def read_config(path: Path, data: Path | None) -> Config:
         # Another file than the one that the configuration describes: its name says what it is.
         for key in ("file_format", "sep", "labels"):
             reader.pop(key, None)
-    wanted = {"reader": reader, "filtering": tree.get("filtering"), "models": models}
-    return parse_config(wanted, origin)
+    return parse_config({"reader": reader, "filtering": tree.get("filtering"), "models": models}, origin)
 
 
 def _section(tree: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -251,7 +268,7 @@ def _compare(
 ) -> None:
     """Scores, loss and gradients, dropout off: each side draws masks of its own."""
     user, sequences, lengths = batch[:3] if needs_user else (torch.zeros(len(batch[0]), dtype=torch.int64), *batch[:2])
-    found: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    results: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for model in (theirs, ours):
         model.eval()
         with torch.no_grad():
@@ -262,9 +279,9 @@ def _compare(
         gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
         }
-        found.append((scores, loss.detach(), gradients))
+        results.append((scores, loss.detach(), gradients))
         model.zero_grad(set_to_none=True)
-    (scores, loss, expected), (our_scores, our_loss, gradients) = found
+    (scores, loss, expected), (our_scores, our_loss, gradients) = results
     # A gradient that is zero but for rounding is measured by the others.
     floor = 1e-3 * max(float(gradient.norm()) for gradient in expected.values())
     errors = {name: _relative(gradients[name], gradient, floor) for name, gradient in expected.items()}

@@ -50,6 +50,7 @@ class Trainer:
     Attributes:
         run: the ``RunFolder``, or None.
         loader, optimizer, epochs, total_steps: what is trained with, and for how long.
+        state: the ``TrainState``: steps taken, the best epoch so far and the like. Read it, do not write to it.
 
     Raises:
         ConfigError: if the options do not fit the split.
@@ -89,7 +90,7 @@ class Trainer:
             raise ConfigError("the training part has no targets: no user has 2 training events")
         self.optimizer = model.configure_optimizers()
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self._state = TrainState()
+        self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
         self._pending: list[tuple[Tensor, int, int]] = []
@@ -117,7 +118,7 @@ class Trainer:
                 self.run.unlock()
 
     def _fit(self) -> TrainResult:
-        state = self._state
+        state = self.state
         self._objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         self._before = state.targets, state.seconds
         with StopRequest() as request:
@@ -144,7 +145,7 @@ class Trainer:
 
     def _run_epoch(self, request: StopRequest) -> StopReason | None:
         """The rest of this epoch's steps; why they were broken off, or None."""
-        state, options = self._state, self.options
+        state, options = self.state, self.options
         reported = saved = mark = time.perf_counter()
         with contextlib.closing(self.loader.batches(state.epoch, state.batch)) as batches:
             for batch in batches:
@@ -167,7 +168,7 @@ class Trainer:
 
     def _step(self, batch: JaggedBatch) -> None:
         """One optimizer step."""
-        state, options = self._state, self.options
+        state, options = self.state, self.options
         batch = batch.to(self.device)
         # Each rank holds other rows, so each draws its dropout from a step of its own.
         self.model.set_rng(options.seed, state.step * self.ranks.world_size + self.ranks.rank)
@@ -191,7 +192,7 @@ class Trainer:
         """Adds the losses of the steps since the last call to the epoch's. The loop waits for the device only here."""
         if not self._pending:
             return
-        state = self._state
+        state = self.state
         losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
         for i, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
             if not math.isfinite(share):
@@ -209,7 +210,7 @@ class Trainer:
         if self.run is not None and self.run.last_path.exists():
             kept = f" The checkpoints in {self.run.path} are from before."
         raise TrainingError(
-            f"{what} at step {step} (epoch {self._state.epoch + 1}), learning rate {self._rate():g}: training has "
+            f"{what} at step {step} (epoch {self.state.epoch + 1}), learning rate {self._rate():g}: training has "
             f"diverged. Lower learning_rate or set clip_norm.{kept}"
         )
 
@@ -219,7 +220,7 @@ class Trainer:
 
     def _stop_reason(self, request: StopRequest) -> StopReason | None:
         limit = self.options.max_seconds
-        spent = self._state.seconds - self._before[1]
+        spent = self.state.seconds - self._before[1]
         time_is_up = limit is not None and spent >= limit
         asked = request.signal is not None
         if self.ranks.world_size > 1:  # every rank must stop after the same step
@@ -231,7 +232,7 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Validates, writes the epoch's line and checkpoints, and moves on to the next epoch."""
-        state, options = self._state, self.options
+        state, options = self.state, self.options
         epoch = state.epoch + 1
         total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
         record: dict[str, Any] = {
@@ -245,7 +246,7 @@ class Trainer:
         }
         last = epoch == self.epochs
         if self.metric is not None and (last or epoch % options.validate_every == 0):
-            evaluation = self._validate()
+            evaluation = self.validate()
             record["validation"] = evaluation.metrics
             record["validation_seconds"] = evaluation.seconds
             self._judge(epoch, evaluation[self.metric])
@@ -262,7 +263,12 @@ class Trainer:
         state.epoch, state.batch, state.epoch_loss, state.epoch_targets = epoch, 0, 0.0, 0
         self._save_last()
 
-    def _validate(self) -> Evaluation:
+    def validate(self) -> Evaluation:
+        """Evaluates the model on the validation part, before the epoch is judged. A subclass may evaluate otherwise.
+
+        Returns:
+            Metrics, ``self.metric`` among them. With several processes, the same in each.
+        """
         assert self.metric is not None
         _, k = parse_metric(self.metric)
         return evaluate(
@@ -278,7 +284,7 @@ class Trainer:
 
     def _judge(self, epoch: int, value: float) -> None:
         """Whether this epoch is the best so far, and whether patience is at its end."""
-        state, options = self._state, self.options
+        state, options = self.state, self.options
         if state.best_value is None or value > state.best_value + options.min_delta:
             state.best_epoch, state.best_value, state.bad_validations = epoch, value, 0
             return
@@ -296,14 +302,14 @@ class Trainer:
 
     def _open_run(self, run: RunFolder, resume: bool) -> None:
         if resume and run.last_path.exists():
-            self._state = states.load_last(run.last_path, self.model, self.optimizer, self.split, self.options)
-            state, patience = self._state, self.options.patience
+            self.state = states.load_last(run.last_path, self.model, self.optimizer, self.split, self.options)
+            state, patience = self.state, self.options.patience
             if state.stopped == "patience" and (patience is None or state.bad_validations < patience):
                 state.stopped = None
             if not self.ranks.is_first:  # what is saved is rank 0's share of this epoch's losses
                 state.epoch_loss, state.epoch_targets = 0.0, 0
         if self.ranks.is_first:
-            run.truncate_metrics(self._state.metrics_bytes)
+            run.truncate_metrics(self.state.metrics_bytes)
             run.write_ids(self.split.interactions.user_ids, self.split.interactions.item_ids)
         self.ranks.wait()
         self._history = run.read_metrics()
@@ -314,12 +320,12 @@ class Trainer:
         self._read_losses()
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
-                self._raise_diverged(f"{name} is not finite", self._state.step)
-        states.save_last(self._writes.last_path, self.model, self.optimizer, self.split, self.options, self._state)
+                self._raise_diverged(f"{name} is not finite", self.state.step)
+        states.save_last(self._writes.last_path, self.model, self.optimizer, self.split, self.options, self.state)
 
     def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
         if self._writes is not None:
-            reached = {"epoch": epoch, "step": self._state.step, "metric": self.metric, "validation": metrics}
+            reached = {"epoch": epoch, "step": self.state.step, "metric": self.metric, "validation": metrics}
             states.save_best(self._writes.best_path, self.model, self.split, reached)
         elif self.run is None:
             self._best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -327,7 +333,7 @@ class Trainer:
     def _restore_best(self) -> None:
         if self.run is not None:
             self.ranks.wait()  # until rank 0 has written it
-            states.load_best(self.run.best_path, self.model, self._state.best_epoch)
+            states.load_best(self.run.best_path, self.model, self.state.best_epoch)
         elif self._best_weights:
             self.model.load_state_dict(self._best_weights)
 
@@ -336,7 +342,7 @@ class Trainer:
         self._read_losses()
         self._save_last()
         self.model.eval()
-        state = self._state
+        state = self.state
         why = "interrupted" if reason == "interrupted" else f"{self.options.max_seconds:g} seconds are over"
         how = (
             "nothing was saved, since there is no run folder"
@@ -351,15 +357,15 @@ class Trainer:
 
     def _speed(self) -> float:
         targets, seconds = self._before
-        return (self._state.targets - targets) / max(1e-9, self._state.seconds - seconds)
+        return (self.state.targets - targets) / max(1e-9, self.state.seconds - seconds)
 
     def _report(self) -> None:
         self._read_losses()
         if self.on_progress is not None and self.ranks.is_first:
-            self.on_progress(self._progress(self._state.epoch_loss / max(1, self._state.epoch_targets), None))
+            self.on_progress(self._progress(self.state.epoch_loss / max(1, self.state.epoch_targets), None))
 
     def _progress(self, loss: float, validation: dict[str, float] | None) -> Progress:
-        state = self._state
+        state = self.state
         per_step = state.targets / max(1, state.step)
         return Progress(
             epoch=state.epoch + 1,
@@ -375,7 +381,7 @@ class Trainer:
     def _result(self, stopped: StopReason, message: str) -> TrainResult:
         if self._writes is not None:
             draw_curve(self._history, self.metric, self._writes.curve_path)
-        state = self._state
+        state = self.state
         return TrainResult(
             stopped=stopped,
             message=message,

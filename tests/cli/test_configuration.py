@@ -1,4 +1,4 @@
-"""The configuration: the seed's text as it stands, defaults, and errors that name the key and the nearest one."""
+"""Reference configurations as they stand, defaults, and errors that name the key and the nearest one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from fastseq.cli.configuration import Config, load_config, parse_config
 from fastseq.errors import ConfigError
+from tests.conftest import Outside
 
-# The three YAML blocks of the original request, verbatim.
-SEED_BLOCKS = (
+# The three YAML blocks of the text that fastseq was asked for with, verbatim.
+REFERENCE_BLOCKS = (
     """\
 models:
     Caser:
@@ -57,25 +58,18 @@ models:
 ...
 """,
 )
-SEED = Path(__file__).resolve().parents[3] / "shared" / "seed.md"
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 SASREC = {"embedding_size": 8, "n_layers": 1}
 
 
-def seed_blocks() -> list[str]:
-    """The three YAML blocks of the original request, verbatim."""
-    return list(SEED_BLOCKS)
+def test_reference_configurations_are_those_of_the_original_text(outside: Outside) -> None:
+    text = outside("FASTSEQ_REFERENCE", "seed.md", "the text that the reference configurations come from").read_text()
+    assert tuple(re.findall(r"```yaml\n(.*?)```", text, flags=re.S)) == REFERENCE_BLOCKS
 
 
-def test_seed_blocks_are_the_requests() -> None:
-    if not SEED.exists():
-        pytest.skip(f"the original request is not found: {SEED} does not exist")
-    assert re.findall(r"```yaml\n(.*?)```", SEED.read_text(), flags=re.S) == seed_blocks()
-
-
-def test_the_demo_is_the_seeds_blocks_and_what_they_leave_out() -> None:
+def test_the_demo_is_the_reference_configurations_and_what_they_leave_out() -> None:
     demo = {entry.name: entry.params for entry in load_config(DEMO).models}
-    for block in seed_blocks():
+    for block in REFERENCE_BLOCKS:
         ((name, params),) = yaml.safe_load(block)["models"].items()
         kept = {key: value for key, value in params.items() if key != "epochs"}
         assert kept.items() <= demo[name].items(), name
@@ -83,8 +77,8 @@ def test_the_demo_is_the_seeds_blocks_and_what_they_leave_out() -> None:
         assert demo[name]["epochs"] >= params["epochs"], name
 
 
-def test_seed_blocks_load_verbatim() -> None:
-    names = [load_config(block).models[0].name for block in seed_blocks()]
+def test_reference_configurations_load_verbatim() -> None:
+    names = [load_config(block).models[0].name for block in REFERENCE_BLOCKS]
     assert names == ["Caser", "GRU4Rec", "SASRec"]
 
 

@@ -1,10 +1,11 @@
-"""fastseq verify against the built-in restatement: a verdict that can be either."""
+"""fastseq verify, with the tests' restatement of WarpRec's models for WarpRec: a verdict that can be either."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import fastseq
 from fastseq import GRU4Rec
 from fastseq.cli import verify as module
 from fastseq.cli.commands import app
 from fastseq.errors import ConfigError
+from fastseq.models import MODELS
+from tests.models.restatement import PLAIN
+
+from .test_commands import here
 
 PARAMS = {
     "embedding_size": 16,
@@ -32,32 +38,49 @@ PARAMS = {
 }
 
 
+RESTATEMENT = module.Reference(
+    "a restatement",
+    lambda name, params, info, seed: (PLAIN[name](params, info, seed), MODELS[name](params, info, seed=seed)),
+)
+verify = partial(module.verify, reference=RESTATEMENT)
+
+
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A configuration on the embedded data, and no WarpRec."""
-    monkeypatch.setitem(sys.modules, "fastseq.warprec", None)
+def config(tmp_path: Path) -> Path:
+    """A configuration on the embedded data."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"models": {"GRU4Rec": PARAMS, "BPR": {"epochs": 3}}}))
     return path
 
 
 def test_the_same_is_the_same_and_says_with_what(config: Path) -> None:
-    report = module.verify(config, batch_size=32, repeats=1)
-    assert report.same and "restatement" in report.reference
+    report = verify(config, batch_size=32, repeats=1)
+    assert report.same and report.reference == "a restatement"
     (result,) = report.comparisons
     assert set(result.errors) == {(w, d) for w in ("scores", "loss", "gradients") for d in ("float64", "float32")}
     assert min(result.reference_seconds, result.seconds, result.window_speed) > 0
 
 
+def test_without_warprec_it_says_what_to_install(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.delitem(sys.modules, "fastseq.warprec", raising=False)
+    monkeypatch.delattr(fastseq, "warprec", raising=False)
+    code, out, err = here("verify", "--config", config, folder=config.parent)
+    assert (code, out) == (2, "")
+    assert "WarpRec, which is not installed: pip install 'fastseq-rec[warprec]'" in err and "Python >= 3.12" in err
+
+
 def test_the_report_names_the_data(config: Path, tmp_path: Path) -> None:
-    options = {"batch_size": 8, "repeats": 1}
     # A misspelt section, which WarpRec's configurations may not be refused for, is not the user's data.
     config.write_text(config.read_text() + "raeder: {local_path: mine.csv}\n")
-    assert "neither reader.local_path nor --data" in module.verify(config, **options).data
-    rows = [f"{user},{(user * 7 + place) % 20},{place}" for user in range(9) for place in range(6)]
-    (tmp_path / "mine.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
-    found = module.verify(config, tmp_path / "mine.csv", **options).data
-    assert found == f"{tmp_path / 'mine.csv'}: 9 users, 20 items, 54 events"
+    assert "neither reader.local_path nor --data" in verify(config, batch_size=8, repeats=1).data
+    rows = [f"{user},{(user * 7 + time) % 20},{time}" for user in range(9) for time in range(6)]
+    path = tmp_path / "mine.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    assert verify(config, path, batch_size=8, repeats=1).data == f"{path}: 9 users, 20 items, 54 events"
 
 
 @pytest.mark.parametrize(
@@ -79,15 +102,19 @@ def test_the_report_names_the_data(config: Path, tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_be_used_is_named_with_its_key(config: Path, text: str, words: str) -> None:
     config.write_text(text if "models" in text else f"{config.read_text()}{text}\n")
     with pytest.raises(ConfigError) as caught:
-        module.verify(config, batch_size=8, repeats=1)
+        verify(config, batch_size=8, repeats=1)
     assert str(caught.value).startswith(f"{config}: ") and words in str(caught.value)
 
 
 def test_a_model_that_scores_otherwise_differs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = GRU4Rec.score
     monkeypatch.setattr(GRU4Rec, "score", lambda self, h, items=None: score(self, h, items) * (1 + 1e-6))
-    (result,) = module.verify(config, batch_size=32, repeats=1).comparisons
-    assert result.differing == ["scores (float64)"]
+    monkeypatch.setattr(module, "verify", verify)
+    shown = CliRunner().invoke(
+        app, ["verify", "--config", str(config), "--batch-size", "32", "--repeats", "1", "--json"]
+    )
+    (row,) = json.loads(shown.stdout)["models"]
+    assert shown.exit_code == 1 and row["differing"] == ["scores (float64)"]
 
 
 def test_a_nan_differs() -> None:
@@ -95,36 +122,8 @@ def test_a_nan_differs() -> None:
     assert torch.float32 in module.TOLERANCES
 
 
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        ("raise PackageNotFoundError", "not installed"),
-        ("return '2.1.0'", "WarpRec 2.1.0 is installed, which is too old"),
-        ("return '2.3.0'", "WarpRec 2.3.0 is installed, which is too new"),
-        ("return '2.3rc1'", "WarpRec 2.3rc1 is installed, which is too new"),
-    ],
-)
-def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(found: str, words: str) -> None:
-    code = (
-        "import importlib.metadata as m\nfrom importlib.metadata import PackageNotFoundError\n"
-        f"def version(name):\n    {found}\nm.version = version\nimport fastseq.warprec\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and words in last
-    assert "pip install 'fastseq-rec[warprec]' installs 2.2.8" in last
-
-
-@pytest.mark.parametrize("name", ["fastseq_warprec.py", "fastseq_warprec_new_names.py"])
-def test_a_worker_without_fastseq_is_told_what_to_install(name: str) -> None:
-    path = Path(module.__file__).parents[1] / "custom_modules" / name
-    code = f"import sys, runpy\nsys.modules['fastseq'] = None\nrunpy.run_path({str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "fastseq is not installed for" in done.stderr.strip().splitlines()[-1]
-
-
-def test_the_command_says_what_the_timing_of_windows_is(config: Path) -> None:
+def test_the_command_says_what_the_timing_of_windows_is(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "verify", verify)
     command = ["verify", "--config", str(config), "--batch-size", "32", "--repeats", "1"]
     shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert shown.exit_code == 0 and "windows, stride 8, 2048 targets" in " ".join(shown.stdout.split())

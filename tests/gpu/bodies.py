@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,15 +18,6 @@ REPEATS = 250
 Recorder = Callable[[Callable[[], list[Tensor]]], tuple[Callable[[], Any], list[Tensor]]]
 
 
-def once(prepared: Prepared, leaves: Sequence[Tensor] | None = None, function: Any = None) -> list[Tensor]:
-    """Outputs and gradients of one training step of the op, dropout included, on copies of the leaves."""
-    copies = [x.detach().clone() for x in (prepared.leaves if leaves is None else leaves)]
-    for x in copies:
-        x.requires_grad_(prepared.upstream is not None and x.is_floating_point())
-    with products(prepared.dtype):
-        return step(function or prepared.function, prepared.case.dropout_p, copies, prepared.upstream)
-
-
 def bits(x: Tensor) -> Tensor:
     return x.detach().reshape(-1).contiguous().view(torch.uint8)
 
@@ -34,11 +25,11 @@ def bits(x: Tensor) -> Tensor:
 def check_same_bits(case: Case, dtype: str, repeats: int = REPEATS) -> None:
     """Forward and backward give the same bits every time: no race, no order that depends on the schedule."""
     prepared = Prepared(case, "fastseq", dtype)
-    first = [bits(x) for x in once(prepared)]
+    first = [bits(x) for x in prepared.once()]
     differing = torch.zeros(len(first), dtype=torch.int64, device=first[0].device)
     for _ in range(repeats):
-        for place, x in enumerate(once(prepared)):
-            differing[place] += (bits(x) != first[place]).any()  # read once, at the end
+        for index, x in enumerate(prepared.once()):
+            differing[index] += (bits(x) != first[index]).any()  # read once, at the end
     counts = differing.tolist()
     assert not any(counts), f"{case.op} {case.shape} {dtype}: result k differed in {counts} of {repeats} repeats"
 
@@ -61,7 +52,7 @@ def check_registration(case: Case, dtype: str) -> int:
     """torch.library.opcheck of every op that a training step calls; how many those are."""
     prepared = Prepared(case, "fastseq", dtype)
     with Recording() as recording:
-        once(prepared)
+        prepared.once()
     for function, arguments in recording.calls:
         if case.upstream is not None and not function._opname.endswith("_backward"):
             for x in arguments:
@@ -74,9 +65,9 @@ def check_registration(case: Case, dtype: str) -> int:
 def check_fullgraph(case: Case, dtype: str, backend: str) -> None:
     """One graph under torch.compile, and the same results but for the rounding of what inductor fuses around the op."""
     prepared = Prepared(case, "fastseq", dtype)
-    eager = once(prepared)
+    eager = prepared.once()
     torch._dynamo.reset()
-    compiled = once(prepared, function=torch.compile(prepared.function, fullgraph=True, backend=backend))
+    compiled = prepared.once(function=torch.compile(prepared.function, fullgraph=True, backend=backend))
     assert_close(compiled, [x.float() if x.is_floating_point() else x for x in eager], TOLERANCE.get(dtype, 0.0))
 
 
@@ -99,8 +90,8 @@ def check_replay(case: Case, dtype: str, record: Recorder) -> None:
                 x.copy_(y)
         with products(dtype):
             replay()
-        for place, (x, y) in enumerate(zip(outputs, once(prepared, fresh), strict=True)):
-            assert torch.equal(bits(x), bits(y)), f"{case.op} {case.shape} {dtype}: replay changes result {place}"
+        for index, (x, y) in enumerate(zip(outputs, prepared.once(leaves=fresh), strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"{case.op} {case.shape} {dtype}: replay changes result {index}"
 
 
 def cuda_graph(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:

@@ -14,22 +14,20 @@ from benchmarks.ops.case import BFLOAT16, FLOAT32
 from benchmarks.ops.check import Prepared
 from benchmarks.ops.suite import FILES, tiny
 
-from .bodies import once
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FILES, default=[])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtypes", nargs="+", default=[FLOAT32, BFLOAT16])
-    chosen = parser.parse_args(arguments)
-    device = torch.device(chosen.device)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device is cuda, but PyTorch {torch.__version__} sees no GPU: take --device cpu")
     torch.manual_seed(0)
-    for case in tiny(device, chosen.only):
-        for dtype in chosen.dtypes:
-            once(Prepared(case, "fastseq", dtype))
+    for case in tiny(device, options.only):
+        for dtype in options.dtypes:
+            Prepared(case, "fastseq", dtype).once()
             print(case.op, case.shape, dtype, flush=True)
     if device.type == "cuda":
         torch.cuda.synchronize()

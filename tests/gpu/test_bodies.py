@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ops.case import BFLOAT16, FLOAT32, Case
+from benchmarks.ops.case import BFLOAT16, FLOAT32, INT64, Case
 from benchmarks.ops.check import Mismatch, Prepared
 from benchmarks.ops.suite import FILES, tiny
 from fastseq.ops import make_rng, set_backend
@@ -19,7 +19,7 @@ each_file = pytest.mark.parametrize("file", FILES)
 
 
 def kind(case: Case) -> str:
-    return FLOAT32 if case.leaves else "int64"
+    return FLOAT32 if case.leaves else INT64
 
 
 @each_file
@@ -99,7 +99,7 @@ def test_a_wrong_result_is_found() -> None:
 def test_small(capsys: pytest.CaptureFixture[str]) -> None:
     small.main(["--device", "cpu", "--only", "gru", "negatives", "--dtypes", BFLOAT16])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "gru tiny bfloat16" and len(lines) == 4
+    assert lines[0] == "gru tiny, H=16 bfloat16" and len(lines) == 4
     small.main(["--device", "cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 2 * len(tiny(CPU))
     if not torch.cuda.is_available():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
+from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, INT64, TF32, Case
 from benchmarks.ops.check import Prepared
 from benchmarks.ops.suite import FILES, specs, tiny
 from fastseq.ops import dropout, make_rng, set_backend
@@ -16,7 +16,7 @@ from . import bodies
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
 DEVICE = torch.device("cuda")
-ONE_TYPE = {"negatives": ["int64"], "adam_rows": [FLOAT32]}
+ONE_TYPE = {"negatives": [INT64], "adam_rows": [FLOAT32]}
 CHOICES = [
     (file, dtype)
     for file in FILES
@@ -27,11 +27,11 @@ CHOICES = [
 each = pytest.mark.parametrize(("file", "dtype"), CHOICES)
 
 
-def cases(file: str, dtype: str, seed: bool) -> Iterator[Case]:
-    """The tiny cases of a file and, with ``seed``, the first of every op in a seed configuration's size."""
+def cases(file: str, dtype: str, large: bool = True) -> Iterator[Case]:
+    """The tiny cases of a file and, with ``large``, the first of every op in a reference configuration's size."""
     yield from (c for c in tiny(DEVICE, [file]) if dtype != TF32 or c.products)
     done: set[str] = set()
-    for spec in specs("cuda", [file]) if seed else []:
+    for spec in specs("cuda", [file]) if large else []:
         if spec.op not in done and (dtype != TF32 or TF32 in spec.dtypes):
             done.add(spec.op)
             yield spec.build(DEVICE)
@@ -39,19 +39,19 @@ def cases(file: str, dtype: str, seed: bool) -> Iterator[Case]:
 
 @each
 def test_equals_the_reference(file: str, dtype: str) -> None:
-    for case in cases(file, dtype, seed=True):
+    for case in cases(file, dtype):
         Prepared(case, "fastseq", dtype).check()
 
 
 @each
 def test_same_bits(file: str, dtype: str) -> None:
-    for case in cases(file, dtype, seed=True):
+    for case in cases(file, dtype):
         bodies.check_same_bits(case, dtype)
 
 
 @each
 def test_cuda_graph(file: str, dtype: str) -> None:
-    for case in cases(file, dtype, seed=True):
+    for case in cases(file, dtype):
         bodies.check_replay(case, dtype, bodies.cuda_graph)
 
 
@@ -71,7 +71,7 @@ def test_a_replayed_graph_draws_by_its_rng() -> None:
 
 @each
 def test_registration(file: str, dtype: str) -> None:
-    for case in cases(file, dtype, seed=False):
+    for case in cases(file, dtype, large=False):
         assert bodies.check_registration(case, dtype) > 0
 
 

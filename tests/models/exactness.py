@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import offsets_of
-from fastseq.restatement import Plain
 from tests.ops.compare import assert_as_accurate, relative_error
+
+from .restatement import Plain
 
 N_ITEMS = 23
 INFO = {"n_users": 7, "n_items": N_ITEMS}

@@ -13,11 +13,11 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.errors import ConfigError, DataError
 from fastseq.models.jagged import offsets_of
 from fastseq.ops import record_served
-from fastseq.restatement import PlainCaser
 from tests.ops.compare import assert_as_accurate, relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
+from .restatement import PlainCaser
 
 N_USERS = INFO["n_users"]
 PARAMS: dict[str, Any] = {

@@ -9,11 +9,11 @@ import torch
 
 from fastseq import GRU4Rec
 from fastseq.ops import record_served
-from fastseq.restatement import PlainGRU4Rec
 from tests.ops.compare import relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
+from .restatement import PlainGRU4Rec
 
 PARAMS: dict[str, Any] = {
     "embedding_size": 12,

@@ -16,11 +16,11 @@ from fastseq.data.loader import Loader
 from fastseq.data.negatives import NegativeSampler
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models.base import SequentialRecommender
-from fastseq.restatement import Plain, PlainCaser, PlainGRU4Rec, PlainSASRec
 from tests.data.tapes import random_tape, tape
 from tests.ops.compare import relative_error
 
 from . import test_caser, test_gru4rec, test_sasrec
+from .restatement import Plain, PlainCaser, PlainGRU4Rec, PlainSASRec
 
 LENGTH = 6
 MODELS: dict[str, tuple[type[SequentialRecommender], type[Plain], dict[str, Any]]] = {

@@ -9,11 +9,11 @@ import torch
 
 from fastseq import SASRec
 from fastseq.ops import record_served
-from fastseq.restatement import PlainSASRec
 from tests.ops.compare import relative_error
 
 from . import exactness
 from .exactness import INFO, N_ITEMS
+from .restatement import PlainSASRec
 
 PARAMS: dict[str, Any] = {
     "embedding_size": 24,

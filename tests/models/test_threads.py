@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 
 from fastseq.models import MODELS
 from fastseq.training import Trainer, TrainingOptions
 from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
+from tests.ops.backends import check_same_on_threads
 from tests.training.tiny import make_split
 
 CASES: dict[str, dict[str, Any]] = {
@@ -28,17 +29,11 @@ def test_threads_change_no_weight(case: str, precision: str) -> None:
     small = {"embedding_size": 16, "max_seq_len": 20, "batch_size": 256, "reg_weight": 0.0}
     params = {**REFERENCE_CONFIGURATIONS[name], **small, **CASES[case]}
     info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
-    before = torch.get_num_threads()
-    weights = []
-    try:
-        for threads in (1, 2, 8):
-            torch.set_num_threads(threads)
-            model = MODELS[name](params, info, seed=3)
-            options = TrainingOptions(epochs=2, precision=precision, validation_metric=None)  # type: ignore[arg-type]
-            Trainer(model, split, options).fit()
-            weights.append({name: value.clone() for name, value in model.state_dict().items()})
-    finally:
-        torch.set_num_threads(before)
-    for other in weights[1:]:
-        for name, value in other.items():
-            assert torch.equal(value, weights[0][name]), f"{name} depends on the number of threads"
+    options = TrainingOptions(epochs=2, precision=precision, validation_metric=None)  # type: ignore[arg-type]
+
+    def weights() -> dict[str, Tensor]:
+        model = MODELS[name](params, info, seed=3)
+        Trainer(model, split, options).fit()
+        return model.state_dict()
+
+    check_same_on_threads(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -84,16 +84,22 @@ def check_triton(
         assert_as_accurate(x.cpu(), plain[name], exact[name], 2.0 if name == "output" else 3.0, name)
 
 
-def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:
-    """The CPU path gives the same bits with 1, 2 and 8 threads."""
-    before = torch.get_num_threads()
+def check_same_on_threads(compute: Callable[[], Sequence[Tensor] | Mapping[str, Tensor]]) -> None:
+    """``compute`` gives tensors of the same bits with 1, 2 and 8 threads."""
+    before, results = torch.get_num_threads(), []
     try:
-        results = []
         for threads in (1, 2, 8):
             torch.set_num_threads(threads)
-            results.append(run(function, inputs, upstream, "cpu", set()))
+            tensors = compute()
+            results.append(dict(tensors) if isinstance(tensors, Mapping) else dict(enumerate(tensors)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
+        assert other.keys() == results[0].keys()
         for name, x in other.items():
             assert torch.equal(x, results[0][name]), f"{name} depends on the number of threads"
+
+
+def check_threads(function: Function, inputs: Inputs, upstream: Tensor) -> None:
+    """The CPU path gives the same bits with 1, 2 and 8 threads."""
+    check_same_on_threads(lambda: run(function, inputs, upstream, "cpu", set()))

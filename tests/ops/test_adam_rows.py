@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastseq import ops
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 ROWS, WIDTH, STEPS = 23, 13, 10
@@ -100,18 +100,13 @@ def test_lazy_equals_dense_where_every_row_is_touched() -> None:
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(state(torch.float32))
-            for step, (rows, grad) in enumerate(gradients(torch.float32), 1):
-                ops.adam_rows(*results[-1], rows, grad, step, lr=0.03)
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    def steps() -> list[Tensor]:
+        tensors = state(torch.float32)
+        for step, (rows, grad) in enumerate(gradients(torch.float32), 1):
+            ops.adam_rows(*tensors, rows, grad, step, lr=0.03)
+        return tensors
+
+    check_same_on_threads(steps)
 
 
 @pytest.mark.parametrize("lazy", [False, True])

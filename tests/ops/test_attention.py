@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +14,7 @@ from torch import Tensor
 
 from fastseq.ops import causal_attention, last_query_attention, make_rng, record_served, set_backend
 from fastseq.ops.reference.philox import keep_mask
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [0, 1, 63, 64, 65, 0, 111, 200, 2]
@@ -228,34 +224,10 @@ def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) 
     assert not last[0].any()
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("op", OPS)
-def test_results_do_not_depend_on_threads(op: Callable[..., Tensor], threads: Callable[[int], None]) -> None:
+def test_results_do_not_depend_on_threads(op: Callable[..., Tensor]) -> None:
     qkv, grad = inputs(op, LENGTHS, 32, torch.float32)
-    results = []
-    for count in (1, 2, 8):
-        threads(count)
-        results.append(run(op, qkv, grad, LENGTHS))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_other_instruction_sets(isa: str) -> None:
-    """The same tests in a process that is held to a smaller instruction set."""
-    chosen = "test_matches_reference and 24 or test_dropout_mask"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", chosen]
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "FASTSEQ_CPU_ISA": isa}
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert "passed" in result.stdout
+    check_same_on_threads(lambda: run(op, qkv, grad, LENGTHS))
 
 
 def test_slices_of_a_joint_projection_are_read_in_place() -> None:
@@ -383,11 +355,3 @@ def test_compiles_once_for_every_length(op: Callable[..., Tensor]) -> None:
         for a, b in zip(run(compiled, qkv, grad, lengths), run(op, qkv, grad, lengths), strict=True):
             assert torch.equal(a, b)
     assert compilations <= 2  # one for the first shapes, one for all others
-
-
-@needs_triton
-def test_triton_refuses_float64() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.ones(2, 1, 4, dtype=torch.float64, device=device)
-    with set_backend("triton"), pytest.raises(ValueError, match=r"q is torch\.float64"):
-        causal_attention(x, x, x, offsets_of([2]).to(device), max_len=2)

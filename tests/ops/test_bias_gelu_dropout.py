@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastseq import _C
 from fastseq.ops import bias_gelu_dropout, dropout, make_rng, set_backend
 
 from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
@@ -133,28 +128,6 @@ def test_errors() -> None:
         bias_gelu_dropout(x, bias, dropout_p=1.0, rng=RNG)
     with pytest.raises(ValueError, match="rng is None"):
         bias_gelu_dropout(x, bias, dropout_p=0.1)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lower_instruction_sets(isa: str) -> None:
-    """The accuracy tests of the element-wise ops once more, in a process held to ``isa``."""
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(_C.isa()) <= order.index(isa):
-        pytest.skip(f"this process already runs on {_C.isa()}")
-    folder = Path(__file__).parent
-    files = [f"test_{name}.py" for name in ("bias_gelu_dropout", "dropout_add_norm", "embed_sequence", "cross_entropy")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "accuracy", *(str(folder / f) for f in files)]
-    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parents[1])
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@needs_triton
-def test_triton_refuses_float64() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.ones(2, 4, dtype=torch.float64, device=device)
-    with set_backend("triton"), pytest.raises(ValueError, match=r"x is torch\.float64"):
-        bias_gelu_dropout(x, x[0])
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -15,7 +12,7 @@ from torch import Tensor
 from fastseq import ops
 from fastseq.ops import record_served
 from fastseq.ops.reference import caser_windows as reference
-from tests.ops.backends import needs_triton, run
+from tests.ops.backends import check_same_on_threads, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 FLOATS = (0, 4, 5, 6, 7, 8)  # the differentiable arguments
@@ -171,16 +168,12 @@ def test_sharing_changes_no_bit(dtype: torch.dtype) -> None:
 
 def test_threads_and_chunks_change_no_bit() -> None:
     arguments, upstream = make(12, 24, 5, 3, [40, 0, 300, 11, 600, 3, 25, 12], dtype=torch.float32)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            output, position = forward(*arguments)
-            results.append([output, position, *backward(upstream, *arguments, position)])
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+    def compute() -> list[Tensor]:
+        output, position = forward(*arguments)
+        return [output, position, *backward(upstream, *arguments, position)]
+
+    check_same_on_threads(compute)
 
 
 @pytest.mark.parametrize(
@@ -378,34 +371,3 @@ def test_triton_without_histories_and_of_padding_alone(lengths: list[int]) -> No
     moved = {name: x.to(DEVICE) for name, x in inputs.items()}
     for name, x in run(ops.caser_windows, moved, upstream.to(DEVICE), "triton", set()).items():
         torch.testing.assert_close(x.cpu(), exact[name].float(), rtol=1e-5, atol=1e-5)
-
-
-@needs_triton
-def test_triton_has_no_float64() -> None:
-    arguments, _ = make(4, 6, 2, 3, [3])
-    with ops.set_backend("triton"), pytest.raises(ValueError, match=r"x is torch.float64.*float64 is for the CPU"):
-        forward(*[a.to(DEVICE) for a in arguments])
-
-
-ON_ANOTHER_INSTRUCTION_SET = """
-import fastseq._C
-import torch
-from tests.ops import test_caser_windows as t
-torch.manual_seed(0)
-for shape in t.SHAPES:
-    arguments, upstream = t.make(*shape, range(3 * shape[0] + 1), whole=True)
-    output, position = t.forward(*arguments)
-    assert torch.equal(output, t.plain(arguments))
-    for x, y in zip(t.backward(upstream, *arguments, position), t.gradients(t.plain, arguments, upstream)):
-        assert torch.equal(x, y)
-print(fastseq._C.isa())
-"""
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_on_another_instruction_set(isa: str) -> None:
-    environment = {**os.environ, "FASTSEQ_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", ON_ANOTHER_INSTRUCTION_SET]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, cwd=os.getcwd())
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() in (isa, "baseline")

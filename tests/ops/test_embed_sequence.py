@@ -171,14 +171,6 @@ def test_errors() -> None:
         op(0.0, V + 1)(**values)
 
 
-@needs_triton
-def test_triton_refuses_float64() -> None:
-    values = moved(inputs([2], 4)[0], "triton")
-    values = {name: x.double() if x.is_floating_point() else x for name, x in values.items()}
-    with set_backend("triton"), pytest.raises(ValueError, match=r"item_weight is torch\.float64"):
-        op(0.0)(**values)
-
-
 @pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
 def test_eps_out_of_range(eps: float) -> None:
     with pytest.raises(ValueError, match=f"eps is {eps}, expected a number, at least 0"):

@@ -105,6 +105,18 @@ def test_types_without_a_result_are_named(name: str, backend: str) -> None:
                 results(name, {**CALLS[name](), key: value.to(kind)})
 
 
+@needs_triton
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear", "sample_negatives", "sample_shared_negatives"}))
+def test_float64_is_for_the_cpu(name: str) -> None:
+    """Triton's kernels name a floating argument; linear gives its products to PyTorch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in CALLS[name]().items()}
+    floating = [key for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()]
+    message = r"is torch\.float64: the Triton kernels compute in float32, float64 is for the CPU"
+    with ops.set_backend("triton"), pytest.raises(ValueError, match=f"({'|'.join(floating)}) {message}"):
+        results(name, arguments | {key: arguments[key].double() for key in floating})
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", sorted(set(CALLS) - set(IN_PLACE) - {"dropout", "topk"}))
 def test_no_second_derivative_is_left_out_in_silence(name: str, backend: str) -> None:

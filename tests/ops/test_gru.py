@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import ops
-from tests.ops.backends import check_triton, needs_triton, run
+from tests.ops.backends import check_same_on_threads, check_triton, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
@@ -103,16 +103,7 @@ def test_any_jagged_shape(lengths: list[int], hidden: int, bias: bool) -> None:
 
 def test_same_bits_for_any_number_of_threads() -> None:
     arguments = inputs(LENGTHS * 4, 40, True, torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(fastseq_gru(LENGTHS * 4, arguments))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    check_same_on_threads(lambda: fastseq_gru(LENGTHS * 4, arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -293,12 +284,3 @@ def test_triton_gates_are_accurate_and_never_nan() -> None:
     with ops.set_backend("triton"):
         h = ops.gru(bad, torch.zeros(3, 1, device=device), offsets_of([1, 1]).to(device), max_len=1)
     assert h[0].isnan().all() and h[1].item() == 0.0
-
-
-@needs_triton
-def test_triton_has_no_float64() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x, weight, _, _ = inputs([3], 4, False, torch.float64)
-    message = r"x_gates is torch.float64.*float64 is for the CPU"
-    with ops.set_backend("triton"), pytest.raises(ValueError, match=message):
-        ops.gru(x.to(device), weight.to(device), offsets_of([3]).to(device), max_len=3)

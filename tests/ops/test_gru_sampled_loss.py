@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 from tests.ops.test_gru import offsets_of, pytorch_gru
 from tests.ops.test_sampled_loss import plain_loss
@@ -93,16 +93,8 @@ def test_equals_its_parts(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_for_any_number_of_threads(shared: bool) -> None:
-    case, before = inputs(rows=True, bias=True, shared=shared), torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(fused(case, "bpr"))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    case = inputs(rows=True, bias=True, shared=shared)
+    check_same_on_threads(lambda: fused(case, "bpr"))
 
 
 @pytest.mark.parametrize("rows", [False, True])

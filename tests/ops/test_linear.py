@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseq import _C
 from fastseq.ops import linear, set_backend
 
 from .backends import check_cpu, check_threads, check_triton, needs_triton, run
@@ -133,14 +128,3 @@ def test_errors() -> None:
         linear(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2))
     with pytest.raises(ValueError, match=r"weight is torch.float32 and x is torch.float64"):
         linear(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(4, 3))
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lower_instruction_sets(isa: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(_C.isa()) <= order.index(isa):
-        pytest.skip(f"this process already runs on {_C.isa()}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "accuracy or autocast", __file__]
-    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastseq import ops
 from fastseq.ops.sampled_loss import LOSSES
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 
@@ -170,16 +170,7 @@ def test_reductions_and_dtypes() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_same_bits_for_any_number_of_threads(loss: str, shared: bool) -> None:
     case = inputs(257, 61, 29, 40, shared=shared)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 8):
-            torch.set_num_threads(count)
-            results.append(fastseq_loss(case, loss))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    check_same_on_threads(lambda: fastseq_loss(case, loss))
 
 
 @pytest.mark.parametrize("name", ["targets", "negatives"])

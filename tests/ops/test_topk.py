@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import check_data, record_served, set_backend, topk
 from fastseq.ops.cpu import topk as cpu
-from tests.ops.backends import needs_triton
+from tests.ops.backends import check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate
 
 
@@ -147,24 +146,12 @@ def test_scores_are_held_for_a_bounded_number_of_users(monkeypatch: pytest.Monke
     assert max(sizes) <= 1 << 16 and sum(sizes) == len(h) * 1000 * 4
 
 
-@pytest.fixture
-def thread_counts() -> Iterator[list[int]]:
-    before = torch.get_num_threads()
-    yield [1, 2, 8]
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("users", [1, 16, 17, 63, 64])
-def test_results_do_not_depend_on_threads(users: int, thread_counts: list[int]) -> None:
+def test_results_do_not_depend_on_threads(users: int) -> None:
     """Of scores that are not exact in any order of summation, as whole numbers would be."""
     generator = torch.Generator().manual_seed(users)
     h, weight = (torch.randn(rows, 128, generator=generator) for rows in (users, 5003))
-    results = []
-    for count in thread_counts:
-        torch.set_num_threads(count)
-        results.append(topk(h, weight, 9, **seen_lists(users, 5003, 30)))
-    for scores, ids in results[1:]:
-        assert torch.equal(scores, results[0][0]) and torch.equal(ids, results[0][1])
+    check_same_on_threads(lambda: topk(h, weight, 9, **seen_lists(users, 5003, 30)))
 
 
 SEEN = dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0, 2]))

@@ -19,7 +19,7 @@ esac
 # A copy of the package and its tests around the sanitized extension: the installed one stays as it is.
 tree=$PWD/build/sanitize/$kind
 mkdir -p "$tree"
-FASTSEQ_SANITIZE=$sanitizers "$python" setup.py -q build_ext --build-lib "$tree/lib" --build-temp "$tree/objects" >&2
+FASTSEQ_SANITIZE=$sanitizers "$python" setup.py -q build_ext --build-lib "$tree/lib" >&2
 rm -rf "$tree/fastseq" "$tree/tests"
 cp -r fastseq tests pyproject.toml "$tree"
 rm -f "$tree"/fastseq/*.so

@@ -18,7 +18,7 @@ from fastseq.data.readers import from_sequences
 from fastseq.data.split import leave_one_out
 from fastseq.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fastseq.training.distributed import Ranks
-from fastseq.training.evaluation import evaluate
+from fastseq.training.evaluation import Evaluation, evaluate
 from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions, learning_rate_factor
 from fastseq.training.run import RunFolder
@@ -125,22 +125,21 @@ def test_bf16_is_autocast_with_float32_weights() -> None:
         assert result.last_loss is not None and math.isfinite(result.last_loss)
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     split = make_split()
     script = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.305, 5: 0.1, 6: 0.9}
+
+    class Scripted(Trainer):
+        def validate(self) -> Evaluation:
+            kept.append(weights(self.model))
+            evaluation = super().validate()
+            evaluation.metrics["NDCG@10"] = script[len(kept)]
+            return evaluation
+
     for run_dir in (tmp_path / "x", None):
-        model = make_model(split)
-        trainer = Trainer(model, split, TrainingOptions(epochs=9, patience=3, min_delta=0.01), run_dir)
         kept: list[dict[str, Tensor]] = []
-        validate = trainer._validate
-
-        def scripted(trainer: Trainer = trainer, validate: Any = validate, kept: list = kept) -> Any:
-            kept.append(weights(trainer.model))
-            found = validate()
-            found.metrics["NDCG@10"] = script[len(kept)]
-            return found
-
-        monkeypatch.setattr(trainer, "_validate", scripted)
+        model = make_model(split)
+        trainer = Scripted(model, split, TrainingOptions(epochs=9, patience=3, min_delta=0.01), run_dir)
         result = trainer.fit()
         assert (result.stopped, result.epochs) == ("patience", 5)
         assert (result.best_epoch, result.best_value, result.metric) == (2, 0.3, "NDCG@10")
@@ -238,20 +237,19 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Si
     assert "nothing was saved" in handlers_free.message
 
 
-def test_a_signal_during_the_last_validation_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None:
     """No step follows that would see it: whoever trains several models must still learn of it."""
+
+    class Interrupted(Trainer):
+        def validate(self) -> Evaluation:
+            if self.state.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().validate()
+
     split = make_split()
     whole = make_model(split)
     expected = Trainer(whole, split, TrainingOptions(epochs=2)).fit()
-    trainer = Trainer(make_model(split), split, TrainingOptions(epochs=2), tmp_path / "x")
-    validate = trainer._validate
-
-    def interrupted() -> Any:
-        if trainer._state.epoch == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return validate()
-
-    monkeypatch.setattr(trainer, "_validate", interrupted)
+    trainer = Interrupted(make_model(split), split, TrainingOptions(epochs=2), tmp_path / "x")
     result = trainer.fit()
     assert (result.stopped, result.epochs, result.steps) == ("interrupted", 2, expected.steps)
     assert "epoch 2" in result.message and "--resume" in result.message
@@ -290,7 +288,7 @@ def test_a_resumed_loss_is_counted_by_one_process_only(tmp_path: Path, monkeypat
     states = []
     for rank in (0, 1):
         monkeypatch.setattr(Ranks, "join", lambda rank=rank: Alone(rank, 2))
-        states.append(Trainer(make_model(split), split, options, tmp_path / "x", resume=True)._state)
+        states.append(Trainer(make_model(split), split, options, tmp_path / "x", resume=True).state)
     assert [state.step for state in states] == [1, 1]
     assert states[0].epoch_targets > 0 and states[0].epoch_loss > 0
     assert (states[1].epoch_targets, states[1].epoch_loss) == (0, 0.0)

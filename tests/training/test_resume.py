@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,99 +17,120 @@ from safetensors.torch import load_file
 
 from fastseq.models import MODELS
 from fastseq.training import checkpoint
-from fastseq.training.evaluation import evaluate
-from fastseq.training.loop import Trainer
+from fastseq.training.evaluation import Evaluation, evaluate
+from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions
 from fastseq.training.run import RunFolder, load
 
 from .tiny import make_model, make_split
 from .worker import PARAMS, train_to_the_end
 
-KILLS = 30
-EPOCHS = 100
+# os.fsync is called before and after os.replace in every write of a file: even calls follow the rename.
+KILLS = [(name, number) for name in ("step", "fsync", "replace") for number in (1, 2, 3, 4, 7)]
 
 
-def test_thirty_kills_leave_no_trace(tmp_path: Path) -> None:
-    # A server that has imported everything forks the processes: each starts training within milliseconds.
+def start(epochs: int, out: Path, run: RunFolder | None, every: float | None = 0.0, **kill: Any) -> BaseProcess:
+    """Trains in a process forked by a server that has imported everything: it takes steps within milliseconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.worker"])
+    folder = None if run is None else str(run.path)
+    process = context.Process(target=train_to_the_end, args=(folder, str(out), epochs, every), kwargs=kill)
+    process.start()
+    return process
 
-    def start(run_dir: Path | None, out: Path, checkpoint_every: float | None = 0.0) -> Any:
-        arguments = (None if run_dir is None else str(run_dir), str(out), EPOCHS, checkpoint_every)
-        process = context.Process(target=train_to_the_end, args=arguments)
-        process.start()
-        return process
 
-    straight = start(None, tmp_path / "straight")
-    straight.join(60)
-    assert straight.exitcode == 0
-    run = RunFolder(tmp_path / "run")
-    out = tmp_path / "resumed"
-    generator = random.Random(0)
+def finish(epochs: int, out: Path, run: RunFolder | None) -> None:
+    process = start(epochs, out, run, None)
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def steps_saved(run: RunFolder) -> int:
+    """Steps in ``last``, 0 without one. Every checkpoint must be whole."""
+    for path in (run.last_path, run.best_path, run.ids_path):
+        if path.exists():
+            checkpoint.load(path)  # whole, or this raises
+    return checkpoint.load(run.last_path)[1]["state"]["step"] if run.last_path.exists() else 0
+
+
+def assert_no_trace(tmp_path: Path, run: RunFolder, epochs: int) -> None:
+    """Resumes ``run`` to its end: the weights and the metrics are those of a run that was never stopped."""
+    finish(epochs, tmp_path / "straight", None)
+    finish(epochs, tmp_path / "resumed", run)
+    expected, resumed = load_file(tmp_path / "straight"), load_file(tmp_path / "resumed")
+    for name, tensor in expected.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert [line["epoch"] for line in run.read_metrics()] == list(range(1, epochs + 1))
+    assert len(run.metrics_path.read_bytes().splitlines()) == epochs
+
+
+def test_kills_at_steps_and_inside_writes_leave_no_trace(tmp_path: Path) -> None:
+    run, epochs = RunFolder(tmp_path / "run"), 15
     steps, temporary = [], 0
-    for _ in range(KILLS):
-        process = start(run.path, out)
-        limit = time.monotonic() + 30
+    for name, number in KILLS:
+        process = start(epochs, tmp_path / "resumed", run, kill_at=(name, number))
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, f"finished before call {number} of {name}: raise epochs"
+        temporary += len(list(run.path.rglob("*.tmp")))
+        steps.append(steps_saved(run))
+    assert steps == sorted(steps) and len(set(steps)) > len(KILLS) // 2
+    assert temporary > 0, "no kill came during a save"
+    assert_no_trace(tmp_path, run, epochs)
+
+
+@pytest.mark.slow
+def test_thirty_random_kills_leave_no_trace(tmp_path: Path) -> None:
+    run, epochs, generator = RunFolder(tmp_path / "run"), 100, random.Random(0)
+    steps = []
+    for _ in range(30):
         before = run.last_path.stat().st_mtime_ns if run.last_path.exists() else 0
-        while not (run.last_path.exists() and run.last_path.stat().st_mtime_ns > before):
-            assert process.is_alive() and time.monotonic() < limit, "no step was taken"
+        process = start(epochs, tmp_path / "resumed", run)
+        limit = time.monotonic() + 120
+        while process.is_alive() and not (run.last_path.exists() and run.last_path.stat().st_mtime_ns > before):
+            assert time.monotonic() < limit, "no step was taken"
             time.sleep(0.001)
         time.sleep(generator.uniform(0.0, 0.1))
-        assert process.is_alive(), "finished before it was killed: raise EPOCHS"
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
-        temporary += len(list(run.path.rglob("*.tmp")))
-        for path in (run.last_path, run.best_path, run.ids_path):
-            if path.exists():
-                checkpoint.load(path)  # whole, or this raises
-        steps.append(checkpoint.load(run.last_path)[1]["state"]["step"])
-    assert steps == sorted(steps) and len(set(steps)) > KILLS // 2
-    assert temporary > 0, "no kill came during a save: this test shows less than it says"
-    last = start(run.path, out, None)
-    last.join(60)
-    assert last.exitcode == 0
-    expected, found = load_file(tmp_path / "straight"), load_file(out)
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    lines = run.read_metrics()
-    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
-    assert len(run.metrics_path.read_bytes().splitlines()) == EPOCHS
+        if process.exitcode == 0:  # trained to the end first
+            break
+        assert process.exitcode == -signal.SIGKILL
+        steps.append(steps_saved(run))
+    assert steps == sorted(steps)
+    assert_no_trace(tmp_path, run, epochs)
 
 
 class Killed(BaseException):
-    """Takes the place of kill -9 at a chosen instant."""
+    """Stands for kill -9 between two calls."""
 
 
 @pytest.mark.parametrize("moment", ["before best", "before the line", "before last", "after last"])
-def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, moment: str) -> None:
+    """The second epoch of four: its validation, line and ``last`` come in this order."""
     split = make_split()
-    options = TrainingOptions(epochs=4, patience=2)
+    options = TrainingOptions(epochs=4, patience=2, progress_every_seconds=0.0)
     whole = make_model(split, **PARAMS)
     expected = Trainer(whole, split, options, tmp_path / "whole").fit()
-    trainer = Trainer(make_model(split, **PARAMS), split, options, tmp_path / "run")
 
-    def dying(function: Callable[..., Any], when: str) -> Callable[..., Any]:
-        calls = 0
-
-        def call(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 2 and when == "before":
+    class DyingTrainer(Trainer):
+        def validate(self) -> Evaluation:
+            evaluation = super().validate()
+            if moment == "before best" and self.state.epoch == 1:
                 raise Killed
-            result = function(*arguments)
-            if calls == 2 and when == "after":
+            return evaluation
+
+    class DyingFolder(RunFolder):
+        def append_metrics(self, record: Mapping[str, Any]) -> int:
+            if moment == "before the line" and record["epoch"] == 2:
                 raise Killed
-            return result
+            return super().append_metrics(record)
 
-        return call
+    def die(progress: Progress) -> None:
+        end_of_epoch = progress.validation is not None
+        if (progress.epoch, end_of_epoch) == {"before last": (2, True), "after last": (3, False)}.get(moment):
+            raise Killed
 
-    owner, name, when = {
-        "before best": (trainer, "_judge", "before"),
-        "before the line": (trainer.run, "append_metrics", "before"),
-        "before last": (trainer, "_save_last", "before"),
-        "after last": (trainer, "_save_last", "after"),
-    }[moment]
-    monkeypatch.setattr(owner, name, dying(getattr(owner, name), when))
+    trainer = DyingTrainer(make_model(split, **PARAMS), split, options, DyingFolder(tmp_path / "run"), die)
     with pytest.raises(Killed):
         trainer.fit()
     model = make_model(split, seed=5, **PARAMS)
@@ -117,13 +138,8 @@ def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, monkeypatch: pytes
     for key, tensor in whole.state_dict().items():
         assert torch.equal(model.state_dict()[key], tensor), key
     assert (result.best_epoch, result.best_value) == (expected.best_epoch, expected.best_value)
-    timeless = [
-        [
-            {k: v for k, v in line.items() if k not in ("seconds", "targets_per_second", "validation_seconds")}
-            for line in r.history
-        ]
-        for r in (result, expected)
-    ]
+    timed = ("seconds", "targets_per_second", "validation_seconds")
+    timeless = [[{k: v for k, v in line.items() if k not in timed} for line in r.history] for r in (result, expected)]
     assert timeless[0] == timeless[1]
 
 
@@ -159,15 +175,13 @@ def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str
     options = TrainingOptions(per_target=per_target)
     whole, model = build(1), build(1)
     Trainer(whole, split, options).fit()
-    trainer = Trainer(model, split, TrainingOptions(per_target=per_target, checkpoint_every_seconds=0), tmp_path / "x")
-    step = trainer._step
 
-    def dying(batch: Any) -> None:
-        if trainer._state.step == trainer.total_steps - 3:
+    def die(progress: Progress) -> None:  # after the step, before its checkpoint
+        if progress.step == progress.total_steps - 2:
             raise Killed
-        step(batch)
 
-    trainer._step = dying  # type: ignore[method-assign]
+    every_step = TrainingOptions(per_target=per_target, checkpoint_every_seconds=0, progress_every_seconds=0)
+    trainer = Trainer(model, split, every_step, tmp_path / "x", die)
     with pytest.raises(Killed):
         trainer.fit()
     again = build(2)

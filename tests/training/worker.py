@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 import torch._dynamo  # torch.optim imports it when it is first used: once here instead of in every process
 from safetensors.torch import save_file
 
+from fastseq.data.batch import JaggedBatch
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
@@ -18,15 +22,46 @@ from .tiny import make_model, make_split
 PARAMS: dict[str, Any] = {"dropout_prob": 0.2, "reg_weight": 0.01, "weight_decay": 0.01}
 
 
-def train_to_the_end(run_dir: str | None, out: str, epochs: int, checkpoint_every: float | None) -> None:
-    """Trains, resuming from whatever ``run_dir`` holds, and writes the weights."""
+def train_to_the_end(
+    run_dir: str | None,
+    out: str,
+    epochs: int,
+    checkpoint_every: float | None,
+    kill_at: tuple[str, int] | None = None,
+) -> None:
+    """Trains, resuming from whatever ``run_dir`` holds, and writes the weights.
+
+    Args:
+        kill_at: kill -9 of this process, where ("step", n) is after its n-th step and before the checkpoint of it, and
+            (name, n) is before its n-th call of the function ``name`` of ``os``.
+    """
     torch.set_num_threads(1)
+    name, number = kill_at or ("", 0)
+    calls = itertools.count(1)
+
+    def count(*arguments: Any) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if name not in ("", "step"):
+        original = getattr(os, name)
+
+        def counted(*arguments: Any) -> Any:
+            count()
+            return original(*arguments)
+
+        setattr(os, name, counted)
     split = make_split()
     model = make_model(split, **PARAMS)
     options = TrainingOptions(
-        epochs=epochs, schedule="cosine", validate_every=2, checkpoint_every_seconds=checkpoint_every
+        epochs=epochs,
+        schedule="cosine",
+        validate_every=2,
+        checkpoint_every_seconds=checkpoint_every,
+        progress_every_seconds=0.0,
     )
-    result = Trainer(model, split, options, run_dir, resume=run_dir is not None).fit()
+    on_progress = count if name == "step" else None
+    result = Trainer(model, split, options, run_dir, on_progress, resume=run_dir is not None).fit()
     assert result.stopped == "finished", result.message
     save_file(model.state_dict(), f"{out}.tmp")
     Path(f"{out}.tmp").rename(out)
@@ -34,8 +69,6 @@ def train_to_the_end(run_dir: str | None, out: str, epochs: int, checkpoint_ever
 
 def train_with_others(rank: int, world_size: int, port: int, folder: str) -> None:
     """One rank of a training in float64 without dropout; rank 0 writes the weights, each the targets it saw."""
-    import os
-
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -47,7 +80,7 @@ def train_with_others(rank: int, world_size: int, port: int, folder: str) -> Non
     tensors = {"seen": seen, "metrics": torch.tensor(list(metrics.values()), dtype=torch.float64)}
     save_file(tensors, f"{folder}/rank{rank}.safetensors")
     torch.distributed.destroy_process_group()
-    os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli.py)
+    os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli)
 
 
 def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
@@ -59,17 +92,17 @@ def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
     split = make_split(n_users=37)
     model = make_model(split, reg_weight=0.01, weight_decay=0.01, batch_size=50).double()
     trainer = Trainer(model, split, TrainingOptions(epochs=3, clip_norm=0.5), folder / "run")
-    seen = []
-    step = trainer._step
+    seen: list[torch.Tensor] = []
+    loss = model.loss
 
-    def record(batch: Any) -> None:
+    def record(batch: JaggedBatch) -> torch.Tensor:
         users = batch.users[batch.target_sequences]
-        seen.append(torch.stack([torch.full_like(users, trainer._state.step), users, batch.targets], dim=1))
-        step(batch)
+        seen.append(torch.stack([torch.full_like(users, len(seen)), users, batch.targets], dim=1))
+        return loss(batch)
 
-    trainer._step = record  # type: ignore[method-assign]
+    model.loss = record  # type: ignore[method-assign]
     trainer.fit()
-    found = evaluate(model, split, ks=(5, 10), ranks=trainer.ranks)
+    evaluation = evaluate(model, split, ks=(5, 10), ranks=trainer.ranks)
     if trainer.ranks.is_first:
         save_file(model.state_dict(), folder / "weights.safetensors")
-    return torch.cat(seen), found.metrics
+    return torch.cat(seen), evaluation.metrics

@@ -54,7 +54,8 @@ import fastseq.warprec as adapters
 from warprec.utils.registry import model_registry
 theirs = model_registry.get_class("SASRec")
 adapters.install()
-importlib.reload(adapters)
+for module in (adapters.adapters, adapters.installation, adapters):
+    importlib.reload(module)
 adapters.install()
 adapters.uninstall()
 assert model_registry.get_class("SASRec") is theirs
@@ -99,8 +100,8 @@ def test_uninstall_leaves_what_somebody_registered_since(installed: None) -> Non
 def test_rays_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for new_names, hook in ((False, "install"), (True, "_install_both")):
         adapters.install(as_new_names=new_names)
-        found = adapters.ray_runtime_env({"py_modules": [1]})
-        assert found == {"py_modules": [1], "worker_process_setup_hook": f"fastseq.warprec.{hook}"}
+        environment = adapters.ray_runtime_env({"py_modules": [1]})
+        assert environment == {"py_modules": [1], "worker_process_setup_hook": f"fastseq.warprec.{hook}"}
     mine = {"worker_process_setup_hook": "mine"}
     with pytest.warns(RuntimeWarning, match=r"of its own, mine, so install\(\) does not reach .*custom_modules"):
         assert adapters.ray_runtime_env(mine) == mine
@@ -119,7 +120,7 @@ def test_rays_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatc
 def test_what_a_worker_calls(hook: str) -> None:
     getattr(adapters, hook)()
     replaced, beside = (model_registry._registry.get(name) for name in ("SASREC", "FASTSASREC"))
-    assert (replaced is not None and replaced.__module__ == "fastseq.warprec") == (hook != "_install_beside")
+    assert (replaced is not None and replaced.__module__ == "fastseq.warprec.adapters") == (hook != "_install_beside")
     assert (beside is not None) == (hook != "install")
     adapters.uninstall()
 
@@ -151,7 +152,7 @@ def test_the_module_prints_a_file_that_installs(flag: list[str]) -> None:
         f"load({shown!r}); print(model_registry.get_class({'FastSASRec' if flag else 'SASRec'!r}).__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("fastseq.warprec")
+    assert done.stdout.strip().endswith("fastseq.warprec.adapters")
 
 
 def test_a_misspelt_option_prints_no_file() -> None:

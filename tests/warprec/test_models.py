@@ -38,9 +38,9 @@ def histories(width: int = 7) -> dict[str, torch.Tensor]:
 @MODELS
 def test_same_seed_same_parameters_under_the_same_names(name: str) -> None:
     theirs, ours = pair(name, seed=11)
-    expected, found = theirs.state_dict(), ours.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    expected, state = theirs.state_dict(), ours.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
     assert [key for key, _ in ours.named_parameters()] == [key for key, _ in theirs.named_parameters()]
     assert (ours.name, ours.get_params(), ours.name_param) == (theirs.name, theirs.get_params(), theirs.name_param)
 

@@ -22,7 +22,7 @@ from warprec.utils.registry import model_registry  # isort: skip
 N_USERS = 20
 TIMEOUT = 900  # seconds; a pipeline takes one or two minutes on two idle cores
 # As published, and the three keys that WarpRec 2.2.8 requires beside them.
-SEED = """
+REFERENCE = """
 Caser: {embedding_size: 64, n_h: 8, n_v: 4, dropout_prob: 0.5, weight_decay: 0.0, epochs: 3,
   learning_rate: 0.001, neg_samples: 1, reg_weight: 0.0, batch_size: 2048, max_seq_len: 20}
 GRU4Rec: {embedding_size: 128, hidden_size: 128, num_layers: 1, dropout_prob: 0.2, weight_decay: 0.0001, epochs: 20,
@@ -31,7 +31,7 @@ SASRec: {embedding_size: 128, n_layers: 2, n_heads: 4, inner_size: 512, dropout_
   learning_rate: 0.001, weight_decay: 0.0, epochs: 1, neg_samples: 1, reg_weight: 0.0, batch_size: 2048,
   max_seq_len: 200}
 """
-MODELS: dict[str, dict[str, Any]] = yaml.safe_load(SEED)
+MODELS: dict[str, dict[str, Any]] = yaml.safe_load(REFERENCE)
 STRIDE = 20
 NEW_NAMES = [str(adapters.custom_module(as_new_names=True))]
 BOTH = [str(adapters.custom_module()), *NEW_NAMES]
@@ -125,7 +125,7 @@ def data(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after one `train` of the seed's models: WarpRec's batches by their names, windows by the new ones."""
+    """A folder after `train` of the reference configurations: WarpRec's batches by their names, windows by new ones."""
     folder = tmp_path_factory.mktemp("trained")
     models = {name: params | SAVED for name, params in MODELS.items()}
     models |= {f"Fast{name}": params | {"window_stride": STRIDE} | SAVED for name, params in MODELS.items()}
@@ -134,7 +134,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*MODELS, *(f"Fast{name}" for name in MODELS)])
-def test_train_runs_the_seeds_configurations(trained: Path, name: str) -> None:
+def test_train_runs_the_reference_configurations(trained: Path, name: str) -> None:
     params = MODELS[name.removeprefix("Fast")]
     (trial,) = epochs(trained, name)
     assert [report["epoch"] for report in trial] == list(range(params["epochs"]))
@@ -203,8 +203,8 @@ def test_swarm_reports_the_losses_of_warprecs_own_model(swarmed: Path) -> None:
 
 def test_a_search_goes_over_strides_and_losses(swarmed: Path) -> None:
     tried = [trial[0]["config"] for trial in epochs(swarmed, "FastSASRec")]
-    found = {(config["window_stride"], config["loss"]) for config in tried}
-    assert found == {(stride, loss) for stride in (5, STRIDE) for loss in ("bpr", "gbce")} and len(tried) == 4
+    pairs = {(config["window_stride"], config["loss"]) for config in tried}
+    assert pairs == {(stride, loss) for stride in (5, STRIDE) for loss in ("bpr", "gbce")} and len(tried) == 4
 
 
 def test_a_paused_training_on_windows_goes_on_as_if_it_had_not_been(swarmed: Path, data: Path, tmp_path: Path) -> None:

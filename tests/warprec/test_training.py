@@ -28,10 +28,10 @@ class Modes(L.Callback):
     """In which modes adapter and core have trained."""
 
     def __init__(self) -> None:
-        self.found: set[tuple[bool, bool]] = set()
+        self.pairs: set[tuple[bool, bool]] = set()
 
     def on_before_zero_grad(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
-        self.found.add((module.training, module._held.training))
+        self.pairs.add((module.training, module._held.training))
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
     )
     validation = DataLoader(torch.arange(2))
     trainer.fit(model, loader, validation, ckpt_path=resume, weights_only=False)
-    assert modes.found == {(True, True)}  # else there is no dropout
+    assert modes.pairs == {(True, True)}  # else there is no dropout
     if save is not None:
         trainer.save_checkpoint(save)
     return {key: value.clone() for key, value in model.state_dict().items()}
@@ -79,13 +79,13 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(name: str, tmp_
 def in_two_processes(folder: Path) -> None:
     """What each of the two processes of the test below does; both keep their weights."""
     rank = torch.distributed.get_rank
-    found = {"batches": train("GRU4Rec", 2, epochs=2, batch_size=16)}
+    weights = {"batches": train("GRU4Rec", 2, epochs=2, batch_size=16)}
     changes: dict[str, Any] = {"dropout_prob": 0.3, "batch_size": 16}
-    found["whole"] = train("GRU4Rec", 2, **changes)
-    found["half"] = train("GRU4Rec", 2, epochs=2, save=folder / "half.ckpt", **changes)
+    weights["whole"] = train("GRU4Rec", 2, **changes)
+    weights["half"] = train("GRU4Rec", 2, epochs=2, save=folder / "half.ckpt", **changes)
     torch.distributed.barrier()
-    found["resumed"] = train("GRU4Rec", 2, resume=folder / "half.ckpt", **changes)
-    torch.save(found, folder / f"rank{rank()}.pt")
+    weights["resumed"] = train("GRU4Rec", 2, resume=folder / "half.ckpt", **changes)
+    torch.save(weights, folder / f"rank{rank()}.pt")
 
 
 def test_two_processes_divide_the_batches_and_resume(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""benchmarks/ops/compile_report.py: what it records, and what makes a launch fail.
+
+What records or compiles runs in a process of its own: this one's kernels are those of the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.ops import compile_report
+from tests.ops.backends import needs_triton
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECORD = """
+import json
+from benchmarks.ops import compile_report as c
+kernels = {f"{launch.file}.{launch.kernel}" for launch in c.record(["sm_90"])}
+every = c.cases
+call = "gru, ml-1m L=50, H=128, training", "tf32"
+c.cases = lambda reference: [case for case in every(True) if case[:2] == call]
+constants = {x.architecture: [x.num_warps, x.num_stages, *x.constants.values()] for x in c.record(["sm_80", "sm_90"])}
+print(json.dumps([sorted(kernels), constants]))
+"""
+
+# A tile that no register file holds; products that the wrapper forgets to give to the matrix units.
+PLANTED = """
+import sys
+from benchmarks.ops import compile_report as c
+from fastseq.kernels import cross_entropy, dropout
+dropout.TILE = 1 << 15
+cross_entropy.float32_precision = lambda: "ieee"
+every = c.cases
+words = "dropout, 64 columns", "linear_cross_entropy, width 64, softcap None"
+c.cases = lambda reference: [call for call in every(False) if call[0] in words and call[1] == "tf32"]
+sys.argv += ["--arch", "sm_90", "--only", "dropout", "cross_entropy"]
+sys.exit(c.main())
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+@needs_triton
+def test_every_kernel_that_is_launched_is_recorded() -> None:
+    """And a wrapper sees the chip that is compiled for: of a GRU's weight H100 holds more than A100."""
+    done = python("-c", RECORD)
+    assert done.returncode == 0, done.stderr
+    kernels, constants = json.loads(done.stdout)
+    launched = {"negatives._uniform", "negatives._weighted"}  # by a name that holds one of them
+    for path in (ROOT / "kernels").glob("*.py"):
+        launched |= {f"{path.stem}.{name}" for name in re.findall(r"^ +(_\w+)\[", path.read_text(), re.MULTILINE)}
+    assert len(launched) > 40 and set(kernels) == launched
+    assert 128 in constants["sm_90"] and constants["sm_90"] != constants["sm_80"]
+
+
+ROW: dict[str, Any] = {
+    "file": "gru", "kernel": "_forward", "case": "gru, H=128", "architecture": "sm_80", "dtype": "tf32", "error": None,
+    "registers": 80, "spilled_bytes": 0, "shared_bytes": 163 << 10, "products": True, "matrix": ["mma"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({}, []),
+        ({"spilled_bytes": 4}, ["spills 4 bytes"]),
+        ({"shared_bytes": (163 << 10) + 1}, ["166913 bytes of shared memory, over the limit of 166912"]),
+        ({"matrix": []}, ["no matrix instruction, expected for tf32"]),
+        ({"matrix": [], "products": False}, []),
+        ({"matrix": [], "dtype": "float32"}, []),
+        ({"error": "CompilationError: at 1:1"}, ["CompilationError: at 1:1"]),
+        ({"error": "CompilationError: at 1:1", "architecture": "gfx942"}, []),
+    ],
+)
+def test_faults(change: dict[str, Any], faults: list[str]) -> None:
+    row = ROW | change
+    assert compile_report.faults(row) == faults
+    lines = compile_report.table([ROW | {"faults": []}, row | {"faults": faults}]).splitlines()
+    assert [line for line in lines if ": " in line] == [f"gru._forward on sm_80, gru, H=128: {x}" for x in faults]
+
+
+@needs_triton
+def test_planted_faults_are_found() -> None:
+    done = python("-c", PLANTED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"dropout\._dropout on sm_90, dropout, 64 columns, tf32: spills \d+ bytes", done.stdout)
+    assert "cross_entropy._losses on sm_90" in done.stdout and "no matrix instruction, expected for tf32" in done.stdout
+
+
+@needs_triton
+def test_report() -> None:
+    """Every launch of a kernel, compiled for two makers' chips, and the table of them."""
+    done = python(
+        "-m", "benchmarks.ops.compile_report", "--only", "dropout", "--reference-shapes", "--arch", "sm_90", "gfx942",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["architecture"] for row in rows} == {"sm_90", "gfx942"}
+    for row in rows:
+        assert row["kernel"] == "_dropout" and row["registers"] > 0 and row["faults"] == []
+        assert row["constants"]["ROWS"] * row["constants"]["COLUMNS"] == 2048
+    lines = compile_report.table(rows).splitlines()
+    assert len(lines) == 3 and all(line.startswith("dropout._dropout") and line.endswith("ok") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "grue"], "invalid choice: 'grue'"),
+        (["--processes", "0"], "argument --processes: 0: expected 1 or more"),
+        ([], "no launch is left"),
+    ],
+)
+def test_what_would_check_nothing_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # what main sets is undone
+    monkeypatch.setattr(compile_report, "record", lambda *_: [])
+    monkeypatch.setattr(sys, "argv", ["compile_report", *arguments])
+    with pytest.raises(SystemExit) as left:
+        compile_report.main()
+    assert left.value.code == 2 and message in capsys.readouterr().err

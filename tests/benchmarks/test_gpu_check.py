@@ -1,0 +1,211 @@
+"""benchmarks/gpu_check.sh without a GPU: its arguments, how it goes on, reports and ends, with stand-ins for tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu_check
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
+STAGES = [
+    "machine", "build", "first", "parity", "gpu_tests", "op_tests", "memcheck", "speed", "speed_large", "peer", "graph",
+    "ops", "speed_types", "cross_entropy", "fit", "racecheck", "ops_compiled",
+]  # fmt: skip
+
+# What gpu_check.sh asks of its interpreter, answered without a GPU. MISSING is a module that is not there.
+PYTHON = """#!/bin/bash
+case "$*" in
+  *"find_spec('$MISSING')"*) exit 1 ;;
+  *"print(max"* | *"gpu_check summary"*) exec "{python}" "$@" ;;
+  *"-m pytest"*tests/ops*) echo "=== 1 failed, 2 passed in 0.10s ==="; exit 1 ;;
+  *"-m pytest"*) echo "${GPU_TESTS:-3 passed in 0.20s}" ;;
+  *"gpu_check parity"*)
+    echo "ValueError: \\"quoted\\" \\\\ words"
+    if [[ ${HANG:-} ]]; then trap "echo its last words; exit 130" INT; sleep 60 & wait; fi ;;
+  *benchmarks.ops*) cat "{ops}" ;;
+esac
+"""
+SANITIZER = """#!/bin/bash
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    tools, ops = tmp_path / "tools", tmp_path / "ops.json"
+    tools.mkdir()
+    rows = [{"implementation": "fastseq", "median": 0.002}, {"implementation": "eager", "median": 0.005}]
+    rows += [{"implementation": "nested", "median": 0.004}, {"implementation": "flex", "median": None}]
+    about = {"op": "gru", "shape": "[2, 3]", "direction": "forward", "dtype": "float32"}
+    ops.write_text(json.dumps({"machine": {}, "results": [about | row for row in rows]}))
+    for name, text in (("python", PYTHON), ("compute-sanitizer", SANITIZER)):
+        (tools / name).write_text(text.replace("{python}", sys.executable).replace("{ops}", str(ops)))
+        (tools / name).chmod(0o755)
+    return os.environ | {
+        "PYTHON": str(tools / "python"),
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "MISSING": "nothing",
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+    }
+
+
+def check(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def verdicts(out: Path) -> dict[str, str]:
+    facts = [json.loads(line) for line in (out / "facts.jsonl").read_text().splitlines()]
+    return {fact["stage"]: fact["verdict"] for fact in facts if "verdict" in fact}
+
+
+def test_arguments(environment: dict[str, str]) -> None:
+    assert check(environment, "--list").stdout.split() == STAGES
+    shown = check(environment, "--help").stdout
+    assert "--out DIR" in shown and "Exit status" in shown and "set -uo" not in shown
+    for arguments, message in (
+        (["--only", "slow"], "--only is 'slow', expected one of: machine build"),
+        (["--only"], "--only needs a stage"),
+        (["--out"], "--out needs a folder"),
+        (["--device", "tpu"], "--device is 'tpu', expected cuda or cpu"),
+        (["--data", "/none.txt"], "the data is '/none.txt', which is no file"),
+        (["--fast"], "'--fast' is no option"),
+    ):
+        done = check(environment, *arguments)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def test_dry_run_shows_every_stage(environment: dict[str, str], tmp_path: Path) -> None:
+    lines = [line for line in check(environment, "--dry-run").stdout.splitlines() if ": " in line]
+    assert [line.split()[0].rstrip(":") for line in lines] == STAGES
+    assert "tests/gpu/test_gpu.py" in lines[4] and "--tool racecheck" in lines[15]
+    one = check(environment, "--dry-run", "--only", "graph", "--device", "cpu", "--out", tmp_path / "out").stdout
+    assert one.splitlines()[1:] == ["graph: skipped, needs a GPU"] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu_is_said_at_once(environment: dict[str, str]) -> None:
+    done = check(environment | {"PYTHON": sys.executable})
+    assert done.returncode == 2 and "PyTorch sees no GPU" in done.stderr and "==" not in done.stdout
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = check(environment, "--out", out)
+    assert done.returncode == 1, done.stderr
+    ended = verdicts(out)
+    assert sorted(ended) == sorted(STAGES)
+    others = {name: verdict for name, verdict in ended.items() if verdict != "passed"}
+    assert others == {"build": "skipped", "op_tests": "failed"}
+    summary = (out / "summary.txt").read_text()
+    assert "FAILED op_tests: verdict failed" in summary and "1 failed, 2 passed in 0.10s" in summary
+    assert "ops.json: gru: 1 rows, worst ratio 2.00×" in summary and summary in done.stdout
+
+
+def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, str], tmp_path: Path) -> None:
+    """Also in the background, where the shell would have it ignore the signal."""
+    environment |= {"HANG": "1", "STAGE_SECONDS": "0.02"}
+    done = check(environment, "--out", tmp_path / "out", "--only", "parity")
+    assert done.returncode == 1 and verdicts(tmp_path / "out") == {"parity": "timeout"}
+    logs = ["tar", "xzOf", str(tmp_path / "out" / "logs.tgz"), "./parity.log"]
+    assert subprocess.run(logs, capture_output=True, text=True).stdout.endswith("its last words\n")
+    assert "FAILED parity: verdict timeout, seconds" in done.stdout and "ValueError: quoted  words" in done.stdout
+
+
+def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    only = ("--only", "gpu_tests", "--only", "memcheck")
+    done = check(environment | {"MISSING": "hypothesis"}, "--out", tmp_path / "out", *only)
+    assert done.returncode == 1
+    assert "gpu_tests: missing, 0 s" in done.stdout and "hypothesis (pip install hypothesis)" in done.stdout
+    assert verdicts(tmp_path / "out") == {"gpu_tests": "missing", "memcheck": "passed"}
+
+
+def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    only = ("--out", tmp_path / "out", "--only", "gpu_tests")
+    done = check(environment | {"GPU_TESTS": "231 skipped in 1.32s"}, *only)
+    assert done.returncode == 1 and "gpu_tests: failed" in done.stdout and "nothing ran: 231 skipped" in done.stdout
+    some = check(environment | {"GPU_TESTS": "9 passed, 1 skipped in 1s"}, *only)
+    assert some.returncode == 0, some.stdout + some.stderr
+
+
+def test_a_missing_sanitizer_is_no_success(environment: dict[str, str], tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    (tools / "compute-sanitizer").unlink()
+    # Nothing else may be on PATH: a machine with a CUDA toolkit has the tool there.
+    for name in (
+        "bash", "cut", "dirname", "env", "flock", "grep", "gzip", "mkdir", "realpath", "rm", "sed", "tail", "tar",
+        "tee", "timeout", "tr",
+    ):  # fmt: skip
+        (tools / name).symlink_to(shutil.which(name) or name)
+    (tools / "ls").write_text("#!/bin/bash\nexit 2\n")
+    (tools / "ls").chmod(0o755)
+    only = ("--only", "gpu_tests", "--only", "memcheck")
+    done = check(environment | {"PATH": str(tools)}, "--out", tmp_path / "out", *only)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert verdicts(tmp_path / "out") == {"gpu_tests": "passed", "memcheck": "missing"}
+    assert "compute-sanitizer is neither on PATH nor in a CUDA toolkit" in done.stdout
+
+
+def test_only_files_of_its_own_are_removed(environment: dict[str, str], tmp_path: Path) -> None:
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    environment["LOGS"] = str(logs)
+    for folder, name in ((out, "data.json"), (out, "ops.json"), (logs, "notes.log"), (logs, "gpu_tests.log")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("before")
+    check(environment, "--out", out, "--only", "gpu_tests")
+    assert (out / "data.json").read_text() == (logs / "notes.log").read_text() == "before"
+    assert not (out / "ops.json").exists() and "before" not in (logs / "gpu_tests.log").read_text()
+
+
+def test_a_measurement_that_fails_is_a_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "facts.jsonl"
+    facts = gpu_check.Facts("speed", path)
+
+    def broken(model: str) -> dict[str, Any]:
+        raise RuntimeError("no such\nkernel")
+
+    facts.measure(broken, {"model": "Caser"})
+    facts.measure(lambda model: {"targets_per_s": 12, "top": [1]}, {"model": "SASRec"})
+    assert facts.failed
+    first, second = [json.loads(line) for line in path.read_text().splitlines()]
+    assert first["failed"] == "RuntimeError: no such\nkernel" and "test_gpu_check.py" in first["at"]
+    assert second["model"] == "SASRec" and second["targets_per_s"] == 12
+    capsys.readouterr()
+    assert not gpu_check.summary(path)
+    text = capsys.readouterr().out
+    assert "FAILED speed Caser: failed RuntimeError" in text and "speed SASRec: targets_per_s 12, took_s" in text
+
+
+def test_ml_1m_is_read_in_both_forms(tmp_path: Path) -> None:
+    (tmp_path / "ml-1m.txt").write_text("5 6 7\n6 8\n")
+    (tmp_path / "pairs.txt").write_text("1 5\n1 6\n2 6\n1 7\n2 8\n")
+    for path in (tmp_path, tmp_path / "pairs.txt"):
+        data = gpu_check.ml_1m(path)
+        assert data.item_ids.decode(data.items) == [5, 6, 7, 6, 8] and data.offsets.tolist() == [0, 3, 5]
+    drawn = gpu_check.ml_1m(None)
+    assert (drawn.n_users, drawn.n_items) == (6040, 3416) and 5e5 < drawn.n_events < 2e6
+
+
+def test_stages_of_whole_models_run_on_the_cpu() -> None:
+    """Two sides of one device agree to the last bit, and a run cut off by a signal goes on to the same weights."""
+    same = gpu_check.parity("GRU4Rec", "fp32", "bpr", "cpu")
+    assert same["ok"] and same["max_loss_difference"] == same["gradient_error"] == 0.0
+    assert same["steps"] > 10 and same["losses"][1] < same["losses"][0]
+    fitted = gpu_check.fit("GRU4Rec", "cpu")
+    assert fitted["ok"] and fitted["stopped"][0] == "interrupted"
+    rng = np.random.default_rng(0)
+    data = gpu_check.build_interactions(np.repeat(np.arange(60), 20), rng.integers(0, 40, 1200))
+    ours = gpu_check.speed("Caser", 64, "bf16", "cross_entropy", "cpu", data, 0.05)
+    plain = gpu_check.peer("SASRec", 400, "fp32", "cpu", data, 0.05)
+    assert ours["steps"] >= 1 and ours["targets_per_s"] > 0 < plain["targets_per_s"]

@@ -1,0 +1,556 @@
+"""benchmarks/ops and bench_ops.py: cases, check, clock, roof, table, plot and command, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from benchmarks import bench_ops
+from benchmarks.ops import __main__ as command
+from benchmarks.ops import attention, report, timing, topk
+from benchmarks.ops.case import BFLOAT16, BOTH, FLOAT32, FORWARD, INT64, TF32, Batch, Case, Spec
+from benchmarks.ops.check import Mismatch, Prepared, assert_close, step
+from benchmarks.ops.chips import ARCHITECTURES, chip_of
+from benchmarks.ops.run import Result, measure, run
+from benchmarks.ops.suite import FILES, by_importance, specs, tiny
+from fastseq.ops import set_backend
+from fastseq.ops._dispatch import served
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU, META = torch.device("cpu"), torch.device("meta")
+# What cannot run on meta tensors: it reads data, or PyTorch has no meta form of it.
+READS_DATA = {
+    ("sample_negatives", "eager"), ("adam_rows", "eager"), ("causal_attention", "nested"), ("causal_attention", "flex"),
+}  # fmt: skip
+
+
+def test_every_op_has_cases() -> None:
+    files = {path.stem for path in (ROOT / "fastseq" / "ops").glob("*.py") if not path.stem.startswith("_")} - {
+        "philox"
+    }
+    assert files == set(FILES)
+    for device in ("cpu", "cuda"):
+        cases = specs(device)
+        missing = {"linear"} if device == "cuda" else set()  # PyTorch's own there: nothing to measure
+        assert {spec.op for spec in cases} == {case.op for case in tiny(CPU)} - missing
+        assert all(spec.dtypes and spec.directions for spec in cases)
+    with pytest.raises(ValueError, match="only is 'grue', expected one of attention, gru"):
+        specs("cpu", ["grue"])
+
+
+def test_cuda_sizes() -> None:
+    """Both batches, the large shapes, and every type: what docs/kernels.md says is measured."""
+    built = [(spec, spec.build(META)) for spec in specs("cuda") if spec.op != "sample_negatives"]
+    shapes = [f"{case.op} {case.shape}" for _, case in built]
+    assert len(set(shapes)) == len(shapes), "two cases share a name"
+    for shape in (
+        "causal_attention beauty L=50, 16384 targets", "causal_attention B=2048 L=200", "gru B=2048 L=200, H=128",
+        "linear_cross_entropy V=1M [2048, 1000001]", "topk V=1M, 2048 users, 1000000 items, top 10",
+        "sampled_loss sampled_softmax, V=1M, 1024 shared", "dropout_add_norm [409600, 128]",
+    ):  # fmt: skip
+        assert shape in shapes
+    for spec, case in built:
+        if case.products:
+            assert spec.dtypes == (FLOAT32, TF32, BFLOAT16), spec.op
+        assert case.work(FORWARD, FLOAT32)[0] > 0
+
+
+def held(function: Any) -> Iterator[Tensor]:
+    """The tensors that a function keeps."""
+    for cell in function.__closure__ or ():
+        for value in cell.cell_contents if isinstance(cell.cell_contents, list | tuple) else [cell.cell_contents]:
+            if isinstance(value, Tensor):
+                yield value
+            elif callable(value) and getattr(value, "__closure__", None):
+                yield from held(value)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_cases_mix_no_devices(file: str) -> None:
+    """On the meta device, which refuses CPU operands much as a GPU does."""
+    for case in tiny(META, [file]):
+        leaves = [x.detach().requires_grad_(x.is_floating_point() and case.upstream is not None) for x in case.leaves]
+        for name, function in case.functions.items():
+            on_cpu = [x for x in held(function) if x.device.type == "cpu"]
+            assert len(on_cpu) == (1 if file.startswith("gru") and name == "eager" else 0), f"{case.op} {name}"
+            if (case.op, name) not in READS_DATA:
+                outputs = step(function, case.dropout_p, leaves, case.upstream)
+                assert all(x.device.type == "meta" for x in outputs)
+
+
+class NamesTheDevice(TorchFunctionMode):
+    """Fails where a tensor is made on the default device, which is not that of the inputs on a GPU."""
+
+    FACTORIES = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.rand, torch.eye)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in self.FACTORIES or "device" in (kwargs or {}), f"{function.__name__} without a device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_rivals_and_references_make_tensors_where_the_inputs_are(file: str) -> None:
+    for case in tiny(CPU, [file]):
+        leaves = [x.detach().requires_grad_(x.is_floating_point() and case.upstream is not None) for x in case.leaves]
+        for name, function in case.functions.items():
+            if name != "grouped":  # on the CPU alone
+                with set_backend("reference"), NamesTheDevice():
+                    step(function, case.dropout_p, leaves, case.upstream)
+    with pytest.raises(AssertionError, match="ones without a device"), NamesTheDevice():
+        torch.ones(3)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_rivals_compute_the_same(file: str) -> None:
+    for case in tiny(CPU, [file]):
+        for name in set(case.functions) - {"fastseq"}:
+            for dtype in (FLOAT32, BFLOAT16) if case.upstream is not None else (FLOAT32,):
+                Prepared(case, name, dtype if case.leaves else INT64).check()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_rivals_of_a_gpu_compute_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, offsets = Batch("tiny", [5, 1, 3]), torch.tensor([0, 5, 6, 9])
+    case = attention.causal(CPU, batch, 2, 16)
+    with set_backend("reference"):
+        expected = case.functions["fastseq"](0.0, *case.leaves)
+    flex = attention.flex_attention(batch, CPU)(0.0, *case.leaves)
+    assert_close([flex], [expected], 1e-5)
+
+    def one_by_one(*qkv: Tensor, is_causal: bool, dropout_p: float) -> Tensor:
+        """Jagged tensors [B, H, l, D], whose causal kernels are for GPUs, as dense ones."""
+        assert is_causal and dropout_p == 0.0
+        outs = [
+            dense(*(x[None] for x in parts), is_causal=True)[0]
+            for parts in zip(*(x.unbind() for x in qkv), strict=True)
+        ]
+        packed = torch.cat([out.transpose(0, 1) for out in outs])
+        return torch.nested.nested_tensor_from_jagged(packed, offsets).transpose(1, 2)
+
+    dense = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", one_by_one)
+    assert_close([attention.nested_attention(offsets, 5)(0.0, *case.leaves)], [expected], 1e-5)
+
+
+def test_topk_may_swap_near_ties_and_nothing_else() -> None:
+    (case,) = tiny(META, ["topk"])
+    assert case.agree is not None and tiny(CPU, ["topk"])[0].agree is None
+
+    class Elsewhere:  # a CPU that the case takes for a GPU
+        type = "cuda"
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("arange", "randint", "randn"):
+            made = getattr(torch, name)
+            patch.setattr(topk.torch, name, lambda *a, _made=made, device=None, **k: _made(*a, **k))
+        case = topk.case(Elsewhere(), "tiny", 3, 20, 4, 5, 16)  # type: ignore[arg-type]
+    assert case.agree is not None
+    best = case.functions["fastseq"](0.0, *case.leaves)
+    assert case.agree([best], [best], case.leaves)
+    assert not case.agree([best.flip(1)], [best], case.leaves)
+    seen = case.functions["fastseq"].__closure__
+    (ids,) = [c.cell_contents for c in seen or () if isinstance(c.cell_contents, Tensor) and len(c.cell_contents) == 12]
+    assert not case.agree([ids.view(3, 4)[:, :1].expand(3, 5)], [ids.view(3, 4)[:, :1].expand(3, 5)], case.leaves)
+
+
+def test_wrong_results_are_not_close() -> None:
+    x = torch.ones(3)
+    assert_close([x], [x * (1 + 1e-6)], 1e-5)
+    for other, message in (
+        ([x + 1e-3], "result 0 is off by"),
+        ([x * float("nan")], "result 0 is off by nan"),
+        ([x[:2]], r"result 0 is \[2\], expected \[3\]"),
+    ):
+        with pytest.raises(Mismatch, match=message):
+            assert_close(other, [x], 1e-5)
+    with pytest.raises(Mismatch, match="other integers"):
+        assert_close([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1.0)
+    assert_close([torch.zeros(0, 3), torch.zeros(2, 3)], [torch.zeros(0, 3), torch.zeros(2, 3)], 0.0)
+    with pytest.raises(ValueError, match="implementation is 'fast', expected one of fastseq, eager, compiled"):
+        Prepared(tiny(CPU, ["dropout"])[0], "fast", FLOAT32)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 5e-3, 2e-2, 8e-2, 0.2])  # float32, tf32, bfloat16, its rivals, gru's
+@pytest.mark.parametrize("shape", [(16384,), (16384, 128), (2048, 4, 32)])
+def test_one_row_left_out_is_found_among_many(shape: tuple[int, ...], tolerance: float) -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(shape).sign() * (1 + torch.rand(shape))
+    assert_close([expected * (1 + tolerance * (torch.rand(shape) - 0.5))], [expected], tolerance)  # rounding
+    found = expected.clone()
+    found[77] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance)
+    rows = [torch.zeros(1), found], [torch.zeros(1), expected]
+    assert_close(*rows, max(tolerance, 5e-2), moved=0.01)  # rows of gradients may, of the output not
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([found], [expected], tolerance, moved=0.01)
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([torch.zeros(1), expected * 0], [torch.zeros(1), expected], tolerance, moved=0.01)
+    table = torch.zeros(50_000, 8)  # a gradient of few rows, their norms far apart
+    table[::100] = torch.randn(500, 8).sign() * torch.logspace(0, -2, 500)[:, None]
+    assert_close([table.bfloat16()], [table], 2e-2)
+    lost = table.clone()
+    lost[100] = 0.0
+    with pytest.raises(Mismatch, match="off by"):
+        assert_close([lost], [table], tolerance)
+
+
+class FakeClock:
+    """A device that takes 2 ms, then 1, 3, 2, 4 … for a call, and a wall that moves 10 ms each time."""
+
+    def __init__(self) -> None:
+        self.wall, self.calls = 0.0, 0
+
+    def __call__(self, call: Callable[[], Any]) -> tuple[float, float]:
+        call()
+        self.wall += 0.01
+        self.calls += 1
+        return [0.002, 0.001, 0.003, 0.002, 0.004][self.calls % 5], 0.0005
+
+    def now(self) -> float:
+        return self.wall
+
+
+@pytest.mark.parametrize(("seconds", "least", "most", "rounds"), [(0.0, 5, 9, 5), (0.2, 5, 300, 20), (9.0, 5, 30, 30)])
+def test_rounds(seconds: float, least: int, most: int, rounds: int) -> None:
+    clock, called = FakeClock(), []
+    found = timing.timed(lambda: called.append(1), clock, seconds, least=least, most=most, now=clock.now)
+    assert len(found.device) == pytest.approx(rounds, abs=1) and len(called) == len(found.device) + 2
+    assert found.median == 0.002 and found.quartiles == (0.002, 0.003)
+    assert timing.Timing([0.5], [0.5]).quartiles == (0.5, 0.5)
+    assert timing.peak_bytes(lambda: None, CPU) is None
+
+
+class FakeEvent:
+    """Events of a device whose work is a list of seconds, done in order and without waiting."""
+
+    work: list[float]
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = sum(FakeEvent.work)
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+def test_the_cuda_clock_counts_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the emptying of the cache nor the sleep is in the time; how long to sleep, the call before has shown."""
+    FakeEvent.work, slept = [], []
+    scratch = SimpleNamespace(zero_=lambda: FakeEvent.work.append(1.0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(L2_cache_size=50 << 20))
+    monkeypatch.setattr(torch, "empty", lambda size, **k: scratch if size == 100 << 20 else None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda d: None)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: (slept.append(cycles), FakeEvent.work.append(3.0)))
+    clock = timing.clock_of(torch.device("cuda"))
+    call = lambda: FakeEvent.work.append(0.25)  # noqa: E731
+    assert clock(call)[0] == pytest.approx(0.25) and not slept
+    assert clock(call)[0] == pytest.approx(0.25) and len(slept) == 1
+    assert clock(lambda: FakeEvent.work.append(0.5))[0] == pytest.approx(0.5) and len(slept) == 1
+    assert FakeEvent.work.count(1.0) == 3
+
+
+def test_roof() -> None:
+    chip = ARCHITECTURES["sm_90"]
+    assert chip.roof(3.35e9, 0) == (pytest.approx(1e-3), "memory")
+    assert chip.roof(3.35e9, 989e12, "bf16") == (pytest.approx(1.0), "compute")
+    assert chip.roof(0, 67e12, None)[0] == pytest.approx(1.0)
+    h200 = chip_of("NVIDIA H200")
+    assert h200 is not None and (h200.chip, h200.bandwidth) == ("H200", 4.8e12)
+    assert chip_of("NVIDIA H100 80GB HBM3") is chip
+    assert chip_of("NVIDIA A100-SXM4-80GB") is ARCHITECTURES["sm_80"]
+    assert chip_of("NVIDIA H100 PCIe") is None and chip_of("NVIDIA GeForce RTX 4090") is None
+
+
+def test_work() -> None:
+    case = Case("x", "", {}, [], products=True, elements=(10, 20), indices=8, flops=(100, 200))
+    assert case.work(FORWARD, FLOAT32) == (48, 100, None)
+    assert case.work(BOTH, TF32) == (136, 300, "tf32")
+    assert case.work(BOTH, BFLOAT16) == (76, 300, "bf16")
+    assert replace(case, products=False).work(FORWARD, BFLOAT16)[2] is None
+    attended = attention.causal(META, Batch("", [3, 1]), 2, 8)  # 7 pairs of query and key, 4 rows
+    # Queries, keys, values and the output; of backward those three, their gradients and the output's.
+    assert replace(attended, indices=0).work(FORWARD, FLOAT32) == (4 * 64 * 4, 4 * 7 * 16, None)
+    assert replace(attended, indices=0).work(BOTH, FLOAT32) == (11 * 64 * 4, 14 * 7 * 16, None)
+
+
+def test_first_shapes_and_types_first() -> None:
+    def build(device: torch.device) -> Case:
+        raise AssertionError
+
+    cases = [Spec("a", build, {}, ["f", "b"]), Spec("a", build, {}, ["f"]), Spec("c", build, {}, ["f", "b"])]
+    order = [(cases.index(spec), dtype) for spec, dtype in by_importance(cases)]
+    assert order[:2] == [(0, "f"), (2, "f")] and sorted(order[2:]) == [(0, "b"), (1, "f"), (2, "b")]
+
+
+def broken(p: float, x: Tensor) -> Tensor:
+    raise RuntimeError("cannot\nrun")
+
+
+def test_nothing_wrong_is_timed() -> None:
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+    functions = {**case.functions, "twice": lambda p, *a: 2 * case.functions["eager"](p, *a), "broken": broken}
+    changed = replace(case, functions=functions, missing={"liger": "not installed: x"}, no_compile="no reason")
+    found = {r.implementation: r for r in measure(changed, FLOAT32, [FORWARD], CPU, timing.cpu_clock, seconds=0)}
+    assert found["fastseq"].median and found["eager"].median and found["fastseq"].rounds >= timing.LEAST
+    assert found["twice"].skipped.startswith("Mismatch: result 0 is off") and found["twice"].median is None
+    assert found["broken"].skipped.startswith(("TypeError", "RuntimeError"))
+    assert found["liger"].skipped == "not installed: x" and found["compiled"].skipped == "no reason"
+    assert not any(r.failed for r in found.values())
+    wrong = replace(case, functions={"fastseq": functions["eager"], "eager": functions["eager"]}, no_compile="-")
+    ours = next(measure(wrong, FLOAT32, [FORWARD], CPU, timing.cpu_clock, against=["eager"], seconds=0))
+    assert ours.failed and "served by" in ours.skipped
+
+
+def test_only_the_reference_or_a_rival_may_lack_memory() -> None:
+    """An op of ours that does not fit where its reference does is a failure."""
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+
+    def row(*without_memory: str) -> Result:
+        def ours(p: float, *leaves: Tensor) -> Tensor:
+            backend = served("dropout_add_norm", "cpu").backend
+            if ("reference" if backend == "reference" else "ours") in without_memory:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return case.functions["fastseq"](p, *leaves)
+
+        changed = replace(case, functions={"fastseq": ours}, no_compile="-")
+        return next(measure(changed, FLOAT32, [FORWARD], CPU, timing.cpu_clock, seconds=0))
+
+    assert (row("ours").skipped, row("ours").failed) == ("out of memory", True)
+    assert (row("reference").skipped, row("reference").failed) == ("out of memory in the reference", False)
+    assert not row().failed and row().median
+
+
+@pytest.mark.parametrize("wrong_in", [FORWARD, BOTH])
+def test_evaluation_and_training_are_both_checked(wrong_in: str) -> None:
+    """Each is timed, so neither may be wrong where the other is right."""
+    (case,) = tiny(CPU, ["dropout_add_norm"])
+    right, reference = case.functions["fastseq"], Prepared(case, "fastseq", FLOAT32)
+    known: dict[float, list[Tensor]] = {}
+    reference.check(known)
+    assert known.keys() == {0.0, case.dropout_p} and case.dropout_p > 0
+
+    def wrong(p: float, *leaves: Tensor) -> Tensor:
+        return right(p, *leaves) * (2.0 if torch.is_grad_enabled() == (wrong_in == BOTH) else 1.0)
+
+    with pytest.raises(Mismatch, match="result 0 is off"):
+        Prepared(replace(case, functions={"fastseq": wrong}), "fastseq", FLOAT32).check(known)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_rival_is_measured(file: str) -> None:
+    """One after the other on the same case: an op that works in place must leave the next one its inputs."""
+    for case in tiny(CPU, [file]):
+        against = [name for name in case.functions if name != "fastseq"]
+        kind = FLOAT32 if case.leaves else INT64
+        results = list(measure(case, kind, [FORWARD, BOTH], CPU, timing.cpu_clock, against=against, seconds=0))
+        assert [r.skipped for r in results] == [""] * 2 * len(case.functions)
+
+
+def test_run_stops_at_its_budget() -> None:
+    built: list[str] = []
+
+    def build(device: torch.device) -> Case:
+        built.append(str(device))
+        return tiny(device, ["dropout"])[0]
+
+    cases = [Spec("dropout", build, {}, [FLOAT32], [BOTH])]
+    results = list(run(CPU, cases=cases, against=["eager"], seconds=0))
+    assert [r.implementation for r in results] == ["fastseq", "eager"] and built == ["cpu"]
+    (late,) = run(CPU, cases=cases, budget=-1.0)
+    assert late.skipped == "out of time" and not late.failed and built == ["cpu"]
+
+
+def timed_row(implementation: str, median: float | None, **more: Any) -> Result:
+    times = {"median": median, "q1": median, "q3": median, "rounds": 5, "host": 2e-5}
+    return Result("gru", "[2, 3]", BOTH, FLOAT32, "cuda", implementation, **(times | more))
+
+
+MACHINE = {"device": "NVIDIA H200", "torch": "2.11.0", "date": "2026-11-30"}
+RESULTS = [
+    timed_row("fastseq", 0.002, peak_bytes=4_000_000, roof=0.001, bound="memory"),
+    timed_row("eager", 0.005, peak_bytes=9_000_000),
+    timed_row("compiled", None, skipped="out of memory"),
+    timed_row("flex", 0.0025, peak_bytes=1_500_000),
+    Result("topk", "late", "", FLOAT32, "cuda", "fastseq", skipped="out of time"),
+]
+
+
+def test_the_table() -> None:
+    (row,) = report.rows(RESULTS)
+    assert row.ratio == pytest.approx(1.25)
+    assert report.cells(row) == [
+        "gru", "[2, 3]", BOTH, FLOAT32, "2 (2 – 2) ms", "flex 2.5 (2.5 – 2.5) ms", "1.25×", "eager 5", "50% memory",
+        "4.0 MB / 1.5 MB", "20 µs",
+    ]  # fmt: skip
+    text = report.markdown(RESULTS, MACHINE)
+    assert "| gru | [2, 3] | " in text and "1 of 1 below 1.5× of the best other." in text and "No roof" not in text
+    assert "Not measured: compiled of gru (float32): out of memory" in text
+    assert "Not measured: fastseq of topk (float32): out of time" in text
+    assert "No roof" in "\n".join(report.summary([timed_row("fastseq", 0.1)]))
+    lines = [line for line in report.markdown(RESULTS, MACHINE, aligned=True).splitlines() if line.startswith("|")]
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+
+
+def test_what_is_missing_gives_no_ratio() -> None:
+    alone, without_ours = [timed_row("fastseq", 1.0)], [timed_row("fastseq", None), timed_row("eager", 1.0)]
+    assert [report.rows(results)[0].ratio for results in (alone, without_ours)] == [None, None]
+    assert report.rows([timed_row("eager", 1.0)]) == []
+    at, below = ([timed_row("fastseq", 1.0), timed_row("eager", x)] for x in (1.5, 1.49))
+    assert report.summary(alone)[0].startswith("0 of 0") and report.summary(at)[0].startswith("0 of 1")
+    assert report.summary(below)[0].startswith("1 of 1")
+
+
+def test_the_plot(tmp_path: Path) -> None:
+    for name in ("plot.png", "plot.svg"):
+        report.plot(RESULTS, tmp_path / name, MACHINE)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in ("fastseq", "eager", "flex", "roof"))
+    with pytest.raises(ValueError, match="no op was measured"):
+        report.plot(RESULTS[-1:], tmp_path / "none.png", MACHINE)
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, output and errors of python -m benchmarks.ops."""
+    try:
+        status = command.main([str(a) for a in arguments])
+    except SystemExit as error:
+        status = int(error.code or 0)
+    return status, *capsys.readouterr()
+
+
+DROPOUT = ("--device", "cpu", "--only", "dropout", "--against", "eager", "--seconds", 0)
+
+
+def test_a_saved_run_is_shown_as_it_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(report.document(RESULTS, MACHINE)))
+    assert json.loads(file.read_text())["results"][0]["fraction"] == 0.5
+    assert here(capsys, file, "--markdown") == (0, report.markdown(RESULTS, MACHINE) + "\n", "")
+    assert here(capsys, file, "--json")[1] == file.read_text() + "\n"
+    assert here(capsys, file, "--plot", tmp_path / "p.svg")[0] == 0 and (tmp_path / "p.svg").stat().st_size > 1000
+    file.write_text("{}")
+    status, _, errors = here(capsys, file)
+    assert status == 2 and "run.json: not what python -m benchmarks.ops --json wrote" in errors
+    assert here(capsys, tmp_path / "none.json")[0] == 2
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, errors = here(capsys, *DROPOUT, "--json", "--plot", tmp_path / "p.svg")
+    assert status == 0, errors
+    written = json.loads(out)
+    assert [r["implementation"] for r in written["results"]] == ["fastseq", "eager"] * 4
+    assert all(r["median"] > 0 and r["op"] == "dropout" for r in written["results"])
+    assert written["machine"]["device"] == "CPU" and (tmp_path / "p.svg").stat().st_size > 1000
+    for arguments, message in (
+        (["--device", "tpu"], "invalid choice: 'tpu' (choose from"),
+        (["--only", "grue"], "invalid choice: 'grue' (choose from"),
+        (
+            ["--device", "cpu", "--against", "eager", "bogus"],
+            "--against is 'bogus', expected one of eager, grouped, compiled",
+        ),
+        (
+            ["--device", "cpu", "--only", "gru", "--against", "flex"],
+            "--against is 'flex', expected one of eager, compiled",
+        ),
+        (["--plot", "p.txt"], "--plot is p.txt, expected a .png, .svg or .pdf"),
+        (["a.json", "b.json", "--plot", "p.png"], "--plot draws one file, not 2"),
+    ):
+        status, _, errors = here(capsys, *arguments)
+        assert status == 2 and message in errors
+    if not torch.cuda.is_available():
+        assert "--device is cuda, but PyTorch" in here(capsys, "--device", "cuda")[2]
+    for name in ("nested", "flex", "liger", "cce"):
+        command.check_names("cuda", [], [name])
+
+
+def test_a_run_that_measured_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, errors = here(capsys, *DROPOUT, "--budget", 0, "--plot", tmp_path / "p.png")
+    assert status == 1 and "out of time" in out and not (tmp_path / "p.png").exists()
+    assert "nothing was measured" in errors and "p.png is not drawn" in errors
+
+
+@pytest.mark.parametrize(("results", "status"), [([], 130), ([replace(RESULTS[0], failed=True)], 130)])
+def test_ctrl_c_keeps_what_was_measured(
+    results: list[Result], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(device: torch.device, **options: Any) -> Iterator[Result]:
+        yield from results
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupted)
+    code, out, errors = here(capsys, "--device", "cpu", "--json")
+    assert code == status and len(json.loads(out)["results"]) == len(results) and "interrupted" in errors
+
+
+def test_a_wrong_op_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "run", lambda *a, **k: iter([RESULTS[0], replace(RESULTS[0], failed=True)]))
+    assert here(capsys, "--device", "cpu")[0] == 1
+
+
+def test_the_command_needs_no_more_than_the_core() -> None:
+    """On a machine with PyTorch and little else: what gpu_check.sh runs there."""
+    program = (
+        "import runpy, sys\n"
+        "for name in ('polars', 'pydantic', 'yaml', 'typer', 'rich', 'matplotlib', 'pytest', 'hypothesis'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = ['ops', *{list(map(str, DROPOUT))}, '--json']\n"
+        "runpy.run_module('benchmarks.ops', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [r["implementation"] for r in json.loads(done.stdout)["results"]] == ["fastseq", "eager"] * 4
+
+
+def test_pytest_benchmark_gets_the_rounds_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU those that the events measured, with memory and roof beside them."""
+    measured: list[float] = []
+    monkeypatch.setattr(bench_ops, "clock_of", lambda device: FakeClock())
+    monkeypatch.setattr("benchmarks.ops.run.peak_bytes", lambda call, device: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+
+    def pedantic(target: Callable[[], None], rounds: int) -> None:
+        for _ in range(rounds):
+            before = bench_ops.ROUNDS.read()
+            target()
+            measured.append(bench_ops.ROUNDS.read() - before)
+
+    benchmark = SimpleNamespace(extra_info={}, group="", pedantic=pedantic)
+    (case,) = tiny(CPU, ["dropout"])
+    bench_ops.measure(benchmark, Prepared(case, "fastseq", FLOAT32), BOTH, torch.device("cuda"), 0.0)
+    assert measured == pytest.approx([0.002, 0.004, 0.002, 0.001, 0.003])
+    assert benchmark.group.endswith(", cuda, forward + backward")
+    info = benchmark.extra_info
+    assert (info["implementation"], info["peak_bytes"], info["bound"]) == ("fastseq", 7, "memory")
+    assert info["roof"] == pytest.approx(case.work(BOTH, FLOAT32)[0] / 4.8e12)
+
+
+def test_pytest_benchmark_meets_every_op_and_rival() -> None:
+    ids = [parameter.id for parameter in bench_ops.parameters()]
+    assert len(set(ids)) == len(ids)
+    for device in ("cpu", "cuda"):
+        for spec in specs(device):
+            assert any(i.startswith(f"{device}-{spec.op}-{spec.words}-") for i in ids)
+    assert any("linear_cross_entropy" in i and "-liger-" in i for i in ids)
+    assert any(i.startswith("cpu-causal_attention") and "-grouped-" in i for i in ids)
+    case = replace(tiny(CPU, ["dropout"])[0], missing={"liger": "not installed: x"})
+    bench_ops.checked.cache_clear()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(pytest.skip.Exception, match="liger: not installed: x"):
+        patch.setattr(bench_ops, "built", lambda *a: (case, {}))
+        bench_ops.checked("cpu", 0, FLOAT32, "liger")

@@ -1,0 +1,54 @@
+"""The C++ kernels on smaller instruction sets than this processor's best."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastseq import _C
+
+ORDER = ["baseline", "avx2", "avx512"]
+HELD_TO = os.environ.get("FASTSEQ_CPU_ISA", "avx512")
+# By file: the tests that compare results with the reference, or bits with whole numbers.
+TESTS = {
+    "attention": "test_matches_reference and 24 or test_dropout_mask",
+    "bias_gelu_dropout": "accuracy",
+    "caser_windows": "first_of_equal_maxima",
+    "cross_entropy": "accuracy",
+    "dropout_add_norm": "accuracy",
+    "embed_sequence": "accuracy",
+    "instruction_sets": "no_more_than_asked",
+    "linear": "accuracy or autocast",
+    "negatives": "cpp_equals_reference",
+    "philox": "masks",
+}
+
+
+def test_a_process_uses_no_more_than_asked() -> None:
+    assert ORDER.index(_C.isa()) <= ORDER.index(HELD_TO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ORDER[:-1])
+def test_smaller_instruction_sets(isa: str) -> None:
+    """The tests named above once more, in a process that is held to ``isa``."""
+    if ORDER.index(_C.isa()) <= ORDER.index(isa):
+        pytest.skip(f"this process already runs on {_C.isa()}")
+    names = " or ".join(f"(test_{file} and ({tests}))" for file, tests in TESTS.items())
+    files = [str(Path(__file__).with_name(f"test_{file}.py")) for file in TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", f"({names}) and not triton", *files]
+    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    code = "from fastseq import _C; _C.isa()"
+    environment = os.environ | {"FASTSEQ_CPU_ISA": "avx1024"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "ValueError: FASTSEQ_CPU_ISA is 'avx1024', expected baseline, avx2 or avx512" in result.stderr
