@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -29,7 +30,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -358,14 +359,13 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
     return {"targets_per_s": round(targets / seconds), "ms_step": 1e3 * seconds / n}
 
 
-def worst_ratios(path: Path) -> Iterator[str]:
-    """Of `benchmarks.ops --json`: by op, how many rows, and the least ratio of the best other to fastseq."""
-    ops: dict[str, list[float | None]] = {}
-    for row in report.rows(report.read(path)[0]):
-        ops.setdefault(row.ours.op, []).append(row.ratio)
-    for op, ratios in ops.items():
-        compared = [ratio for ratio in ratios if ratio is not None]
-        yield f"{op}: {len(ratios)} rows" + (f", worst ratio {min(compared):.2f}×" if compared else "")
+def worst_ratios(path: Path) -> str:
+    """Of `benchmarks.ops --json`: by op the least ratio of the best other to fastseq, and how many rows."""
+    ratios: dict[str, list[float]] = {}
+    results, _ = report.read(path)
+    for row in report.rows(results):
+        ratios.setdefault(row.ours.op, []).extend([] if row.ratio is None else [row.ratio])
+    return ", ".join(f"{op} {min(r, default=math.nan):.2f}× of {len(r)}" for op, r in ratios.items())
 
 
 def shown(value: Any) -> str:
@@ -388,7 +388,7 @@ def summary(facts_path: Path) -> bool:
         print(f"{'FAILED ' if bad else ''}{name}: " + ", ".join(f"{key} {shown(fact[key])}" for key in fact))
     for path in sorted(facts_path.parent.glob("ops*.json")):
         try:
-            print(f"{path.name}: " + "; ".join(worst_ratios(path)))
+            print(f"{path.name}, worst ratios: {worst_ratios(path)}")
         except ValueError:
             print(f"{path.name}: cut off")
     return ok

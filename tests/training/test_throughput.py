@@ -14,6 +14,7 @@ from fastseq.cli.configuration import parse_config
 from fastseq.data.split import leave_one_out
 from fastseq.models import MODELS
 from fastseq.training import throughput
+from fastseq.training.loop import Trainer
 from tests.cli.test_commands import here, write_data
 from tests.cli.test_configuration import REFERENCE_BLOCKS
 
