@@ -77,8 +77,8 @@ stage() {
   if [[ $dry ]]; then echo "$name ($limit s): $*"; return 0; fi
   ((end - SECONDS < limit)) && limit=$((end - SECONDS))
   if ((limit < 1)); then record "$name" timeout 0 "no time was left"; return 0; fi
-  # INT first: what was measured or tested until then is still reported. A job in the background starts with INT ignored.
-  timeout --signal=INT --kill-after=5 "$limit" env --default-signal=INT "$@" > "$logs/$name.log" 2>&1
+  # INT first: what was measured or tested until then is still reported.
+  timeout --signal=INT --kill-after=5 "$limit" "$@" > "$logs/$name.log" 2>&1
   status=$?
   case $status in
     0) verdict=passed ;;
