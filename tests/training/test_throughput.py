@@ -16,7 +16,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.data.interactions import Interactions
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models import MODELS
-from fastseq.training import throughput
+from fastseq.training import Trainer, throughput
 from tests.cli.test_commands import here, write_data
 from tests.cli.test_configuration import REFERENCE_BLOCKS
 
