@@ -9,8 +9,9 @@ import pytest
 
 from fastseq.cli.configuration import load_config
 from fastseq.cli.experiment import build_model
-from fastseq.data import Interactions, Markov, Popularity, leave_one_out, make_demo, shuffled
+from fastseq.data import Interactions, Popularity, leave_one_out, make_demo
 from fastseq.training import Trainer, TrainingOptions, evaluate
+from tests.data.baselines import Markov, shuffled
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 # Of 15 to 20: as many as it takes to pass the baselines by a third or more.

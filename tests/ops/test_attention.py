@@ -119,8 +119,9 @@ def test_triton_one_tile(
 ) -> None:
     """Whole sequences in a tile of 16, 32, 64 or 128."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
-    for key, config in kernels.CONFIGS.items():
-        monkeypatch.setitem(kernels.CONFIGS, key, config._replace(one_tile_forward=128, one_tile_backward=128))
+    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
+        for key, config in table.items():
+            monkeypatch.setitem(table, key, config._replace(one_tile_forward=128, one_tile_backward=128))
     check_triton(causal_attention, lengths, 24, dropout_p)
 
 
@@ -137,17 +138,23 @@ def test_triton_blocks(
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
     small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
-    for key in kernels.CONFIGS:
-        monkeypatch.setitem(kernels.CONFIGS, key, small)
+    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
+        for key in table:
+            monkeypatch.setitem(table, key, small)
     check_triton(causal_attention, lengths, 20, dropout_p)
 
 
 @needs_triton
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(("width", "longest"), [(1, 5), (8, 40), (32, 130), (60, 66), (128, 36)])
-def test_triton_configurations(op: Callable[..., Tensor], width: int, longest: int, poisoned_empty: None) -> None:
+@pytest.mark.parametrize(
+    ("width", "longest", "dropout_p"),
+    [(1, 5, P), (8, 40, P), (32, 130, P), (60, 66, P), (128, 36, P), (32, 130, 0.0), (128, 36, 0.0)],
+)
+def test_triton_configurations(
+    op: Callable[..., Tensor], width: int, longest: int, dropout_p: float, poisoned_empty: None
+) -> None:
     """Every head dim as it is launched."""
-    check_triton(op, [2, 0, longest], width, P)
+    check_triton(op, [2, 0, longest], width, dropout_p)
 
 
 @needs_triton

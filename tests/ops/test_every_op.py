@@ -33,7 +33,10 @@ def leaves_of(name: str, backend: str, change: dict[str, Any]) -> dict[str, Any]
     arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in (CALLS[name]() | change).items()}
     if name in (*IN_PLACE, "topk"):
         return arguments
-    wants = {key: isinstance(x, Tensor) and x.is_floating_point() for key, x in arguments.items()}
+    wants = {
+        key: isinstance(x, Tensor) and x.is_floating_point() and key != "log_q"  # which has no gradient
+        for key, x in arguments.items()
+    }
     return {key: x.detach().requires_grad_() if wants[key] else x for key, x in arguments.items()}
 
 

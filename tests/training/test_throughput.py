@@ -13,10 +13,10 @@ from torch import Tensor
 from fastseq.cli import experiment
 from fastseq.cli.configuration import parse_config
 from fastseq.data.batch import JaggedBatch
-from fastseq.data.interactions import Interactions
-from fastseq.data.split import Split, leave_one_out
+from fastseq.data.split import leave_one_out
 from fastseq.models import MODELS
-from fastseq.training import Trainer, throughput
+from fastseq.training import throughput
+from fastseq.training.loop import Trainer
 from tests.cli.test_commands import here, write_data
 from tests.cli.test_configuration import REFERENCE_BLOCKS
 
@@ -61,11 +61,8 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
     (outcome,) = experiment.train(config)
     assert outcome.result.steps == len(losses["train"]) > 2
 
-    def held_out(interactions: Interactions) -> Split:
-        return leave_one_out(interactions)
-
     into = "bench"
-    monkeypatch.setattr(throughput, "everything", held_out)
+    monkeypatch.setattr(throughput, "everything", leave_one_out)
     figures = throughput.train_throughput(model, data, 8, batch_size=64, seconds=0.3, warmup_seconds=0)
     steps = min(len(losses["train"]), figures["steps"])
     assert losses["bench"][:steps] == losses["train"][:steps]
