@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastseq.ops import causal_attention, last_query_attention, make_rng, record_served, set_backend
 from fastseq.ops.reference.philox import keep_mask
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [0, 1, 63, 64, 65, 0, 111, 200, 2]
@@ -97,13 +97,12 @@ def check_triton(
     op: Callable[..., Tensor], lengths: list[int], width: int, dropout_p: float, dtype: torch.dtype = torch.float32
 ) -> None:
     """The kernels against float64, by the rule; on a GPU, or without one interpreted."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     qkv, grad = inputs(op, lengths, width, dtype, heads=2)
     exact = reference(op, in_float64(qkv), grad.double(), lengths, dropout_p)
     pytorch = reference(op, qkv, grad, lengths, dropout_p)
-    moved = [x.detach().to(device).requires_grad_() for x in qkv]
+    moved = [x.detach().to(DEVICE).requires_grad_() for x in qkv]
     with set_backend("triton"), record_served() as served:
-        results = run(op, moved, grad.to(device), lengths, dropout_p)
+        results = run(op, moved, grad.to(DEVICE), lengths, dropout_p)
     name = op.__name__
     assert served == [(name, "triton"), (f"{name}_backward", "triton")]
     for i, (result, other, best) in enumerate(zip(results, pytorch, exact, strict=True)):
