@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import parse_config
+from fastseq.data.batch import JaggedBatch
 from fastseq.data.split import leave_one_out
 from fastseq.models import MODELS
 from fastseq.training import throughput
@@ -33,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_configurations_are_the_requests() -> None:
+def test_configurations_are_the_reference_ones() -> None:
     trees = [yaml.safe_load(block)["models"] for block in REFERENCE_BLOCKS]
     assert {name: params for tree in trees for name, params in tree.items()} == throughput.REFERENCE_CONFIGURATIONS
 
@@ -47,8 +49,8 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
     into = "train"
     loss = MODELS[model].loss
 
-    def recorded(module: Any, batch: Any) -> Any:
-        value = loss(module, batch)
+    def recorded(self: Any, batch: JaggedBatch) -> Tensor:
+        value = loss(self, batch)
         losses[into].append(float(value.detach()))
         return value
 
