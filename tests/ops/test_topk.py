@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import check_data, record_served, set_backend, topk
 from fastseq.ops.cpu import topk as cpu
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate
 
 
@@ -168,9 +168,9 @@ SEEN = dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0,
         (dict(seen_offsets=torch.tensor([0, 3])), r"expected int32 or int64 \[3\]"),
         (dict(seen_offsets=torch.tensor([1, 1, 3])), "seen_offsets starts at 1 and ends at 3, expected 0 and 3"),
         (dict(seen_offsets=torch.tensor([0, 1, 2])), "seen_offsets starts at 0 and ends at 2, expected 0 and 3"),
-        (dict(seen_offsets=torch.tensor([0, 4, 3])), "seen_offsets gives row 0 the range 0 to 4 of 3 seen items"),
-        (dict(seen_items=torch.tensor([4, 0, 5])), r"seen_items\[2\] \(row 1\) is 5, expected 0 <= id < 5"),
-        (dict(seen_items=torch.tensor([4, -1, 0])), r"seen_items\[1\] \(row 1\) is -1, expected 0 <= id < 5"),
+        (dict(seen_offsets=torch.tensor([0, 4, 3])), "seen_offsets decreases at index 2: 4 then 3, expected ranges of 3 seen items"),
+        (dict(seen_items=torch.tensor([4, 0, 5])), r"seen_items\[2\] is 5, expected 0 <= id < 5"),
+        (dict(seen_items=torch.tensor([4, -1, 0])), r"seen_items\[1\] is -1, expected 0 <= id < 5"),
         (dict(seen_items=torch.tensor([4, 0, 2]).int()), "seen_items is torch.int32"),
     ],
 )
@@ -184,9 +184,6 @@ def test_no_gradient() -> None:
     h, weight = integers(3, 20)
     scores, _ = topk(h.requires_grad_(), weight.requires_grad_(), 4)
     assert not scores.requires_grad
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assert_same_by_triton(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
