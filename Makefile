@@ -20,7 +20,7 @@ RECTOOLS := .venv-rectools/.installed
 RECBOLE := .venv-recbole/.installed
 SOURCES := pyproject.toml setup.py fastseq/_version.py $(wildcard csrc/*.cpp csrc/*.h csrc/bindings/*.cpp csrc/bindings/*.h)
 
-.PHONY: demo test check check-all test-warprec peers sanitize lint build clean
+.PHONY: demo test check check-all test-warprec peers sanitize lint wheel smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/fastseq train examples/demo.yaml --overwrite
@@ -50,10 +50,6 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-build: $(INSTALLED)
-	$(BIN)/python -m build --wheel --no-isolation
-
-.PHONY: wheel smoke
 # Wheels for the package index in dist/: PYTHONS="3.11 3.12 3.13", those that are here. Needs no PyTorch.
 wheel:
 	PYTHON=$(PYTHON) .ci/wheels

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -19,41 +20,27 @@ import torch
 from torch import Tensor
 
 from .ops.case import OURS, Case
-from .ops.check import Prepared, ReferenceOutOfMemoryError
-from .ops.run import result_of, unavailable
-from .ops.suite import specs, stand_in, tiny
+from .ops.check import Prepared, ReferenceOutOfMemoryError, Unavailable
+from .ops.run import result_of
+from .ops.suite import rivals, specs
 from .ops.timing import clock_of
 
 SPECS = {device: specs(device) for device in ("cpu", "cuda")}
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
 
 
-class Rounds:
-    """A timer for pytest-benchmark that stands still but for the seconds that were measured."""
-
-    now = 0.0
-
-    def read(self) -> float:
-        return self.now
-
-    def add(self, seconds: float) -> None:
-        self.now += seconds
-
-
-ROUNDS = Rounds()
+ELAPSED = [0.0]  # seconds measured so far: the time of pytest-benchmark's timer
 
 
 def parameters() -> Iterator[Any]:
     """The tests of a case follow each other, and both directions of an implementation."""
     for device, cases in SPECS.items():
-        names = {case.op: case.implementations for case in tiny(stand_in(device))}
+        names = rivals(device)
         for index, spec in enumerate(cases):
-            for dtype in spec.dtypes:
-                for name in names[spec.op]:
-                    for direction in spec.directions:
-                        key = f"{device}-{spec.op}-{spec.words}-{dtype}-{name}-{direction}"
-                        marks = NO_GPU if device == "cuda" else ()
-                        yield pytest.param(device, index, dtype, name, direction, id=key, marks=marks)
+            for dtype, name, direction in product(spec.dtypes, [OURS, *names[spec.op]], spec.directions):
+                key = f"{device}-{spec.op}-{spec.words}-{dtype}-{name}-{direction}"
+                marks = NO_GPU if device == "cuda" else ()
+                yield pytest.param(device, index, dtype, name, direction, id=key, marks=marks)
 
 
 @lru_cache(maxsize=1)  # the next case needs the memory
@@ -67,9 +54,10 @@ def built(device: str, index: int, dtype: str) -> tuple[Case, dict[float, list[T
 def checked(device: str, index: int, dtype: str, implementation: str) -> Prepared:
     """An implementation that has passed its check."""
     case, expected = built(device, index, dtype)
-    if why := unavailable(case, implementation):
-        pytest.skip(f"{implementation}: {why}")
-    prepared = Prepared(case, implementation, dtype)
+    try:
+        prepared = Prepared(case, implementation, dtype)
+    except Unavailable as error:
+        pytest.skip(f"{implementation}: {error}")
     prepared.check(expected)
     return prepared
 
@@ -79,10 +67,14 @@ def measure(benchmark: Any, prepared: Prepared, direction: str, device: torch.de
     benchmark.group = f"{result.op} {result.shape}, {result.dtype}, {device.type}, {direction}"
     benchmark.extra_info |= asdict(result)
     rounds = iter(timing.device)
-    benchmark.pedantic(lambda: ROUNDS.add(next(rounds)), rounds=len(timing.device))
+
+    def pass_by() -> None:
+        ELAPSED[0] += next(rounds)
+
+    benchmark.pedantic(pass_by, rounds=len(timing.device))
 
 
-@pytest.mark.benchmark(timer=ROUNDS.read)
+@pytest.mark.benchmark(timer=lambda: ELAPSED[0])
 @pytest.mark.parametrize(("device", "index", "dtype", "implementation", "direction"), parameters())
 def test_op(
     benchmark: Any, device: str, index: int, dtype: str, implementation: str, direction: str, request: Any

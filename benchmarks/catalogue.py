@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -51,25 +50,18 @@ def fastest(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     return min(calls, key=lambda call: min([seconds(call) for _ in range(3)][1:]))
 
 
-class Stopwatch:
-    """Seconds spent in some functions while they are watched."""
+@contextmanager
+def watched(owner: Any, name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Adds the seconds of each call of a function to ``spent[name]``."""
+    original = getattr(owner, name)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def timed(*arguments: Any, **options: Any) -> Any:
+        results: list[Any] = []
+        spent[name] += seconds(lambda: results.append(original(*arguments, **options)))
+        return results[0]
 
-    @contextmanager
-    def watch(self, owner: Any, name: str) -> Iterator[None]:
-        original, self.seconds[name] = getattr(owner, name), 0.0
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return original(*arguments, **options)
-            finally:
-                self.seconds[name] += time.perf_counter() - start
-
-        with mock.patch.object(owner, name, timed):
-            yield
+    with mock.patch.object(owner, name, timed):
+        yield
 
 
 def build(model: str, max_len: int | None, n_users: int, n_items: int) -> Any:
@@ -98,11 +90,11 @@ def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     h = torch.randn(users, weight.shape[1])
 
     def once() -> tuple[dict[str, float], float]:
-        watch = Stopwatch()
+        spent = {"encode_last": 0.0, "topk": 0.0}
         reset_peak_rss()
-        with watch.watch(model, "encode_last"), watch.watch(ops, "topk"):
+        with watched(model, "encode_last", spent), watched(ops, "topk", spent):
             total = evaluate(model, split, ks=(K,), batch_size=args.batch_size).seconds
-        encode, rank = watch.seconds["encode_last"], watch.seconds["topk"]
+        encode, rank = spent.values()
         return {"total": total, "encode": encode, "rank": rank, "other": total - encode - rank}, peak_rss_mb()
 
     once()
@@ -230,42 +222,28 @@ def cross_entropy(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+WORK = {"evaluate": evaluation, "recommend": recommendation, "cross-entropy": cross_entropy}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], dict[str, Any]]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, description=run.__doc__)
-        added.set_defaults(run=run)
-        added.add_argument("--json", action="store_true", help="one JSON line")
-        return added
-
-    def with_model(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--model", default="SASRec", choices=MODEL_NAMES)
-        added.add_argument("--max-len", type=int, default=50)
-
-    added = command("evaluate", evaluation)
-    with_model(added)
-    added.add_argument("--data", type=Path, required=True, help="interactions in any format fastseq reads")
-    added.add_argument("--batch-size", type=int, default=256, help="users at a time")
-    added.add_argument("--rounds", type=int, default=5)
-
-    added = command("recommend", recommendation)
-    with_model(added)
-    added.add_argument("--items", type=int, default=BEAUTY_ITEMS)
-    added.add_argument("--calls", type=int, default=1000)
-    added.add_argument("--warmup", type=int, default=50)
-
-    added = command("cross-entropy", cross_entropy)
-    added.add_argument("--items", type=int, default=BEAUTY_ITEMS)
-    added.add_argument("--rows", type=int, default=2048)
-    added.add_argument("--width", type=int, default=128)
-    added.add_argument("--rounds", type=int, default=5)
-    added.add_argument("--data", type=Path, help="measures the memory of training on it, too")
-
+    parser.add_argument("work", choices=WORK)
+    parser.add_argument("--data", type=Path, help="evaluate: interactions; cross-entropy: memory of training on them")
+    parser.add_argument("--model", default="SASRec", choices=MODEL_NAMES, help="evaluate, recommend")
+    parser.add_argument("--max-len", type=int, default=50, help="evaluate, recommend")
+    parser.add_argument("--batch-size", type=int, default=256, help="evaluate: users at a time")
+    parser.add_argument("--items", type=int, default=BEAUTY_ITEMS, help="recommend, cross-entropy")
+    parser.add_argument("--calls", type=int, default=1000, help="recommend")
+    parser.add_argument("--warmup", type=int, default=50, help="recommend: calls that are not counted")
+    parser.add_argument("--rows", type=int, default=2048, help="cross-entropy")
+    parser.add_argument("--width", type=int, default=128, help="cross-entropy")
+    parser.add_argument("--rounds", type=int, default=5, help="evaluate, cross-entropy")
+    parser.add_argument("--json", action="store_true", help="one JSON line")
     args = parser.parse_args()
+    if args.work == "evaluate" and args.data is None:
+        parser.error("evaluate needs --data: interactions in any format fastseq reads")
     try:
-        figures = args.run(args)
+        figures = WORK[args.work](args)
     except (ConfigError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(json.dumps(figures | {"versions": versions()}, indent=None if args.json else 2))

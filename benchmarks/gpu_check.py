@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -29,7 +30,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.measure import MODEL_NAMES, Watch  # noqa: E402
+from benchmarks.ops import report  # noqa: E402
 from fastseq import load  # noqa: E402
 from fastseq.data.interactions import Interactions, build_interactions  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -357,20 +359,13 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
     return {"targets_per_s": round(targets / seconds), "ms_step": 1e3 * seconds / n}
 
 
-def worst_ratios(path: Path) -> Iterator[str]:
-    """Of `benchmarks.ops --json`: by op, how many rows, and the least ratio of the best other to fastseq."""
-    rows: dict[tuple[str, ...], dict[str, float]] = {}
-    for r in json.loads(path.read_text())["results"]:
-        if r["median"] is not None:
-            key = (r["op"], r["shape"], r["dtype"], r["direction"])
-            rows.setdefault(key, {})[r["implementation"]] = r["median"]
-    ops: dict[str, list[float]] = {}
-    for (op, *_), medians in rows.items():
-        if "fastseq" in medians:
-            ours = medians.pop("fastseq")
-            ops.setdefault(op, []).extend([min(medians.values()) / ours] if medians else [])
-    for op, ratios in ops.items():
-        yield f"{op}: {len(ratios)} rows" + (f", worst ratio {min(ratios):.2f}×" if ratios else "")
+def worst_ratios(path: Path) -> str:
+    """Of `benchmarks.ops --json`: by op the least ratio of the best other to fastseq, and how many rows."""
+    ratios: dict[str, list[float]] = {}
+    results, _ = report.read(path)
+    for row in report.rows(results):
+        ratios.setdefault(row.ours.op, []).extend([] if row.ratio is None else [row.ratio])
+    return ", ".join(f"{op} {min(r, default=math.nan):.2f}× of {len(r)}" for op, r in ratios.items())
 
 
 def shown(value: Any) -> str:
@@ -393,8 +388,8 @@ def summary(facts_path: Path) -> bool:
         print(f"{'FAILED ' if bad else ''}{name}: " + ", ".join(f"{key} {shown(fact[key])}" for key in fact))
     for path in sorted(facts_path.parent.glob("ops*.json")):
         try:
-            print(f"{path.name}: " + "; ".join(worst_ratios(path)))
-        except (KeyError, json.JSONDecodeError):
+            print(f"{path.name}, worst ratios: {worst_ratios(path)}")
+        except ValueError:
             print(f"{path.name}: cut off")
     return ok
 

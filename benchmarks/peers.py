@@ -2,20 +2,16 @@
 
     make peers    # once: .venv-warprec, .venv-rectools and .venv-recbole, each with the same torch
     python -m benchmarks.peers --peer warprec --model SASRec --data FILE --max-len 200
-    python -m benchmarks.peers --peer recbole --model GRU4Rec --data FILE --max-len 50 --epochs 10
-    python -m benchmarks.peers --peer rectools --data ml-100k.inter --epochs 25 --out FILE    # the peer's curve alone
+    python -m benchmarks.peers --peer rectools --data ml-100k.inter --epochs 25 --out FILE    # ranking quality
 
 Throughput: each round measures the peer, then fastseq, both in a fresh process. WarpRec and RecBole: their own loader
 and their own training step on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between
 the first batch and the last. Nothing else should run on the machine.
 
---epochs also trains both sides that long, in the sizes of quality.py, and adds the NDCG@10 of each on the test part
-of fastseq's split, fastseq on shared windows and on one sequence per target.
-
---out trains the peer alone and adds its curve to a file that `quality report` reads. After every epoch the peer scores
-the whole catalogue, and fastseq.training.evaluate ranks these scores: positions, filter, ties and metrics are the same
-for all. Seconds are those of the steps and their loading, by two clocks: the process's CPU time; and on the wall, the
-median step times their number, so that pauses of a busy machine count little.
+Ranking quality: the peer trains on fastseq's split in the sizes of quality.py, whose report reads the file. After every
+epoch it scores the whole catalogue, and fastseq.training.evaluate ranks these scores: positions, filter, ties and
+metrics are the same for all. Seconds are those of the steps and their loading, by two clocks: the process's CPU time;
+and on the wall, the median step times their number, so that pauses of a busy machine count little.
 """
 
 from __future__ import annotations
@@ -41,7 +37,8 @@ from fastseq.training import evaluate
 from fastseq.training.throughput import everything, reference_params, versions
 
 PER_TARGET = "per-target"  # WarpRec's own batches: one sequence per target, float32
-QUALITY_BATCH = 12  # sequences of RecTools with --epochs: about as many targets as the batches of the others
+SPEED_BATCH = 256  # targets, or sequences (RecTools)
+QUALITY_BATCH = 12  # sequences (RecTools): about as many targets as the batches of the others
 
 
 @contextmanager
@@ -78,10 +75,8 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
     """Trains the peer with the sizes of quality.py and ranks what it scores after every epoch."""
     split = leave_one_out(read_interactions(args.data))
     params = quality.COMMON | quality.PARAMS[args.model] | {"neg_samples": 1, "epochs": args.epochs}
-    batch_size: Any = params["batch_size"]
-    if args.peer == "rectools":
-        params["batch_size"] = args.quality_batch_size or QUALITY_BATCH
-        batch_size = f"{params['batch_size']} sequences"
+    sequences = args.peer == "rectools"
+    params["batch_size"] = args.peer_batch_size or (QUALITY_BATCH if sequences else params["batch_size"])
     points: dict[str, list[float]] = {"epoch": [], "cpu_seconds": [], "wall_seconds": []}
     # As fastseq's own: waiting must not count as CPU time.
     with job(args, split, params=params, epochs=args.epochs, loss="BCE") as (command, folder):
@@ -96,30 +91,13 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
             (folder / f"{told['epoch']}.npz").unlink()
             print(args.peer, told["epoch"], points["test NDCG@10"][-1], file=sys.stderr, flush=True)
     about = {"kind": "peer", "peer": args.peer, "model": args.model, "data": args.data.name, "seed": args.seed}
-    return about | {"batch_size": batch_size, "curve": points, "versions": versions()}
-
-
-def rank(args: argparse.Namespace) -> dict[str, Any]:
-    """NDCG@10 on the test part after ``epochs`` of the peer, of fastseq's windows and of its one target a sequence."""
-    split = leave_one_out(read_interactions(args.data))
-    peer = curve(args)
-    curves = {args.peer: peer["curve"]}
-    sizes = quality.COMMON | quality.PARAMS[args.model]
-    for batches in (sizes["max_seq_len"], quality.PER_TARGET):
-        run = quality.train(args.model, batches, args.seed, split, args.epochs, args.epochs, "fp32")
-        curves[f"fastseq, {quality.name_of(batches)}"] = run["curve"]
-    return {
-        "epochs": args.epochs,
-        "seed": args.seed,
-        "params": sizes,
-        "batch_size": {args.peer: peer["batch_size"], "fastseq": sizes["batch_size"]},
-        "NDCG@10": {side: points["test NDCG@10"][-1] for side, points in curves.items()},
-    }
+    about["batch_size"] = f"{params['batch_size']} sequences" if sequences else params["batch_size"]
+    return about | {"curve": points, "versions": versions()}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
-    params = reference_params(args.model, args.max_len) | {"batch_size": args.peer_batch_size}
+    params = reference_params(args.model, args.max_len) | {"batch_size": args.peer_batch_size or SPEED_BATCH}
     options = ["--batch-size", args.batch_size, "--seconds", args.seconds]
     options += [word for name in ("stride", "loss") if (value := getattr(args, name)) for word in (f"--{name}", value)]
     peer: list[dict[str, Any]] = []
@@ -145,7 +123,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "peer": {"name": args.peer} | spread(theirs) | {"batch_size": peer[0]["batch_size"]},
         "fastseq": sides,
-        **({"quality": rank(args)} if args.epochs else {}),
         "versions": versions(),
     }
 
@@ -164,26 +141,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--loss", choices=("bpr", "bce", "gbce", "sampled_softmax", "cross_entropy"))
     variants = ("fp32", "bf16", PER_TARGET)
     parser.add_argument("--variants", nargs="+", choices=variants, default=["fp32"], help="of fastseq, in each round")
-    parser.add_argument("--peer-batch-size", type=int, default=256, help="targets, or sequences (RecTools)")
+    sizes = f"targets, or sequences (RecTools); default {SPEED_BATCH}, with --epochs quality.py's ({QUALITY_BATCH})"
+    parser.add_argument("--peer-batch-size", type=int, help=sizes)
     parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec, RecBole: batches measured")
     parser.add_argument("--peer-loss", default="BCE", help="RecTools: BCE, gBCE or softmax")
     parser.add_argument("--peer-every", type=int, default=1, help="RecTools: trains on every n-th user")
-    parser.add_argument("--epochs", type=int, help="also train that long and rank")
-    parser.add_argument("--out", type=Path, help="with --epochs: the peer's curve alone, one JSON line more in a file")
+    parser.add_argument("--epochs", type=int, help="train the peer that long and rank")
+    parser.add_argument("--out", type=Path, help="with --epochs: the file that gets one JSON line more")
     parser.add_argument("--seed", type=int, default=1, help="with --epochs")
-    sequences = f"RecTools with --epochs: sequences (default {QUALITY_BATCH})"
-    parser.add_argument("--quality-batch-size", type=int, help=sequences)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     args = parser.parse_args()
     if args.peer == "rectools" and args.model != "SASRec":
         parser.error("RecTools has SASRec alone")
-    if args.quality_batch_size is not None and (args.peer != "rectools" or args.epochs is None):
-        parser.error("--quality-batch-size is for RecTools with --epochs: the others' batch is that of quality.py")
-    for name in ("rounds", "epochs", "quality_batch_size"):
+    for name in ("rounds", "epochs", "peer_batch_size"):
         if (count := getattr(args, name)) is not None and count < 1:
             parser.error(f"--{name.replace('_', '-')} is {count}, expected 1 or more")
-    if args.out is not None and args.epochs is None:
-        parser.error("--out needs --epochs: how long the peer trains")
+    if (args.out is None) != (args.epochs is None):
+        parser.error("--epochs and --out go together: how long the peer trains, and the file of its curve")
     if args.out is None and args.max_len is None:
         parser.error("--max-len is missing: the longest history of both sides")
     if not args.data.is_file():

@@ -40,6 +40,7 @@ PER_TARGET = "per target"
 # Epochs of shared windows, which are cheap, and of batches where every target has a sequence of its own.
 EPOCHS = {"SASRec": (40, 10), "GRU4Rec": (40, 10), "Caser": (10, 10)}
 METRICS = ("HR@10", "NDCG@10")
+PEER_NAMES = {"warprec": "WarpRec 2.2.8", "rectools": "RecTools 0.19", "recbole": "RecBole 1.2.1"}
 CLOCKS = {"cpu_seconds": time.process_time, "wall_seconds": time.perf_counter}
 
 Run = dict[str, Any]
@@ -261,6 +262,18 @@ def precisions(runs: Runs, bf16: Runs) -> str:
     return f"bf16 and fp32, paired seeds, test part:\n\n{table(header, rows)}"
 
 
+def of_peers(peers: list[Run], clock: str) -> str:
+    """One row a peer: its best epoch by validation, to the end."""
+    rows = []
+    for peer in peers:
+        curve = peer["curve"]
+        pace = curve[clock][-1] / curve["epoch"][-1]
+        best = best_until(peer, math.inf)
+        name = f"{PEER_NAMES[peer['peer']]}, {peer['model']}"
+        rows.append([name, f"{pace:.2f}", scores([best]), curve["epoch"][-1], best["epoch"] if best else "–"])
+    return table(["peer", "s / epoch", "to the end", "epochs", "best epoch"], rows)
+
+
 def draw(runs: Runs, peers: list[Run], clock: str, path: Path) -> None:
     """NDCG@10 of the test part over seconds of training, one panel a model; the peers beside SASRec."""
     from matplotlib.figure import Figure
@@ -283,12 +296,8 @@ def draw(runs: Runs, peers: list[Run], clock: str, path: Path) -> None:
             low, high = ([pick(values) for values in points.values()] for pick in (min, max))
             axis.fill_between(times, low, high, color=line.get_color(), alpha=0.15, lw=0)
         for peer in peers if model == "SASRec" else ():
-            style, name = {
-                "warprec": ("k--", "WarpRec 2.2.8"),
-                "rectools": ("k:", "RecTools 0.19"),
-                "recbole": ("k-.", "RecBole 1.2.1"),
-            }[peer["peer"]]
-            axis.plot(peer["curve"][clock], peer["curve"]["test NDCG@10"], style, label=name)
+            style = {"warprec": "k--", "rectools": "k:", "recbole": "k-."}[peer["peer"]]
+            axis.plot(peer["curve"][clock], peer["curve"]["test NDCG@10"], style, label=PEER_NAMES[peer["peer"]])
         axis.set_xscale("log")
         axis.set_title(model)
         axis.set_xlabel("CPU seconds of training" if clock == "cpu_seconds" else "seconds of training")
@@ -304,6 +313,8 @@ def report(args: argparse.Namespace) -> None:
     print(tables(runs, clock))
     if bf16:
         print(precisions(runs, bf16))
+    if peers:
+        print(f"\n{of_peers(peers, clock)}")
     if args.figure is not None:
         draw(runs, peers, clock, args.figure)
 

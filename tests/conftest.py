@@ -32,6 +32,15 @@ else:  # the same examples in every run, so that a green run stays green; FASTSE
 Outside: TypeAlias = Callable[[str, str, str], Path]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what measures and what Triton's interpreter runs, but for each op's call in test_every_op.py."""
+    for item in items:
+        interpreted = "triton" in item.name and "tests/ops/" in item.nodeid and "test_every_op" not in item.nodeid
+        if interpreted or item.nodeid.startswith(("tests/benchmarks/", "tests/gpu/")):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same numbers in every run of a test."""

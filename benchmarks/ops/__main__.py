@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from .case import OURS  # noqa: E402
 from .report import document, markdown, plot, read  # noqa: E402
 from .run import Result, machine, run  # noqa: E402
-from .suite import FILES, check_names  # noqa: E402
+from .suite import FILES, rivals  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,10 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if device == "cuda" and not torch.cuda.is_available():
         command.error(f"--device is cuda, but PyTorch {torch.__version__} sees no GPU: take --device cpu")
-    try:
-        check_names(device, options.only, options.against)
-    except ValueError as error:
-        command.error(f"--{error}")
+    known = list(dict.fromkeys(name for names in rivals(device, options.only).values() for name in names))
+    for name in set(options.against) - set(known):
+        command.error(f"--against is {name!r}, expected one of {', '.join(known)}")
     return measurement(torch.device(device), options)
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fastseq.ops import adam_rows
 
-from .case import BEAUTY_ITEMS, FLOAT32, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, specs
+from .case import FLOAT32, FORWARD, ITEMS, WIDTH, Case, Spec, specs
 
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
 # data, items, distinct rows among 2,048 inputs, targets and negatives each (of 16,384: all there are, or 30,000)
-SHAPES = [("ml-1m", ML_1M_ITEMS, 2000), ("beauty", BEAUTY_ITEMS, 5000)]
-LARGE = [("beauty, 16384 targets", BEAUTY_ITEMS, 30_000), ("V=1M", LARGE_ITEMS, 5000)]
+SHAPES = [("ml-1m", ITEMS["ml-1m"], 2000), ("beauty", ITEMS["beauty"], 5000)]
+LARGE = [("beauty, 16384 targets", ITEMS["beauty"], 30_000), ("V=1M", ITEMS["V=1M"], 5000)]
 
 
 def case(device: torch.device, data: str, items: int, count: int, lazy: bool, width: int = WIDTH) -> Case:
@@ -71,13 +71,8 @@ def case(device: torch.device, data: str, items: int, count: int, lazy: bool, wi
 
 
 def suite(device: str) -> list[Spec]:
-    sizes = SHAPES if device == "cpu" else SHAPES + LARGE
-    shapes = [
-        {"data": data, "items": items, "count": count, "lazy": lazy}
-        for data, items, count in sizes
-        for lazy in (False, True)
-    ]
-    return specs("adam_rows", case, shapes, [FLOAT32], [FORWARD])
+    sizes = [(*size, lazy) for size in SHAPES + (LARGE if device == "cuda" else []) for lazy in (False, True)]
+    return specs("adam_rows", case, "data items count lazy", sizes, [FLOAT32], [FORWARD])
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -144,16 +144,15 @@ def last_query(device: torch.device, batch: Batch, heads: int = HEADS, width: in
 
 
 def suite(device: str) -> list[Spec]:
-    full = [{"batch": batch} for batch in batches(device, *NAMES)]
     last = [
-        {"batch": Batch(f"{users} users, {name}", (batch_of(name).lengths * users)[:users])}
+        Batch(f"{users} users, {name}", (batch_of(name).lengths * users)[:users])
         for users in ((USERS,) if device == "cpu" else (USERS, 8 * USERS))
         for name in NAMES
-    ]
-    last += [] if device == "cpu" else [{"batch": LARGE}]
+    ] + ([] if device == "cpu" else [LARGE])
+    dtypes = dtypes_of(device, True, cpu=(FLOAT32, BFLOAT16))
     return [
-        *specs("causal_attention", causal, full, dtypes_of(device, True, cpu=(FLOAT32, BFLOAT16))),
-        *specs("last_query_attention", last_query, last, dtypes_of(device, True)),
+        *specs("causal_attention", causal, "batch", [(batch,) for batch in batches(device, *NAMES)], dtypes),
+        *specs("last_query_attention", last_query, "batch", [(batch,) for batch in last], dtypes_of(device, True)),
     ]
 
 

@@ -26,8 +26,8 @@ def case(device: torch.device, rows: int = EVENTS, inner: int = INNER) -> Case:
 
 
 def suite(device: str) -> list[Spec]:
-    shapes = [{"rows": rows} for rows in ((EVENTS,) if device == "cpu" else (*BATCHES, MANY))]
-    return specs("bias_gelu_dropout", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
+    sizes = [(EVENTS,)] if device == "cpu" else [(rows,) for rows in (*BATCHES, MANY)]
+    return specs("bias_gelu_dropout", case, "rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
 
 
 def tiny(device: torch.device) -> list[Case]:

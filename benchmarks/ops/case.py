@@ -14,7 +14,7 @@ Function = Callable[..., Any]  # called as function(p, *leaves): a tensor or a t
 
 OURS = "fastseq"
 EVENTS, WIDTH = 2048, 128
-ML_1M_ITEMS, BEAUTY_ITEMS, LARGE_ITEMS = 3416, 54_542, 1_000_000
+ITEMS = {"ml-1m": 3416, "beauty": 54_542, "V=1M": 1_000_000}
 BATCHES = (EVENTS, 8 * EVENTS)
 MANY = 2048 * 200  # events of the large batch
 
@@ -115,12 +115,13 @@ class Spec:
 def specs(
     op: str,
     make: Callable[..., Case],
-    shapes: Iterable[Mapping[str, Any]],
+    names: str,
+    sizes: Iterable[Sequence[Any]],
     dtypes: Sequence[str],
     directions: Sequence[str] = DIRECTIONS,
 ) -> list[Spec]:
-    """One spec for each of ``shapes``, the arguments of ``make``."""
-    return [Spec(op, make, arguments, dtypes, directions) for arguments in shapes]
+    """One spec for each of ``sizes``, which are the arguments ``names`` of ``make``."""
+    return [Spec(op, make, dict(zip(names.split(), size, strict=True)), dtypes, directions) for size in sizes]
 
 
 def dtypes_of(device: str, products: bool = False, cpu: Sequence[str] = (FLOAT32,)) -> Sequence[str]:
@@ -143,6 +144,11 @@ class Batch:
     @property
     def events(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def n_items(self) -> int:
+        """Of its data set; of ``LARGE`` a million."""
+        return ITEMS.get(self.name.split()[0], ITEMS["V=1M"])
 
     @property
     def longest(self) -> int:

@@ -69,8 +69,7 @@ def suite(device: str) -> list[Spec]:
         sizes = [(length, kind, CPU_TARGETS[length]) for length, kind in SHAPES]
     else:
         sizes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(200, "shared", EVENTS)]
-    shapes = [{"length": length, "kind": kind, "targets": targets} for length, kind, targets in sizes]
-    return specs("caser_windows", case, shapes, dtypes_of(device, True))
+    return specs("caser_windows", case, "length kind targets", sizes, dtypes_of(device, True))
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -25,6 +25,10 @@ class Mismatch(AssertionError):
     """An implementation gives another result than the reference, or another one served."""
 
 
+class Unavailable(Exception):
+    """An implementation cannot run here; the message says why."""
+
+
 class ReferenceOutOfMemoryError(torch.OutOfMemoryError):
     """The reference does not fit, so nothing can be said of the op."""
 
@@ -40,10 +44,13 @@ class Prepared:
         backend: which implementation must serve the op; None: the device's own.
 
     Raises:
+        Unavailable: if it cannot run here.
         ValueError: if the case has no such implementation.
     """
 
     def __init__(self, case: Case, implementation: str, dtype: str, backend: str | None = None) -> None:
+        if why := case.missing.get(implementation, case.no_compile if implementation == "compiled" else ""):
+            raise Unavailable(why)
         name = "eager" if implementation == "compiled" else implementation
         if name not in case.functions:
             names = ", ".join([*case.functions, "compiled"])

@@ -22,8 +22,7 @@ def case(device: torch.device, length: int, rows: int = EVENTS) -> Case:
 
 def suite(device: str) -> list[Spec]:
     sizes = [(20, EVENTS), (50, EVENTS)] + ([] if device == "cpu" else [(20, BATCHES[1]), (50, MANY)])
-    shapes = [{"length": length, "rows": rows} for length, rows in sizes]
-    return specs("dropout", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)), [BOTH])
+    return specs("dropout", case, "length rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)), [BOTH])
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -30,8 +30,8 @@ def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
 
 
 def suite(device: str) -> list[Spec]:
-    shapes = [{"rows": rows} for rows in ((EVENTS,) if device == "cpu" else (*BATCHES, MANY))]
-    return specs("dropout_add_norm", case, shapes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
+    sizes = [(EVENTS,)] if device == "cpu" else [(rows,) for rows in (*BATCHES, MANY)]
+    return specs("dropout_add_norm", case, "rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
 
 
 def tiny(device: torch.device) -> list[Case]:

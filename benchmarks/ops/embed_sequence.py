@@ -5,35 +5,19 @@ SASRec's embedding has positions, LayerNorm and dropout 0.3; GRU4Rec's is the it
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops import embed_sequence, make_rng
 
-from .case import (
-    BATCHES,
-    BEAUTY_ITEMS,
-    EVENTS,
-    LARGE,
-    LARGE_ITEMS,
-    ML_1M_ITEMS,
-    WIDTH,
-    Batch,
-    Case,
-    Spec,
-    batch_of,
-    dtypes_of,
-    specs,
-)  # fmt: skip
+from .case import BATCHES, EVENTS, LARGE, WIDTH, Batch, Case, Spec, batch_of, dtypes_of, specs
 
-SHAPES = [("SASRec", "ml-1m L=200", ML_1M_ITEMS), ("SASRec", "beauty L=50", BEAUTY_ITEMS),
-          ("GRU4Rec", "ml-1m L=50", ML_1M_ITEMS)]  # fmt: skip
+SHAPES = [("SASRec", "ml-1m L=200"), ("SASRec", "beauty L=50"), ("GRU4Rec", "ml-1m L=50")]
 
 
-def case(device: torch.device, model: str, batch: Batch, n_items: int, width: int = WIDTH) -> Case:
+def case(device: torch.device, model: str, batch: Batch, n_items: int = 0, width: int = WIDTH) -> Case:
+    n_items = n_items or batch.n_items
     whole, rng, offsets = model == "SASRec", make_rng(1, 2, device), batch.offsets(device)
     items = torch.randint(0, n_items, (batch.events,), device=device)
     positions = torch.cat([torch.arange(length) for length in batch.lengths]).to(device)
@@ -60,13 +44,10 @@ def case(device: torch.device, model: str, batch: Batch, n_items: int, width: in
 
 
 def suite(device: str) -> list[Spec]:
-    shapes: list[dict[str, Any]] = [
-        {"model": model, "batch": batch_of(name, targets), "n_items": n_items}
-        for targets in ((EVENTS,) if device == "cpu" else BATCHES)
-        for model, name, n_items in SHAPES
-    ]
-    large = [] if device == "cpu" else [{"model": "SASRec", "batch": LARGE, "n_items": LARGE_ITEMS}]
-    return specs("embed_sequence", case, shapes + large, dtypes_of(device))
+    counts = (EVENTS,) if device == "cpu" else BATCHES
+    sizes = [(model, batch_of(name, targets)) for targets in counts for model, name in SHAPES]
+    sizes += [] if device == "cpu" else [("SASRec", LARGE)]
+    return specs("embed_sequence", case, "model batch", sizes, dtypes_of(device))
 
 
 def tiny(device: torch.device) -> list[Case]:

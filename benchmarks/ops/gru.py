@@ -57,7 +57,7 @@ def case(device: torch.device, batch: Batch, width: int = WIDTH, hidden: int = H
 
 def suite(device: str) -> list[Spec]:
     names = ["ml-1m L=50"] if device == "cpu" else ["ml-1m L=50", "beauty L=50"]
-    return specs("gru", case, [{"batch": batch} for batch in batches(device, *names)], dtypes_of(device, True))
+    return specs("gru", case, "batch", [(batch,) for batch in batches(device, *names)], dtypes_of(device, True))
 
 
 def tiny(device: torch.device) -> list[Case]:

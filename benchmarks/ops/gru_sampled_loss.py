@@ -8,15 +8,15 @@ from torch import Tensor
 
 from fastseq.ops import gru_sampled_loss
 
-from .case import BEAUTY_ITEMS, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Batch, Case, Spec, batches, dtypes_of, specs
+from .case import WIDTH, Batch, Case, Spec, batches, dtypes_of, specs
 from .gru import HIDDEN, NO_COMPILE, ROUNDING, packed_gru, weights_of
 from .sampled_loss import never_the_target
 
 NEGATIVES = 2
-ITEMS = {"ml-1m": ML_1M_ITEMS, "beauty": BEAUTY_ITEMS}
 
 
-def case(device: torch.device, batch: Batch, n_items: int, width: int = WIDTH, hidden: int = HIDDEN) -> Case:
+def case(device: torch.device, batch: Batch, n_items: int = 0, width: int = WIDTH, hidden: int = HIDDEN) -> Case:
+    n_items = n_items or batch.n_items
     events, offsets, packed = batch.events, batch.offsets(device), packed_gru(batch, device)
     targets = torch.randint(0, n_items, (events,), device=device)
     negatives = never_the_target(targets, n_items, NEGATIVES)
@@ -51,8 +51,8 @@ def case(device: torch.device, batch: Batch, n_items: int, width: int = WIDTH, h
 
 def suite(device: str) -> list[Spec]:
     names = ["ml-1m L=50"] if device == "cpu" else ["ml-1m L=50", "beauty L=50"]
-    shapes = [{"batch": b, "n_items": ITEMS.get(b.name.split()[0], LARGE_ITEMS)} for b in batches(device, *names)]
-    return specs("gru_sampled_loss", case, shapes, dtypes_of(device, True))
+    sizes = [(batch,) for batch in batches(device, *names)]
+    return specs("gru_sampled_loss", case, "batch", sizes, dtypes_of(device, True))
 
 
 def tiny(device: torch.device) -> list[Case]:

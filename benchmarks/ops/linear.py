@@ -30,8 +30,7 @@ def case(device: torch.device, width: int, out: int, rows: int = EVENTS) -> Case
 
 
 def suite(device: str) -> list[Spec]:
-    shapes = [{"width": width, "out": out} for width, out in SHAPES if device == "cpu"]
-    return specs("linear", case, shapes, (FLOAT32, AUTOCAST))
+    return specs("linear", case, "width out", SHAPES if device == "cpu" else (), (FLOAT32, AUTOCAST))
 
 
 def tiny(device: torch.device) -> list[Case]:

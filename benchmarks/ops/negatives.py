@@ -8,13 +8,18 @@ from torch import Tensor
 from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops import make_rng, sample_negatives, sample_shared_negatives
 
-from .case import BATCHES, BEAUTY_ITEMS, EVENTS, FORWARD, INT64, LARGE_ITEMS, MANY, ML_1M_ITEMS, Case, Spec, specs
+from .case import BATCHES, EVENTS, FORWARD, INT64, ITEMS, MANY, Case, Spec, specs
 
 USERS, SEEN = 6040, 160  # about ml-1m
 
 
 def per_target(
-    device: torch.device, k: int, rows: int = EVENTS, users: int = USERS, items: int = ML_1M_ITEMS, length: int = SEEN
+    device: torch.device,
+    k: int,
+    rows: int = EVENTS,
+    users: int = USERS,
+    items: int = ITEMS["ml-1m"],
+    length: int = SEEN,
 ) -> Case:
     seen = torch.rand(users, items, device=device).topk(length).indices.sort().values
     offsets = torch.arange(users + 1, device=device) * length
@@ -41,7 +46,7 @@ def per_target(
     )  # fmt: skip
 
 
-def shared(device: torch.device, kind: str, size: int = 1024, items: int = BEAUTY_ITEMS) -> Case:
+def shared(device: torch.device, kind: str, size: int = 1024, items: int = ITEMS["beauty"]) -> Case:
     weight, rng = torch.rand(items, dtype=torch.float64) ** -0.5, make_rng(1, 2, device)  # a long tail
     table = alias_table(integer_masses(weight.numpy())) if kind == "popularity" else (None, None)
     probability, alias = (None if part is None else part.to(device) for part in table)
@@ -64,14 +69,13 @@ def shared(device: torch.device, kind: str, size: int = 1024, items: int = BEAUT
 
 def suite(device: str) -> list[Spec]:
     cuda = device == "cuda"
-    own = [{"k": k, "rows": rows} for rows in (BATCHES if cuda else (EVENTS,)) for k in (1, 2, 64)]
-    own += [{"k": 1, "rows": MANY}] if cuda else []
+    own = [(k, rows) for rows in (BATCHES if cuda else (EVENTS,)) for k in (1, 2, 64)] + ([(1, MANY)] if cuda else [])
     # multinomial takes up to 2^24 items, so that a million are comparable
-    catalogues = (BEAUTY_ITEMS, LARGE_ITEMS) if cuda else (BEAUTY_ITEMS,)
-    common = [{"kind": kind, "items": items} for items in catalogues for kind in ("uniform", "popularity")]
+    catalogues = ("beauty", "V=1M") if cuda else ("beauty",)
+    common = [(kind, ITEMS[data]) for data in catalogues for kind in ("uniform", "popularity")]
     return [
-        *specs("sample_negatives", per_target, own, [INT64], [FORWARD]),
-        *specs("sample_shared_negatives", shared, common, [INT64], [FORWARD]),
+        *specs("sample_negatives", per_target, "k rows", own, [INT64], [FORWARD]),
+        *specs("sample_shared_negatives", shared, "kind items", common, [INT64], [FORWARD]),
     ]
 
 

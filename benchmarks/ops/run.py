@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .case import OURS, Case, Spec
-from .check import Prepared, ReferenceOutOfMemoryError
+from .check import Prepared, ReferenceOutOfMemoryError, Unavailable
 from .chips import chip_of
 from .suite import by_importance, specs
 from .timing import LEAST, Clock, Timing, clock_of, peak_bytes, timed
@@ -66,13 +66,10 @@ def reason(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory" + (" in the reference" if isinstance(error, ReferenceOutOfMemoryError) else "")
+    if isinstance(error, Unavailable):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def unavailable(case: Case, implementation: str) -> str:
-    """Why an implementation cannot be measured; "" if it can."""
-    return case.missing.get(implementation, case.no_compile if implementation == "compiled" else "")
 
 
 def result_of(
@@ -109,23 +106,22 @@ def measure(
     for name in case.implementations:
         if name != OURS and against and name not in against:
             continue
-        why, failed, prepared = unavailable(case, name), False, None
-        if not why:
-            try:
-                prepared = Prepared(case, name, dtype)
-                prepared.check(expected)
-            except Exception as error:  # a rival that cannot run here is a row without a time; ours is a failure
-                why, prepared = reason(error), None
-                # Without the memory for the reference nothing can be checked, so nothing is timed: no fault of the op.
-                failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
+        row, prepared = Result(case.op, case.shape, "", dtype, device.type, name), None
+        try:
+            prepared = Prepared(case, name, dtype)
+            prepared.check(expected)
+        except Exception as error:  # a rival that cannot run here is a row without a time; ours is a failure
+            # Without the memory for the reference nothing can be checked, so nothing is timed: no fault of the op.
+            failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
+            row, prepared = replace(row, skipped=reason(error), failed=failed), None
         for direction in directions:
-            row = Result(case.op, case.shape, direction, dtype, device.type, name, skipped=why, failed=failed)
+            result = replace(row, direction=direction)
             if prepared is not None:
                 try:
-                    row, _ = result_of(prepared, direction, device, clock, seconds)
+                    result, _ = result_of(prepared, direction, device, clock, seconds)
                 except Exception as error:
-                    row = replace(row, skipped=reason(error), failed=name == OURS)
-            yield row
+                    result = replace(result, skipped=reason(error), failed=name == OURS)
+            yield result
 
 
 def run(
@@ -148,9 +144,6 @@ def run(
         budget: no case is started after so many seconds; what is left is a row that says so.
         on_start: called before each case in each type.
         cases: in place of the suite's.
-
-    Raises:
-        ValueError: if ``only`` names no op.
     """
     clock, started = clock_of(device), time.monotonic()
     for spec, dtype in by_importance(specs(device.type, only) if cases is None else cases):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fastseq.ops import gbce_beta, sampled_loss
 
-from .case import BATCHES, BEAUTY_ITEMS, EVENTS, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of
+from .case import BATCHES, EVENTS, ITEMS, WIDTH, Case, Spec, dtypes_of, specs
 
-ITEMS = {"ml-1m": ML_1M_ITEMS, "beauty": BEAUTY_ITEMS, "V=1M": LARGE_ITEMS}
 # loss, data, negatives of a row (or of the whole batch), whether shared
 SHAPES = [
     ("bpr", "ml-1m", 1, False),
@@ -35,7 +34,7 @@ def never_the_target(targets: Tensor, n_items: int, count: int) -> Tensor:
 
 def case(
     device: torch.device, loss: str, data: str, count: int, shared: bool, rows: int = EVENTS,
-    n_items: int | None = None, width: int = WIDTH,
+    n_items: int = 0, width: int = WIDTH,
 ) -> Case:  # fmt: skip
     n_items = n_items or ITEMS[data]
     targets = torch.randint(0, n_items, (rows,), device=device)
@@ -82,9 +81,8 @@ def case(
 def suite(device: str) -> list[Spec]:
     sizes = [(*shape, rows) for rows in ((EVENTS,) if device == "cpu" else BATCHES) for shape in SHAPES]
     sizes += [] if device == "cpu" else [(*shape, EVENTS) for shape in LARGE]
-    names = ("loss", "data", "count", "shared", "rows")
-    shapes: list[dict[str, Any]] = [dict(zip(names, size, strict=True)) for size in sizes]
-    return [Spec("sampled_loss", case, shape, dtypes_of(device, shape["shared"])) for shape in shapes]
+    cases = specs("sampled_loss", case, "loss data count shared rows", sizes, ())
+    return [replace(spec, dtypes=dtypes_of(device, spec.arguments["shared"])) for spec in cases]
 
 
 def tiny(device: torch.device) -> list[Case]:

@@ -17,14 +17,7 @@ FILES = (
 
 
 def modules(only: Sequence[str] = ()) -> list[ModuleType]:
-    """The files of the ops, all or those named.
-
-    Raises:
-        ValueError: if a name is not one of them.
-    """
-    for name in only:
-        if name not in FILES:
-            raise ValueError(f"only is {name!r}, expected one of {', '.join(FILES)}")
+    """The files of the ops, all or those named."""
     return [importlib.import_module(f"{__package__}.{name}") for name in FILES if not only or name in only]
 
 
@@ -38,22 +31,10 @@ def tiny(device: torch.device, only: Sequence[str] = ()) -> list[Case]:
     return [case for module in modules(only) for case in module.tiny(device)]
 
 
-def check_names(device: str, only: Sequence[str] = (), against: Sequence[str] = ()) -> None:
-    """Refuses names that would leave nothing to measure.
-
-    Raises:
-        ValueError: if ``only`` names no op, or ``against`` no rival of these ops.
-    """
-    rivals = dict.fromkeys(name for case in tiny(stand_in(device), only) for name in case.implementations)
-    del rivals[OURS]
-    for name in against:
-        if name not in rivals:
-            raise ValueError(f"against is {name!r}, expected one of {', '.join(rivals)}")
-
-
-def stand_in(device: str) -> torch.device:
-    """Where the cases of "cpu" or "cuda" can be built on any machine, without numbers for the latter."""
-    return torch.device("cpu" if device == "cpu" else "meta")
+def rivals(device: str, only: Sequence[str] = ()) -> dict[str, list[str]]:
+    """What each op is measured beside on "cpu" or "cuda", installed or not; found without a GPU."""
+    cases = tiny(torch.device("cpu" if device == "cpu" else "meta"), only)
+    return {case.op: [name for name in case.implementations if name != OURS] for case in cases}
 
 
 def by_importance(cases: Sequence[Spec]) -> list[tuple[Spec, str]]:

@@ -6,26 +6,35 @@ eager  chunks of scores, seen items set to -inf by index, torch.topk
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastseq.ops import topk
 
-from .case import BEAUTY_ITEMS, FORWARD, LARGE_ITEMS, ML_1M_ITEMS, WIDTH, Case, Spec, dtypes_of, specs
+from .case import FORWARD, ITEMS, WIDTH, Case, Spec, dtypes_of, specs
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 4 << 30}  # of scores: what stays in the cache; what memory has to spare
-# data, users of one batch of evaluation, items, seen items of each user
-SHAPES = [("ml-1m", 256, ML_1M_ITEMS, 160), ("beauty", 256, BEAUTY_ITEMS, 8), ("beauty", 1, BEAUTY_ITEMS, 8)]
-LARGE = [
-    ("ml-1m", 2048, ML_1M_ITEMS, 160),
-    ("beauty", 2048, BEAUTY_ITEMS, 8),
-    ("V=1M", 2048, LARGE_ITEMS, 50),
-    ("V=1M", 1, LARGE_ITEMS, 50),
-]
+# data, users of one batch of evaluation, seen items of each user
+SHAPES = [("ml-1m", 256, 160), ("beauty", 256, 8), ("beauty", 1, 8)]
+LARGE = [("ml-1m", 2048, 160), ("beauty", 2048, 8), ("V=1M", 2048, 50), ("V=1M", 1, 50)]
 
 
-def case(device: torch.device, data: str, users: int, items: int, length: int, k: int = 10, width: int = WIDTH) -> Case:
+def as_good(seen: Tensor, results: Sequence[Tensor], expected: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """The same scores rank for rank, up to rounding: near ties may change places, seen items may not appear."""
+    h, weight = (x.double() for x in leaves)
+    (ours,), (best,) = results, expected
+    scores, highest = (torch.einsum("ud,ukd->uk", h, weight[ids]) for ids in (ours, best))
+    limit = 4e-2 if leaves[0].dtype == torch.bfloat16 else 4e-3  # of rounded scores; of tf32's products
+    near = (scores - highest).abs() <= limit * h.norm(dim=1, keepdim=True)
+    return bool(near.all()) and not bool((ours[:, :, None] == seen.view(len(ours), 1, -1)).any())
+
+
+def case(
+    device: torch.device, data: str, users: int, length: int, items: int = 0, k: int = 10, width: int = WIDTH
+) -> Case:
+    items = items or ITEMS[data]
     offsets = torch.arange(users + 1, device=device) * length
     if device.type == "cpu":
         seen = torch.stack([torch.randperm(items)[:length] for _ in range(users)]).flatten()
@@ -47,30 +56,19 @@ def case(device: torch.device, data: str, users: int, items: int, length: int, k
             ids.append(scores.topk(k).indices)
         return torch.cat(ids)
 
-    def as_good(results: Sequence[Tensor], expected: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
-        """The same scores rank for rank, up to rounding: near ties may change places, seen items may not appear."""
-        h, weight = (x.double() for x in leaves)
-        (ours,), (best,) = results, expected
-        listed = seen.view(users, 1, length)
-        scores, highest = (torch.einsum("ud,ukd->uk", h, weight[ids]) for ids in (ours, best))
-        limit = 4e-2 if leaves[0].dtype == torch.bfloat16 else 4e-3  # of rounded scores; of tf32's products
-        near = (scores - highest).abs() <= limit * h.norm(dim=1, keepdim=True)
-        return bool(near.all()) and not bool((ours[:, :, None] == listed).any())
-
     return Case(
         "topk", f"{data}, {users} user{'s' * (users > 1)}, {items} items, top {k}",
         {"fastseq": fastseq, "eager": eager},
         [torch.randn(users, width, device=device), torch.randn(items, width, device=device)],
-        agree=None if device.type == "cpu" else as_good, products=True, indices=8 * users * (length + k),
+        agree=None if device.type == "cpu" else partial(as_good, seen), products=True, indices=8 * users * (length + k),
         flops=(2 * users * items * width, 0),
     )  # fmt: skip
 
 
 def suite(device: str) -> list[Spec]:
-    names, sizes = ("data", "users", "items", "length"), SHAPES if device == "cpu" else SHAPES + LARGE
-    shapes = [dict(zip(names, size, strict=True)) for size in sizes]
-    return specs("topk", case, shapes, dtypes_of(device, True), [FORWARD])
+    sizes = SHAPES if device == "cpu" else SHAPES + LARGE
+    return specs("topk", case, "data users length", sizes, dtypes_of(device, True), [FORWARD])
 
 
 def tiny(device: torch.device) -> list[Case]:
-    return [case(device, "tiny", 3, 20, 4, 5, 16)]
+    return [case(device, "tiny", 3, 4, 20, 5, 16)]

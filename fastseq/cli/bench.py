@@ -37,8 +37,7 @@ def bench_train(
 
     figures = train_throughput(
         model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, per_target=per_target,
-        seconds=seconds,
-            warmup_seconds=warmup,
+        seconds=seconds, warmup_seconds=warmup,
     )  # fmt: skip
     _print_figures(figures, as_json)
 

@@ -31,9 +31,7 @@ from .configuration import Config, Reader, load_tree, parse_config
 # Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
-WINDOW_BATCH = (
-    2048  # targets of a timed step on shared windows: the reference configurations' batch size, whatever is compared
-)
+WINDOW_BATCH = 2048  # targets of a timed step on shared windows, as in the reference configurations
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import DataError
-from .baselines import Markov, Popularity
+from .baselines import Popularity
 from .batch import JaggedBatch
 from .ids import IdMap
 from .interactions import Interactions, filter_interactions
@@ -11,7 +11,7 @@ from .loader import Loader
 from .negatives import NegativeSampler
 from .readers import from_sequences, read_interactions
 from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
-from .synthetic import make_demo, shuffled
+from .synthetic import make_demo
 from .windows import Windows, pack_windows
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Interactions",
     "JaggedBatch",
     "Loader",
-    "Markov",
     "NegativeSampler",
     "Popularity",
     "Split",
@@ -33,6 +32,5 @@ __all__ = [
     "pack_windows",
     "ratio",
     "read_interactions",
-    "shuffled",
     "temporal_holdout",
 ]

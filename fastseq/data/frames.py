@@ -19,16 +19,29 @@ def is_frame(source: object) -> bool:
     return type(source).__name__ == "DataFrame" and _library(source) in ("polars", "pandas")
 
 
+def import_polars(purpose: str) -> Any:
+    """The module polars, which only files and frames need.
+
+    Raises:
+        ImportError: naming the extra that brings it.
+    """
+    try:
+        import polars
+    except ImportError:
+        raise ImportError(
+            f"{purpose} needs polars: pip install 'fastseq-rec[cli]' (or 'fastseq-rec[data]', polars alone)"
+        ) from None
+    return polars
+
+
 def read_parquet(path: Path, columns: list[str]) -> Any:
     """The named columns of a Parquet file as a polars frame; where one is missing, all columns and no rows.
 
     Raises:
-        DataError: if polars is not installed or the file is not Parquet.
+        DataError: if the file is not Parquet.
+        ImportError: if polars is not installed.
     """
-    try:
-        import polars as pl
-    except ImportError:
-        raise DataError("reading Parquet needs polars: pip install 'fastseq-rec[cli]'") from None
+    pl = import_polars("reading Parquet")
     problems = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
     with open(path, "rb"):  # a missing file or permission is its own error, not a fault of the data
         pass
@@ -36,7 +49,10 @@ def read_parquet(path: Path, columns: list[str]) -> Any:
         present = pl.read_parquet_schema(path)
         if any(name not in present for name in columns):
             return pl.DataFrame(schema=present)
-        return pl.read_parquet(path, columns=columns)
+        frame = pl.read_parquet(path, columns=columns)
+        if len({len(frame[name]) for name in columns}) > 1:
+            raise ValueError("its columns differ in length")
+        return frame
     except problems as error:
         raise DataError(f"not a Parquet file that polars can read ({str(error).splitlines()[0][:200]})") from None
 

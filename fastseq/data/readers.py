@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastseq.errors import DataError
-from fastseq.native import _C
 
 from . import frames
-from .ids import IdMap, RawId
+from .ids import RawId
 from .interactions import Interactions, build_interactions, tape_from_codes
+from .text import read_text, split_record
 
 FORMATS = {
     "csv": "separated values with a header (or `columns`)",
@@ -28,7 +24,6 @@ FORMATS = {
     "sequences": "one user per line, item ids in time order; users are line numbers from 1",
 }
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".inter": "inter", ".parquet": "parquet", ".pq": "parquet"}
-CHUNK = 4 << 20  # bytes per read
 LONGEST_HEADER = 1 << 20
 
 
@@ -60,6 +55,7 @@ def read_interactions(
     Raises:
         DataError: if the source cannot be read as that, naming file, line and column.
         OSError: if the file cannot be opened.
+        ImportError: if ``source`` is a file and polars is not installed.
     """
     names = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
     if len(set(names.values())) < len(names):
@@ -116,10 +112,8 @@ def _read_file(
     if format == "parquet":
         return _from_frame(frames.read_parquet(path, list(names.values())), names)
     with open(path, "rb") as file:
-        if format == "sequences":
-            return _read_text(file, _C.DelimitedReader("", [], -1, -1, -1, 1))
-        if format == "pairs":
-            return _read_text(file, _C.DelimitedReader("", ["user", "item"], 0, 1, -1, 1))
+        if format in ("sequences", "pairs"):
+            return _from_text(file, None, ["user", "item"] if format == "pairs" else [], [0, 1], 1)
         line, header = (1, "") if columns is not None else _header(file)
         separator = separator or ("\t" if format in ("tsv", "inter") else _separator(header, names))
         if "\n" in separator or '"' in separator:
@@ -127,41 +121,21 @@ def _read_file(
         present = list(columns) if columns is not None else _split(header, separator)
         if format == "inter":
             present = [name.split(":")[0] for name in present]
-        places = [_place(present, name, role) for role, name in names.items()]
-        return _read_text(file, _C.DelimitedReader(separator, present, *places, *[-1] * (3 - len(places)), line))
+        return _from_text(file, separator, present, [_place(present, name, role) for role, name in names.items()], line)
 
 
-def _read_text(file: IO[bytes], reader: Any) -> Interactions:
-    """Feeds the rest of the file to the reader."""
-    memory = bytearray(CHUNK)
-    view = memoryview(memory)
-    try:
-        if file.tell() == 0 and file.read(3) != b"\xef\xbb\xbf":
-            file.seek(0)
-        while size := file.readinto(memory):  # type: ignore[attr-defined]
-            reader.feed(view[:size])
-        users, items, times = reader.finish()
-    except ValueError as error:
-        raise DataError(str(error)) from None
+def _from_text(
+    file: IO[bytes], separator: str | None, present: list[str], columns: list[int], line: int
+) -> Interactions:
+    """The rest of the file, as ``read_text`` takes it."""
+    if file.tell() == 0 and file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+    users, items, times = read_text(file, separator, present, columns, line)
     if not len(users[1]):
         raise DataError(
             "no events: the file is empty" if file.tell() == 0 else "no events: nothing but a header or blank lines"
         )
-    return tape_from_codes(*_in_order(*users), *_in_order(*items), times)
-
-
-def _in_order(ids: NDArray[np.int64] | list[str], codes: NDArray[np.int32]) -> tuple[IdMap, NDArray[np.int32]]:
-    """Distinct ids in any order to a map, and the codes (changed in place) to indices into it."""
-    rank = np.empty(len(ids), np.int32)
-    if isinstance(ids, list):
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        rank[order] = np.arange(len(ids), dtype=np.int32)
-        ids = [ids[i] for i in order]
-    else:
-        places = np.argsort(ids)
-        rank[places] = np.arange(len(ids), dtype=np.int32)
-        ids = ids[places]
-    return IdMap.from_sorted(ids), np.take(rank, codes, out=codes, mode="clip")
+    return tape_from_codes(*users, *items, times)
 
 
 def _from_frame(frame: Any, names: dict[str, str]) -> Interactions:
@@ -193,12 +167,9 @@ def _header(file: IO[bytes]) -> tuple[int, str]:
 
 
 def _split(header: str, separator: str) -> list[str]:
-    if len(separator) > 1 or separator == " ":
-        return [name.strip() for name in header.split(separator)]
-    try:
-        return [name.strip() for name in next(csv.reader([header], delimiter=separator, skipinitialspace=True))]
-    except (csv.Error, ValueError) as error:
-        raise DataError(f"the header cannot be split at {separator!r} ({error})") from None
+    if (fields := split_record(header.encode() + b"\n", separator)) is None:
+        raise DataError(f"the header cannot be split at {separator!r} (a quote is never closed)")
+    return [field.decode() for field in fields]
 
 
 def _separator(header: str, names: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The embedded data set: generated events with real sequential structure, and a control without it."""
+"""The embedded data set: generated events with real sequential structure."""
 
 from __future__ import annotations
 
@@ -58,20 +58,6 @@ def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 3
         [f"user-{u + 1:0{width}d}" for u in users[order].tolist()],
         [f"item-{i + 1:0{width}d}" for i in items[order].tolist()],
         times[inside][order],
-    )
-
-
-def shuffled(interactions: Interactions, seed: int = 0) -> Interactions:
-    """The control: every user's items in random order (times stay where they are), so order tells nothing."""
-    keys = np.random.default_rng(seed).random(interactions.n_events)
-    order = np.lexsort((keys, interactions.event_users))
-    return Interactions(
-        interactions.items[order],
-        interactions.offsets,
-        interactions.user_ids,
-        interactions.item_ids,
-        interactions.timestamps,
-        interactions.filters,
     )
 
 

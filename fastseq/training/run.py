@@ -8,21 +8,17 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from fastseq.data.ids import IdMap
 from fastseq.errors import CheckpointError, DataError
 
 from . import checkpoint
 from .distributed import Ranks
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two runs in one folder are then not noticed
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from fastseq.models.base import SequentialRecommender
@@ -65,30 +61,26 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
 
-    def _locked(self) -> IO[str] | None:
-        """The open lock file; the system drops the lock with the process, however it ends."""
-        if fcntl is None:
-            return None
-        file = open(self.path / LOCK, "a+")  # noqa: SIM115 - stays open as long as the lock
+    def _locked(self) -> FileLock:
+        """The lock of the folder, held; the system drops it with the process, however it ends."""
+        path = self.path / LOCK
+        holder = path.read_text().strip() if path.is_file() else ""  # read first: filelock 3 empties the file
+        lock = FileLock(path, thread_local=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
+            lock.acquire(timeout=0)
+        except Timeout:
             raise CheckpointError(
                 f"{self.path}: process {holder or 'unknown'} is training in this run folder; wait for it, stop it, "
                 "or use another folder"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        return file
+        with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file
+            path.write_text(str(os.getpid()))
+        return lock
 
     def unlock(self) -> None:
         """Lets other processes train in the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     @staticmethod

@@ -18,45 +18,25 @@ from ..data.readers import read_interactions
 from ..data.split import Split
 from ..data.synthetic import make_demo
 from ..errors import ConfigError
-from ..models import MODELS
+from ..models import MODELS, SequentialRecommender
 from .loop import Trainer
 from .options import TrainingOptions
 
 # The configurations of the original request; what they leave out takes the models' defaults.
 REFERENCE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SASRec": {
-        "embedding_size": 128,
-        "n_layers": 2,
-        "n_heads": 4,
-        "inner_size": 512,
-        "dropout_prob": 0.3,
-        "attn_dropout_prob": 0.3,
-        "learning_rate": 0.001,
-        "weight_decay": 0.0,
-        "epochs": 1,
-        "neg_samples": 1,
+        "embedding_size": 128, "n_layers": 2, "n_heads": 4, "inner_size": 512, "dropout_prob": 0.3,
+        "attn_dropout_prob": 0.3, "learning_rate": 0.001, "weight_decay": 0.0, "epochs": 1, "neg_samples": 1,
     },
     "GRU4Rec": {
-        "embedding_size": 128,
-        "hidden_size": 128,
-        "num_layers": 1,
-        "dropout_prob": 0.2,
-        "weight_decay": 0.0001,
-        "epochs": 20,
-        "learning_rate": 0.001,
-        "neg_samples": 2,
+        "embedding_size": 128, "hidden_size": 128, "num_layers": 1, "dropout_prob": 0.2, "weight_decay": 0.0001,
+        "epochs": 20, "learning_rate": 0.001, "neg_samples": 2,
     },
     "Caser": {
-        "embedding_size": 64,
-        "n_h": 8,
-        "n_v": 4,
-        "dropout_prob": 0.5,
-        "weight_decay": 0.0,
-        "epochs": 3,
-        "learning_rate": 0.001,
-        "neg_samples": 1,
+        "embedding_size": 64, "n_h": 8, "n_v": 4, "dropout_prob": 0.5, "weight_decay": 0.0, "epochs": 3,
+        "learning_rate": 0.001, "neg_samples": 1,
     },
-}
+}  # fmt: skip
 
 
 def read(path: Path | None) -> Interactions:
@@ -70,7 +50,7 @@ def everything(data: Interactions) -> Split:
 
 
 def reference_params(model: str, max_len: int | None, **changes: Any) -> dict[str, Any]:
-    """The seed's hyper-parameters of a model, reg_weight 0, with changes that are not None."""
+    """The reference configuration of a model, reg_weight 0, with changes that are not None."""
     if model not in REFERENCE_CONFIGURATIONS:
         raise ConfigError(f"model is {model!r}, expected one of {', '.join(REFERENCE_CONFIGURATIONS)}")
     params = {**REFERENCE_CONFIGURATIONS[model], "reg_weight": 0.0}
@@ -108,13 +88,12 @@ def train_throughput(
     params = reference_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
     info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
     split = everything(interactions)
-    epochs = 1_000_000  # the clock ends it
 
     def run(limit: float) -> Any:
         reset_peak_rss()
         built = MODELS[model](params, info)
         options = TrainingOptions(
-            epochs=epochs,
+            epochs=1_000_000,  # the clock ends it
             precision=precision,  # type: ignore[arg-type]
             per_target=per_target,
             validation_metric=None,
@@ -136,10 +115,7 @@ def train_throughput(
         "precision": precision,
         "first_loss": result.first_loss,
         "last_loss": result.last_loss,
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "data": _describe(data, interactions),
-        "config": {"model": model, **built.get_params()},
-        "versions": versions(),
+        **_circumstances(built, data, interactions),
     }
 
 
@@ -152,7 +128,7 @@ def predict_throughput(
     batch_size: int = 512,
     seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """How fast ``recommend`` answers, seen items filtered, with an untrained model of the seed's configuration.
+    """How fast ``recommend`` answers, seen items filtered, with an untrained model of the reference configuration.
 
     Returns:
         histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, peak_rss_mb, config, versions.
@@ -164,9 +140,9 @@ def predict_throughput(
     order = np.random.default_rng(0).permutation(interactions.n_users)
 
     def call(first: int) -> None:
-        chosen = [int(order[(first + i) % len(order)]) for i in range(batch_size)]
-        histories = [tape[offsets[user] : offsets[user + 1]] for user in chosen]
-        built.recommend(histories, k, users=chosen if built.needs_user else None)
+        users = [int(order[(first + i) % len(order)]) for i in range(batch_size)]
+        histories = [tape[offsets[user] : offsets[user + 1]] for user in users]
+        built.recommend(histories, k, users=users if built.needs_user else None)
 
     reset_peak_rss()
     for warm in range(3):
@@ -183,16 +159,18 @@ def predict_throughput(
         "p99_ms": round(1e3 * float(np.percentile(times, 99)), 3),
         "batch_size": batch_size,
         "k": k,
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "data": _describe(data, interactions),
-        "config": {"model": model, **built.get_params()},
-        "versions": versions(),
+        **_circumstances(built, data, interactions),
     }
 
 
-def _describe(path: Path | None, data: Interactions) -> dict[str, Any]:
+def _circumstances(model: SequentialRecommender, path: Path | None, data: Interactions) -> dict[str, Any]:
     name = path.name if path is not None else "demo"
-    return {"name": name, "users": data.n_users, "items": data.n_items, "events": data.n_events}
+    return {
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "data": {"name": name, "users": data.n_users, "items": data.n_items, "events": data.n_events},
+        "config": {"model": type(model).__name__, **model.get_params()},
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, Any]:

@@ -21,7 +21,8 @@ from ..models import GRU4Rec as GRU4RecCore
 from ..models import SASRec as SASRecCore
 from ..models import SequentialRecommender
 from ..training.checkpoint import is_builtin
-from .parameters import KEYS, PRECISIONS, core_params
+from ..training.options import PRECISIONS
+from .parameters import KEYS, core_params
 from .stream import BatchStream, StreamItem
 
 # What makes a module know its tensors. An adapter and its core share them: one set of tensors, WarpRec's names.

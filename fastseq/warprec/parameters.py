@@ -20,9 +20,9 @@ from ..models import GRU4Rec as GRU4RecCore
 from ..models import SASRec as SASRecCore
 from ..models import SequentialRecommender
 from ..models.hyperparameters import LOSSES
+from ..training.options import PRECISIONS
 
 KEYS = ("window_stride", "loss", "precision")  # what fastseq adds
-PRECISIONS = ("fp32", "bf16")
 # Which values contradict each other depends on these alone.
 RELATED = ("window_stride", "max_seq_len", "loss", "neg_samples", "embedding_size", "n_heads", "n_h", "n_v")
 SECTIONS = {"meta", "optimization", "early_stopping"}

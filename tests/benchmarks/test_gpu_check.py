@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
+from benchmarks.ops.report import document
+from benchmarks.ops.run import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
@@ -45,10 +47,9 @@ echo "========= ERROR SUMMARY: 0 errors"
 def environment(tmp_path: Path) -> dict[str, str]:
     tools, ops = tmp_path / "tools", tmp_path / "ops.json"
     tools.mkdir()
-    rows = [{"implementation": "fastseq", "median": 0.002}, {"implementation": "eager", "median": 0.005}]
-    rows += [{"implementation": "nested", "median": 0.004}, {"implementation": "flex", "median": None}]
-    about = {"op": "gru", "shape": "[2, 3]", "direction": "forward", "dtype": "float32"}
-    ops.write_text(json.dumps({"machine": {}, "results": [about | row for row in rows]}))
+    medians = {"fastseq": 0.002, "eager": 0.005, "nested": 0.004, "flex": None}
+    rows = [Result("gru", "[2, 3]", "forward", "float32", "cuda", name, median) for name, median in medians.items()]
+    ops.write_text(json.dumps(document(rows, {})))
     for name, text in (("python", PYTHON), ("compute-sanitizer", SANITIZER)):
         (tools / name).write_text(text.replace("{python}", sys.executable).replace("{ops}", str(ops)))
         (tools / name).chmod(0o755)
@@ -110,7 +111,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str]
     assert others == {"build": "skipped", "op_tests": "failed"}
     summary = (out / "summary.txt").read_text()
     assert "FAILED op_tests: verdict failed" in summary and "1 failed, 2 passed in 0.10s" in summary
-    assert "ops.json: gru: 1 rows, worst ratio 2.00×" in summary and summary in done.stdout
+    assert "ops.json, worst ratios: gru 2.00× of 1" in summary and summary in done.stdout
 
 
 def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, str], tmp_path: Path) -> None:

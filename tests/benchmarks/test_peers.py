@@ -51,8 +51,8 @@ def args(data: Path, tmp_path: Path) -> argparse.Namespace:
     peer.chmod(0o755)
     return argparse.Namespace(
         peer="rectools", peer_python=str(peer), model="SASRec", data=data, max_len=5, rounds=2, seconds=1.0, seed=1,
-        batch_size=64, stride=None, loss=None, variants=["fp32", "per-target"], epochs=None, peer_batch_size=256,
-        peer_batches=2, peer_loss="BCE", peer_every=1, quality_batch_size=None, out=None,
+        batch_size=64, stride=None, loss=None, variants=["fp32", "per-target"], epochs=None, peer_batch_size=None,
+        peer_batches=2, peer_loss="BCE", peer_every=1, out=None,
     )  # fmt: skip
 
 
@@ -64,10 +64,9 @@ def test_arguments_are_refused_in_one_line(data: Path) -> None:
         ([*rectools, "--data", data, "--model", "Caser"], "RecTools has SASRec alone"),
         ([*rectools, "--data", data, "--rounds", "0"], "--rounds is 0, expected 1 or more"),
         ([*rectools, "--data", data, "--epochs", "0"], "--epochs is 0, expected 1 or more"),
-        ([*rectools, "--data", data, "--out", "x.jsonl"], "--out needs --epochs"),
-        ([*rectools, "--data", data, "--epochs", "1", "--quality-batch-size", "0"], "--quality-batch-size is 0"),
-        ([*rectools, "--data", data, "--quality-batch-size", "9"], "is for RecTools with --epochs"),
-        ([*warprec, "--data", data, "--epochs", "1", "--quality-batch-size", "9"], "is for RecTools with --epochs"),
+        ([*rectools, "--data", data, "--out", "x.jsonl"], "--epochs and --out go together"),
+        ([*warprec, "--data", data, "--epochs", "1"], "--epochs and --out go together"),
+        ([*warprec, "--data", data, "--peer-batch-size", "0"], "--peer-batch-size is 0, expected 1 or more"),
         ([*warprec, "--data", data, "--peer-python", "/none"], "`make peers` makes it"),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
@@ -95,20 +94,12 @@ def test_rounds_in_turn_give_ratios(args: argparse.Namespace, monkeypatch: pytes
 @pytest.mark.parametrize(("asked", "used"), [(None, 12), (7, 7)])
 def test_a_curve_ranks_what_the_peer_scored(args: argparse.Namespace, asked: int | None, used: int) -> None:
     """Equal scores rank the target last, the target's own score first; seconds add up."""
-    args.epochs, args.quality_batch_size = 2, asked
+    args.epochs, args.peer_batch_size = 2, asked
     record = peers.curve(args)
-    assert record["batch_size"] == f"{used} sequences" and args.peer_batch_size == 256
+    assert record["batch_size"] == f"{used} sequences"
     points = record["curve"]
     assert (points["epoch"], points["cpu_seconds"], points["wall_seconds"]) == ([1, 2], [2.0, 4.0], [1.5, 3.0])
     assert points["test NDCG@10"][0] < 1.0 and points["test NDCG@10"][1] == points["validation HR@10"][1] == 1.0
-
-
-def test_both_sides_are_ranked_with_epochs(args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "train", lambda *given: {"curve": {"test NDCG@10": [0.1, len(str(given[1]))]}})
-    args.epochs = 1
-    record = peers.rank(args)
-    assert list(record["NDCG@10"]) == ["rectools", "fastseq, stride 50", "fastseq, per target"]
-    assert record["batch_size"] == {"rectools": "12 sequences", "fastseq": 512}
 
 
 def test_a_peer_that_fails_says_why(args: argparse.Namespace) -> None:
@@ -154,10 +145,13 @@ def test_quality_runs_are_resumed_and_reported(data: Path, tmp_path: Path, capsy
     assert [(run["batches"], run["precision"]) for run in runs] == [
         (50, "fp32"), ("per target", "fp32"), (50, "bf16"),
     ]  # fmt: skip
+    curve = runs[0]["curve"] | {"cpu_seconds": [3.0]}
+    measure.append(out, {"kind": "peer", "peer": "recbole", "model": "GRU4Rec", "curve": curve})
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["quality", "report", str(out), "--figure", str(tmp_path / "figure.png")])
         quality.main()
     text = capsys.readouterr().out
     assert "| stride 50 | 1 |" in text and "- stride 50 minus per target, NDCG@10 at 2 epochs" in text
-    assert "| GRU4Rec, stride 50 | 1 | 2 |" in text and (tmp_path / "figure.png").stat().st_size > 1000
+    assert "| GRU4Rec, stride 50 | 1 | 2 |" in text and "| RecBole 1.2.1, GRU4Rec | 1.50 |" in text
+    assert (tmp_path / "figure.png").stat().st_size > 1000

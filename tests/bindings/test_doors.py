@@ -8,7 +8,6 @@ FASTSEQ_FUZZ_EXAMPLES sets how many calls of each kind are tried, FASTSEQ_FUZZ_S
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -54,7 +53,7 @@ def expect_no_crash(name: str, arguments: dict[str, Any]) -> None:
 
 
 def test_every_function_is_here() -> None:
-    functions = {name for name in dir(_C) if not name.startswith("_")} - {"DelimitedReader"}
+    functions = {name for name in dir(_C) if not name.startswith("_")}
     assert functions - set(BUILDERS) == {"isa", "has_bfloat16_products"}, "these take no arguments; others belong here"
 
 
@@ -284,76 +283,3 @@ def test_threads_that_call_side_by_side(name: str, seed: int, scale: int) -> Non
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(outputs, cases[1:]))
     assert results == [outputs(cases[0])] * 4
-
-
-# ---- the reader of delimited text, the only class
-
-PIECES = st.lists(
-    st.one_of(
-        st.binary(max_size=40),
-        st.text(alphabet='0123456789abcü,;\t "\r\n.-:\0', max_size=80).map(str.encode),
-        st.sampled_from([b"u,i,t\n", b'1,2,3\n4,"5",6\n', b'"', b"1,nan,3\n", b"9223372036854775808,1,1\n", b"\n\n",
-                         b"1,2,2020-01-01 10:00:00\n", b"1,2,1e400\n", b"\xff\xfe", b'"a""b",c,7\n']),
-    ),
-    max_size=8,
-)  # fmt: skip
-
-
-@settings(fuzzed, max_examples=20 * EXAMPLES)
-@given(
-    separator=st.sampled_from([",", "::", "", "\t", " ", ";", "\0", "é"]),
-    names=st.sampled_from([[], ["u"], ["u", "i"], ["u", "i", "t"], ["a", "u", "b", "i", "t"]]),
-    user=st.integers(-2, 5), item=st.integers(-2, 5), time=st.integers(-2, 5), line=st.sampled_from([0, 1, 2**61]),
-    pieces=PIECES,
-)  # fmt: skip
-def test_delimited_text(
-    separator: str, names: list[str], user: int, item: int, time: int, line: int, pieces: list[bytes]
-) -> None:
-    """Any bytes become columns of equal length, or an error that names the line."""
-    try:
-        reader = _C.DelimitedReader(separator, names, user, item, time, line)
-    except ValueError as error:
-        assert re.match("(user|item|time) is ", str(error))
-        return
-    try:
-        for piece in pieces:
-            reader.feed(piece)
-        (users, user_codes), (items, item_codes), times = reader.finish()
-    except ValueError as error:
-        assert re.match(r"line \d+", str(error))
-        with contextlib.suppress(ValueError):  # useless, but no crash
-            reader.finish()
-        return
-    assert len(user_codes) == len(item_codes) and (times is None or len(times) == len(user_codes))
-    for ids, codes in ((users, user_codes), (items, item_codes)):
-        assert sorted(set(codes.tolist())) == list(range(len(ids)))
-    reader.finish()
-
-
-@pytest.mark.parametrize(
-    "piece",
-    [None, "text", 3, np.zeros((2, 2), np.uint8), np.zeros(4, np.int32), memoryview(b"abcdef")[::2],
-     memoryview(b"abcdef")[::-1], np.zeros((), np.uint8)],
-)  # fmt: skip
-def test_delimited_text_takes_bytes_only(piece: object) -> None:
-    with pytest.raises(ERRORS, match="piece"):
-        _C.DelimitedReader(",", ["u", "i"], 0, 1, -1, 1).feed(piece)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        ((",", ["u", "i"], 2, 0, -1, 1), "user is 2"),
-        ((",", ["u", "i"], 0, -1, -1, 1), "item is -1"),
-        ((",", ["u", "i"], 0, 1, 2, 1), "time is 2"),
-        ((",", ["u", "i"], 0, 1, -1, -1), "line is -1"),
-        ((",", ["u", "i"], 0, 1, -1, 2**63 - 1), "line is 9223372036854775807"),
-        ((",\n", ["u", "i"], 0, 1, -1, 1), "separator"),
-        (('"', ["u", "i"], 0, 1, -1, 1), "separator"),
-        ((",", "ui", 0, 1, -1, 1), "names"),
-        ((",", ["u", "i"], 0, 1, -1, 2**70), "line"),
-    ],
-)
-def test_delimited_text_arguments(arguments: tuple[Any, ...], culprit: str) -> None:
-    with pytest.raises(ERRORS, match=culprit):
-        _C.DelimitedReader(*arguments)

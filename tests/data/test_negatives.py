@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from fastseq.data.negatives import NegativeSampler, alias_table, integer_masses
 from fastseq.data.readers import from_sequences
 from fastseq.data.split import Split, leave_one_out
 from fastseq.errors import DataError
 from fastseq.ops import make_rng
+from tests.ops.compare import chi_square_z
 
 from .tapes import random_tape, tape
 
@@ -73,18 +73,6 @@ def test_never_a_seen_item_and_q_sums_to_one(
         expected[left[pair]] = torch.from_numpy(weights)[left[pair]]
         torch.testing.assert_close(row, expected / expected.sum(), rtol=2e-6, atol=0)
     torch.testing.assert_close(log_q.double().exp(), q.gather(1, negatives), rtol=0, atol=0)
-
-
-def chi_square_z(drawn: Tensor, q: np.ndarray) -> float:
-    """Standard deviations from the mean of chi-square, by Wilson and Hilferty's approximation."""
-    counts = np.bincount(drawn.flatten().numpy(), minlength=len(q))
-    assert counts[q == 0].sum() == 0
-    expected = q[q > 0] * drawn.numel()
-    assert expected.min() >= 5
-    freedom = len(expected) - 1
-    variance = 2 / (9 * freedom)
-    statistic = ((counts[q > 0] - expected) ** 2 / expected).sum()
-    return float(((statistic / freedom) ** (1 / 3) - (1 - variance)) / math.sqrt(variance))
 
 
 @pytest.mark.parametrize("options", DISTRIBUTIONS)

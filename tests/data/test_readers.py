@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -16,9 +18,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastseq import _C
+from fastseq.data import text as text_module
 from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.readers import FORMATS, from_sequences, read_interactions
+from fastseq.data.text import read_text
 from fastseq.errors import DataError
 
 ROWS = [(7, 30, 5), (-2, 10, 1), (7, 20, 5), (7, 10, 2), (-2, 30, 0), (10, 10, 9)]
@@ -167,30 +170,130 @@ def test_ids_keep_their_spelling(tmp_path: Path) -> None:
     assert ids(' a "b" ', '"c, ""d"" "', "e") == ['a "b"', 'c, "d"', "e"]
 
 
+def columns_of(text: bytes, separator: str | None, names: list[str], columns: list[int], line: int = 1) -> Any:
+    """What ``read_text`` makes of a text: raw user ids, item ids and times, one a row."""
+    (users, user_codes), (items, item_codes), times = read_text(io.BytesIO(text), separator, names, columns, line)
+    for ids, codes in ((users, user_codes), (items, item_codes)):
+        assert sorted(set(codes.tolist())) == list(range(len(ids)))
+    return users.decode(user_codes), items.decode(item_codes), times
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
-def test_pieces_of_any_size(size: int) -> None:
-    text = 'a,"1,\n""x""",5\r\n\r\nb,2,6\n"a","é",-7'.encode()
-    reader = _C.DelimitedReader(",", ["u", "i", "t"], 0, 1, 2, 1)
-    for start in range(0, len(text), size):
-        reader.feed(text[start : start + size])
-    (users, user_codes), (items, item_codes), times = reader.finish()
-    assert users == ["a", "b"] and user_codes.tolist() == [0, 1, 0]
-    assert items == ['1,\n"x"', "2", "é"] and item_codes.tolist() == [0, 1, 2]
+def test_pieces_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "BLOCK", size)
+    users, items, times = columns_of(
+        'a,"1,\n""x""",5\r\n\r\nb,2,6\n"a","é",-7'.encode(), ",", ["u", "i", "t"], [0, 1, 2]
+    )
+    assert users == ["a", "b", "a"]
+    assert items == ['1,\n"x"', "2", "é"]
     assert times.tolist() == [5, 6, -7]
+
+
+def test_blank_lines_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "BLOCK", 2)
+    users, items, times = columns_of(b"\n\r\n\n1,2,1970-01-02\n\n\n \n1,3,1970-01-01", ",", ["u", "i", "t"], [0, 1, 2])
+    assert (users, items, times.tolist()) == ([1, 1], [2, 3], [DAY, 0])
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)] * 3), min_size=12, max_size=60))
 def test_agrees_with_polars(rows: list[tuple[int, int, int]]) -> None:
-    rows = [*rows, rows[0]]  # some user has two events
-    buffer = io.BytesIO()
     frame = pl.DataFrame(rows, schema=dict.fromkeys(("user_id", "item_id", "timestamp"), pl.Int64), orient="row")
-    frame.write_csv(buffer)
-    reader = _C.DelimitedReader(",", frame.columns, 0, 1, 2, 2)
-    reader.feed(buffer.getvalue().split(b"\n", 1)[1])
-    (users, user_codes), (items, item_codes), times = reader.finish()
-    assert list(zip(users[user_codes], items[item_codes], times, strict=True)) == rows
-    assert users.tolist() == list(dict.fromkeys(row[0] for row in rows))
+    body = frame.write_csv().split("\n", 1)[1].encode()
+    assert list(zip(*columns_of(body, ",", frame.columns, [0, 1, 2]), strict=True)) == rows
+
+
+BODY = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.text(alphabet='0123456789abcü,;\t "\r\n.-:\0', max_size=80).map(str.encode),
+        st.sampled_from([b"u,i,t\n", b'1,2,3\n4,"5",6\n', b'"', b"1,nan,3\n", b"9223372036854775808,1,1\n", b"\n\n",
+                         b"1,2,2020-01-01 10:00:00\n", b"1,2,1e400\n", b"\xff\xfe", b'"a""b",c,7\n']),
+    ),
+    max_size=8,
+).map(b"".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    separator=st.sampled_from([",", "::", None, "\t", " ", ";", "\0", "é", "\r", "\x1f"]),
+    names=st.sampled_from(["", "ui", "uit", "aubit"]), times=st.booleans(), line=st.sampled_from([1, 2, 2**61]),
+    block=st.sampled_from([1, 7, 1 << 20]), batch=st.sampled_from([1, 1 << 16]), body=BODY,
+)  # fmt: skip
+def test_any_text(
+    separator: str | None, names: str, times: bool, line: int, block: int, batch: int, body: bytes
+) -> None:
+    """Any bytes become columns of equal length, or an error that names the line."""
+    if not names:
+        separator = None  # only words have lines of any number of fields
+    columns = [names.index(name) for name in "uit" if name in names and (times or name != "t")] if names else [0, 1]
+    with mock.patch.multiple(text_module, BLOCK=block, BATCH=batch):
+        try:
+            users, items, moments = columns_of(body, separator, list(names), columns, line)
+        except DataError as error:
+            assert re.match(r"line \d+", str(error))
+            return
+    assert len(users) == len(items) and (moments is None) == (len(columns) == 2)
+    assert moments is None or len(moments) == len(users)
+
+
+ODD = [
+    "1",
+    "2",
+    "10",
+    "7",
+    "007",
+    "-0",
+    "a",
+    "é",
+    " 1",
+    "2 ",
+    'x"y',
+    '"q"',
+    '"q,r"',
+    '"a""b"',
+    '"l\nm"',
+    ' "s"',
+    '"s" ',
+]
+ODD += ['"s"t', "9223372036854775808", "1.5", "2020-01-01", "2020-01-01 10:00:00.5+02", "", "nan", "\x1f", "::"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(st.sampled_from(ODD), min_size=2, max_size=4), max_size=6), st.sampled_from([",", "::", " "]))
+def test_polars_and_python_split_alike(records: list[list[str]], separator: str) -> None:
+    """Whether polars splits a block or Python does, record by record, changes no column and no error."""
+    body = "".join(separator.join(fields) + "\n" for fields in records).encode()
+    results = []
+    for block, plain in ((1 << 20, True), (1, True), (1 << 20, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_module, "BLOCK", block)
+            if not plain:
+                patch.setattr(text_module._TextReader, "_read_plain", lambda self, text, quoted: False)
+            try:
+                users, items, times = columns_of(body, separator, ["u", "i", "t"], [0, 1, 2])
+                results.append((users, items, times.dtype, times.tolist()))
+            except DataError as error:
+                results.append(str(error))
+    assert results[0] == results[1] == results[2]
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Reading holds a block and, per event, at most 24 bytes of columns and 32 of the tape."""
+    path = tmp_path / "a.csv"
+    n, rng = 2_000_000, np.random.default_rng(0)
+    columns = {"user_id": rng.integers(2**40, 2**40 + 9_999, n), "item_id": rng.integers(999, size=n)}
+    pl.DataFrame({**columns, "timestamp": rng.integers(2**40, size=n)}).write_csv(path)
+    code = """
+import resource, sys
+import polars
+from fastseq.data import read_interactions
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_interactions(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert int(done.stdout) * 1024 < 56 * n + 24 * text_module.BLOCK, f"{int(done.stdout) / 1024:.0f} MiB"
 
 
 # ── bad input ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -419,18 +522,24 @@ def test_real_data(shared_data: Path, name: str, counts: tuple[int, int, int]) -
 
 
 def test_without_polars(tmp_path: Path) -> None:
+    """Models, ops and the trainer work on lists; a file asks for the extra."""
     code = f"""
 import sys
 sys.modules["polars"] = sys.modules["pandas"] = None
-from fastseq.data.readers import read_interactions
-from fastseq.errors import DataError
-assert read_interactions({str(write(tmp_path, "a.csv", table(",")))!r}).n_events == 6
-assert read_interactions([[1, 2], [3]]).n_events == 3
-try:
-    read_interactions({str(write(tmp_path, "a.parquet", b"PAR1"))!r})
-except DataError as error:
-    assert "pip install 'fastseq-rec[cli]'" in str(error), error
-else:
-    raise AssertionError("no error")
+import fastseq, fastseq.ops
+from fastseq.data import leave_one_out, read_interactions
+from fastseq.training import Trainer, TrainingOptions
+data = read_interactions([[1, 2, 3, 4], [3, 2, 1, 4]])
+sizes = {{"embedding_size": 4, "hidden_size": 4, "num_layers": 1, "dropout_prob": 0.1, "max_seq_len": 4}}
+training = {{"epochs": 1, "batch_size": 8, "neg_samples": 1, "learning_rate": 0.01, "weight_decay": 0.0}}
+model = fastseq.GRU4Rec(sizes | training, {{"n_users": data.n_users, "n_items": data.n_items}})
+Trainer(model, leave_one_out(data), TrainingOptions()).fit()
+for path in {[str(write(tmp_path, f"a.{end}", table(","))) for end in ("csv", "txt", "parquet")]!r}:
+    try:
+        read_interactions(path, format="pairs" if path.endswith("txt") else None)
+    except ImportError as error:
+        assert "pip install 'fastseq-rec[cli]'" in str(error), error
+    else:
+        raise AssertionError(path)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,10 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastseq.data.baselines import Markov, Popularity
+from fastseq.data.baselines import Popularity
 from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.split import Split, leave_one_out
-from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo, shuffled
+from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo
+
+from .baselines import Markov, shuffled
 
 
 class Order2:

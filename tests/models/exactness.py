@@ -1,4 +1,4 @@
-"""One model against its plain re-statement: forward, loss, every gradient, twenty optimizer steps."""
+"""The models against their plain re-statement: forward, loss, every gradient, twenty optimizer steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from fastseq.data.batch import JaggedBatch
+from fastseq.models import MODELS
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import offsets_of
 from tests.ops.compare import assert_as_accurate, relative_error
 
-from .restatement import Plain
+from .restatement import PLAIN, Plain
 
 N_ITEMS = 23
 INFO = {"n_users": 7, "n_items": N_ITEMS}
+COMMON: dict[str, Any] = {
+    "dropout_prob": 0.0,
+    "weight_decay": 0.01,
+    "reg_weight": 0.03,
+    "epochs": 1,
+    "learning_rate": 0.01,
+    "neg_samples": 2,
+    "max_seq_len": 9,
+}
+PARAMS: dict[str, dict[str, Any]] = {
+    "SASRec": {**COMMON, "embedding_size": 24, "n_layers": 2, "n_heads": 3, "inner_size": 40, "attn_dropout_prob": 0.0},
+    "GRU4Rec": {**COMMON, "embedding_size": 12, "hidden_size": 20, "num_layers": 1},
+    "Caser": {**COMMON, "embedding_size": 12, "n_h": 3, "n_v": 2},
+}
 
 
 def histories(max_len: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -38,18 +53,25 @@ def padded_batch(max_len: int, negatives: int, lengths: list[int] | None = None)
     return sequences, stops, positives, (positives[:, None] + shift) % N_ITEMS
 
 
+def batch_of(model: SequentialRecommender, lengths: list[int] | None = None) -> tuple[Tensor, ...]:
+    """``padded_batch`` as the model takes it: one that knows users has them first."""
+    batch = padded_batch(model.max_seq_len, model.neg_samples, lengths)
+    return (torch.randint(0, model.n_users, (len(batch[0]),)), *batch) if model.needs_user else batch
+
+
 def pair(
-    model_class: type[SequentialRecommender], plain_class: type[Plain], params: dict[str, Any], padding_row: str
+    name: str, padding_row: str = "non-zero", info: dict[str, int] = INFO, **changes: Any
 ) -> tuple[SequentialRecommender, Plain]:
-    """Both models in float64 with the same, not too small, parameters."""
-    model = model_class(params, INFO, seed=3).double()
+    """Both models in float64 with the same, not too small, parameters; ``changes`` of PARAMS."""
+    params = {**PARAMS[name], **changes}
+    model = MODELS[name](params, info, seed=3).double()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "bias" in name or "norm" in name:
+        for key, parameter in model.named_parameters():
+            if "bias" in key or "norm" in key:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         if padding_row == "non-zero":
-            model.item_embedding.weight[N_ITEMS] = torch.randn(params["embedding_size"])
-    plain = plain_class(params, INFO).double()
+            model.item_embedding.weight[model.n_items] = torch.randn(params["embedding_size"])
+    plain = PLAIN[name](params, info).double()
     plain.load_state_dict(model.state_dict(), strict=True)
     return model, plain
 
@@ -60,22 +82,26 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
 
 
-def assert_equal_in_float64(model: SequentialRecommender, plain: Plain, params: dict[str, Any]) -> None:
-    """Forward, loss and gradients within 1e-10, then twenty Adam steps on changing batches."""
-    length, count = params["max_seq_len"], params["neg_samples"]
-    batch = padded_batch(length, count)
-    assert relative_error(model(*batch[:2]), plain(*batch[:2])) < 1e-10
-    loss, expected = model.training_step(batch, 0), plain.loss(batch)
+def assert_same_loss(model: SequentialRecommender, loss: Tensor, plain: Plain, expected: Tensor) -> None:
+    """Losses in float64 and all their gradients within 1e-10."""
     assert relative_error(loss, expected) < 1e-10
     loss.backward()
     expected.backward()
+    ours = gradients(model)
     for name, reference in gradients(plain).items():
-        error = (gradients(model)[name] - reference).norm() / max(1e-3, float(reference.norm()))
+        error = (ours[name] - reference).norm() / max(1e-3, float(reference.norm()))
         assert error < 1e-10, f"gradient of {name}: {error:.2g}"
+
+
+def assert_equal_in_float64(model: SequentialRecommender, plain: Plain) -> None:
+    """Forward, loss and gradients within 1e-10, then twenty Adam steps on changing batches."""
+    batch = batch_of(model)
+    assert relative_error(model(*batch[:2]), plain(*batch[:2])) < 1e-10
+    assert_same_loss(model, model.training_step(batch, 0), plain, plain.loss(batch))
 
     optimizer, plain_optimizer = model.configure_optimizers(), plain.optimizer()
     for _ in range(20):
-        batch = padded_batch(length, count)
+        batch = batch_of(model)
         for step, module, total in (
             (optimizer, model, model.training_step(batch, 0)),
             (plain_optimizer, plain, plain.loss(batch)),
@@ -93,9 +119,9 @@ def assert_equal_in_float64(model: SequentialRecommender, plain: Plain, params: 
         assert error < 1e-10, f"{name} after 20 steps: {error:.2g}"
 
 
-def assert_accurate_in_float32(model: SequentialRecommender, plain: Plain, params: dict[str, Any]) -> None:
+def assert_accurate_in_float32(model: SequentialRecommender, plain: Plain) -> None:
     """Forward, loss and gradients err at most as the rule of fastseq/ops allows, against plain PyTorch."""
-    batch = padded_batch(params["max_seq_len"], params["neg_samples"], [0, 1, 5, 9, 3, 14, 7, 2] * 4)
+    batch = batch_of(model, [0, 1, 5, 9, 3, 14, 7, 2] * 4)
     results = {}
     state = {name: value.float().double() for name, value in model.state_dict().items() if value.is_floating_point()}
     for name, module, dtype in (
@@ -105,7 +131,7 @@ def assert_accurate_in_float32(model: SequentialRecommender, plain: Plain, param
     ):
         module.load_state_dict(state, strict=False)
         module.to(dtype).zero_grad()
-        loss = module.training_step(batch, 0) if isinstance(module, SequentialRecommender) else module.loss(batch)
+        loss = module.training_step(batch, 0)
         loss.backward()
         results[name] = {"forward": module(*batch[:2]).detach(), "loss": loss.detach(), **gradients(module)}
     for name, reference in results["reference"].items():
@@ -124,11 +150,10 @@ def assert_accurate_after_steps(model: SequentialRecommender, plain: Plain, batc
     ):
         module.to(torch.float64).load_state_dict(state)
         module.to(dtype)
-        own = isinstance(module, SequentialRecommender)
-        optimizer = module.configure_optimizers() if own else module.optimizer()
+        optimizer = module.configure_optimizers()
         for batch in batches:
             module.zero_grad()
-            (module.training_step(batch, 0) if own else module.loss(batch)).backward()
+            module.training_step(batch, 0).backward()
             optimizer.step()
         results[name] = {key: parameter.detach().clone() for key, parameter in module.named_parameters()}
     for name, reference in results["reference"].items():

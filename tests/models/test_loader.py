@@ -10,24 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastseq import Caser, GRU4Rec, SASRec
 from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import NegativeSampler
 from fastseq.data.split import Split, leave_one_out
+from fastseq.models import MODELS
 from fastseq.models.base import SequentialRecommender
 from tests.data.tapes import random_tape, tape
 from tests.ops.compare import relative_error
 
-from . import test_caser, test_gru4rec, test_sasrec
-from .restatement import Plain, PlainCaser, PlainGRU4Rec, PlainSASRec
+from . import exactness
+from .restatement import Plain
 
 LENGTH = 6
-MODELS: dict[str, tuple[type[SequentialRecommender], type[Plain], dict[str, Any]]] = {
-    "SASRec": (SASRec, PlainSASRec, test_sasrec.PARAMS),
-    "GRU4Rec": (GRU4Rec, PlainGRU4Rec, test_gru4rec.PARAMS),
-    "Caser": (Caser, PlainCaser, test_caser.PARAMS),
-}
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +57,8 @@ def sample(split: Split, batch: JaggedBatch, traced: JaggedBatch, needs_user: bo
 
 
 def build(name: str, split: Split, **changes: Any) -> tuple[SequentialRecommender, Plain]:
-    model_class, plain_class, params = MODELS[name]
-    params = {**params, "max_seq_len": LENGTH, **changes}
-    data = split.interactions
-    model = model_class(params, {"n_users": data.n_users, "n_items": data.n_items}).double()
-    with torch.no_grad():
-        model.item_embedding.weight[data.n_items] = torch.randn(model.embedding_size)
-    plain = plain_class(params, {"n_users": data.n_users, "n_items": data.n_items}).double()
-    plain.load_state_dict(model.state_dict())
-    return model, plain
+    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+    return exactness.pair(name, info=info, max_seq_len=LENGTH, **changes)
 
 
 @pytest.mark.parametrize("negatives", [0, 2])
@@ -93,15 +81,9 @@ def test_every_batch_of_an_epoch_equals_warprecs(
     for batch, rows in zip(batches, traced, strict=True):
         model.zero_grad()
         plain.zero_grad()
-        loss = model.loss(batch)
         expected = plain.loss(sample(split, batch, rows, model.needs_user))
-        assert relative_error(loss, expected) < 1e-10
-        loss.backward()
-        expected.backward()
-        for (key, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
-            assert parameter.grad is not None and reference.grad is not None, key
-            error = (parameter.grad - reference.grad).norm() / max(1e-3, float(reference.grad.norm()))
-            assert error < 1e-10, key
+        exactness.assert_same_loss(model, model.loss(batch), plain, expected)
+        assert all(parameter.grad is not None for parameter in model.parameters())
         count += batch.n_targets
     assert count == split.n_train - int((split.train_stop > split.interactions.offsets[:-1]).sum())
 

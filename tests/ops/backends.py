@@ -18,6 +18,7 @@ Function = Callable[..., Tensor]
 Inputs = Mapping[str, Any]
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the Triton kernels run, there interpreted
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -73,12 +74,11 @@ def check_triton(
     function: Function, inputs: Inputs, upstream: Tensor, ops: set[str], dtype: torch.dtype = torch.float32
 ) -> None:
     """The Triton kernels err little more than plain PyTorch in ``dtype``; on a GPU, or without one interpreted."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rounded, upstream = cast(inputs, dtype), upstream.to(dtype)
     exact = run(function, cast(rounded, torch.float64), upstream, "reference", ops)
     plain = run(function, rounded, upstream, "reference", ops)
-    moved = {name: x if x is None else x.to(device) for name, x in rounded.items()}
-    fast = run(function, moved, upstream.to(device), "triton", ops)
+    moved = {name: x if x is None else x.to(DEVICE) for name, x in rounded.items()}
+    fast = run(function, moved, upstream.to(DEVICE), "triton", ops)
     assert fast.keys() == exact.keys()
     for name, x in fast.items():
         assert_as_accurate(x.cpu(), plain[name], exact[name], 2.0 if name == "output" else 3.0, name)

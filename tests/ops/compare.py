@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,3 +29,20 @@ def assert_as_accurate(x: Tensor, pytorch: Tensor, reference: Tensor, factor: fl
     bound = factor * relative_error(pytorch, reference) + 2 * torch.finfo(x.dtype).eps
     error = relative_error(x, reference)
     assert error <= bound, f"{name}: error {error:.3g}, at most {bound:.3g} allowed"
+
+
+def chi_square_z(drawn: Tensor, q: np.ndarray) -> float:
+    """Standard deviations of what was drawn from its mean by chi-square (Wilson and Hilferty's approximation).
+
+    Args:
+        drawn: ids, int64 of any shape.
+        q: probability of each id, float64; none with probability 0 may be drawn.
+    """
+    counts = np.bincount(drawn.flatten().numpy(), minlength=len(q))
+    assert counts[q == 0].sum() == 0
+    expected = q[q > 0] * drawn.numel()
+    assert expected.min() >= 5
+    freedom = len(expected) - 1
+    variance = 2 / (9 * freedom)
+    statistic = ((counts[q > 0] - expected) ** 2 / expected).sum()
+    return float(((statistic / freedom) ** (1 / 3) - (1 - variance)) / variance**0.5)

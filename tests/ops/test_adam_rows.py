@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastseq import ops
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 ROWS, WIDTH, STEPS = 23, 13, 10
@@ -172,9 +172,6 @@ def test_bad_arguments(change: dict[str, object], error: type[Exception], messag
         ops.adam_rows(**{**arguments, "step": 1, **change}, lr=0.1)  # type: ignore[arg-type]
     assert torch.equal(arguments["weight"], before)
     assert math.isclose(float(arguments["exp_avg"].sum()), 0.0)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def step_by_triton(tensors: State, rows: Tensor, grad: Tensor, step: int, **options: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastseq.ops import causal_attention, last_query_attention, make_rng, record_served, set_backend
 from fastseq.ops.reference.philox import keep_mask
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [0, 1, 63, 64, 65, 0, 111, 200, 2]
@@ -97,13 +97,12 @@ def check_triton(
     op: Callable[..., Tensor], lengths: list[int], width: int, dropout_p: float, dtype: torch.dtype = torch.float32
 ) -> None:
     """The kernels against float64, by the rule; on a GPU, or without one interpreted."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     qkv, grad = inputs(op, lengths, width, dtype, heads=2)
     exact = reference(op, in_float64(qkv), grad.double(), lengths, dropout_p)
     pytorch = reference(op, qkv, grad, lengths, dropout_p)
-    moved = [x.detach().to(device).requires_grad_() for x in qkv]
+    moved = [x.detach().to(DEVICE).requires_grad_() for x in qkv]
     with set_backend("triton"), record_served() as served:
-        results = run(op, moved, grad.to(device), lengths, dropout_p)
+        results = run(op, moved, grad.to(DEVICE), lengths, dropout_p)
     name = op.__name__
     assert served == [(name, "triton"), (f"{name}_backward", "triton")]
     for i, (result, other, best) in enumerate(zip(results, pytorch, exact, strict=True)):
@@ -120,8 +119,9 @@ def test_triton_one_tile(
 ) -> None:
     """Whole sequences in a tile of 16, 32, 64 or 128."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
-    for key, config in kernels.CONFIGS.items():
-        monkeypatch.setitem(kernels.CONFIGS, key, config._replace(one_tile_forward=128, one_tile_backward=128))
+    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
+        for key, config in table.items():
+            monkeypatch.setitem(table, key, config._replace(one_tile_forward=128, one_tile_backward=128))
     check_triton(causal_attention, lengths, 24, dropout_p)
 
 
@@ -138,17 +138,23 @@ def test_triton_blocks(
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
     small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
-    for key in kernels.CONFIGS:
-        monkeypatch.setitem(kernels.CONFIGS, key, small)
+    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
+        for key in table:
+            monkeypatch.setitem(table, key, small)
     check_triton(causal_attention, lengths, 20, dropout_p)
 
 
 @needs_triton
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(("width", "longest"), [(1, 5), (8, 40), (32, 130), (60, 66), (128, 36)])
-def test_triton_configurations(op: Callable[..., Tensor], width: int, longest: int, poisoned_empty: None) -> None:
+@pytest.mark.parametrize(
+    ("width", "longest", "dropout_p"),
+    [(1, 5, P), (8, 40, P), (32, 130, P), (60, 66, P), (128, 36, P), (32, 130, 0.0), (128, 36, 0.0)],
+)
+def test_triton_configurations(
+    op: Callable[..., Tensor], width: int, longest: int, dropout_p: float, poisoned_empty: None
+) -> None:
     """Every head dim as it is launched."""
-    check_triton(op, [2, 0, longest], width, P)
+    check_triton(op, [2, 0, longest], width, dropout_p)
 
 
 @needs_triton

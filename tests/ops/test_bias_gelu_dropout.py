@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import bias_gelu_dropout, dropout, make_rng, set_backend
 
-from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
+from .backends import DEVICE, Function, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import relative_error
 
 OPS = {"bias_gelu_dropout", "bias_gelu_dropout_backward"}
@@ -59,11 +59,10 @@ def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
 
 @needs_triton
 def test_triton_draws_the_mask_of_the_reference() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     values, upstream = {"x": torch.rand(19, 300) + 0.5, "bias": torch.rand(300)}, torch.rand(19, 300) + 0.5
     expected = run(op(0.3), values, upstream, "reference", OPS)
-    moved = {name: x.to(device) for name, x in values.items()}
-    for name, y in run(op(0.3), moved, upstream.to(device), "triton", OPS).items():
+    moved = {name: x.to(DEVICE) for name, x in values.items()}
+    for name, y in run(op(0.3), moved, upstream.to(DEVICE), "triton", OPS).items():
         if name != "gradient of bias":
             assert torch.equal(y.cpu() != 0, expected[name] != 0), name
 

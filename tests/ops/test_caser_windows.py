@@ -12,7 +12,7 @@ from torch import Tensor
 from fastseq import ops
 from fastseq.ops import record_served
 from fastseq.ops.reference import caser_windows as reference
-from tests.ops.backends import check_same_on_threads, needs_triton, run
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 FLOATS = (0, 4, 5, 6, 7, 8)  # the differentiable arguments
@@ -253,9 +253,6 @@ def test_bad_input_is_named(position: int, value: Tensor, message: str) -> None:
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
         ops.caser_windows(*arguments)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from torch import Tensor
 from fastseq import ops
 from fastseq.ops import _checks, _dispatch
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .calls import CALLS, IN_PLACE, OFFSETS, B, T, V, results
 
 BACKENDS = ["cpu", "reference", pytest.param("triton", marks=needs_triton)]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def changed(x: Tensor, place: int | tuple[int, int], value: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastseq.ops import check_data, linear_cross_entropy, set_backend
 
-from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
+from .backends import DEVICE, Function, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import assert_as_accurate
 
 PER_ROW = {"linear_cross_entropy", "linear_cross_entropy_backward"}
@@ -208,9 +208,6 @@ def test_errors() -> None:
         linear_cross_entropy(h, weight, targets.int())
     with pytest.raises(ValueError, match=r"bias is \[3\], expected \[7\]"):
         linear_cross_entropy(h, weight, targets, bias=torch.zeros(3))
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @needs_triton

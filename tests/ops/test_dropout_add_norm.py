@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import dropout, dropout_add_norm, make_rng, set_backend
 
-from .backends import Function, check_cpu, check_threads, check_triton, needs_triton, run
+from .backends import DEVICE, Function, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import relative_error
 
 OPS = {"dropout_add_norm", "dropout_add_norm_backward"}
@@ -84,14 +84,13 @@ def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
 @pytest.mark.parametrize("first", ["reference", "triton"])
 def test_triton_mixes_with_the_reference(first: str) -> None:
     """mean and rstd mean the same everywhere, so forward and backward may be served apart."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     values, upstream = inputs(9, 70)
     expected = run(op(0.3), values, upstream, "reference", OPS)
-    leaves = {name: x.to(device).requires_grad_() for name, x in values.items()}
+    leaves = {name: x.to(DEVICE).requires_grad_() for name, x in values.items()}
     with set_backend(first):
         y = op(0.3)(**leaves)
     with set_backend("triton" if first == "reference" else "reference"):
-        y.backward(upstream.to(device))
+        y.backward(upstream.to(DEVICE))
     for name, x in leaves.items():
         assert x.grad is not None
         assert relative_error(x.grad.cpu(), expected[f"gradient of {name}"]) < 1e-6, name
@@ -100,10 +99,9 @@ def test_triton_mixes_with_the_reference(first: str) -> None:
 @needs_triton
 def test_triton_draws_the_mask_of_the_reference() -> None:
     """What is dropped of x has no gradient."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     values, upstream = inputs(19, 70)
-    moved = {name: x.to(device) for name, x in values.items()}
-    kept = run(op(0.3), moved, upstream.to(device), "triton", OPS)["gradient of x"].cpu() != 0
+    moved = {name: x.to(DEVICE) for name, x in values.items()}
+    kept = run(op(0.3), moved, upstream.to(DEVICE), "triton", OPS)["gradient of x"].cpu() != 0
     assert torch.equal(kept, dropout(torch.ones(19, 70), 0.3, RNG, 3) != 0)
 
 

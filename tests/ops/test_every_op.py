@@ -15,7 +15,7 @@ from fastseq import SASRec, ops
 from fastseq.data.batch import JaggedBatch
 from fastseq.ops import _dispatch
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .calls import CALLS, IN_PLACE, VARIANTS, results
 
 CASES = [
@@ -24,7 +24,6 @@ CASES = [
     *(pytest.param(name, "cpu", change, id=f"{name}-cpu-{'-'.join(change)}")
       for name, changes in VARIANTS.items() for change in changes),
 ]  # fmt: skip
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def leaves_of(name: str, backend: str, change: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +108,7 @@ def test_one_full_graph(name: str, backend: str, change: dict[str, Any]) -> None
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a compiler")
 def test_inductor_compiles_a_small_model() -> None:
     """One training step of SASRec, its own and inductor's kernels in one graph, equals eager's."""

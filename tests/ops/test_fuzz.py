@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastseq import ops
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .calls import CALLS, IN_PLACE, results
 
 EXAMPLES = int(os.environ.get("FASTSEQ_FUZZ_EXAMPLES", "60"))
@@ -109,8 +109,7 @@ def test_types_without_a_result_are_named(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear", "sample_negatives", "sample_shared_negatives"}))
 def test_float64_is_for_the_cpu(name: str) -> None:
     """Triton's kernels name a floating argument; linear gives its products to PyTorch."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in CALLS[name]().items()}
+    arguments = {key: x.to(DEVICE) if isinstance(x, Tensor) else x for key, x in CALLS[name]().items()}
     floating = [key for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()]
     message = r"is torch\.float64: the Triton kernels compute in float32, float64 is for the CPU"
     with ops.set_backend("triton"), pytest.raises(ValueError, match=f"({'|'.join(floating)}) {message}"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import ops
-from tests.ops.backends import check_same_on_threads, check_triton, needs_triton, run
+from tests.ops.backends import DEVICE, check_same_on_threads, check_triton, needs_triton, run
 from tests.ops.compare import assert_as_accurate, relative_error
 
 LENGTHS = [7, 0, 63, 1, 111, 7, 2, 0, 50, 1, 30]
@@ -249,9 +249,8 @@ def test_triton(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype,
 @pytest.mark.parametrize("hidden", [20, 70, 140])
 def test_triton_company_changes_no_bit(hidden: int) -> None:
     """A sequence's states and gradients are the same alone and among 17 others, whatever their lengths."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = [4] + [1, 6, 0, 3] * 4 + [2]
-    x, weight, b, grad = (a.to(device) for a in inputs(lengths, hidden, True, torch.float32))
+    x, weight, b, grad = (a.to(DEVICE) for a in inputs(lengths, hidden, True, torch.float32))
     together = run(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, "triton", set())
     alone = run(triton_gru([4]), {"x": x[:4], "weight": weight, "bias": b}, grad[:4], "triton", set())
     for name in ("output", "gradient of x"):
@@ -264,14 +263,13 @@ def test_triton_company_changes_no_bit(hidden: int) -> None:
 @needs_triton
 def test_triton_gates_are_accurate_and_never_nan() -> None:
     """As test_gates_are_exact_to_a_few_ulp_and_never_nan; exp on a GPU is good to a few ulp times its argument."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     magnitude = torch.logspace(-8, 4, 4, dtype=torch.float64).repeat_interleave(5) * torch.linspace(1, 9000, 20)
     x = torch.cat((-magnitude, torch.zeros(3), magnitude)).float()
     with ops.set_backend("triton"):
         h, saved = torch.ops.fastseq.gru(
-            x.repeat_interleave(3).view(-1, 3).to(device),
-            torch.zeros(3, 1, device=device),
-            offsets_of([1] * len(x)).to(device),
+            x.repeat_interleave(3).view(-1, 3).to(DEVICE),
+            torch.zeros(3, 1, device=DEVICE),
+            offsets_of([1] * len(x)).to(DEVICE),
             None,
             1,
         )
@@ -280,7 +278,7 @@ def test_triton_gates_are_accurate_and_never_nan() -> None:
     torch.testing.assert_close(r, torch.sigmoid(x.double()), rtol=2e-5, atol=1e-37)
     torch.testing.assert_close(n, torch.tanh(x.double()), rtol=1e-6, atol=0)
     assert not a.any()
-    bad = torch.tensor([[0.0, 0.0, float("nan")], [0.0, float("inf"), 1.0]], device=device)
+    bad = torch.tensor([[0.0, 0.0, float("nan")], [0.0, float("inf"), 1.0]], device=DEVICE)
     with ops.set_backend("triton"):
-        h = ops.gru(bad, torch.zeros(3, 1, device=device), offsets_of([1, 1]).to(device), max_len=1)
+        h = ops.gru(bad, torch.zeros(3, 1, device=DEVICE), offsets_of([1, 1]).to(DEVICE), max_len=1)
     assert h[0].isnan().all() and h[1].item() == 0.0

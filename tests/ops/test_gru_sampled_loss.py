@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 from tests.ops.test_gru import offsets_of, pytorch_gru
 from tests.ops.test_sampled_loss import plain_loss
@@ -170,8 +170,7 @@ def test_triton(
     if rows:
         case["rows"][0] = case["rows"][1]  # one that counts twice
     log_q = torch.zeros(case["negatives"].shape) if loss == "sampled_softmax" else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    moved = {name: x if x is None else x.to(device) for name, x in {**case, "log_q": log_q}.items()}
+    moved = {name: x if x is None else x.to(DEVICE) for name, x in {**case, "log_q": log_q}.items()}
     with ops.set_backend("triton"), ops.record_served() as calls:
         results = fused(moved, loss)
         again = fused(moved, loss)

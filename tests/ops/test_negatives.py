@@ -14,7 +14,8 @@ from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops.philox import SITE_NEGATIVES
 from fastseq.ops.reference.philox import philox
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
+from .compare import chi_square_z
 
 N_ITEMS = 37
 
@@ -96,18 +97,6 @@ def test_a_negative_depends_on_nothing_beside_it(distribution: str) -> None:
     assert not torch.equal(whole, other)
 
 
-def assert_distributed(drawn: Tensor, q: np.ndarray) -> None:
-    """Chi-square, by Wilson and Hilferty's normal approximation: below 4 standard deviations; none where q is 0."""
-    counts = np.bincount(drawn.flatten().numpy(), minlength=len(q))
-    assert counts[q == 0].sum() == 0
-    counts, expected = counts[q > 0], q[q > 0] * drawn.numel()
-    assert expected.min() >= 5
-    freedom = len(expected) - 1
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    variance = 2 / (9 * freedom)
-    assert ((statistic / freedom) ** (1 / 3) - (1 - variance)) / variance**0.5 < 4
-
-
 @pytest.mark.parametrize(
     ("distribution", "seen"),
     [
@@ -132,7 +121,7 @@ def test_follows_the_distribution_given_what_is_excluded(distribution: str, seen
     q[q * drawn.numel() < 5] = 0
     drawn = drawn[torch.from_numpy(q)[drawn] > 0]
     assert drawn.numel() > 0.999 * 25 * n
-    assert_distributed(drawn, q / q.sum())
+    assert chi_square_z(drawn, q / q.sum()) < 4
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "even"])
@@ -148,7 +137,7 @@ def test_shared(distribution: str) -> None:
             assert served == [("sample_shared_negatives", "cpu")]
             assert torch.equal(drawn, expected) and drawn.shape == (size,)
     weights = np.exp(-0.05 * np.arange(N_ITEMS)) if options else np.ones(N_ITEMS)
-    assert_distributed(ops.sample_shared_negatives(100_000, N_ITEMS, rng, **options), weights / weights.sum())
+    assert chi_square_z(ops.sample_shared_negatives(100_000, N_ITEMS, rng, **options), weights / weights.sum()) < 4
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -210,9 +199,6 @@ def test_cpp_checks_what_it_reads() -> None:
     wrong["alias"][4] = N_ITEMS
     with pytest.raises(ValueError, match=r"alias\[4\] is 37, expected 0 <= value < 37"):
         ops.sample_negatives(users, positives, offsets, items, 2, N_ITEMS, rng, **wrong)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def draw_by_triton(*arguments: Any, **options: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastseq import ops
 from fastseq.ops.sampled_loss import LOSSES
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate, relative_error
 
 
@@ -231,9 +231,6 @@ def test_h_decides_the_type(kind: torch.dtype, shared: bool) -> None:
     assert [r.dtype for r in results] == [torch.promote_types(kind, torch.float32), kind, torch.float32]
     for result, other in zip(results, expected, strict=True):
         torch.testing.assert_close(result, other, rtol=0.01 if result.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def triton_loss(case: dict[str, Tensor], loss: str, padding_idx: int | None = None) -> list[Tensor]:

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .backends import needs_triton
+from .backends import DEVICE, needs_triton
 from .compare import assert_as_accurate
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def problem(shape: tuple[int, ...], width: int, n_rows: int, skew: float) -> tuple[Tensor, Tensor, Tensor]:

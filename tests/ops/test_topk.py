@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastseq.ops import check_data, record_served, set_backend, topk
 from fastseq.ops.cpu import topk as cpu
-from tests.ops.backends import check_same_on_threads, needs_triton
+from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
 from tests.ops.compare import assert_as_accurate
 
 
@@ -187,9 +187,6 @@ def test_no_gradient() -> None:
     h, weight = integers(3, 20)
     scores, _ = topk(h.requires_grad_(), weight.requires_grad_(), 4)
     assert not scores.requires_grad
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assert_same_by_triton(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastseq.data.baselines import Markov, Popularity
+from fastseq.data.baselines import Popularity
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio
 from fastseq.errors import CheckpointError, ConfigError, DataError
 from fastseq.training.evaluation import Scorer, evaluate
 from fastseq.training.metrics import parse_metric, worst_order
+from tests.data.baselines import Markov
 
 from .tiny import make_interactions, make_model, make_split
 

@@ -64,6 +64,7 @@ def assert_no_trace(tmp_path: Path, run: RunFolder, epochs: int) -> None:
     assert len(run.metrics_path.read_bytes().splitlines()) == epochs
 
 
+@pytest.mark.slow
 def test_kills_at_steps_and_inside_writes_leave_no_trace(tmp_path: Path) -> None:
     run, epochs = RunFolder(tmp_path / "run"), 15
     steps, temporary = [], 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,4 +209,20 @@ def test_one_training_process_a_folder(tmp_path: Path) -> None:
             RunFolder(tmp_path / "run", lock=True, **options)
     assert first.config_path.read_text() == "kept: true"
     first.unlock()
+    RunFolder(tmp_path / "run", resume=True, lock=True).unlock()
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from fastseq.training.run import RunFolder; folder = RunFolder(sys.argv[1], lock=True); "
+        "print('locked', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=rf"run: process {process.pid} is training .* another folder"):
+                RunFolder(tmp_path / "run", resume=True, lock=True)
+        process.kill()
     RunFolder(tmp_path / "run", resume=True, lock=True).unlock()

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import parse_config
-from fastseq.data.interactions import Interactions
-from fastseq.data.split import Split, leave_one_out
+from fastseq.data.batch import JaggedBatch
+from fastseq.data.split import leave_one_out
+from fastseq.models import MODELS
 from fastseq.training import throughput
 from fastseq.training.loop import Trainer
 from tests.cli.test_commands import here, write_data
-from tests.cli.test_configuration import seed_blocks
+from tests.cli.test_configuration import REFERENCE_BLOCKS
 
 LABELS = "user_id,item_id,timestamp"
 TRAINING_KEYS = {
@@ -33,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_configurations_are_the_requests() -> None:
-    trees = [yaml.safe_load(block)["models"] for block in seed_blocks()]
+def test_configurations_are_the_reference_ones() -> None:
+    trees = [yaml.safe_load(block)["models"] for block in REFERENCE_BLOCKS]
     assert {name: params for tree in trees for name, params in tree.items()} == throughput.REFERENCE_CONFIGURATIONS
 
 
@@ -45,24 +47,22 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
     """On the same training part and options, both take the same steps: equal losses, bit for bit."""
     losses: dict[str, list[float]] = {"train": [], "bench": []}
     into = "train"
-    step = Trainer._step
+    loss = MODELS[model].loss
 
-    def recorded(trainer: Trainer, batch: Any) -> None:
-        step(trainer, batch)
-        losses[into].append(float(trainer._pending[-1][0]))
+    def recorded(self: Any, batch: JaggedBatch) -> Tensor:
+        value = loss(self, batch)
+        losses[into].append(float(value.detach()))
+        return value
 
-    monkeypatch.setattr(Trainer, "_step", recorded)
+    monkeypatch.setattr(MODELS[model], "loss", recorded)
     params = throughput.reference_params(model, 8, batch_size=64) | {"epochs": 1}
     tree = {"models": {model: params}, "reader": {"local_path": str(data)}}
     config = parse_config(tree | {"writer": {"local_experiment_path": str(tmp_path)}})
     (outcome,) = experiment.train(config)
     assert outcome.result.steps == len(losses["train"]) > 2
 
-    def held_out(interactions: Interactions) -> Split:
-        return leave_one_out(interactions)
-
     into = "bench"
-    monkeypatch.setattr(throughput, "everything", held_out)
+    monkeypatch.setattr(throughput, "everything", leave_one_out)
     figures = throughput.train_throughput(model, data, 8, batch_size=64, seconds=0.3, warmup_seconds=0)
     steps = min(len(losses["train"]), figures["steps"])
     assert losses["bench"][:steps] == losses["train"][:steps]

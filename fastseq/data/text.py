@@ -1,0 +1,380 @@
+"""Delimited text to factorised columns, through polars.
+
+The file is read in blocks of ``BLOCK`` bytes, so beside the columns there is never more than one block and its frame.
+polars splits a block whose records are plain. Python splits what polars takes differently (quotes inside of a field,
+spaces before a quote, text that is not UTF-8 in a column that is not read); it also finds the line of an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastseq.errors import DataError
+
+from .frames import import_polars
+from .ids import IdMap, factorise
+
+BLOCK = 8 << 20  # bytes per read
+LONGEST_RECORD = 1 << 28
+BATCH = 1 << 16  # records that Python splits at a time
+BLANKS = " \t\r"
+WORD = re.compile(rb"[^ \t\r\n]+")
+UNUSED = b"\x1f"  # stands for a separator of several bytes: polars takes one
+MISSING = ("", "NaN", "nan", "null", "NULL", "None")
+NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+DATETIME = (
+    r"^(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[T ](?P<minute>[0-9]{2}:[0-9]{2})(?::(?P<second>[0-5][0-9])(?:\.(?P<fraction>[0-9]+))?)?"
+    r"(?:Z|(?P<sign>[+-])(?P<zone_hours>[01][0-9]|2[0-3])(?::?(?P<zone_minutes>[0-5][0-9]))?)?)?$"
+)
+Rows: TypeAlias = tuple[list[Any], Callable[[int], int]]  # columns as series of texts; the line of a row
+Problem: TypeAlias = tuple[int, str]  # row and what is wrong with its field
+
+
+def read_text(
+    file: IO[bytes], separator: str | None, names: list[str], columns: list[int], line: int
+) -> tuple[tuple[IdMap, NDArray[np.int32]], tuple[IdMap, NDArray[np.int32]], NDArray[Any] | None]:
+    """The rest of a file as columns.
+
+    Args:
+        file: at the start of line ``line``.
+        separator: between fields, of any length; None: runs of spaces and tabs, and then nothing is quoted.
+        names: the file's columns. Every record has as many fields. Empty: every line holds the items of one user,
+            whose id is the line's number.
+        columns: positions in ``names`` of user, item and, if it is read, timestamp.
+        line: number of the next line, from 1.
+
+    Returns:
+        ``(user ids, codes)``, ``(item ids, codes)`` and times: codes int32 [events]; times int64 or float64 [events],
+        datetimes as microseconds since 1970-01-01 UTC, or None.
+
+    Raises:
+        DataError: naming line and column.
+        ImportError: if polars is not installed.
+    """
+    reader = _TextReader(separator, names, columns, line)
+    rest = b""
+    while block := file.read(BLOCK):
+        rest += block
+        stop = rest.rfind(b"\n") + 1
+        if stop:
+            rest = rest[reader.feed(rest[:stop]) :]
+        if len(rest) > LONGEST_RECORD:
+            raise DataError(
+                f"line {reader.line}: a line longer than {LONGEST_RECORD >> 20} MiB: is this text, are its quotes "
+                "closed?"
+            )
+    if rest and reader.feed(rest + b"\n") <= len(rest):
+        raise DataError(f"line {reader.line}: a quote that is opened here is never closed")
+    return reader.users.finish(), reader.items.finish(), reader.times.finish() if reader.times else None
+
+
+def split_record(text: bytes, separator: str) -> list[bytes] | None:
+    """The fields of the first record of ``text``, which ends with a newline; None where a quote is never closed."""
+    return next((fields for _, _, fields in _Splitter(separator).records(text, 1)), None)
+
+
+class _Splitter:
+    """Splits text into records by the rules, one field at a time.
+
+    A field that starts with a quote, after spaces or none, runs to the closing quote, newlines included; ``""`` in it
+    is a quote, and what follows the closing quote belongs to the field. Elsewhere a quote is a character. Spaces, tabs
+    and carriage returns around a field do not count, nor do blank lines.
+    """
+
+    def __init__(self, separator: str | None) -> None:
+        self.words = separator is None
+        between = re.escape((separator or ",").encode())
+        plain = rb"(?:(?!%b)[^\n])*+" % between
+        lead = b"" if separator and separator[0] == " " else b" *+"
+        self._field = re.compile(rb'%b(?:"((?:[^"]++|"")*+)"(%b)|(?!")(%b))(%b|\n)' % (lead, plain, plain, between))
+
+    def records(self, text: bytes, line: int) -> Iterator[tuple[int, int, list[bytes]]]:
+        """Line, end in ``text`` and fields of every record; a blank line has no fields.
+
+        Stops before a quote that ``text`` does not close.
+        """
+        if self.words:
+            end = 0
+            for raw in text.split(b"\n")[:-1]:
+                end += len(raw) + 1
+                yield line, end, WORD.findall(raw)
+                line += 1
+            return
+        fields, start, end = [], 0, 0
+        while match := self._field.match(text, end):
+            inside, after, plain, stop = match.groups()
+            fields.append((plain if inside is None else inside.replace(b'""', b'"') + after).strip(BLANKS.encode()))
+            end = match.end()
+            if stop == b"\n":
+                yield line, end, [] if fields == [b""] else fields
+                line += text.count(b"\n", start, end)
+                fields, start = [], end
+
+
+class _TextReader:
+    """Takes a text in pieces of whole lines and fills the columns.
+
+    Attributes:
+        line: number of the first line not read yet.
+    """
+
+    def __init__(self, separator: str | None, names: list[str], columns: list[int], line: int) -> None:
+        self.pl = import_polars("reading a text file")
+        self.line = line
+        self.separator = (separator or "").encode()  # empty: words
+        self.names, self.columns = names, columns
+        self.splitter = _Splitter(separator)
+        self.users, self.items = _Ids("user"), _Ids("item")
+        self.times = _Times() if len(columns) == 3 else None
+        if len(self.separator) == 1:
+            field = rb'(?:"(?:[^"]++|"")*+"|[^"\n%b]*+)' % re.escape(self.separator)
+            # Records of the right number of fields with quotes around whole fields alone: what polars reads as we do.
+            self._orderly = re.compile(
+                rb"(?:%b(?:%b%b){%d}\r?\n)*+" % (field, re.escape(self.separator), field, len(names) - 1)
+            )
+
+    def feed(self, text: bytes) -> int:
+        """Reads the records of ``text`` that are complete; returns how many bytes they took."""
+        quoted = bool(self.separator) and b'"' in text
+        size = len(text)
+        if quoted:
+            size = match.end() if len(self.separator) == 1 and (match := self._orderly.match(text)) else 0
+        if size and not self._read_plain(text[:size], quoted):
+            size = 0
+        return size if size == len(text) else size + self._read_exactly(text[size:])
+
+    def _read_plain(self, text: bytes, quoted: bool) -> bool:
+        """Reads whole records through polars; False, with nothing read, where it does not split them as we do."""
+        pl = self.pl
+        try:
+            rows = self._fields(text, quoted) if self.separator else self._words(text)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError):
+            return False
+        if rows is None:
+            return False
+        self._keep(*rows)
+        self.line += text.count(b"\n")
+        return True
+
+    def _fields(self, text: bytes, quoted: bool) -> Rows | None:
+        pl, separator, width = self.pl, self.separator, len(self.names)
+        plain = text.lstrip(b"\r\n")  # polars counts the columns of the first line
+        if plain.startswith(b"\xef\xbb\xbf"):  # which polars drops; here it is text
+            return None
+        if len(separator) > 1 or separator == b"\r":
+            if UNUSED in text:
+                return None
+            plain, separator = plain.replace(separator, UNUSED), UNUSED
+        frame = pl.read_csv(
+            plain,
+            has_header=False,
+            schema={str(column): pl.String for column in range(width)},
+            columns=sorted({*self.columns, width - 1}),  # with the last one, a line of more fields is an error
+            separator=separator.decode(),
+            quote_char='"' if quoted else None,
+        )
+        if not quoted:  # blank lines are rows of nulls, and so are the fields that a short line lacks
+            frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+            if plain.count(separator) != len(frame) * (width - 1):
+                return None
+        lines = (line for line, _, fields in self.splitter.records(text, self.line) if fields)
+        return [frame[str(column)] for column in self.columns], lambda row: next(islice(lines, row, None))
+
+    def _words(self, text: bytes) -> Rows | None:
+        pl = self.pl
+        lines = pl.Series([text.decode()]).str.split("\n").explode()
+        frame = pl.DataFrame({"words": lines.str.extract_all(r"[^ \t\r]+")}).with_row_index("line", self.line)
+        frame = frame.filter(pl.col("words").list.len() > 0)
+        if not self.names:
+            frame = frame.explode("words")
+            return [frame["line"].cast(pl.String), frame["words"]], frame["line"].__getitem__
+        if (frame["words"].list.len() != len(self.names)).any():
+            return None
+        return [frame["words"].list.get(column) for column in self.columns], frame["line"].__getitem__
+
+    def _read_exactly(self, text: bytes) -> int:
+        """Reads the complete records one by one; returns how many bytes they took."""
+        records, total = self.splitter.records(text, self.line), 0
+        while batch := list(islice(records, BATCH)):
+            rows: list[tuple[int, list[str]]] = []
+            problem = None
+            for line, _, fields in batch:
+                try:
+                    rows += self._decoded(line, fields)
+                except DataError as error:
+                    problem = error
+                    break
+            columns = [[texts[column] for _, texts in rows] for column in range(len(self.columns))]
+            self._keep(
+                [self.pl.Series(column, dtype=self.pl.String) for column in columns],
+                [line for line, _ in rows].__getitem__,
+            )
+            if problem:  # a record before it may have been worse
+                raise problem
+            total = batch[-1][1]
+        self.line += text.count(b"\n", 0, total)
+        return total
+
+    def _decoded(self, line: int, fields: list[bytes]) -> list[tuple[int, list[str]]]:
+        """The rows of a record: its line, and user, item and time as text."""
+        width = len(self.names)
+        if width and fields and len(fields) != width:
+            raise DataError(f"line {line}: {len(fields)} field{'s' * (len(fields) != 1)}, expected {width}")
+        rows = [[fields[c] for c in self.columns]] if width and fields else [[b"%d" % line, item] for item in fields]
+        try:
+            return [(line, [field.decode() for field in row]) for row in rows]
+        except UnicodeDecodeError as error:
+            column = [field for row in rows for field in row].index(error.object) % len(self.columns)
+            raise DataError(f"line {line}{self._label(column)}: {_shown(error.object)} is not UTF-8 text") from None
+
+    def _label(self, column: int) -> str:
+        return f", column {self.names[self.columns[column]]!r}" if self.names else ""
+
+    def _keep(self, columns: list[Any], line_of: Callable[[int], int]) -> None:
+        """Adds columns of text to what is read; ``line_of`` gives the line of a row."""
+        if not len(columns[0]):  # blank lines
+            return
+        targets: list[_Ids | _Times] = [self.users, self.items, *([self.times] if self.times else [])]
+        problems = []
+        for column, (target, texts) in enumerate(zip(targets, columns, strict=True)):
+            if (problem := target.add(texts, self.pl)) is not None:
+                problems.append((problem[0], column, problem[1]))
+        if problems:
+            row, column, what = min(problems)
+            raise DataError(f"line {line_of(row)}{self._label(column)}: {what}")
+
+
+class _Ids:
+    """A column of ids: integers as long as every one is printed as Python prints it, then text.
+
+    Integers are kept as they are, in the fewest bytes; text as codes into ``index``, in the order of appearance.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.parts: list[NDArray[Any]] = []
+        self.index: dict[str, int] | None = None
+
+    def add(self, texts: Any, pl: Any) -> Problem | None:
+        """Adds a series of texts; or adds nothing and returns the first that is no id."""
+        if self.index is None and (numbers := _integers(texts, pl)) is not None:
+            self.parts.append(numbers.shrink_dtype().to_numpy())
+            return None
+        texts = texts.str.strip_chars(BLANKS).fill_null("")
+        if self.index is None and (numbers := _integers(texts, pl)) is not None:
+            self.parts.append(numbers.shrink_dtype().to_numpy())
+            return None
+        bad = texts.is_in(MISSING) | texts.str.contains("\0", literal=True)
+        if bad.any():
+            row = int(bad.arg_max())
+            if texts[row] in MISSING:
+                return row, f"the id is missing ({_shown(texts[row])}); drop the line or name the id"
+            return row, f"{_shown(texts[row])} is not UTF-8 text"
+        if self.index is None:
+            known, codes = np.unique(self._joined(), return_inverse=True)
+            self.index = {str(number): code for code, number in enumerate(known.tolist())}
+            self.parts = [codes.astype(np.int32)]
+        index = self.index
+        distinct = texts.unique()
+        codes_of = np.fromiter((index.setdefault(text, len(index)) for text in distinct), np.int32, len(distinct))
+        self.parts.append(codes_of[texts.cast(pl.Enum(distinct)).to_physical().to_numpy()])
+        return None
+
+    def finish(self) -> tuple[IdMap, NDArray[np.int32]]:
+        """The map of the ids, and the index of each row's id, int32 [rows]."""
+        joined = self._joined()
+        if self.index is None:
+            return factorise(joined, self.name)
+        texts = sorted(self.index)
+        rank = np.empty(len(texts), np.int32)
+        rank[[self.index[text] for text in texts]] = np.arange(len(texts), dtype=np.int32)
+        return IdMap.from_sorted(texts), rank[joined]
+
+    def _joined(self) -> NDArray[Any]:
+        joined = np.concatenate(self.parts) if self.parts else np.empty(0, np.int64)
+        self.parts.clear()
+        return joined
+
+
+class _Times:
+    """A column of times: int64, float64 once one needs it; or all of them datetimes, as int64 microseconds."""
+
+    def __init__(self) -> None:
+        self.parts: list[NDArray[Any]] = []
+        self.datetimes: bool | None = None  # None before the first
+
+    def add(self, texts: Any, pl: Any) -> Problem | None:
+        """Adds a series of texts; or adds nothing and returns the first that is no time, or of the other kind."""
+        if not self.datetimes and (numbers := _integers(texts, pl)) is not None:
+            self.parts.append(numbers.to_numpy())
+            self.datetimes = False
+            return None
+        texts = texts.str.strip_chars(BLANKS).fill_null("")
+        numbers = _numbers(texts, pl)
+        if self.datetimes is None:
+            self.datetimes = numbers[0] is None and _microseconds(texts[:1], pl)[0] is not None
+        values = _microseconds(texts, pl) if self.datetimes else numbers
+        if values.null_count() == 0:
+            self.parts.append(values.to_numpy())
+            return None
+        row = int(values.is_null().arg_max())
+        text = texts[row]
+        if text in MISSING:
+            return row, f"the timestamp is missing ({_shown(text)}); drop the line or fill it"
+        if self.datetimes:
+            return row, f"{_shown(text)} is not a datetime (YYYY-MM-DD[ HH:MM[:SS]]) as those before it"
+        if _microseconds(texts[row : row + 1], pl)[0] is not None:
+            return row, f"{_shown(text)} is a datetime, the timestamps before it are numbers"
+        return row, f"{_shown(text)} is not a timestamp (an integer, a float, or YYYY-MM-DD[ HH:MM[:SS]])"
+
+    def finish(self) -> NDArray[Any]:
+        """The times [rows]."""
+        joined = np.concatenate(self.parts) if self.parts else np.empty(0, np.int64)
+        self.parts.clear()
+        return joined
+
+
+def _integers(texts: Any, pl: Any) -> Any | None:
+    """int64 numbers where every text is an integer as Python prints it (no plus sign, leading zero or "-0")."""
+    numbers = texts.cast(pl.Int64, strict=False)
+    return numbers if numbers.null_count() == 0 and (numbers.cast(pl.String) == texts).all() else None
+
+
+def _numbers(texts: Any, pl: Any) -> Any:
+    """int64 numbers where every text is an integer, float64 ones elsewhere; null where a text is no finite number."""
+    if (integers := _integers(texts, pl)) is not None:
+        return integers
+    numbers = texts.cast(pl.Float64, strict=False)
+    return pl.select(pl.when(texts.str.contains(NUMBER) & numbers.is_finite()).then(numbers)).to_series()
+
+
+def _microseconds(texts: Any, pl: Any) -> Any:
+    """int64 microseconds since 1970-01-01 UTC; null where a text is no datetime. Without a zone it is in UTC."""
+    parts = texts.str.extract_groups(DATETIME).struct.unnest()
+
+    def number(digits: Any) -> Any:
+        return digits.cast(pl.Int64).fill_null(0)
+
+    minute = pl.concat_str("day", pl.lit(" "), pl.col("minute").fill_null("00:00")).str.to_datetime(
+        "%Y-%m-%d %H:%M", time_unit="us", strict=False
+    )
+    fraction = pl.col("fraction").str.slice(0, 6).str.pad_end(6, "0")
+    zone = (number(pl.col("zone_hours")) * 60 + number(pl.col("zone_minutes"))) * pl.when(pl.col("sign") == "-").then(
+        -1
+    ).otherwise(1)
+    return parts.select(
+        minute.to_physical() + number(pl.col("second")) * 1_000_000 + number(fraction) - zone * 60_000_000
+    ).to_series()
+
+
+def _shown(text: str | bytes) -> str:
+    """A field for messages: at most 60 bytes, those that are no ASCII as ``\\x…``."""
+    raw = text if isinstance(text, bytes) else text.encode()
+    return f"'{repr(raw[:60])[2:-1]}{'…' * (len(raw) > 60)}'"
