@@ -53,29 +53,13 @@ def caser_windows(
     Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding",
     WSDM 2018, equations 3 to 7.
     """
-    _check(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
-    out, _ = _caser_windows(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
-    return out
-
-
-def _check(
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-) -> None:
     if x.dim() != 2 or bias_h.dim() != 2 or bias_h.shape[0] < 1 or weight_v.dim() != 2:
         raise ValueError(
             f"x has shape {list(x.shape)}, bias_h {list(bias_h.shape)}, weight_v {list(weight_v.shape)}, "
             "expected [T, d], [L, n_h], [n_v, L] with L >= 1"
         )
     d, (length, n_h), n_v = x.shape[1], bias_h.shape, weight_v.shape[0]
-    wanted = {
+    expected = {
         "offsets": (offsets, [offsets.numel()]),
         "sequences": (sequences, [stops.shape[0]]),
         "stops": (stops, [stops.shape[0]]),
@@ -87,13 +71,15 @@ def _check(
     }
     if offsets.numel() < 1:
         raise ValueError("offsets is empty, expected at least the 0 it starts with")
-    for name, (tensor, shape) in wanted.items():
+    for name, (tensor, shape) in expected.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {shape}")
         index = {"offsets": torch.int32, "sequences": torch.int64, "stops": torch.int64}.get(name)
         if index is not None and tensor.dtype != index:
             raise ValueError(f"{name} is {tensor.dtype}, expected {index}")
     _checks.one_type(x=x, weight_h=weight_h, bias_h=bias_h, weight_v=weight_v, bias_v=bias_v, padding_row=padding_row)
+    out, _ = _caser_windows(x, offsets, sequences, stops, weight_h, bias_h, weight_v, bias_v, padding_row)
+    return out
 
 
 def _check_data(x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *_: Tensor) -> None:
@@ -104,8 +90,8 @@ def _check_data(x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *_
     if wrong.shape[0]:
         n = int(wrong[0])
         s = int(sequences[n])
-        found = f"stops[{n}] is {int(stops[n])}"
-        raise ValueError(f"{found}, expected a row of sequence {s}, {int(offsets[s])} to {int(offsets[s + 1])}")
+        stop = f"stops[{n}] is {int(stops[n])}"
+        raise ValueError(f"{stop}, expected a row of sequence {s}, {int(offsets[s])} to {int(offsets[s + 1])}")
 
 
 def _fake(x: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,10 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     "topk": [
         *SEEN_ARE_BAD,
         ({"seen_offsets": torch.tensor([1, 1, 3])}, "seen_offsets starts at 1 and ends at 3, expected 0 and 3"),
-        ({"seen_offsets": torch.tensor([0, 4, 3])}, "seen_offsets decreases at index 2: 4 then 3, expected ranges of 3 seen items"),
+        (
+            {"seen_offsets": torch.tensor([0, 4, 3])},
+            "seen_offsets decreases at index 2: 4 then 3, expected ranges of 3",
+        ),
         ({"seen_items": torch.tensor([4, 0, V])}, r"seen_items\[2\] is 11, expected 0 <= id < 11"),
     ],
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,7 @@ def adam_rows(
     rows: Tensor,
     grad: Tensor,
     step: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    lazy: bool,
+    *settings: Any,
 ) -> None:
     updated = (weight, exp_avg, exp_avg_sq, last_step)
     buffers = [*(prepared(tensor) for tensor in updated[:3]), last_step.contiguous()]
@@ -31,11 +29,7 @@ def adam_rows(
         array(rows.contiguous()),
         array(prepared(grad)),
         int(step),
-        lr,
-        beta1,
-        beta2,
-        eps,
-        lazy,
+        *settings,
         torch.get_num_threads(),
     )
     for tensor, buffer in zip(updated, buffers, strict=True):

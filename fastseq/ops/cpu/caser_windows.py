@@ -11,18 +11,10 @@ from ._arrays import array, prepared
 
 
 def caser_windows(
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
+    x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    floats = [prepared(a) for a in (weight_h, bias_h, weight_v, bias_v, padding_row)]
-    source = prepared(x)
+    source, *floats = map(prepared, (x, *weights))
+    _, bias_h, weight_v, *_ = weights
     indices = [a.contiguous() for a in (offsets, sequences, stops)]
     size, horizontal = stops.shape[0], bias_h.numel()
     out = torch.empty(size, weight_v.shape[0] * x.shape[1] + horizontal, dtype=source.dtype)
@@ -33,19 +25,10 @@ def caser_windows(
 
 
 def caser_windows_backward(
-    grad: Tensor,
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-    position: Tensor,
+    grad: Tensor, x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, *weights_and_position: Tensor
 ) -> tuple[Tensor, ...]:
-    source, *floats = (prepared(a) for a in (x, weight_h, bias_h, weight_v, bias_v, padding_row))
+    *weights, position = weights_and_position
+    source, *floats = map(prepared, (x, *weights))
     indices = [a.contiguous() for a in (offsets, sequences, stops)]
     grads = [torch.zeros_like(a) for a in (source, *floats)]
     inputs = map(array, (prepared(grad), source, *indices, *floats, position.contiguous()))

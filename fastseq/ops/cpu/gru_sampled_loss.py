@@ -44,7 +44,7 @@ def gru_sampled_loss_backward(
     *loss_settings_and_saved: Any,
 ) -> tuple[Tensor, ...]:
     *loss_settings, h, gates, y, d_y, d_scores = loss_settings_and_saved
-    grad_y, grad_item = sampled_loss_backward(grad, y, *(*loss_settings, d_y, d_scores))
+    grad_y, grad_item = sampled_loss_backward(grad, y, *loss_settings, d_y, d_scores)
     grad_y = prepared(grad_y)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     grad_dense_weight = transposed_product(grad_y, counted).to(dense_weight.dtype)

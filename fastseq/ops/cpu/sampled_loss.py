@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,18 +51,9 @@ def sampled_loss(
 
 
 def sampled_loss_backward(
-    grad: Tensor,
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-    d_h: Tensor,
-    d_scores: Tensor,
+    grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, padding_idx, d_h, d_scores = settings_and_saved
     x = prepared(h)
     scale = grad.to(x.dtype).unsqueeze(1)
     coefficients = scale * d_scores
