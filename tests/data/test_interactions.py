@@ -63,7 +63,7 @@ def test_the_door_checks() -> None:
         _C.build_tape(np.array(users, np.int32), np.zeros(2, np.int32), times, offsets, tape, tape_times, 1)
 
     build([0, 1])
-    with pytest.raises(ValueError, match=r"users\[1\] is 2, expected 0 <= user < 2"):
+    with pytest.raises(ValueError, match=r"users\[1\] is 2, expected 0 <= value < 2"):
         build([0, 2])
     with pytest.raises(ValueError, match=r"users\[0\] is -1"):
         build([-1, 0])
