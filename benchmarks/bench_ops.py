@@ -75,7 +75,7 @@ def measure(benchmark: Any, prepared: Prepared, direction: str, device: torch.de
 
 
 @pytest.mark.benchmark(timer=lambda: ELAPSED[0])
-@pytest.mark.parametrize(("device", "index", "dtype", "implementation", "direction"), parameters())
+@pytest.mark.parametrize(("device", "index", "dtype", "implementation", "direction"), list(parameters()))
 def test_op(
     benchmark: Any, device: str, index: int, dtype: str, implementation: str, direction: str, request: Any
 ) -> None:

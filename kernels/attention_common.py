@@ -58,6 +58,7 @@ WITHOUT_DROPOUT = CONFIGS | {
     ),
     ("ieee", 128): CONFIGS["ieee", 128]._replace(backward_keys=Blocks(16, 16, 8, 1)),
     ("tf32", 32): CONFIGS["tf32", 32]._replace(backward_keys=Blocks(32, 32, 4, 1)),
+    ("tf32", 128): CONFIGS["tf32", 128]._replace(backward_queries=Blocks(32, 32, 8, 1)),
 }
 # Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
 LAST_KEYS = 64

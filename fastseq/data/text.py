@@ -271,9 +271,10 @@ class _Ids:
         if self.index is None and (numbers := _integers(texts, pl)) is not None:
             self.parts.append(numbers.shrink_dtype().to_numpy())
             return None
-        bad = texts.is_in(MISSING) | texts.str.contains("\0", literal=True)
-        if bad.any():
-            row = int(bad.arg_max())
+        distinct = texts.unique()
+        bad = distinct.filter(distinct.is_in(MISSING) | distinct.str.contains("\0", literal=True))
+        if len(bad):
+            row = int(texts.is_in(bad.to_list()).arg_max())
             if texts[row] in MISSING:
                 return row, f"the id is missing ({_shown(texts[row])}); drop the line or name the id"
             return row, f"{_shown(texts[row])} is not UTF-8 text"
@@ -282,7 +283,6 @@ class _Ids:
             self.index = {str(number): code for code, number in enumerate(known.tolist())}
             self.parts = [codes.astype(np.int32)]
         index = self.index
-        distinct = texts.unique()
         codes_of = np.fromiter((index.setdefault(text, len(index)) for text in distinct), np.int32, len(distinct))
         self.parts.append(codes_of[texts.cast(pl.Enum(distinct)).to_physical().to_numpy()])
         return None

@@ -148,6 +148,12 @@ def test_copies_and_moves_keep_adapter_and_core_one(name: str) -> None:
     assert not ours._core.training and ours.train()._core.training
 
 
+@MODELS
+def test_a_run_paused_before_this_was_a_package_finds_its_class(name: str) -> None:
+    """WarpRec's tuner.pkl names the model's class by module and name."""
+    assert pickle.loads(f"cfastseq.warprec\n{name}\n.".encode()) is getattr(adapters, name)
+
+
 def test_set_keys_are_in_the_parameters_and_unset_ones_are_not() -> None:
     _, ours = pair("SASRec", window_stride=3, loss="gbce", precision="bf16")
     assert {"window_stride": 3, "loss": "gbce", "precision": "bf16"}.items() <= ours.get_params().items()
