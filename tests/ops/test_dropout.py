@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
 from fastseq import ops
