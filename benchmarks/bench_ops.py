@@ -63,15 +63,15 @@ def checked(device: str, index: int, dtype: str, implementation: str) -> Prepare
 
 
 def measure(benchmark: Any, prepared: Prepared, direction: str, device: torch.device, *limits: Any) -> None:
-    result, timing = result_of(prepared, direction, device, clock_of(device), *limits)
+    result, times = result_of(prepared, direction, device, clock_of(device), *limits)
     benchmark.group = f"{result.op} {result.shape}, {result.dtype}, {device.type}, {direction}"
     benchmark.extra_info |= asdict(result)
-    rounds = iter(timing.device)
+    rounds = iter(times)
 
     def pass_by() -> None:
         ELAPSED[0] += next(rounds)
 
-    benchmark.pedantic(pass_by, rounds=len(timing.device))
+    benchmark.pedantic(pass_by, rounds=len(times))
 
 
 @pytest.mark.benchmark(timer=lambda: ELAPSED[0])

@@ -34,9 +34,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastseq import ops
 from fastseq.ops import _dispatch
 
+from ..measure import table as markdown
 from . import suite
 from .case import EVENTS
-from .chips import ARCHITECTURES, Architecture
+from .chips import ARCHITECTURES
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 META = torch.device("meta")
@@ -80,7 +81,10 @@ class _Driver:
         return 0
 
     def get_current_target(self) -> Any:
-        return target(ARCHITECTURES[self.name])
+        from triton.backends.compiler import GPUTarget
+
+        chip = ARCHITECTURES[self.name]
+        return GPUTarget(chip.backend, chip.number, chip.warp)
 
     def get_device_properties(self, index: int) -> dict[str, int]:
         return {"max_shared_mem": ARCHITECTURES[self.name].shared_limit}
@@ -94,12 +98,6 @@ class _Wrappers(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         op = func._schema.name.split("::")[1]
         return getattr(importlib.import_module(f"fastseq.kernels.{_dispatch._files[op]}"), op)(*args)
-
-
-def target(architecture: Architecture) -> Any:
-    from triton.backends.compiler import GPUTarget
-
-    return GPUTarget(architecture.backend, architecture.number, architecture.warp)
 
 
 def cases(reference_shapes: bool) -> Iterator[tuple[str, str, Call]]:
@@ -228,7 +226,7 @@ def compile_launch(launch: Launch) -> dict[str, Any]:
         row["constants"] = {kernel.arg_names[path[0]]: value for path, value in launch.constants.items()}
         compiled = triton.compile(
             ASTSource(kernel, launch.signature, launch.constants, launch.attributes),
-            target=target(ARCHITECTURES[launch.architecture]),
+            target=_Driver(launch.architecture).get_current_target(),
             options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
         )
         row |= {"shared_bytes": compiled.metadata.shared, "products": "tt.dot" in compiled.asm["ttir"]}
@@ -282,7 +280,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each kernel and architecture with the largest figures of its launches, and one for each fault."""
-    lines = [["kernel", "arch", "launches", "regs", "spilled", "shared KB", "matrix", "verdict"]]
+    lines = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((f"{row['file']}.{row['kernel']}", row["architecture"]), []).append(row)
@@ -295,19 +293,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         verdict = f"{faulty} faulty" if faulty else f"ok, {refused} refused" if refused else "ok"
         figures = [str(len(group)), *map(str, most), f"{shared / 1024:.1f}", " ".join(matrix) or "-"]
         lines.append([kernel, name, *figures, verdict])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [markdown(["kernel", "arch", "launches", "regs", "spilled", "shared KB", "matrix", "verdict"], lines)]
     for row in rows:
         for fault in row["faults"]:
             text.append(f"{row['file']}.{row['kernel']} on {row['architecture']}, {row['case']}: {fault}")
     return "\n".join(text)
-
-
-def positive(text: str) -> int:
-    """A number of processes."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
-    return number
 
 
 def main() -> int:
@@ -316,7 +306,6 @@ def main() -> int:
     parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--reference-shapes", action="store_true", help="the suite's cases alone")
     parser.add_argument("--only", nargs="+", choices=files, metavar="FILE", help="kernel files, for example gru")
-    parser.add_argument("--processes", type=positive, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", action="store_true", help="every launch, as a JSON list")
     arguments = parser.parse_args()
     os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined, here and in the workers
@@ -328,7 +317,7 @@ def main() -> int:
     if not launches:
         parser.error("no launch is left: --only and --reference-shapes rule out all of them")
     # Fresh processes: Triton's compiler and fork do not mix with torch's threads.
-    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         rows = list(pool.map(compile_launch, launches))
     print(json.dumps(rows, indent=1) if arguments.json else table(rows))
     return int(any(row["faults"] for row in rows))

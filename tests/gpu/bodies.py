@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from benchmarks.ops.case import Case
-from benchmarks.ops.check import TOLERANCE, Prepared, assert_close, products, step
+from benchmarks.ops.check import Prepared, products, step
 
 REPEATS = 250
 # Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.
@@ -32,43 +30,6 @@ def check_same_bits(case: Case, dtype: str, repeats: int = REPEATS) -> None:
             differing[index] += (bits(x) != first[index]).any()  # read once, at the end
     counts = differing.tolist()
     assert not any(counts), f"{case.op} {case.shape} {dtype}: result k differed in {counts} of {repeats} repeats"
-
-
-class Recording(TorchDispatchMode):
-    """Keeps the fastseq ops that run inside, with copies of their arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.namespace == "fastseq":
-            copied = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, args)
-            self.calls.append((function, tuple(copied)))
-        return function(*args, **(kwargs or {}))
-
-
-def check_registration(case: Case, dtype: str) -> int:
-    """torch.library.opcheck of every op that a training step calls; how many those are."""
-    prepared = Prepared(case, "fastseq", dtype)
-    with Recording() as recording:
-        prepared.once()
-    for function, arguments in recording.calls:
-        if case.upstream is not None and not function._opname.endswith("_backward"):
-            for x in arguments:
-                if isinstance(x, Tensor) and x.is_floating_point():
-                    x.requires_grad_()
-        torch.library.opcheck(function, arguments)
-    return len(recording.calls)
-
-
-def check_fullgraph(case: Case, dtype: str, backend: str) -> None:
-    """One graph under torch.compile, and the same results but for the rounding of what inductor fuses around the op."""
-    prepared = Prepared(case, "fastseq", dtype)
-    eager = prepared.once()
-    torch._dynamo.reset()
-    compiled = prepared.once(function=torch.compile(prepared.function, fullgraph=True, backend=backend))
-    assert_close(compiled, [x.float() if x.is_floating_point() else x for x in eager], TOLERANCE.get(dtype, 0.0))
 
 
 def check_replay(case: Case, dtype: str, record: Recorder) -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ops.case import BFLOAT16, FLOAT32, INT64, Case
+from benchmarks.ops.case import FLOAT32, INT64, Case
 from benchmarks.ops.check import Mismatch, Prepared
 from benchmarks.ops.suite import FILES, tiny
 from fastseq.ops import make_rng, set_backend
 from tests.ops.backends import needs_triton
 
-from . import bodies, small
+from . import bodies
 
 CPU = torch.device("cpu")
 each_file = pytest.mark.parametrize("file", FILES)
@@ -39,18 +39,6 @@ def test_interpreted(file: str) -> None:
             Prepared(case, "fastseq", kind(case), backend="triton").check()
 
 
-@pytest.mark.parametrize("file", ["dropout", "attention", "adam_rows", "negatives"])
-def test_registration(file: str) -> None:
-    for case in tiny(CPU, [file])[:1]:
-        assert bodies.check_registration(case, kind(case)) == (2 if file == "attention" else 1 + (file == "dropout"))
-
-
-@pytest.mark.parametrize("file", ["dropout_add_norm", "topk"])
-def test_one_graph_under_compile(file: str) -> None:
-    for case in tiny(CPU, [file])[:1]:
-        bodies.check_fullgraph(case, kind(case), "aot_eager")
-
-
 def drawing(function: object) -> Case:
     """A case whose op is ``function``, not ours."""
     return Case("drawing", "[4]", {"fastseq": function}, [torch.ones(4)], torch.ones(4))  # type: ignore[dict-item]
@@ -71,14 +59,6 @@ def test_a_replay_that_is_stale_is_found() -> None:
         bodies.check_replay(case, FLOAT32, frozen)  # type: ignore[arg-type]
 
 
-def test_a_graph_break_is_found() -> None:
-    def broken(p: float, x: Tensor) -> Tensor:
-        return x * (2.0 if x.sum() > 0 else 3.0)
-
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
-        bodies.check_fullgraph(drawing(broken), FLOAT32, "aot_eager")
-
-
 def test_a_wrong_result_is_found() -> None:
     (case,) = tiny(CPU, ["dropout"])
     right, rng = case.functions["fastseq"], make_rng(9, 9)
@@ -94,15 +74,3 @@ def test_a_wrong_result_is_found() -> None:
         Prepared(wrong, "fastseq", FLOAT32).check()
     with pytest.raises(Mismatch, match=r"served by .*cpu.*expected triton"):
         Prepared(case, "fastseq", FLOAT32, backend="triton").check()
-
-
-def test_small(capsys: pytest.CaptureFixture[str]) -> None:
-    small.main(["--device", "cpu", "--only", "gru", "negatives", "--dtypes", BFLOAT16])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "gru tiny, H=16 bfloat16" and len(lines) == 4
-    small.main(["--device", "cpu"])
-    assert len(capsys.readouterr().out.splitlines()) == 2 * len(tiny(CPU))
-    if not torch.cuda.is_available():
-        with pytest.raises(SystemExit):
-            small.main([])
-        assert "--device is cuda, but PyTorch" in capsys.readouterr().err
