@@ -262,7 +262,7 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
     shape = max(1, batch // longest), longest
 
     def outputs(x: Tensor) -> Tensor:
-        """[B, L, d]; causal attention alone, since what follows the padding does not count, so that a fused one fits."""
+        """[B, L, d]. Attention is masked by causality alone, which a fused kernel knows: padding comes last."""
         if model != "SASRec":
             return plain.outputs(x)
         h = plain.emb_dropout(plain.layernorm(plain.item_embedding(x) + plain.position_embedding.weight))

@@ -278,7 +278,7 @@ def rectools(job: Any) -> None:
 
     model = SASRecModel(
         n_factors=params["embedding_size"], n_blocks=params["n_layers"], n_heads=params["n_heads"],
-        session_max_len=longest, loss=job.loss, n_negatives=1, epochs=job.epochs, batch_size=params["batch_size"],
+        session_max_len=longest, loss="BCE", n_negatives=1, epochs=job.epochs, batch_size=params["batch_size"],
         dropout_rate=params["dropout_prob"], lr=params["learning_rate"], verbose=0, get_trainer_func=trainer,
     )  # fmt: skip
     model.fit(Dataset.construct(frame))
