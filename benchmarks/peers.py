@@ -5,8 +5,8 @@
     python -m benchmarks.peers --peer rectools --data ml-100k.inter --epochs 25 --out FILE    # ranking quality
 
 Throughput: each round measures the peer, then fastseq, both in a fresh process. WarpRec and RecBole: their own loader
-and their own training step on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between
-the first batch and the last. Nothing else should run on the machine.
+and their own training step on a few batches. RecTools: SASRecModel.fit. Targets of a step over the median step, loading
+included, the first left out. Nothing else should run on the machine.
 
 Ranking quality: the peer trains on fastseq's split in the sizes of quality.py, whose report reads the file. After every
 epoch it scores the whole catalogue, and fastseq.training.evaluate ranks these scores: positions, filter, ties and
@@ -114,7 +114,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         about = {key: runs[0][key] for key in ("batch_size", "stride")}
         about["peak_rss_mb"] = max(run["peak_rss_mb"] for run in runs)
         sides[variant] = spread(ours) | {"ratio": ratios(ours, theirs)} | about
-    side = {"name": args.peer} | spread(theirs) | {"batch_size": peer[0]["batch_size"]}
+    side = {"name": args.peer} | spread(theirs) | {"batch_size": params["batch_size"]}
     about = {"model": args.model, "data": args.data.name, "max_len": args.max_len, "rounds": args.rounds}
     return about | {"peer": side, "fastseq": sides, "versions": versions()}
 

@@ -1,4 +1,4 @@
-"""What is asked of every op on a GPU, as functions of a case: without one they run on CPU tensors (test_bodies.py)."""
+"""What is asked of every op on a GPU, as functions of a case: without one they run on CPU tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from benchmarks.ops.case import Case
 from benchmarks.ops.check import Prepared, products, step
 
-REPEATS = 250
 # Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.
 Recorder = Callable[[Callable[[], list[Tensor]]], tuple[Callable[[], Any], list[Tensor]]]
 
@@ -20,7 +19,7 @@ def bits(x: Tensor) -> Tensor:
     return x.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
-def check_same_bits(case: Case, dtype: str, repeats: int = REPEATS) -> None:
+def check_same_bits(case: Case, dtype: str, repeats: int) -> None:
     """Forward and backward give the same bits every time: no race, no order that depends on the schedule."""
     prepared = Prepared(case, "fastseq", dtype)
     first = [bits(x) for x in prepared.once()]

@@ -1,4 +1,7 @@
-"""Every op on the GPU, in every type that it takes; skipped without one. What is asked: bodies.py."""
+"""Every op on the GPU, in every type that it takes; without one in tiny sizes in C++ and in Triton's interpreter.
+
+What is asked is in bodies.py. The last three tests see that a fault would be found.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,35 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, INT64, TF32, Case
-from benchmarks.ops.check import Prepared
+from benchmarks.ops.check import Mismatch, Prepared
 from benchmarks.ops.suite import FILES, specs, tiny
 from fastseq.ops import dropout, make_rng, set_backend
+from tests.ops.backends import needs_triton
 
 from . import bodies
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
-DEVICE = torch.device("cuda")
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
 ONE_TYPE = {"negatives": [INT64], "adam_rows": [FLOAT32]}
 CHOICES = [
     (file, dtype)
     for file in FILES
-    if file != "linear"  # PyTorch's own on a GPU
-    for dtype in ONE_TYPE.get(file, [FLOAT32, TF32, BFLOAT16, FLOAT16])
+    if file != "linear" or not GPU  # PyTorch's own on a GPU
+    for dtype in ONE_TYPE.get(file, [FLOAT32, TF32, BFLOAT16, FLOAT16] if GPU else [FLOAT32])
     if dtype != TF32 or any(case.products for case in tiny(torch.device("meta"), [file]))
 ]
 each = pytest.mark.parametrize(("file", "dtype"), CHOICES)
+replayed = bodies.cuda_graph if GPU else bodies.called_again
 
 
 def cases(file: str, dtype: str) -> Iterator[Case]:
-    """The tiny cases of a file and the first of every op in a reference configuration's size."""
+    """The tiny cases of a file and, on a GPU, the first of every op in a reference configuration's size."""
     yield from (c for c in tiny(DEVICE, [file]) if dtype != TF32 or c.products)
     done: set[str] = set()
-    for spec in specs("cuda", [file]):
+    for spec in specs("cuda", [file]) if GPU else []:
         if spec.op not in done and (dtype != TF32 or TF32 in spec.dtypes):
             done.add(spec.op)
             yield spec.build(DEVICE)
@@ -46,19 +52,19 @@ def test_equals_the_reference(file: str, dtype: str) -> None:
 @each
 def test_same_bits(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_same_bits(case, dtype)
+        bodies.check_same_bits(case, dtype, 250 if GPU else 2)
 
 
 @each
 def test_cuda_graph(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_replay(case, dtype, bodies.cuda_graph)
+        bodies.check_replay(case, dtype, replayed)
 
 
 def test_a_replayed_graph_draws_by_its_rng() -> None:
     """Seed and step are read on the device: the same graph drops other elements at the next step."""
     x, rng = torch.ones(64, 128, device=DEVICE), make_rng(3, 0, DEVICE)
-    replay, (out,) = bodies.cuda_graph(lambda: [dropout(x, 0.5, rng)])
+    replay, (out,) = replayed(lambda: [dropout(x, 0.5, rng)])
     masks = []
     for number in range(3):
         rng.copy_(make_rng(3, number))
@@ -67,3 +73,41 @@ def test_a_replayed_graph_draws_by_its_rng() -> None:
             assert torch.equal(out, dropout(x, 0.5, rng))
         masks.append(out.clone())
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+
+
+@needs_triton
+@pytest.mark.skipif(GPU, reason="with a GPU nothing is interpreted")
+@each
+def test_interpreted(file: str, dtype: str) -> None:
+    with set_backend("triton"):
+        for case in tiny(DEVICE, [file])[:2]:
+            Prepared(case, "fastseq", dtype, backend="triton").check()
+
+
+def small(function: object) -> Case:
+    """A case whose op is ``function``, not ours."""
+    return Case("small", "[4]", {"fastseq": function}, [torch.arange(4.0)], torch.ones(4))  # type: ignore[dict-item]
+
+
+def test_other_bits_are_found() -> None:
+    with pytest.raises(AssertionError, match=r"result k differed in \[3, 0\] of 3 repeats"):
+        bodies.check_same_bits(small(lambda p, x: x + torch.rand(4)), FLOAT32, repeats=3)
+
+
+def test_a_replay_that_is_stale_is_found() -> None:
+    def frozen(call: object) -> tuple[object, list[Tensor]]:
+        return lambda: None, [x.detach() for x in call()]  # type: ignore[operator]
+
+    bodies.check_replay(small(lambda p, x: x * x), FLOAT32, bodies.called_again)
+    with pytest.raises(AssertionError, match="replay changes result 0"):
+        bodies.check_replay(small(lambda p, x: x * x), FLOAT32, frozen)  # type: ignore[arg-type]
+
+
+def test_another_mask_is_found() -> None:
+    (case,) = tiny(torch.device("cpu"), ["dropout"])
+    with pytest.raises(Mismatch, match=r"served by .*cpu.*expected triton"):
+        Prepared(case, "fastseq", FLOAT32, backend="triton").check()
+    wrong, rng = Prepared(case, "fastseq", FLOAT32), make_rng(9, 9)
+    wrong.function = lambda p, x: dropout(x, p, rng)
+    with pytest.raises(Mismatch, match="result 0 is off"):
+        wrong.check()
