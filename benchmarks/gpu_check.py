@@ -141,15 +141,11 @@ def parity(model: str, precision: str, loss: str, device: str) -> dict[str, Any]
     difference, same = max(abs(x - y) for x, y in zip(a, b, strict=True)), overlap(best, other_best)
     loss_limit, gradient_limit, least = (5e-3, 0.1, 0.8) if precision == "bf16" else (2e-4, 1e-3, 0.97)
     return {
-        "steps": len(a),
-        "losses": [a[0], a[-1]],
-        "max_loss_difference": difference,
-        "worst_gradient": worst,
-        "gradient_error": errors[worst],
-        "NDCG@10": [ndcg, other_ndcg],
+        "steps": len(a), "losses": [a[0], a[-1]], "max_loss_difference": difference,
+        "worst_gradient": worst, "gradient_error": errors[worst], "NDCG@10": [ndcg, other_ndcg],
         "same_recommendations": same,
         "ok": difference < loss_limit * abs(a[0]) and errors[worst] < gradient_limit and same > least,
-    }
+    }  # fmt: skip
 
 
 def fit(model: str, device: str) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 #
 #   benchmarks/gpu_check.sh [--out DIR] [--data FILE] [--only STAGE ...] [--device cpu] [--list] [--dry-run]
 #
-# Stages: machine build first | parity gpu_tests op_tests memcheck, together | speed speed_large peer graph ops
-# all, and one that fails does not stop the next. DIR (default build/gpu_check) gets facts.jsonl, summary.txt, ops*.json
+# A stage that fails does not stop the next. DIR (default build/gpu_check) gets facts.jsonl, summary.txt, ops*.json
 # and logs.tgz, which is written after every stage; the logs lie in LOGS (default DIR/logs).
 # --data, or DATA: ml-1m.txt; without it, data in its likeness is generated.
 # --device cpu rehearses: small, on the CPU; what needs a GPU is skipped and said to be so.

@@ -171,14 +171,13 @@ def epoch_seconds(seeds: dict[int, Run]) -> float:
     return statistics.median(times)
 
 
-def best_until(run: Run, epochs: float) -> dict[str, float] | None:
+def best_until(run: Run, epochs: float = math.inf) -> dict[str, float] | None:
     """Epoch and test scores of the best validation among the first ``epochs`` epochs; None: not one was ranked."""
-    curve = run["curve"]
-    indices = [k for k, epoch in enumerate(curve["epoch"]) if epoch <= epochs]
-    if not indices:
+    names = ["validation NDCG@10", "epoch", *(f"test {metric}" for metric in METRICS)]
+    points = [point for point in zip(*(run["curve"][name] for name in names), strict=True) if point[1] <= epochs]
+    if not points:
         return None
-    best = max(indices, key=lambda k: curve["validation NDCG@10"][k])
-    return {"epoch": curve["epoch"][best]} | {metric: curve[f"test {metric}"][best] for metric in METRICS}
+    return dict(zip(("epoch", *METRICS), max(points, key=lambda point: point[0])[1:], strict=True))
 
 
 def scores(bests: list[dict[str, float] | None]) -> str:
@@ -195,9 +194,7 @@ def scores(bests: list[dict[str, float] | None]) -> str:
 
 def gaps(ours: dict[int, Run], theirs: dict[int, Run], epochs: int) -> str:
     """Differences in NDCG@10 at equal epochs, seed by seed."""
-    pairs = [
-        (best_until(ours[seed], epochs), best_until(theirs[seed], epochs)) for seed in sorted(set(ours) & set(theirs))
-    ]
+    pairs = [[best_until(side[seed], epochs) for side in (ours, theirs)] for seed in sorted(set(ours) & set(theirs))]
     return ", ".join(f"{a['NDCG@10'] - b['NDCG@10']:+.4f}" for a, b in pairs if a is not None and b is not None)
 
 
@@ -221,23 +218,18 @@ def tables(runs: Runs) -> str:
         rows = []
         for setting in settings:
             seeds = runs[setting].values()
-            cells: list[Any] = [name_of(setting[1]), len(seeds), f"{pace[setting]:.2f}"]
-            for limit in (common, budget / 2 / pace[setting], budget / pace[setting], math.inf):
-                cells.append(scores([best_until(run, limit) for run in seeds]))
-            ends = [best_until(run, math.inf) for run in seeds]
-            cells.append(", ".join(str(run["epochs"]) for run in seeds))
-            cells.append(", ".join(str(end["epoch"]) for end in ends if end))
-            rows.append(cells)
+            limits = (common, budget / 2 / pace[setting], budget / pace[setting], math.inf)
+            reached = [scores([best_until(run, limit) for run in seeds]) for limit in limits]
+            ends = ", ".join(str(best["epoch"]) for run in seeds if (best := best_until(run)))
+            lengths = ", ".join(str(run["epochs"]) for run in seeds)
+            rows.append([name_of(setting[1]), len(seeds), f"{pace[setting]:.2f}", *reached, lengths, ends])
         out += [f"**{model}**, test part, mean ± standard deviation over seeds:", "", table(header, rows), ""]
-        base = next((s for s in settings if s[1] == PER_TARGET), None)
-        if base is not None:
-            out += [
-                f"- {name_of(s[1])} minus {base[1]}, NDCG@10 at {common} epochs, seed by seed: "
-                + gaps(runs[s], runs[base], common)
-                for s in settings
-                if s != base
-            ]
-            out.append("")
+        base = (model, PER_TARGET)
+        for setting in settings if base in settings else ():
+            if setting != base:
+                words = f"- {name_of(setting[1])} minus {PER_TARGET}, NDCG@10 at {common} epochs, seed by seed: "
+                out.append(words + gaps(runs[setting], runs[base], common))
+        out.append("")
     return "\n".join(out)
 
 
@@ -264,7 +256,7 @@ def of_peers(peers: list[Run]) -> str:
     for peer in peers:
         curve = peer["curve"]
         pace = curve[CLOCK][-1] / curve["epoch"][-1]
-        best = best_until(peer, math.inf)
+        best = best_until(peer)
         name = f"{PEER_NAMES[peer['peer']]}, {peer['model']}"
         rows.append([name, f"{pace:.2f}", scores([best]), curve["epoch"][-1], best["epoch"] if best else "–"])
     return table(["peer", "s / epoch", "to the end", "epochs", "best epoch"], rows)

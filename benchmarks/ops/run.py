@@ -25,37 +25,26 @@ from .timing import LEAST, Clock, clock_of, peak_bytes, timed
 
 @dataclass(frozen=True)
 class Result:
-    """One implementation of one op in one shape, direction and type; times in seconds.
-
-    Attributes:
-        direction: "" where the case was not started.
-        median, q1, q3: time on the device; None: not measured.
-        host: median until the call returned: on a GPU what launching it costs.
-        peak_bytes: memory beyond the inputs; None on the CPU.
-        roof, bound: the time below which the chip cannot be, and what binds; None for a chip without figures.
-        moved, flops: bytes and FLOPs that the result needs.
-        skipped: why there is no time.
-        failed: fastseq's own result was wrong, or it could not run.
-    """
+    """One implementation of one op in one shape, direction and type; times in seconds."""
 
     op: str
     shape: str
-    direction: str
+    direction: str  # "" where the case was not started
     dtype: str
     device: str
     implementation: str
-    median: float | None = None
+    median: float | None = None  # on the device; None: not measured
     q1: float | None = None
     q3: float | None = None
     rounds: int = 0
-    host: float | None = None
-    peak_bytes: int | None = None
-    roof: float | None = None
-    bound: str = ""
-    moved: float = 0.0
+    host: float | None = None  # median until the call returned: on a GPU what launching it costs
+    peak_bytes: int | None = None  # memory beyond the inputs; None on the CPU
+    roof: float | None = None  # the time below which the chip cannot be; None for a chip without figures
+    bound: str = ""  # what binds it
+    moved: float = 0.0  # bytes that the result needs
     flops: float = 0.0
-    skipped: str = ""
-    failed: bool = False
+    skipped: str = ""  # why there is no time
+    failed: bool = False  # fastseq's own result was wrong, or it could not run
 
     @property
     def fraction(self) -> float | None:

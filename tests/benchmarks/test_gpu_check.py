@@ -139,24 +139,8 @@ def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str],
     tools, out = tmp_path / "tools", tmp_path / "out"
     (tools / "compute-sanitizer").unlink()
     # Nothing else may be on PATH: a machine with a CUDA toolkit has the tool there.
-    for name in [
-        "bash",
-        "cut",
-        "dirname",
-        "env",
-        "flock",
-        "grep",
-        "gzip",
-        "mkdir",
-        "realpath",
-        "rm",
-        "sed",
-        "tail",
-        "tar",
-        "tee",
-        "timeout",
-        "tr",
-    ]:
+    needed = "bash cut dirname env flock grep gzip mkdir realpath rm sed tail tar tee timeout tr"
+    for name in needed.split():
         (tools / name).symlink_to(shutil.which(name) or name)
     (tools / "ls").write_text("#!/bin/bash\nexit 2\n")
     (tools / "ls").chmod(0o755)
