@@ -31,7 +31,6 @@ from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
 MAX_LEN, BATCH_SIZE = 50, 2048
-LABELS = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 TRAINING = "Best Trial Train-Only Time (s)"  # in WarpRec's time report
 # Writes the test's metrics, which `design` only prints.
 CALLBACK = """
@@ -47,7 +46,9 @@ class Keep(WarpRecCallback):
 
 
 def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
-    """A configuration of the reference model, for either pipeline."""
+    """A configuration of the reference model, for either pipeline: that of the tests, with other models."""
+    from tests.warprec import real  # needs WarpRec
+
     params = REFERENCE_CONFIGURATIONS[args.model] | {
         "learning_rate": 0.001,
         "reg_weight": 0.0,
@@ -59,29 +60,14 @@ def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, A
         params["epochs"] = args.epochs
     if side == "windows":
         params["window_stride"] = MAX_LEN
-    callback = {"callback_path": "keep.py", "callback_name": "Keep"}
-    general: dict[str, Any] = {"ray_address": "local"} if args.pipeline == "train" else {"callback": callback}
+    general: dict[str, Any] = {"ray_address": "local"}
+    if args.pipeline == "design":
+        general = {"callback": {"callback_path": "keep.py", "callback_name": "Keep"}}
     if side != "warprec":
         import fastseq.warprec
 
         general["custom_modules"] = [str(fastseq.warprec.custom_module())]
-    one_out = {"strategy": "temporal_leave_k_out", "k": 1}
-    return {
-        "reader": {
-            "loading_strategy": "dataset",
-            "data_type": "transaction",
-            "reading_method": "local",
-            "rating_type": "explicit",
-            "local_path": str(args.data.resolve()),
-            "labels": {f"{name.split(':')[0]}_label": name for name in LABELS},
-            "dtypes": {"timestamp_type": "float64"},
-        },
-        "writer": {"dataset_name": "data", "writing_method": "local", "local_experiment_path": "runs"},
-        "splitter": {"test_splitting": one_out, "validation_splitting": one_out},
-        "models": {args.model: params},
-        "evaluation": {"top_k": [10], "metrics": ["nDCG"], "validation_metric": "nDCG@10"},
-        "general": general,
-    }
+    return real.configuration(args.data.resolve(), {args.model: params}, []) | {"general": general}
 
 
 def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:

@@ -136,8 +136,9 @@ def plot(results: Sequence[Result], path: Path, machine: Mapping[str, Any]) -> N
     figure = Figure(figsize=(11, 1.5 + 0.24 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
     for name, pairs in points.items():
-        style: dict[str, Any] = {"marker": "|", "color": "black"} if name == "roof" else {}
-        axes.scatter(*zip(*pairs, strict=True), s=45 if name == OURS else 22, label=name, **style)
+        style: dict[str, Any] = {"s": 45 if name == OURS else 22}
+        style |= {"marker": "|", "color": "black"} if name == "roof" else {}
+        axes.scatter(*zip(*pairs, strict=True), label=name, **style)
     labels = [f"{r.op}, {r.shape}, {r.direction}, {r.dtype}" for r in (row.ours for row in lines)]
     axes.set_yticks(range(len(lines)), labels, fontsize=7)
     axes.set_ylim(len(lines) - 0.5, -0.5)  # the first row on top

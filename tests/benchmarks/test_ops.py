@@ -25,7 +25,7 @@ from benchmarks.ops.case import BFLOAT16, BOTH, FLOAT32, FORWARD, INT64, TF32, B
 from benchmarks.ops.check import Mismatch, Prepared, assert_close, step
 from benchmarks.ops.chips import ARCHITECTURES, chip_of
 from benchmarks.ops.run import Result, measure, run
-from benchmarks.ops.suite import FILES, by_importance, rivals, specs, tiny
+from benchmarks.ops.suite import FILES, rivals, specs, tiny
 from fastseq.ops import set_backend
 from fastseq.ops._dispatch import served
 
@@ -118,21 +118,20 @@ def test_topk_may_swap_near_ties_and_nothing_else() -> None:
     assert not topk.as_good(seen, [seen], [seen], leaves)
 
 
-def test_wrong_results_are_not_close() -> None:
-    x = torch.ones(3)
-    assert_close([x], [x * (1 + 1e-6)], 1e-5)
-    for other, message in (
-        ([x + 1e-3], "result 0 is off by"),
-        ([x * float("nan")], "result 0 is off by nan"),
-        ([x[:2]], r"result 0 is \[2\], expected \[3\]"),
-    ):
-        with pytest.raises(Mismatch, match=message):
-            assert_close(other, [x], 1e-5)
-    with pytest.raises(Mismatch, match="other integers"):
-        assert_close([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1.0)
-    assert_close([torch.zeros(0, 3), torch.zeros(2, 3)], [torch.zeros(0, 3), torch.zeros(2, 3)], 0.0)
-    with pytest.raises(ValueError, match="implementation is 'fast', expected one of fastseq, eager, compiled"):
-        Prepared(tiny(CPU, ["dropout"])[0], "fast", FLOAT32)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (torch.ones(3) + 1e-3, "result 0 is off by"),
+        (torch.ones(3) * float("nan"), "result 0 is off by nan"),
+        (torch.ones(2), r"result 0 is \[2\], expected \[3\]"),
+        (torch.tensor([1, 3]), "other integers"),
+    ],
+)
+def test_wrong_results_are_not_close(other: Tensor, message: str) -> None:
+    x = torch.ones(3) if other.is_floating_point() else torch.tensor([1, 2])
+    assert_close([x, torch.zeros(0, 3)], [x * 1, torch.zeros(0, 3)], 0.0)
+    with pytest.raises(Mismatch, match=message):
+        assert_close([other], [x], 1e-5)
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 5e-3, 2e-2, 8e-2, 0.2])  # float32, tf32, bfloat16, its rivals, gru's
@@ -219,11 +218,9 @@ def test_roof() -> None:
     assert chip.roof(3.35e9, 0) == (pytest.approx(1e-3), "memory")
     assert chip.roof(3.35e9, 989e12, "bf16") == (pytest.approx(1.0), "compute")
     assert chip.roof(0, 67e12, None)[0] == pytest.approx(1.0)
-    h200 = chip_of("NVIDIA H200")
-    assert h200 is not None and (h200.chip, h200.bandwidth) == ("H200", 4.8e12)
-    assert chip_of("NVIDIA H100 80GB HBM3") is chip
-    assert chip_of("NVIDIA A100-SXM4-80GB") is ARCHITECTURES["sm_80"]
-    assert chip_of("NVIDIA H100 PCIe") is None and chip_of("NVIDIA GeForce RTX 4090") is None
+    names = ["H200", "H100 80GB HBM3", "A100-SXM4-80GB", "H100 PCIe", "GeForce RTX 4090", "GB200"]
+    chips = [chip_of(f"NVIDIA {name}") for name in names]
+    assert [c and c.chip for c in chips] == ["H200", "H100", "A100", None, None, None]
 
 
 def test_work() -> None:
@@ -236,12 +233,6 @@ def test_work() -> None:
     # Queries, keys, values and the output; of backward those three, their gradients and the output's.
     assert replace(attended, indices=0).work(FORWARD, FLOAT32) == (4 * 64 * 4, 4 * 7 * 16, None)
     assert replace(attended, indices=0).work(BOTH, FLOAT32) == (11 * 64 * 4, 14 * 7 * 16, None)
-
-
-def test_first_shapes_and_types_first() -> None:
-    cases = [Spec(op, broken, {}, dtypes) for op, dtypes in (("a", ["f", "b"]), ("a", ["f"]), ("c", ["f", "b"]))]
-    order = [(cases.index(spec), dtype) for spec, dtype in by_importance(cases)]
-    assert order[:2] == [(0, "f"), (2, "f")] and sorted(order[2:]) == [(0, "b"), (1, "f"), (2, "b")]
 
 
 def broken(p: float, x: Tensor) -> Tensor:
@@ -398,8 +389,7 @@ def test_arguments_are_refused(arguments: list[str], message: str, capsys: pytes
 
 def test_a_run_that_measured_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, errors = here(capsys, *DROPOUT, "--budget", 0, "--plot", tmp_path / "p.png")
-    assert status == 1 and "out of time" in out and not (tmp_path / "p.png").exists()
-    assert "nothing was measured" in errors and "p.png is not drawn" in errors
+    assert status == 1 and "out of time" in out and "nothing was measured" in errors and "p.png is not drawn" in errors
 
 
 @pytest.mark.parametrize(("ending", "expected"), [(KeyboardInterrupt(), 130), (replace(RESULTS[0], failed=True), 1)])
