@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,26 +45,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names 
 Call = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch of one kernel, as Triton specialises it.
-
-    Attributes:
-        case: op, shape and type of the first call that made it.
-        dtype: name of the call's type.
-        signature, constants, attributes: arguments of triton.compiler.ASTSource.
-    """
-
-    file: str
-    kernel: str
-    case: str
-    architecture: str
-    dtype: str
-    signature: dict[str, str]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], Any]
-    num_warps: int
-    num_stages: int
+# One launch of one kernel, as Triton specialises it: its file, kernel and architecture; case (op, shape and type of the
+# first call that made it) and dtype (of that call); signature, constants and attributes, arguments of
+# triton.compiler.ASTSource; num_warps and num_stages.
+Launch = dict[str, Any]
 
 
 class _Driver:
@@ -190,10 +173,8 @@ def record(architectures: list[str], reference_shapes: bool = False) -> list[Lau
 
     def take(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         file = fn.module.removeprefix("fastseq.kernels.")
-        launch = Launch(
-            file, fn.name, **current, signature=compile["signature"], constants=compile["constants"],
-            attributes=compile["configs"][0], num_warps=compile["num_warps"], num_stages=compile["num_stages"],
-        )  # fmt: skip
+        kept = {name: compile[name] for name in ("signature", "constants", "num_warps", "num_stages")}
+        launch = {"file": file, "kernel": fn.name, **current, **kept, "attributes": compile["configs"][0]}
         launches.setdefault((current["architecture"], file, fn.name, key), launch)
         return True  # neither compile nor launch
 
@@ -220,20 +201,20 @@ def compile_launch(launch: Launch) -> dict[str, Any]:
     import triton
     from triton.compiler import ASTSource
 
-    row = asdict(launch) | {"constants": {}, "error": None}
+    signature, attributes = launch.pop("signature"), launch.pop("attributes")
+    row = launch | {"constants": {}, "error": None}
     try:
-        kernel = getattr(importlib.import_module(f"fastseq.kernels.{launch.file}"), launch.kernel)
-        row["constants"] = {kernel.arg_names[path[0]]: value for path, value in launch.constants.items()}
+        kernel = getattr(importlib.import_module(f"fastseq.kernels.{row['file']}"), row["kernel"])
+        row["constants"] = {kernel.arg_names[path[0]]: value for path, value in launch["constants"].items()}
         compiled = triton.compile(
-            ASTSource(kernel, launch.signature, launch.constants, launch.attributes),
-            target=_Driver(launch.architecture).get_current_target(),
-            options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+            ASTSource(kernel, signature, launch["constants"], attributes),
+            target=_Driver(row["architecture"]).get_current_target(),
+            options={name: row[name] for name in ("num_warps", "num_stages")},
         )
         row |= {"shared_bytes": compiled.metadata.shared, "products": "tt.dot" in compiled.asm["ttir"]}
         row |= hip_resources(compiled.asm) if "amdgcn" in compiled.asm else cuda_resources(compiled.asm)
     except Exception as error:  # whatever the compiler raises is the row's verdict
         row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
-    del row["signature"], row["attributes"]
     return row | {"faults": faults(row)}
 
 
@@ -313,7 +294,7 @@ def main() -> int:
         launches = record(list(dict.fromkeys(arguments.arch)), arguments.reference_shapes)
     except ImportError as error:
         parser.exit(2, f"{parser.prog}: {error}: pip install 'fastseq-rec[triton]'\n")
-    launches = [launch for launch in launches if not arguments.only or launch.file in arguments.only]
+    launches = [launch for launch in launches if not arguments.only or launch["file"] in arguments.only]
     if not launches:
         parser.error("no launch is left: --only and --reference-shapes rule out all of them")
     # Fresh processes: Triton's compiler and fork do not mix with torch's threads.

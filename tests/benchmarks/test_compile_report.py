@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORD = """
 import json
 from benchmarks.ops import compile_report as c
-kernels = {f"{launch.file}.{launch.kernel}" for launch in c.record(["sm_90"])}
+kernels = {f"{launch['file']}.{launch['kernel']}" for launch in c.record(["sm_90"])}
 every = c.cases
 call = "gru, ml-1m L=50, H=128, training", "tf32"
 c.cases = lambda reference: [case for case in every(True) if case[:2] == call]
-constants = {x.architecture: [x.num_warps, x.num_stages, *x.constants.values()] for x in c.record(["sm_80", "sm_90"])}
+launches = c.record(["sm_80", "sm_90"])
+constants = {x["architecture"]: [x["num_warps"], x["num_stages"], *x["constants"].values()] for x in launches}
 print(json.dumps([sorted(kernels), constants]))
 """
 
