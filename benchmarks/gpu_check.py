@@ -50,7 +50,7 @@ from benchmarks.measure import MODEL_NAMES, Watch, append  # noqa: E402
 from benchmarks.ops import report  # noqa: E402
 from benchmarks.ops.check import Prepared, products  # noqa: E402
 from benchmarks.ops.suite import FILES, tiny  # noqa: E402
-from benchmarks.ops.timing import clock_of, timed  # noqa: E402
+from benchmarks.ops.timing import clock_of, cuda_graph, timed  # noqa: E402
 from fastseq import load  # noqa: E402
 from fastseq.data.interactions import Interactions, build_interactions  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -58,7 +58,6 @@ from fastseq.data.synthetic import make_demo  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
 from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
 from fastseq.training.throughput import everything, reference_params  # noqa: E402
-from tests.gpu.bodies import cuda_graph  # noqa: E402
 from tests.models.restatement import PLAIN  # noqa: E402
 
 MAX_LEN = {"SASRec": 200, "GRU4Rec": 50, "Caser": 20}

@@ -1,23 +1,23 @@
 """Every op on the GPU, in every type that it takes; without one in tiny sizes in C++ and in Triton's interpreter.
 
-What is asked is in bodies.py. The last three tests see that a fault would be found.
+What is asked is in py. The last three tests see that a fault would be found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, INT64, TF32, Case
-from benchmarks.ops.check import Mismatch, Prepared
+from benchmarks.ops.check import Mismatch, Prepared, products, step
 from benchmarks.ops.suite import FILES, specs, tiny
+from benchmarks.ops.timing import cuda_graph
 from fastseq.ops import dropout, make_rng, set_backend
 from tests.ops.backends import needs_triton
-
-from . import bodies
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -30,7 +30,63 @@ CHOICES = [
     if dtype != TF32 or any(case.products for case in tiny(torch.device("meta"), [file]))
 ]
 each = pytest.mark.parametrize(("file", "dtype"), CHOICES)
-replayed = bodies.cuda_graph if GPU else bodies.called_again
+
+
+# Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.
+Recorder = Callable[[Callable[[], list[Tensor]]], tuple[Callable[[], Any], list[Tensor]]]
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def check_same_bits(case: Case, dtype: str, repeats: int) -> None:
+    """Forward and backward give the same bits every time: no race, no order that depends on the schedule."""
+    prepared = Prepared(case, "fastseq", dtype)
+    first = [bits(x) for x in prepared.once()]
+    differing = torch.zeros(len(first), dtype=torch.int64, device=first[0].device)
+    for _ in range(repeats):
+        for index, x in enumerate(prepared.once()):
+            differing[index] += (bits(x) != first[index]).any()  # read once, at the end
+    counts = differing.tolist()
+    assert not any(counts), f"{case.op} {case.shape} {dtype}: result k differed in {counts} of {repeats} repeats"
+
+
+def check_replay(case: Case, dtype: str, record: Recorder) -> None:
+    """A recorded training step, run again on other numbers in the same tensors, gives eager's bits."""
+    prepared = Prepared(case, "fastseq", dtype)
+    static = [x.detach().clone() for x in prepared.leaves]
+    for x in static:
+        x.requires_grad_(prepared.upstream is not None and x.is_floating_point())
+
+    def call() -> list[Tensor]:
+        return step(prepared.function, case.dropout_p, static, prepared.upstream)
+
+    with products(dtype):
+        replay, outputs = record(call)
+    for trial in range(3):
+        fresh = [x.roll(trial + 1, 0) if x.is_floating_point() else x for x in prepared.leaves]
+        with torch.no_grad():
+            for x, y in zip(static, fresh, strict=True):
+                x.copy_(y)
+        with products(dtype):
+            replay()
+        for index, (x, y) in enumerate(zip(outputs, prepared.once(leaves=fresh), strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"{case.op} {case.shape} {dtype}: replay changes result {index}"
+
+
+def called_again(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """Where there are no graphs: the call itself, its results written where the first ones were."""
+    outputs = [x.detach() for x in call()]
+
+    def replay() -> None:
+        for x, y in zip(outputs, call(), strict=True):
+            x.copy_(y.detach())
+
+    return replay, outputs
+
+
+replayed = cuda_graph if GPU else called_again
 
 
 def cases(file: str, dtype: str) -> Iterator[Case]:
@@ -52,13 +108,13 @@ def test_equals_the_reference(file: str, dtype: str) -> None:
 @each
 def test_same_bits(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_same_bits(case, dtype, 250 if GPU else 2)
+        check_same_bits(case, dtype, 250 if GPU else 2)
 
 
 @each
 def test_cuda_graph(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_replay(case, dtype, replayed)
+        check_replay(case, dtype, replayed)
 
 
 def test_a_replayed_graph_draws_by_its_rng() -> None:
@@ -91,16 +147,16 @@ def small(function: object) -> Case:
 
 def test_other_bits_are_found() -> None:
     with pytest.raises(AssertionError, match=r"result k differed in \[3, 0\] of 3 repeats"):
-        bodies.check_same_bits(small(lambda p, x: x + torch.rand(4)), FLOAT32, repeats=3)
+        check_same_bits(small(lambda p, x: x + torch.rand(4)), FLOAT32, repeats=3)
 
 
 def test_a_replay_that_is_stale_is_found() -> None:
     def frozen(call: object) -> tuple[object, list[Tensor]]:
         return lambda: None, [x.detach() for x in call()]  # type: ignore[operator]
 
-    bodies.check_replay(small(lambda p, x: x * x), FLOAT32, bodies.called_again)
+    check_replay(small(lambda p, x: x * x), FLOAT32, called_again)
     with pytest.raises(AssertionError, match="replay changes result 0"):
-        bodies.check_replay(small(lambda p, x: x * x), FLOAT32, frozen)  # type: ignore[arg-type]
+        check_replay(small(lambda p, x: x * x), FLOAT32, frozen)  # type: ignore[arg-type]
 
 
 def test_another_mask_is_found() -> None:
