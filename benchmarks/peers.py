@@ -159,7 +159,7 @@ def main() -> None:
     if args.out is not None:
         append(args.out, curve(args))
     else:
-        print(json.dumps(compare(args), indent=2))
+        print(json.dumps(compare(args)))
 
 
 if __name__ == "__main__":
