@@ -46,7 +46,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def output(command: Sequence[Any], folder: Path | None = None, **environment: str) -> Iterator[str]:
+def output(command: Sequence[Any], folder: Path | None = None, /, **environment: str) -> Iterator[str]:
     """Runs a process and gives each line that it prints. Where it fails, this process ends, too, with its last words.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastseq.ops import adam_rows
 
-from .case import FLOAT32, FORWARD, ITEMS, WIDTH, Case, Spec, specs
+from .case import FLOAT32, FORWARD, ITEMS, WIDTH, Case, Cases
 
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
 # data, items, distinct rows among 2,048 inputs, targets and negatives each (of 16,384: all there are, or 30,000)
@@ -70,10 +70,11 @@ def case(device: torch.device, data: str, items: int, count: int, lazy: bool, wi
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [(*size, lazy) for size in SHAPES + (LARGE if device == "cuda" else []) for lazy in (False, True)]
-    return specs("adam_rows", case, "data items count lazy", sizes, [FLOAT32], [FORWARD])
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, "tiny", 9, 4, lazy, 16) for lazy in (False, True)]
+CASES = [
+    Cases(
+        "adam_rows", case, "data items count lazy",
+        cpu=[(*size, lazy) for size in SHAPES for lazy in (False, True)],
+        cuda=[(*size, lazy) for size in SHAPES + LARGE for lazy in (False, True)],
+        tiny=[("tiny", 9, 4, lazy, 16) for lazy in (False, True)], cuda_dtypes=[FLOAT32], directions=[FORWARD],
+    )
+]  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastseq.ops import causal_attention, last_query_attention, make_rng
 
-from .case import BFLOAT16, FLOAT32, LARGE, Batch, Case, Function, Spec, batch_of, batches, dtypes_of, specs
+from .case import HALF, LARGE, PRODUCTS, Batch, Case, Cases, Function, batch_of, batches
 
 HEADS, HEAD_WIDTH = 4, 32
 NAMES = ["ml-1m L=200", "beauty L=50"]
@@ -106,19 +106,18 @@ def last_query(device: torch.device, batch: Batch, heads: int = HEADS, width: in
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    last = [
-        Batch(f"{users} users, {name}", (batch_of(name).lengths * users)[:users])
-        for users in ((USERS,) if device == "cpu" else (USERS, 8 * USERS))
-        for name in NAMES
-    ] + ([] if device == "cpu" else [LARGE])
-    dtypes = dtypes_of(device, True, cpu=(FLOAT32, BFLOAT16))
-    return [
-        *specs("causal_attention", causal, "batch", [(batch,) for batch in batches(device, *NAMES)], dtypes),
-        *specs("last_query_attention", last_query, "batch", [(batch,) for batch in last], dtypes_of(device, True)),
-    ]
+def last_batches(*users: int) -> list[tuple[Batch]]:
+    return [(Batch(f"{n} users, {name}", (batch_of(name).lengths * n)[:n]),) for n in users for name in NAMES]
 
 
-def tiny(device: torch.device) -> list[Case]:
-    batch = Batch("tiny", [5, 3, 1])
-    return [causal(device, batch, 2, 8), last_query(device, batch, 2, 8)]
+TINY = [(Batch("tiny", [5, 3, 1]), 2, 8)]
+CASES = [
+    Cases(
+        "causal_attention", causal, "batch", cpu=batches("cpu", *NAMES), cuda=batches("cuda", *NAMES), tiny=TINY,
+        dtypes=HALF, cuda_dtypes=PRODUCTS,
+    ),
+    Cases(
+        "last_query_attention", last_query, "batch", cpu=last_batches(USERS),
+        cuda=[*last_batches(USERS, 8 * USERS), (LARGE,)], tiny=TINY, cuda_dtypes=PRODUCTS,
+    ),
+]  # fmt: skip

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fastseq.ops import bias_gelu_dropout, make_rng
 
-from .case import BATCHES, BFLOAT16, EVENTS, FLOAT32, MANY, Case, Spec, dtypes_of, specs
+from .case import BATCHES, EVENTS, HALF, MANY, Case, Cases
 
 INNER = 512
 
@@ -25,10 +25,5 @@ def case(device: torch.device, rows: int = EVENTS, inner: int = INNER) -> Case:
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [(EVENTS,)] if device == "cpu" else [(rows,) for rows in (*BATCHES, MANY)]
-    return specs("bias_gelu_dropout", case, "rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, 5, 24)]
+SIZES = [(rows,) for rows in (*BATCHES, MANY)]
+CASES = [Cases("bias_gelu_dropout", case, "rows", cpu=SIZES[:1], cuda=SIZES, tiny=[(5, 24)], dtypes=HALF)]

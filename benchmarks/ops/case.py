@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -100,7 +100,7 @@ class Spec:
     op: str
     make: Callable[..., Case]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    dtypes: Sequence[str] = (FLOAT32, BFLOAT16)
+    dtypes: Sequence[str] = (FLOAT32,)
     directions: Sequence[str] = DIRECTIONS
 
     def build(self, device: torch.device) -> Case:
@@ -112,23 +112,38 @@ class Spec:
         return ", ".join(f"{key} {value}" for key, value in self.arguments.items()) or "reference configuration"
 
 
-def specs(
-    op: str,
-    make: Callable[..., Case],
-    names: str,
-    sizes: Iterable[Sequence[Any]],
-    dtypes: Sequence[str],
-    directions: Sequence[str] = DIRECTIONS,
-) -> list[Spec]:
-    """One spec for each of ``sizes``, which are the arguments ``names`` of ``make``."""
-    return [Spec(op, make, dict(zip(names.split(), size, strict=True)), dtypes, directions) for size in sizes]
+HALF = (FLOAT32, BFLOAT16)
+PRODUCTS = (FLOAT32, TF32, BFLOAT16)  # of ops whose products a GPU can form in tf32
 
 
-def dtypes_of(device: str, products: bool = False, cpu: Sequence[str] = (FLOAT32,)) -> Sequence[str]:
-    """The types of a case on "cpu" or "cuda", there with tf32 where there are products to form with it."""
-    if device == "cpu":
-        return cpu
-    return (FLOAT32, TF32, BFLOAT16) if products else (FLOAT32, BFLOAT16)
+@dataclass(frozen=True)
+class Cases:
+    """All cases of one op.
+
+    Attributes:
+        make: a case, from a device and its arguments.
+        names: of the arguments in ``cpu`` and ``cuda``.
+        cpu, cuda: arguments of what is measured, the reference configurations first, the large shapes last.
+        tiny: arguments by position, of sizes that Triton's interpreter, or compute-sanitizer, runs in a moment.
+        dtypes, cuda_dtypes: the types that it is measured in on the CPU and on a GPU.
+        directions: forward, or forward + backward too.
+    """
+
+    op: str
+    make: Callable[..., Case]
+    names: str
+    cpu: Sequence[Sequence[Any]]
+    cuda: Sequence[Sequence[Any]]
+    tiny: Sequence[Sequence[Any]]
+    dtypes: Sequence[str] = (FLOAT32,)
+    cuda_dtypes: Sequence[str] = HALF
+    directions: Sequence[str] = DIRECTIONS
+
+    def specs(self, device: str) -> list[Spec]:
+        """One for each of the arguments, on "cpu" or "cuda"."""
+        sizes, dtypes = (self.cpu, self.dtypes) if device == "cpu" else (self.cuda, self.cuda_dtypes)
+        arguments = [dict(zip(self.names.split(), size, strict=True)) for size in sizes]
+        return [Spec(self.op, self.make, each, dtypes, self.directions) for each in arguments]
 
 
 @dataclass
@@ -173,8 +188,8 @@ def batch_of(name: str, targets: int = EVENTS) -> Batch:
     return Batch(name if targets == EVENTS else f"{name}, {targets} targets", lengths)
 
 
-def batches(device: str, *names: str) -> list[Batch]:
+def batches(device: str, *names: str) -> list[tuple[Batch]]:
     """The batches of the data sets ``names`` on "cpu" or "cuda", there 8 times as large too, and ``LARGE``."""
     if device == "cpu":
-        return [batch_of(name) for name in names]
-    return [*(batch_of(name, targets) for targets in BATCHES for name in names), LARGE]
+        return [(batch_of(name),) for name in names]
+    return [*((batch_of(name, targets),) for targets in BATCHES for name in names), (LARGE,)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastseq.ops import caser_windows
 
-from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, TF32, Case, Spec, dtypes_of, specs
+from .case import BATCHES, BFLOAT16, EVENTS, FLOAT16, FLOAT32, PRODUCTS, TF32, Case, Cases
 
 D, N_H, N_V = 64, 8, 4
 SHAPES = [(20, "shared"), (20, "per target"), (50, "shared")]
@@ -64,13 +64,11 @@ def case(device: torch.device, length: int, kind: str, targets: int, d: int = D)
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    if device == "cpu":
-        sizes = [(length, kind, CPU_TARGETS[length]) for length, kind in SHAPES]
-    else:
-        sizes = [(length, kind, targets) for targets in BATCHES for length, kind in SHAPES] + [(200, "shared", EVENTS)]
-    return specs("caser_windows", case, "length kind targets", sizes, dtypes_of(device, True))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, 3, "shared", 6, 8), case(device, 3, "per target", 4, 8)]
+CASES = [
+    Cases(
+        "caser_windows", case, "length kind targets",
+        cpu=[(length, kind, CPU_TARGETS[length]) for length, kind in SHAPES],
+        cuda=[(*shape, targets) for targets in BATCHES for shape in SHAPES] + [(200, "shared", EVENTS)],
+        tiny=[(3, "shared", 6, 8), (3, "per target", 4, 8)], cuda_dtypes=PRODUCTS,
+    )
+]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastseq.ops import linear_cross_entropy
 
-from .case import AUTOCAST, BATCHES, EVENTS, FLOAT32, ITEMS, WIDTH, Case, Function, Spec, dtypes_of, specs
+from .case import AUTOCAST, BATCHES, EVENTS, FLOAT32, ITEMS, PRODUCTS, WIDTH, Case, Cases, Function
 
 
 def case(device: torch.device, data: str, rows: int = EVENTS, n_items: int = 0, width: int = WIDTH) -> Case:
@@ -52,14 +52,12 @@ def _cce(targets: Tensor) -> Function:
     return lambda p, h, weight: module.linear_cross_entropy(h, weight, targets, impl="cce_exact")
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [("ml-1m", EVENTS), ("beauty", EVENTS)]
-    if device != "cpu":
-        # With 16,384 rows and 1M classes the reference's logits alone would take 66 GB: nothing to check against.
-        sizes += [("ml-1m", BATCHES[1]), ("beauty", BATCHES[1]), ("V=1M", EVENTS)]
-    dtypes = dtypes_of(device, True, cpu=(FLOAT32, AUTOCAST))
-    return specs("linear_cross_entropy", case, "data rows", sizes, dtypes)
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, "tiny", 5, 10, 16)]
+SIZES = [("ml-1m", EVENTS), ("beauty", EVENTS)]
+# With 16,384 rows and 1M classes the reference's logits alone would take 66 GB: nothing to check against.
+LARGE = [("ml-1m", BATCHES[1]), ("beauty", BATCHES[1]), ("V=1M", EVENTS)]
+CASES = [
+    Cases(
+        "linear_cross_entropy", case, "data rows", cpu=SIZES, cuda=SIZES + LARGE, tiny=[("tiny", 5, 10, 16)],
+        dtypes=(FLOAT32, AUTOCAST), cuda_dtypes=PRODUCTS,
+    )
+]  # fmt: skip

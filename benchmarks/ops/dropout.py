@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fastseq.ops import dropout, make_rng
 
-from .case import BATCHES, BFLOAT16, BOTH, EVENTS, FLOAT32, MANY, Case, Spec, dtypes_of, specs
+from .case import BATCHES, BOTH, EVENTS, HALF, MANY, Case, Cases
 
 
 def case(device: torch.device, length: int, rows: int = EVENTS) -> Case:
@@ -20,10 +20,8 @@ def case(device: torch.device, length: int, rows: int = EVENTS) -> Case:
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [(20, EVENTS), (50, EVENTS)] + ([] if device == "cpu" else [(20, BATCHES[1]), (50, MANY)])
-    return specs("dropout", case, "length rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)), [BOTH])
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, 3, 7)]
+SIZES = [(20, EVENTS), (50, EVENTS)]
+LARGE = [(20, BATCHES[1]), (50, MANY)]
+CASES = [
+    Cases("dropout", case, "length rows", SIZES, SIZES + LARGE, tiny=[(3, 7)], dtypes=HALF, directions=[BOTH]),
+]

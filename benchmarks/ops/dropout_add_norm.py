@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastseq.ops import dropout_add_norm, make_rng
 
-from .case import BATCHES, BFLOAT16, EVENTS, FLOAT32, MANY, WIDTH, Case, Spec, dtypes_of, specs
+from .case import BATCHES, EVENTS, HALF, MANY, WIDTH, Case, Cases
 
 
 def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
@@ -29,10 +29,5 @@ def case(device: torch.device, rows: int = EVENTS, width: int = WIDTH) -> Case:
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [(EVENTS,)] if device == "cpu" else [(rows,) for rows in (*BATCHES, MANY)]
-    return specs("dropout_add_norm", case, "rows", sizes, dtypes_of(device, cpu=(FLOAT32, BFLOAT16)))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, 5, 24)]
+SIZES = [(rows,) for rows in (*BATCHES, MANY)]
+CASES = [Cases("dropout_add_norm", case, "rows", cpu=SIZES[:1], cuda=SIZES, tiny=[(5, 24)], dtypes=HALF)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastseq.ops import embed_sequence, make_rng
 
-from .case import BATCHES, EVENTS, LARGE, WIDTH, Batch, Case, Spec, batch_of, dtypes_of, specs
+from .case import BATCHES, LARGE, WIDTH, Batch, Case, Cases, batch_of
 
 SHAPES = [("SASRec", "ml-1m L=200"), ("SASRec", "beauty L=50"), ("GRU4Rec", "ml-1m L=50")]
 
@@ -43,12 +43,8 @@ def case(device: torch.device, model: str, batch: Batch, n_items: int = 0, width
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    counts = (EVENTS,) if device == "cpu" else BATCHES
-    sizes = [(model, batch_of(name, targets)) for targets in counts for model, name in SHAPES]
-    sizes += [] if device == "cpu" else [("SASRec", LARGE)]
-    return specs("embed_sequence", case, "model batch", sizes, dtypes_of(device))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, model, Batch("tiny", [3, 1, 4]), 9, 24) for model in ("SASRec", "GRU4Rec")]
+SIZES = [(model, batch_of(name, targets)) for targets in BATCHES for model, name in SHAPES]
+TINY = [(model, Batch("tiny", [3, 1, 4]), 9, 24) for model in ("SASRec", "GRU4Rec")]
+CASES = [
+    Cases("embed_sequence", case, "model batch", SIZES[: len(SHAPES)], cuda=[*SIZES, ("SASRec", LARGE)], tiny=TINY),
+]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastseq.ops import gru
 
-from .case import BFLOAT16, FLOAT16, TF32, WIDTH, Batch, Case, Spec, batches, dtypes_of, specs
+from .case import BFLOAT16, FLOAT16, PRODUCTS, TF32, WIDTH, Batch, Case, Cases, batches
 
 HIDDEN = 128
 ROUNDING = {TF32: 1e-2, BFLOAT16: 5e-2, FLOAT16: 1e-2}  # errors allowed: the state is rounded again at every step
@@ -55,10 +55,9 @@ def case(device: torch.device, batch: Batch, width: int = WIDTH, hidden: int = H
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    names = ["ml-1m L=50"] if device == "cpu" else ["ml-1m L=50", "beauty L=50"]
-    return specs("gru", case, "batch", [(batch,) for batch in batches(device, *names)], dtypes_of(device, True))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, Batch("tiny", [4, 3, 1]), 8, 16)]
+CASES = [
+    Cases(
+        "gru", case, "batch", cpu=batches("cpu", "ml-1m L=50"), cuda=batches("cuda", "ml-1m L=50", "beauty L=50"),
+        tiny=[(Batch("tiny", [4, 3, 1]), 8, 16)], cuda_dtypes=PRODUCTS,
+    )
+]  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastseq.ops import gru_sampled_loss
 
-from .case import WIDTH, Batch, Case, Spec, batches, dtypes_of, specs
+from .case import PRODUCTS, WIDTH, Batch, Case, Cases, batches
 from .gru import HIDDEN, NO_COMPILE, ROUNDING, packed_gru, weights_of
 from .sampled_loss import never_the_target
 
@@ -49,11 +49,10 @@ def case(device: torch.device, batch: Batch, n_items: int = 0, width: int = WIDT
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    names = ["ml-1m L=50"] if device == "cpu" else ["ml-1m L=50", "beauty L=50"]
-    sizes = [(batch,) for batch in batches(device, *names)]
-    return specs("gru_sampled_loss", case, "batch", sizes, dtypes_of(device, True))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, Batch("tiny", [4, 3, 1]), 11, 8, 16)]
+CASES = [
+    Cases(
+        "gru_sampled_loss", case, "batch", cpu=batches("cpu", "ml-1m L=50"),
+        cuda=batches("cuda", "ml-1m L=50", "beauty L=50"), tiny=[(Batch("tiny", [4, 3, 1]), 11, 8, 16)],
+        cuda_dtypes=PRODUCTS,
+    )
+]  # fmt: skip

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fastseq.ops import linear
 
-from .case import AUTOCAST, EVENTS, FLOAT32, Case, Spec, specs
+from .case import AUTOCAST, EVENTS, FLOAT32, Case, Cases
 
 SHAPES = [(128, 384), (128, 512), (512, 128)]  # query, key and value; into and out of the feed-forward layer
 
@@ -29,9 +29,4 @@ def case(device: torch.device, width: int, out: int, rows: int = EVENTS) -> Case
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    return specs("linear", case, "width out", SHAPES if device == "cpu" else (), (FLOAT32, AUTOCAST))
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, 8, 12, 5)] if device.type == "cpu" else []
+CASES = [Cases("linear", case, "width out", cpu=SHAPES, cuda=[], tiny=[(8, 12, 5)], dtypes=(FLOAT32, AUTOCAST))]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops import make_rng, sample_negatives, sample_shared_negatives
 
-from .case import BATCHES, EVENTS, FORWARD, INT64, ITEMS, MANY, Case, Spec, specs
+from .case import BATCHES, EVENTS, FORWARD, INT64, ITEMS, MANY, Case, Cases
 
 USERS, SEEN = 6040, 160  # about ml-1m
 
@@ -67,18 +69,16 @@ def shared(device: torch.device, kind: str, size: int = 1024, items: int = ITEMS
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    cuda = device == "cuda"
-    own = [(k, rows) for rows in (BATCHES if cuda else (EVENTS,)) for k in (1, 2, 64)] + ([(1, MANY)] if cuda else [])
-    # multinomial takes up to 2^24 items, so that a million are comparable
-    catalogues = ("beauty", "V=1M") if cuda else ("beauty",)
-    common = [(kind, ITEMS[data]) for data in catalogues for kind in ("uniform", "popularity")]
-    return [
-        *specs("sample_negatives", per_target, "k rows", own, [INT64], [FORWARD]),
-        *specs("sample_shared_negatives", shared, "kind items", common, [INT64], [FORWARD]),
-    ]
-
-
-def tiny(device: torch.device) -> list[Case]:
-    few = [per_target(device, 2, rows=5, users=4, items=12, length=3)]
-    return few + [shared(device, kind, 6, 10) for kind in ("uniform", "popularity")]
+# multinomial takes up to 2^24 items, so that a million are comparable
+COMMON = [(kind, ITEMS[data]) for data in ("beauty", "V=1M") for kind in ("uniform", "popularity")]
+INTEGERS: dict[str, Any] = {"dtypes": [INT64], "cuda_dtypes": [INT64], "directions": [FORWARD]}
+CASES = [
+    Cases(
+        "sample_negatives", per_target, "k rows", cpu=[(k, EVENTS) for k in (1, 2, 64)],
+        cuda=[*((k, rows) for rows in BATCHES for k in (1, 2, 64)), (1, MANY)], tiny=[(2, 5, 4, 12, 3)], **INTEGERS,
+    ),
+    Cases(
+        "sample_shared_negatives", shared, "kind items", cpu=COMMON[:2], cuda=COMMON,
+        tiny=[(kind, 6, 10) for kind in ("uniform", "popularity")], **INTEGERS,
+    ),
+]  # fmt: skip

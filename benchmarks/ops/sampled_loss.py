@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fastseq.ops import gbce_beta, sampled_loss
 
-from .case import BATCHES, EVENTS, ITEMS, WIDTH, Case, Spec, dtypes_of, specs
+from .case import BATCHES, EVENTS, HALF, ITEMS, PRODUCTS, WIDTH, Case, Cases
 
 # loss, data, negatives of a row (or of the whole batch), whether shared
 SHAPES = [
@@ -78,13 +77,15 @@ def case(
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = [(*shape, rows) for rows in ((EVENTS,) if device == "cpu" else BATCHES) for shape in SHAPES]
-    sizes += [] if device == "cpu" else [(*shape, EVENTS) for shape in LARGE]
-    cases = specs("sampled_loss", case, "loss data count shared rows", sizes, ())
-    return [replace(spec, dtypes=dtypes_of(device, spec.arguments["shared"])) for spec in cases]
-
-
-def tiny(device: torch.device) -> list[Case]:
+def cases(shared: bool) -> Cases:
+    """Those with shared negatives, whose scores are a matrix product, or the others."""
+    shapes, large = ([shape for shape in sizes if shape[3] == shared] for sizes in (SHAPES, LARGE))
     losses = ("bpr", "bce", "gbce", "sampled_softmax")
-    return [case(device, loss, "tiny", 4, shared, 5, 9, 16) for loss in losses for shared in (False, True)]
+    return Cases(
+        "sampled_loss", case, "loss data count shared rows", cpu=[(*shape, EVENTS) for shape in shapes],
+        cuda=[*((*shape, rows) for rows in BATCHES for shape in shapes), *((*shape, EVENTS) for shape in large)],
+        tiny=[(loss, "tiny", 4, shared, 5, 9, 16) for loss in losses], cuda_dtypes=PRODUCTS if shared else HALF,
+    )  # fmt: skip
+
+
+CASES = [cases(False), cases(True)]

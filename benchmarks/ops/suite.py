@@ -23,12 +23,13 @@ def modules(only: Sequence[str] = ()) -> list[ModuleType]:
 
 def specs(device: str, only: Sequence[str] = ()) -> list[Spec]:
     """What is measured on "cpu" or "cuda", op after op: the reference configurations first, the large shapes last."""
-    return [spec for module in modules(only) for spec in module.suite(device)]
+    return [spec for module in modules(only) for cases in module.CASES for spec in cases.specs(device)]
 
 
 def tiny(device: torch.device, only: Sequence[str] = ()) -> list[Case]:
-    """Every op in sizes that Triton's interpreter, or compute-sanitizer, runs in a moment."""
-    return [case for module in modules(only) for case in module.tiny(device)]
+    """Every op in sizes that Triton's interpreter, or compute-sanitizer, runs in a moment; none that a GPU lacks."""
+    families = [cases for module in modules(only) for cases in module.CASES if cases.cuda or device.type == "cpu"]
+    return [cases.make(device, *size) for cases in families for size in cases.tiny]
 
 
 def rivals(device: str, only: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastseq.ops import topk
 
-from .case import FORWARD, ITEMS, WIDTH, Case, Spec, dtypes_of, specs
+from .case import FORWARD, ITEMS, PRODUCTS, WIDTH, Case, Cases
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 4 << 30}  # of scores: what stays in the cache; what memory has to spare
 # data, users of one batch of evaluation, seen items of each user
@@ -65,10 +65,9 @@ def case(
     )  # fmt: skip
 
 
-def suite(device: str) -> list[Spec]:
-    sizes = SHAPES if device == "cpu" else SHAPES + LARGE
-    return specs("topk", case, "data users length", sizes, dtypes_of(device, True), [FORWARD])
-
-
-def tiny(device: torch.device) -> list[Case]:
-    return [case(device, "tiny", 3, 4, 20, 5, 16)]
+CASES = [
+    Cases(
+        "topk", case, "data users length", cpu=SHAPES, cuda=SHAPES + LARGE, tiny=[("tiny", 3, 4, 20, 5, 16)],
+        cuda_dtypes=PRODUCTS, directions=[FORWARD],
+    )
+]  # fmt: skip
