@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -25,6 +23,7 @@ from fastseq.data.loader import Loader, cut
 from fastseq.data.negatives import NegativeSampler
 from fastseq.data.prefetch import prefetched
 from fastseq.data.split import Split
+from tests import run_python
 
 from .tapes import random_tape, tape
 
@@ -293,5 +292,5 @@ def test_an_unfinished_iteration_does_not_hang_the_interpreter() -> None:
         "from itertools import count; from fastseq.data.prefetch import prefetched\n"
         "kept = prefetched(count(), 2); next(kept); print('leaving')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout == "leaving\n" and done.stderr == ""
+    done = run_python("-c", program)
+    assert done.stdout == "leaving\n" and done.stderr == ""

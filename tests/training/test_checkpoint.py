@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import resource
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors.torch import load_file
 from fastseq import GRU4Rec, load
 from fastseq.errors import CheckpointError
 from fastseq.training import checkpoint
+from tests import run_python
+from tests.models.small import small_params
 
 TENSORS = {
     "a": torch.arange(7, dtype=torch.int64),
@@ -56,8 +57,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"PK\x03\x04 not safetensors" * 9, "not a whole safetensors"), (None, "no such file")],
+    ("content", "message"), [(b"PK\x03\x04 not safetensors" * 9, "not a whole safetensors"), (None, "no such file")]
 )
 def test_foreign_files_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.safetensors"
@@ -119,8 +119,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
             assert "File too large" in str(error) and "intact" in str(error), error
             print("refused")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "refused\n", done.stderr
+    assert run_python("-c", textwrap.dedent(script)).stdout == "refused\n"
     assert checkpoint.load(path)[1]["n"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
@@ -199,9 +198,7 @@ def test_reads_warprecs_files_whatever_their_artifacts(tmp_path: Path, foreign: 
 
 
 def test_what_fastseqs_models_inside_warprec_save_is_loaded(tmp_path: Path) -> None:
-    params = {"embedding_size": 8, "hidden_size": 8, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
-    params |= {"epochs": 1, "learning_rate": 0.01, "neg_samples": 1}
-    model = GRU4Rec(params, {"n_users": 3, "n_items": 5}, seed=7)
+    model = GRU4Rec(small_params("GRU4Rec"), {"n_users": 3, "n_items": 5}, seed=7)
     checkpoint.save_warprec(tmp_path / "m.pth", model)
     content = torch.load(tmp_path / "m.pth")
     content["name"], content["params"]["precision"] = "FastGRU4Rec", "bf16"
@@ -235,10 +232,7 @@ def test_other_pth_files_are_refused(tmp_path: Path, content: Any, message: str)
 
 
 def test_a_pth_file_that_the_system_cuts_short(tmp_path: Path) -> None:
-    from fastseq import GRU4Rec
-
-    params = {"embedding_size": 64, "hidden_size": 64, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
-    model = GRU4Rec(params | {"epochs": 1, "learning_rate": 0.1, "neg_samples": 1}, {"n_users": 1, "n_items": 1000})
+    model = GRU4Rec(small_params("GRU4Rec", embedding_size=64), {"n_users": 1, "n_items": 1000})
     path = tmp_path / "m.pth"
     checkpoint.save_warprec(path, model)
     whole = path.read_bytes()

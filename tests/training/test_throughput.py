@@ -17,7 +17,7 @@ from fastseq.data.split import leave_one_out
 from fastseq.models import MODELS
 from fastseq.training import throughput
 from fastseq.training.loop import Trainer
-from tests.cli.test_commands import here, write_data
+from tests.cli.test_commands import answer, here, refusal, write_data
 from tests.cli.test_configuration import REFERENCE_BLOCKS
 
 LABELS = "user_id,item_id,timestamp"
@@ -71,9 +71,8 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
 
 def test_bench_train_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--max-len", 6, "--stride", 2, "--batch-size", 32, "--loss", "bce", "--precision", "bf16")
-    code, out, err = here(
-        "bench", "train", "--model", "GRU4Rec", "--data", data, *options, "--seconds", 0.2, "--json", folder=tmp_path
-    )
+    ask = ("bench", "train", "--model", "GRU4Rec", "--data", data, *options, "--seconds", 0.2, "--json")
+    code, out, err = here(*ask, folder=tmp_path)
     assert code == 0, err
     (line,) = out.splitlines()
     figures = json.loads(line)
@@ -99,9 +98,7 @@ def test_warmup_is_a_run_of_its_own(data: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_bench_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8, "--seconds", 0.1)
-    code, out, err = here("bench", "predict", *options, "--json", folder=tmp_path)
-    assert code == 0, err
-    figures = json.loads(out)
+    figures = answer("bench", "predict", *options, folder=tmp_path)
     assert {"histories_per_s", "calls", "p50_ms", "p99_ms", "peak_rss_mb", "config", "versions"} <= set(figures)
     assert (figures["k"], figures["batch_size"], figures["config"]["model"]) == (3, 8, "Caser")
     assert figures["p50_ms"] <= figures["p99_ms"]
@@ -111,10 +108,8 @@ def test_bench_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("per_target", [False, True])
 def test_per_target_batches(data: Path, tmp_path: Path, per_target: bool) -> None:
-    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1, "--json")
-    code, out, err = here("bench", "train", *options, *["--per-target"] * per_target, folder=tmp_path)
-    assert code == 0, err
-    figures = json.loads(out)
+    options = ("--model", "Caser", "--data", data, "--max-len", 5, "--seconds", 0.1)
+    figures = answer("bench", "train", *options, *["--per-target"] * per_target, folder=tmp_path)
     assert figures["stride"] == (1 if per_target else 5) and figures["per_target"] is per_target
 
 
@@ -124,5 +119,5 @@ def test_mistakes_name_the_remedy(data: Path, tmp_path: Path) -> None:
         (("--data", data, "--max-len", 5, "--stride", 6), "window_stride is 6"),
         (("--data", data, "--model", "BERT4Rec"), "expected one of SASRec, GRU4Rec, Caser"),
     ):
-        code, _, err = here("bench", "train", *options, folder=tmp_path)
-        assert code == 2 and message in err and "Traceback" not in err
+        err = refusal("bench", "train", *options, folder=tmp_path)
+        assert message in err and "Traceback" not in err
