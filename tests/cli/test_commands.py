@@ -23,6 +23,7 @@ from tests.models.small import small_params
 from .test_configuration import REFERENCE_BLOCKS
 
 MODELS = {name: small_params(name, learning_rate=0.005, epochs=2) for name in ("SASRec", "GRU4Rec", "Caser")}
+HOLDOUT = {"strategy": "temporal_holdout", "ratio": 0.6}
 SPLITS = ("test_splitting", "validation_splitting")
 
 
@@ -253,14 +254,7 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        (
-            {
-                "splitter": {
-                    f"{p}_splitting": {"strategy": "temporal_holdout", "ratio": 0.6} for p in ("test", "validation")
-                }
-            },
-            "splitter: test + validation is 1.2",
-        ),
+        ({"splitter": {part: HOLDOUT for part in SPLITS}}, "splitter: test + validation is 1.2"),
         ({"reader": {"local_path": "data.csv"}}, "reader.labels.user_id_label"),
         ({"reader": {"local_path": "none.csv"}}, "reader.local_path: none.csv does not exist"),
         ({"general": {"device": "gpu"}}, "general.device is 'gpu'"),

@@ -25,7 +25,7 @@ from fastseq.data.prefetch import prefetched
 from fastseq.data.split import Split
 from tests import run_python
 
-from .tapes import random_tape, tape
+from .tapes import numbered, random_tape, tape
 
 N_ITEMS = 50
 
@@ -51,15 +51,6 @@ def same(a: JaggedBatch, b: JaggedBatch) -> bool:
         torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, Tensor) else x == y
         for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
     )
-
-
-def numbered(split: Split) -> Split:
-    """The same split with the tape row of each event in place of its item, so that batches can be traced back."""
-    data = split.interactions
-    lengths = np.diff(data.offsets)
-    rows = np.arange(len(data.items))
-    histories = np.split(rows, np.cumsum(lengths)[:-1])
-    return Split(tape([h.tolist() for h in histories], len(rows)), split.train_stop, split.validation_stop)
 
 
 SHAPES = [

@@ -44,12 +44,12 @@ def assert_accurate(
 
     A float64 result differs from the reference only by the order of its sums: relatively by ``tolerance``.
     """
-    for place, (name, x, same, exact) in enumerate(zip(names, results, pytorch, reference, strict=True)):
+    for index, (name, x, same, exact) in enumerate(zip(names, results, pytorch, reference, strict=True)):
         assert x.dtype == same.dtype and x.shape == exact.shape, name
         if x.dtype == torch.float64:
             assert relative_error(x, exact) <= tolerance, name
         else:
-            assert_as_accurate(x.cpu(), same, exact, 3.0 if place else 2.0, name)
+            assert_as_accurate(x.cpu(), same, exact, 3.0 if index else 2.0, name)
 
 
 def chi_square_z(drawn: Tensor, q: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -260,17 +261,11 @@ def test_scale_is_the_inverse_root_of_the_head_dim() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_once_for_every_length(op: Callable[..., Tensor]) -> None:
     torch._dynamo.reset()
-    compilations = 0
-
-    def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Any:
-        nonlocal compilations
-        compilations += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
-
-    compiled = torch.compile(op, fullgraph=True, backend=backend)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op, fullgraph=True, backend=counter)
     for lengths in ([5, 9], [7, 12, 3], [8, 30, 2, 6], [1, 44, 3, 9, 2]):
         values, grad = inputs(op, lengths, 8)
         expected = run(over(op, lengths), values, grad, "cpu", set())
         for name, x in run(over(compiled, lengths), values, grad, "cpu", set()).items():
             assert torch.equal(x, expected[name])
-    assert compilations <= 2  # one for the first shapes, one for all others
+    assert counter.frame_count <= 2  # one for the first shapes, one for all others

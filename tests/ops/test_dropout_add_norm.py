@@ -96,20 +96,15 @@ def test_triton_mixes_with_the_reference(first: str) -> None:
         assert relative_error(x.grad.cpu(), expected[f"gradient of {name}"]) < 1e-6, name
 
 
-@needs_triton
-def test_triton_draws_the_mask_of_the_reference() -> None:
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_mask_is_that_of_dropout(backend: str) -> None:
     """What is dropped of x has no gradient."""
-    values, upstream = inputs(19, 70)
-    kept = run(op(0.3), values, upstream, "triton", OPS)["gradient of x"] != 0
-    assert torch.equal(kept, dropout(torch.ones(19, 70), 0.3, RNG, 3) != 0)
-
-
-def test_mask_is_that_of_dropout() -> None:
-    x, zero = torch.randn(19, 70), torch.zeros(19, 70)
-    one, none = torch.ones(70), torch.zeros(70)
-    direct = dropout_add_norm(x, zero, one, none, dropout_p=0.5, rng=RNG, site=4)
-    composed = torch.nn.functional.layer_norm(dropout(x, 0.5, RNG, 4), (70,))
-    torch.testing.assert_close(direct, composed, rtol=1e-5, atol=1e-5)
+    values, upstream = inputs(19, 70, with_bias=False)
+    values |= {"residual": torch.zeros(19, 70), "weight": torch.ones(70), "bias": torch.zeros(70)}
+    results = run(op(0.3), values, upstream, backend, OPS)
+    assert torch.equal(results["gradient of x"] != 0, dropout(torch.ones(19, 70), 0.3, RNG, 3) != 0)
+    composed = torch.nn.functional.layer_norm(dropout(values["x"], 0.3, RNG, 3), (70,))
+    torch.testing.assert_close(results["output"], composed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])

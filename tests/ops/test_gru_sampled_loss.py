@@ -68,22 +68,34 @@ def plain(case: dict[str, Any], loss: str, dtype: torch.dtype) -> list[Tensor]:
     return [rows, *recurrent, grad_weight, grad_bias, grad_items]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *((backend, dtype) for backend in ("cpu", "reference") for dtype in (torch.float32, torch.float64)),
+        pytest.param("triton", torch.float32, marks=needs_triton),
+    ],
+)
 @pytest.mark.parametrize(
     ("rows", "bias", "shared", "loss"),
-    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "bce")],
+    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
 )
 def test_equals_its_parts(
-    backend: str, dtype: torch.dtype, rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None
-) -> None:
+    backend: str, dtype: torch.dtype, rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if backend == "triton":
+        monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
     case = inputs(rows=rows, bias=bias, shared=shared, dtype=dtype)
+    if rows:
+        case["rows"][0] = case["rows"][1]  # one that counts twice
+    log_q = torch.zeros(case["negatives"].shape, dtype=dtype) if loss == "sampled_softmax" else None
     with ops.set_backend(backend), ops.record_served() as calls:
-        results = fused(case, loss)
-    assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)]
-    same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
+        results, again = (fused(moved({**case, "log_q": log_q}, backend), loss) for _ in range(2))
+    assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)] * 2
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
     names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
-    assert_accurate(names, results, same, exact, tolerance=1e-13)
+    same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
+    assert_accurate(names, [x.cpu() for x in results], same, exact, tolerance=1e-13)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -118,27 +130,3 @@ def test_bfloat16_and_reductions() -> None:
     )
     assert loss.dtype == torch.float32 and loss.dim() == 0
     torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)
-
-
-@needs_triton
-@pytest.mark.parametrize(
-    ("rows", "bias", "shared", "loss"),
-    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
-)
-def test_triton(
-    rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
-    case = inputs(rows=rows, bias=bias, shared=shared)
-    if rows:
-        case["rows"][0] = case["rows"][1]  # one that counts twice
-    log_q = torch.zeros(case["negatives"].shape) if loss == "sampled_softmax" else None
-    there = moved({**case, "log_q": log_q}, "triton")
-    with ops.set_backend("triton"), ops.record_served() as calls:
-        results = fused(there, loss)
-        again = fused(there, loss)
-    assert calls == [("gru_sampled_loss", "triton"), ("gru_sampled_loss_backward", "triton")] * 2
-    same, exact = plain(case, loss, torch.float32), plain(case, loss, torch.float64)
-    names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
-    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
-    assert_accurate(names, results, same, exact)

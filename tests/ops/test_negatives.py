@@ -49,9 +49,9 @@ TABLES: dict[str, dict[str, Any]] = {"uniform": {}, "even": table(0.05), "skewed
 
 
 def draw(backend: str, *arguments: Any, op: str = "sample_negatives", **options: Any) -> Tensor:
-    there = moved(dict(enumerate(arguments)), backend).values()
+    positional = moved(dict(enumerate(arguments)), backend).values()
     with ops.set_backend(backend), ops.record_served() as served:
-        result = getattr(ops, op)(*there, **moved(options, backend))
+        result = getattr(ops, op)(*positional, **moved(options, backend))
     assert served == [(op, backend)]
     return result.cpu()
 

@@ -228,12 +228,12 @@ def test_triton(loss: str, shared: bool, poisoned_empty: None, monkeypatch: pyte
 @pytest.mark.parametrize("shared", [False, True])
 def test_triton_mean(shared: bool) -> None:
     case = inputs(9, 2, 8, 30, shared=shared)
-    there = moved(case, "triton")
+    tensors = moved(case, "triton")
     gradients = []
     for backend in ("triton", "reference"):
-        h = there["h"].clone().requires_grad_()
+        h = tensors["h"].clone().requires_grad_()
         with ops.set_backend(backend):
-            ops.sampled_loss(h, there["item_weight"], there["targets"], there["negatives"]).backward()
+            ops.sampled_loss(h, tensors["item_weight"], tensors["targets"], tensors["negatives"]).backward()
         gradients.append(h.grad)
     torch.testing.assert_close(*gradients)
 

@@ -173,15 +173,14 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
         load(run.ids_path)
     tensors, metadata = checkpoint.load(run.best_path)
     other = tmp_path / "o.safetensors"
-    checkpoint.save(other, tensors, metadata | {"model": "BERT4Rec"})
-    with pytest.raises(CheckpointError, match="'BERT4Rec', expected one of SASRec"):
-        load(other)
-    checkpoint.save(other, tensors, metadata | {"params": metadata["params"] | {"hidden_size": 7}})
-    with pytest.raises(CheckpointError, match="weights do not fit GRU4Rec"):
-        load(other)
-    checkpoint.save(other, tensors, metadata | {"params": {"embedding_size": 0}})
-    with pytest.raises(CheckpointError, match="hyperparameters make no GRU4Rec"):
-        load(other)
+    for change, message in (
+        ({"model": "BERT4Rec"}, "'BERT4Rec', expected one of SASRec"),
+        ({"params": metadata["params"] | {"hidden_size": 7}}, "weights do not fit GRU4Rec"),
+        ({"params": {"embedding_size": 0}}, "hyperparameters make no GRU4Rec"),
+    ):
+        checkpoint.save(other, tensors, metadata | change)
+        with pytest.raises(CheckpointError, match=message):
+            load(other)
     run.write_ids(split.interactions.item_ids, split.interactions.user_ids)
     with pytest.raises(CheckpointError, match=r"another catalogue: .*item_ids"):
         load(run.path)
