@@ -20,10 +20,17 @@ Refused: TypeAlias = list[tuple[Any, ...]]
 BACKENDS = ["cpu", "reference", pytest.param("triton", marks=needs_triton)]
 
 
-def changed(x: Tensor, index: int | list[int], value: int) -> Tensor:
+def changed(x: Tensor, index: int | tuple[int, ...], value: int) -> Tensor:
     x = x.clone()
-    x[tuple(index) if isinstance(index, list) else index] = value
+    x[index] = value
     return x
+
+
+def beyond(name: str, ids: Tensor, *index: int) -> Refused:
+    """Ids that are no rows of the item table, at ``index``."""
+    where = re.escape(f"{name}{list(index)}")
+    words = "expected an id from 0 to 10"
+    return [({name: changed(ids, index, bad)}, f"{where} is {bad}, {words}", IndexError) for bad in (-1, V)]
 
 
 def int32(*values: int) -> Tensor:
@@ -46,19 +53,9 @@ IDS_ARE_BAD: Refused = [
     ({"targets": TARGETS.int()}, r"targets is torch\.int32"),
     ({"targets": TARGETS[1:]}, r"targets is torch.int64 \[2\], expected torch.int64 \[3\]"),
     ({"negatives": NEGATIVES.float()}, r"negatives is torch.float32 \[3, 2\], expected torch.int64 \[3, K\]"),
-    *(
-        (
-            {name: changed(ids, index, bad)},
-            re.escape(f"{name}{index} is {bad}, expected an id from 0 to 10"),
-            IndexError,
-        )
-        for name, ids, index in (
-            ("targets", TARGETS, [1]),
-            ("negatives", NEGATIVES, [2, 1]),
-            ("negatives", SHARED, [2]),
-        )
-        for bad in (-1, V)
-    ),
+    *beyond("targets", TARGETS, 1),
+    *beyond("negatives", NEGATIVES, 2, 1),
+    *beyond("negatives", SHARED, 2),
 ]
 SEEN_ARE_BAD: Refused = [({"seen_items": int32(4, 0, 2)}, r"seen_items is torch\.int32")]
 EPS_IS_BAD: Refused = [
