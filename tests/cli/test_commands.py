@@ -87,6 +87,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, answer("train", write_config(folder, **MODELS), folder=folder)
 
 
+@pytest.fixture
+def folder(trained: tuple[Path, Any]) -> Path:
+    return trained[0]
+
+
 def test_train_writes_run_folders(trained: tuple[Path, Any]) -> None:
     folder, said = trained
     assert set(said) == {"popularity", "runs"}
@@ -110,8 +115,7 @@ def test_evaluate_repeats_the_score(trained: tuple[Path, Any]) -> None:
         assert answer("evaluate", run["run"], folder=folder)["metrics"] == run["evaluation"]["metrics"]
 
 
-def test_recommend_in_raw_ids(trained: tuple[Path, Any]) -> None:
-    folder, _ = trained
+def test_recommend_in_raw_ids(folder: Path) -> None:
     ask = ("recommend", "runs/data/SASRec", "-u", "u3", "--history", "i1,i2", "-k", 4, "--json")
     rows = json.loads(run_python("-m", "fastseq.cli", *ask, cwd=folder).stdout)
     assert [row["for"] for row in rows] == ["u3", "i1,i2"]
@@ -121,8 +125,7 @@ def test_recommend_in_raw_ids(trained: tuple[Path, Any]) -> None:
     assert not {"i1", "i2"} & set(rows[1]["items"])
 
 
-def test_caser_refuses_an_unknown_user_unless_asked(trained: tuple[Path, Any]) -> None:
-    folder, _ = trained
+def test_caser_refuses_an_unknown_user_unless_asked(folder: Path) -> None:
     ask = ("recommend", "runs/data/Caser", "--history", "i1")
     assert "--mean-user" in refusal(*ask, folder=folder)
     assert len(answer(*ask, "--mean-user", folder=folder)[0]["items"]) == 10
@@ -140,10 +143,7 @@ def test_caser_refuses_an_unknown_user_unless_asked(trained: tuple[Path, Any]) -
         (("frobnicate",), "frobnicate"),
     ],
 )
-def test_mistakes_exit_2_and_name_the_culprit(
-    trained: tuple[Path, Any], arguments: tuple[str, ...], message: str
-) -> None:
-    folder, _ = trained
+def test_mistakes_exit_2_and_name_the_culprit(folder: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in refusal(*arguments, folder=folder)
 
 
@@ -177,8 +177,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     assert metrics.read_text().count("\n") == epochs
 
 
-def test_evaluate_takes_part_cutoffs_and_protocol(trained: tuple[Path, Any]) -> None:
-    folder, _ = trained
+def test_evaluate_takes_part_cutoffs_and_protocol(folder: Path) -> None:
     ask = ("evaluate", "runs/data/SASRec")
     found = answer(*ask, "--part", "validation", "-k", 3, folder=folder)
     assert found["protocol"]["part"] == "validation" and "NDCG@3" in found["metrics"]
@@ -190,8 +189,7 @@ def test_evaluate_takes_part_cutoffs_and_protocol(trained: tuple[Path, Any]) -> 
         assert message in refusal(*ask, *arguments, folder=folder)
 
 
-def test_recommend_for_lines_of_text_and_for_samples(trained: tuple[Path, Any]) -> None:
-    folder, _ = trained
+def test_recommend_for_lines_of_text_and_for_samples(folder: Path) -> None:
     ask = ("recommend", "runs/data/GRU4Rec", "-k", 3)
     rows = answer(*ask, "--input", "-", "--sample", 2, folder=folder, stdin="i1 i2\n\ni3\n")
     assert [row["for"] for row in rows] == ["u0", "u45", "line 1", "line 2", "line 3"]
@@ -206,9 +204,8 @@ def test_recommend_for_lines_of_text_and_for_samples(trained: tuple[Path, Any]) 
     assert "nowhere.txt" in refusal(*ask, "--input", "nowhere.txt", folder=folder)
 
 
-def test_recommend_reads_marked_files_and_names_their_lines(trained: tuple[Path, Any], tmp_path: Path) -> None:
+def test_recommend_reads_marked_files_and_names_their_lines(folder: Path, tmp_path: Path) -> None:
     """A byte-order mark, as spreadsheets write, and tabs, which let an id have spaces."""
-    folder, _ = trained
     file = tmp_path / "histories.txt"
     ask = ("recommend", "runs/data/GRU4Rec", "-k", 3, "--input", file)
     file.write_text("\ufeffi1 i2\ni1\ti2\n", encoding="utf-8")
@@ -218,8 +215,7 @@ def test_recommend_reads_marked_files_and_names_their_lines(trained: tuple[Path,
     assert "histories.txt, line 2: item 2, 'an item'," in refusal(*ask, folder=folder)
 
 
-def test_data_that_changed_since_training_is_refused(trained: tuple[Path, Any], tmp_path: Path) -> None:
-    folder, _ = trained
+def test_data_that_changed_since_training_is_refused(folder: Path, tmp_path: Path) -> None:
     text = (folder / "data.csv").read_text()
     try:
         (folder / "data.csv").write_text(text + "u0,another,9999\n")
@@ -334,8 +330,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert "Exit codes" in here("--help", folder=tmp_path)[1]
 
 
-def test_a_run_folder_serves_only_its_own_model(trained: tuple[Path, Any], tmp_path: Path) -> None:
-    folder, _ = trained
+def test_a_run_folder_serves_only_its_own_model(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "SASRec"
     shutil.copytree(folder / "runs/data/SASRec", run)
     shutil.copy(folder / "runs/data/GRU4Rec/checkpoints/best.safetensors", run / "checkpoints/best.safetensors")

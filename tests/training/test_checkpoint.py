@@ -34,8 +34,12 @@ TENSORS = {
 METADATA = {"kind": "test", "value": 0.1 + 0.2, "nested": {"list": [1, None, "ü"]}}
 
 
-def test_round_trip_is_exact_and_readable_by_the_library(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.safetensors"
+
+
+def test_round_trip_is_exact_and_readable_by_the_library(path: Path) -> None:
     checkpoint.save(path, TENSORS, METADATA)
     tensors, metadata = checkpoint.load(path)
     assert metadata == {"format_version": checkpoint.FORMAT_VERSION, **METADATA}
@@ -43,11 +47,10 @@ def test_round_trip_is_exact_and_readable_by_the_library(tmp_path: Path) -> None
         assert found.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+def test_every_truncation_is_refused(path: Path) -> None:
     checkpoint.save(path, TENSORS, METADATA)
     whole = path.read_bytes()
     for size in [0, 1, 7, 8, 20, 100, len(whole) // 2, len(whole) - 1]:
@@ -59,20 +62,16 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(b"PK\x03\x04 not safetensors" * 9, "not a whole safetensors"), (None, "no such file")]
 )
-def test_foreign_files_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "x.safetensors"
+def test_foreign_files_are_refused(path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(path)
 
 
-def test_safetensors_of_others_and_of_later_versions_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_safetensors_of_others_and_of_later_versions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
-    path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="not one that fastseq wrote"):
         checkpoint.load(path)
@@ -88,8 +87,7 @@ def test_check_same_names_what_differs() -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_an_error_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    path = tmp_path / "x.safetensors"
+def test_an_error_while_saving_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     checkpoint.save(path, {"a": torch.zeros(3)}, {"n": 1})
 
     def full(*arguments: Any) -> None:
@@ -101,12 +99,11 @@ def test_an_error_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: 
             checkpoint.save(path, {"a": torch.ones(3)}, {"n": 2})
     tensors, metadata = checkpoint.load(path)
     assert metadata["n"] == 1 and torch.equal(tensors["a"], torch.zeros(3))
-    assert len(list(tmp_path.iterdir())) == 1, "the temporary file is left over"
+    assert len(list(path.parent.iterdir())) == 1, "the temporary file is left over"
 
 
-def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
+def test_a_write_that_the_system_cuts_short(path: Path) -> None:
     """A file size limit makes write() itself fail in the middle, as a full disk does."""
-    path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(1000)}, {"n": 1})
     script = f"""
         import resource, torch
@@ -121,7 +118,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     """
     assert run_python("-c", textwrap.dedent(script)).stdout == "refused\n"
     assert checkpoint.load(path)[1]["n"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
 
 
