@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import fastseq
+from tests import run_python
 
 PROGRAM = """
 import sys
@@ -17,8 +15,7 @@ assert fastseq.models.SASRec is fastseq.SASRec
 
 
 def test_packages_load_on_first_use() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", PROGRAM)
 
 
 def test_every_listed_name_is_there() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from fastseq import _process as memory
+from tests import run_python
 
 PROGRAM = """
 import numpy as np
@@ -26,8 +26,7 @@ assert memory.peak_rss_mb() < before + 100
 
 def test_the_peak_rises_with_what_is_touched_and_can_be_reset() -> None:
     """In a process of its own: this one keeps freed memory, and a block from it touches no new page."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", PROGRAM)
 
 
 def test_it_imports_and_answers_where_the_system_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,16 @@ FASTSEQ_FUZZ_EXAMPLES sets how many calls of each kind are tried, FASTSEQ_FUZZ_S
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastseq import _C
@@ -24,14 +25,21 @@ from fastseq import _C
 from .doors import BUILDERS, Array, Call, Maker
 
 EXAMPLES = int(os.environ.get("FASTSEQ_FUZZ_EXAMPLES", "60"))
-fuzzed = settings(
-    max_examples=EXAMPLES, deadline=None, database=None, derandomize=not os.environ.get("FASTSEQ_FUZZ_SEED"),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
 ERRORS = (TypeError, ValueError, IndexError, OverflowError)
 FLOATS = (np.float32, np.float64)
-seeds = st.integers(0, 2**32 - 1)
-every_function = pytest.mark.parametrize("name", BUILDERS)
+
+
+def every_function(
+    *scales: int, kinds: Sequence[type] = FLOATS, share: int = 1
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Tests every function of _C with Makers of these scales; ``share``: one example for that many of EXAMPLES."""
+    makers = st.builds(Maker, st.integers(0, 2**32 - 1), st.sampled_from(scales), st.sampled_from(kinds))
+    fuzzed = settings(
+        max_examples=max(3, EXAMPLES // share), deadline=None, database=None,
+        derandomize=not os.environ.get("FASTSEQ_FUZZ_SEED"),
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )  # fmt: skip
+    return lambda test: pytest.mark.parametrize("name", BUILDERS)(fuzzed(given(maker=makers)(test)))
 
 
 def call(name: str, arguments: dict[str, Any]) -> Any:
@@ -57,11 +65,9 @@ def test_every_function_is_here() -> None:
     assert functions - set(BUILDERS) == {"isa", "has_bfloat16_products"}, "these take no arguments; others belong here"
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 40), kind=st.sampled_from(FLOATS))
-def test_valid_arguments(name: str, seed: int, scale: int, kind: type) -> None:
-    call(name, BUILDERS[name](Maker(seed, scale, kind)).arguments)
+@every_function(*range(41))
+def test_valid_arguments(name: str, maker: Maker) -> None:
+    call(name, BUILDERS[name](maker).arguments)
 
 
 # ---- how an array is broken; None where this one cannot be
@@ -132,12 +138,10 @@ def pick(rng: np.random.Generator, names: list[str]) -> str | None:
     return names[rng.integers(len(names))] if names else None
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
-def test_arrays_of_another_kind(name: str, seed: int, scale: int, kind: type) -> None:
+@every_function(*range(0, 9))
+def test_arrays_of_another_kind(name: str, maker: Maker) -> None:
     """Type, stride, alignment, and not an array at all: no overload takes it."""
-    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    case, rng = BUILDERS[name](maker), maker.rng
     if (culprit := pick(rng, arrays_of(case))) is None:
         return
     if rng.integers(8) == 0:  # right where the argument is optional
@@ -154,11 +158,9 @@ def test_arrays_of_another_kind(name: str, seed: int, scale: int, kind: type) ->
             call(name, {**case.arguments, culprit: broken})
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
-def test_arrays_of_another_shape_or_content(name: str, seed: int, scale: int, kind: type) -> None:
-    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+@every_function(*range(0, 9))
+def test_arrays_of_another_shape_or_content(name: str, maker: Maker) -> None:
+    case, rng = BUILDERS[name](maker), maker.rng
     ways: list[Callable[[np.random.Generator, Array], Array]] = [_rank, _length, _empty, _vast, _contents]
     for _ in range(int(rng.integers(1, 3))):  # sometimes two at once
         if (culprit := pick(rng, arrays_of(case))) is not None:
@@ -166,34 +168,28 @@ def test_arrays_of_another_shape_or_content(name: str, seed: int, scale: int, ki
     expect_no_crash(name, case.arguments)
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
-def test_types_mixed(name: str, seed: int, scale: int, kind: type) -> None:
+@every_function(*range(0, 9))
+def test_types_mixed(name: str, maker: Maker) -> None:
     """One array of floats in the other type that the function knows."""
-    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+    case, rng = BUILDERS[name](maker), maker.rng
     if culprit := pick(rng, arrays_of(case)):
         x = case.arguments[culprit]
         swap = {"float32": "float64", "float64": "float32", "int32": "int64", "int64": "int32"}
         expect_no_crash(name, {**case.arguments, culprit: x.astype(swap[x.dtype.name])})
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 8))
-def test_outputs_that_cannot_be_written(name: str, seed: int, scale: int) -> None:
-    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+@every_function(*range(0, 9), kinds=[np.float32])
+def test_outputs_that_cannot_be_written(name: str, maker: Maker) -> None:
+    case, rng = BUILDERS[name](maker), maker.rng
     if culprit := pick(rng, sorted(case.outputs & set(arrays_of(case)))):
         case.arguments[culprit].flags.writeable = False
         with pytest.raises(ValueError, match="not writeable"):
             call(name, case.arguments)
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(1, 8))
-def test_ids_out_of_range(name: str, seed: int, scale: int) -> None:
-    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+@every_function(*range(1, 9), kinds=[np.float32])
+def test_ids_out_of_range(name: str, maker: Maker) -> None:
+    case, rng = BUILDERS[name](maker), maker.rng
     culprit = pick(rng, sorted(ids for ids in case.ids if case.arguments[ids].size))
     if culprit is None:
         return
@@ -204,12 +200,10 @@ def test_ids_out_of_range(name: str, seed: int, scale: int) -> None:
     expect_error(name, case.arguments, culprit)
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(1, 8))
-def test_offsets(name: str, seed: int, scale: int) -> None:
+@every_function(*range(1, 9), kinds=[np.float32])
+def test_offsets(name: str, maker: Maker) -> None:
     """That decrease, start elsewhere, stop short or overrun."""
-    case, rng = BUILDERS[name](Maker(seed, scale, np.float32)), np.random.default_rng(seed)
+    case, rng = BUILDERS[name](maker), maker.rng
     if (culprit := pick(rng, sorted(case.offsets))) is None:
         return
     x, total = case.arguments[culprit].copy(), case.offsets[culprit]
@@ -218,11 +212,9 @@ def test_offsets(name: str, seed: int, scale: int) -> None:
         expect_error(name, {**case.arguments, culprit: x}, culprit)
 
 
-@every_function
-@fuzzed
-@given(seed=seeds, scale=st.integers(0, 8), kind=st.sampled_from(FLOATS))
-def test_scalars(name: str, seed: int, scale: int, kind: type) -> None:
-    case, rng = BUILDERS[name](Maker(seed, scale, kind)), np.random.default_rng(seed)
+@every_function(*range(0, 9))
+def test_scalars(name: str, maker: Maker) -> None:
+    case, rng = BUILDERS[name](maker), maker.rng
     scalars = [name for name, value in case.arguments.items() if isinstance(value, int | float | str)]
     if (culprit := pick(rng, scalars)) is None:
         return
@@ -249,15 +241,12 @@ def test_scalars(name: str, seed: int, scale: int, kind: type) -> None:
         expect_no_crash(name, arguments)
 
 
-@every_function
-@settings(fuzzed, max_examples=max(6, EXAMPLES // 10))
-@given(seed=seeds, scale=st.sampled_from([30, 120, 400]), kind=st.sampled_from(FLOATS))
-@example(seed=1, scale=120, kind=np.float32)
-def test_threads_change_no_bit(name: str, seed: int, scale: int, kind: type) -> None:
+@every_function(30, 120, 400, share=10)
+def test_threads_change_no_bit(name: str, maker: Maker) -> None:
     """One, two and eight threads write the same bits."""
     results = []
     for threads in (1, 2, 8):
-        case = BUILDERS[name](Maker(seed, scale, kind))
+        case = BUILDERS[name](copy.deepcopy(maker))
         if "threads" not in case.arguments:
             return
         case.arguments["threads"] = threads
@@ -267,17 +256,15 @@ def test_threads_change_no_bit(name: str, seed: int, scale: int, kind: type) -> 
     assert results[1] == results[0] and results[2] == results[0]
 
 
-@every_function
-@settings(fuzzed, max_examples=max(3, EXAMPLES // 20))
-@given(seed=seeds, scale=st.sampled_from([30, 120]))
-def test_threads_that_call_side_by_side(name: str, seed: int, scale: int) -> None:
+@every_function(30, 120, kinds=[np.float32], share=20)
+def test_threads_that_call_side_by_side(name: str, maker: Maker) -> None:
     """As the loader's thread does beside the training: the same inputs, outputs of their own."""
 
     def outputs(case: Call) -> dict[str, bytes]:
         call(name, case.arguments)
         return {key: x.tobytes() for key in sorted(case.outputs) if (x := case.arguments[key]) is not None}
 
-    cases = [BUILDERS[name](Maker(seed, scale, np.float32)) for _ in range(5)]
+    cases = [BUILDERS[name](copy.deepcopy(maker)) for _ in range(5)]
     for case in cases[1:]:
         case.arguments |= {key: x for key, x in cases[0].arguments.items() if key not in case.outputs}
     with ThreadPoolExecutor(4) as pool:

@@ -60,6 +60,7 @@ models:
 )
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 SASREC = {"embedding_size": 8, "n_layers": 1}
+VALID = {"models": {"SASRec": SASREC}}
 
 
 def test_reference_configurations_are_those_of_the_original_text(outside: Outside) -> None:
@@ -114,16 +115,13 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ({"models": {"SASRec": {"early_stopping": {"patience": 0}}}}, "early_stopping.patience.*it is 0"),
         ({"models": {"SASRec": {"optimization": {"precison": "fp32"}}}}, "optimization.precison.*'precision'"),
         ({"models": {"SASRec": {"optimization": {"properties": {"sed": 1}}}}}, "properties.sed.*'seed'"),
-        ({"models": {"SASRec": SASREC}, "writer": {"dataset_name": "../x"}}, "dataset_name is '../x'.*one folder"),
-        ({"models": {"SASRec": SASREC}, "reader": {"local_pth": "x"}}, "reader.local_pth.*'local_path'"),
-        ({"models": {"SASRec": SASREC}, "evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
-        ({"models": {"SASRec": SASREC}, "evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),
-        ({"models": {"SASRec": SASREC}, "evaluation": {"validation_metric": "nDCG"}}, "expected name@k"),
-        ({"models": {"SASRec": SASREC}, "splitter": {"test_splitting": {"ratio": 0.2}}}, "takes 'k', not 'ratio'"),
-        (
-            {"models": {"SASRec": SASREC}, "splitter": {"test_splitting": {"strategy": "temporal_holdout"}}},
-            "needs the key 'ratio'",
-        ),
+        (VALID | {"writer": {"dataset_name": "../x"}}, "dataset_name is '../x'.*one folder"),
+        (VALID | {"reader": {"local_pth": "x"}}, "reader.local_pth.*'local_path'"),
+        (VALID | {"evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
+        (VALID | {"evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),
+        (VALID | {"evaluation": {"validation_metric": "nDCG"}}, "expected name@k"),
+        (VALID | {"splitter": {"test_splitting": {"ratio": 0.2}}}, "takes 'k', not 'ratio'"),
+        (VALID | {"splitter": {"test_splitting": {"strategy": "temporal_holdout"}}}, "needs the key 'ratio'"),
     ],
 )
 def test_errors_name_key_value_and_remedy(tree: dict[str, object], message: str) -> None:

@@ -35,51 +35,39 @@ def config(path: Path, model: dict[str, Any] | None = None, **sections: Any) -> 
     return parse_config({"reader": reader, "models": {"GRU4Rec": {**MODELS["GRU4Rec"], **(model or {})}}, **sections})
 
 
+def splitter(strategy: str, key: str, test: float, validation: float | None = None) -> dict[str, Any]:
+    """The section of one strategy for the test part and, if there is one, the validation part."""
+    parts = {"test": test, "validation": validation}
+    return {f"{part}_splitting": None if x is None else {"strategy": strategy, key: x} for part, x in parts.items()}
+
+
 @pytest.mark.parametrize(
-    ("splitter", "make"),
+    ("section", "make"),
     [
         ({}, lambda d: leave_k_out(d, 1)),
         ({"validation_splitting": None}, lambda d: leave_k_out(d, 1, validation=False)),
+        (splitter("temporal_leave_k_out", "k", 3, 3), lambda d: leave_k_out(d, 3)),
+        (splitter("temporal_holdout", "ratio", 0.2, 0.3), lambda d: ratio(d, 0.2, 0.3)),
         (
-            {f"{part}_splitting": {"strategy": "temporal_leave_k_out", "k": 3} for part in ("test", "validation")},
-            lambda d: leave_k_out(d, 3),
-        ),
-        (
-            {
-                "test_splitting": {"strategy": "temporal_holdout", "ratio": 0.2},
-                "validation_splitting": {"strategy": "temporal_holdout", "ratio": 0.3},
-            },
-            lambda d: ratio(d, 0.2, 0.3),
-        ),
-        (
-            {
-                "test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1009},
-                "validation_splitting": {"strategy": "timestamp_slicing", "timestamp": 1005},
-            },
+            splitter("timestamp_slicing", "timestamp", 1009, 1005),
             lambda d: temporal_holdout(d, timestamp=1009, validation_timestamp=1005),
         ),
-        (
-            {"test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1009}, "validation_splitting": None},
-            lambda d: temporal_holdout(d, timestamp=1009),
-        ),
+        (splitter("timestamp_slicing", "timestamp", 1009), lambda d: temporal_holdout(d, timestamp=1009)),
     ],
 )
-def test_splits_are_those_of_the_functions(path: Path, splitter: dict[str, Any], make: Any) -> None:
+def test_splits_are_those_of_the_functions(path: Path, section: dict[str, Any], make: Any) -> None:
     data = read_interactions(path, **COLUMNS)
-    found, want = experiment.split(config(path, splitter=splitter), data), make(data)
+    found, want = experiment.split(config(path, splitter=section), data), make(data)
     assert (found.train_stop == want.train_stop).all() and (found.validation_stop == want.validation_stop).all()
     assert found.n_train < data.n_events
 
 
 def test_a_split_that_contradicts_itself_is_named(path: Path) -> None:
     data = read_interactions(path, **COLUMNS)
-    slices = {
-        "test_splitting": {"strategy": "timestamp_slicing", "timestamp": 1003},
-        "validation_splitting": {"strategy": "timestamp_slicing", "timestamp": 1005},
-    }
+    slices = splitter("timestamp_slicing", "timestamp", 1003, 1005)
     with pytest.raises(ConfigError, match=r"splitter: validation starts at 1005\.0, after the test part"):
         experiment.split(config(path, splitter=slices), data)
-    late = {"test_splitting": {"strategy": "timestamp_slicing", "timestamp": 5000}, "validation_splitting": None}
+    late = splitter("timestamp_slicing", "timestamp", 5000)
     with pytest.raises(DataError, match="timestamps run from 1000 to 1011"):
         experiment.split(config(path, splitter=late), data)
 

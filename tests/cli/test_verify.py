@@ -22,24 +22,11 @@ from fastseq.cli.commands import app
 from fastseq.errors import ConfigError
 from fastseq.models import MODELS
 from tests.models.restatement import PLAIN
+from tests.models.small import small_params
 
 from .test_commands import here
 
-PARAMS = {
-    "embedding_size": 16,
-    "hidden_size": [16, 32],
-    "num_layers": 1,
-    "dropout_prob": 0.1,
-    "reg_weight": 0.001,
-    "weight_decay": 0.0,
-    "learning_rate": 0.001,
-    "epochs": 1,
-    "batch_size": 64,
-    "neg_samples": 2,
-    "max_seq_len": 8,
-}
-
-
+PARAMS = small_params("GRU4Rec", hidden_size=[16, 32], reg_weight=0.001, neg_samples=2)
 RESTATEMENT = module.Reference(
     "a restatement",
     lambda name, params, info, seed: (PLAIN[name](params, info, seed), MODELS[name](params, info, seed=seed)),

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastseq.data.ids import IdMap
 from fastseq.data.interactions import Interactions
+from fastseq.data.split import Split
 
 
 def tape(histories: Sequence[Sequence[int]], n_items: int) -> Interactions:
@@ -15,6 +16,13 @@ def tape(histories: Sequence[Sequence[int]], n_items: int) -> Interactions:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(np.int64)
     items = np.array([item for history in histories for item in history], np.int64)
     return Interactions(items, offsets, IdMap(np.arange(len(histories))), IdMap(np.arange(n_items)))
+
+
+def numbered(split: Split) -> Split:
+    """The same split with the tape row of each event in place of its item, so that batches can be traced back."""
+    data = split.interactions
+    rows = np.split(np.arange(data.n_events), data.offsets[1:-1])
+    return Split(tape([r.tolist() for r in rows], data.n_events), split.train_stop, split.validation_stop)
 
 
 def random_tape(n_users: int, n_items: int, longest: int, seed: int = 0) -> Interactions:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -25,8 +23,9 @@ from fastseq.data.loader import Loader, cut
 from fastseq.data.negatives import NegativeSampler
 from fastseq.data.prefetch import prefetched
 from fastseq.data.split import Split
+from tests import run_python
 
-from .tapes import random_tape, tape
+from .tapes import numbered, random_tape, tape
 
 N_ITEMS = 50
 
@@ -52,15 +51,6 @@ def same(a: JaggedBatch, b: JaggedBatch) -> bool:
         torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, Tensor) else x == y
         for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
     )
-
-
-def numbered(split: Split) -> Split:
-    """The same split with the tape row of each event in place of its item, so that batches can be traced back."""
-    data = split.interactions
-    lengths = np.diff(data.offsets)
-    rows = np.arange(len(data.items))
-    histories = np.split(rows, np.cumsum(lengths)[:-1])
-    return Split(tape([h.tolist() for h in histories], len(rows)), split.train_stop, split.validation_stop)
 
 
 SHAPES = [
@@ -293,5 +283,5 @@ def test_an_unfinished_iteration_does_not_hang_the_interpreter() -> None:
         "from itertools import count; from fastseq.data.prefetch import prefetched\n"
         "kept = prefetched(count(), 2); next(kept); print('leaving')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout == "leaving\n" and done.stderr == ""
+    done = run_python("-c", program)
+    assert done.stdout == "leaving\n" and done.stderr == ""

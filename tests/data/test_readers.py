@@ -23,6 +23,7 @@ from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.readers import FORMATS, from_sequences, read_interactions
 from fastseq.data.text import read_text
 from fastseq.errors import DataError
+from tests import run_python
 
 ROWS = [(7, 30, 5), (-2, 10, 1), (7, 20, 5), (7, 10, 2), (-2, 30, 0), (10, 10, 9)]
 WANT = build_interactions(*zip(*ROWS, strict=True))
@@ -151,11 +152,8 @@ def test_times(tmp_path: Path) -> None:
             assert result.timestamps is not None and result.timestamps.tolist() == [DAY, 2 * DAY]
     zoned = frame.to_pandas()
     zoned["timestamp"] = pd.to_datetime(zoned["timestamp"]).dt.tz_localize("Asia/Tokyo")
-    result = read_interactions(zoned)
-    assert result.timestamps is not None and result.timestamps.tolist() == [
-        DAY - 9 * DAY // 24,
-        2 * DAY - 9 * DAY // 24,
-    ]
+    result, offset = read_interactions(zoned), 9 * DAY // 24
+    assert result.timestamps is not None and result.timestamps.tolist() == [DAY - offset, 2 * DAY - offset]
 
 
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
@@ -237,25 +235,8 @@ def test_any_text(
     assert moments is None or len(moments) == len(users)
 
 
-ODD = [
-    "1",
-    "2",
-    "10",
-    "7",
-    "007",
-    "-0",
-    "a",
-    "é",
-    " 1",
-    "2 ",
-    'x"y',
-    '"q"',
-    '"q,r"',
-    '"a""b"',
-    '"l\nm"',
-    ' "s"',
-    '"s" ',
-]
+ODD = ["1", "2", "10", "7", "007", "-0", "a", "é", " 1", "2 "]
+ODD += ['x"y', '"q"', '"q,r"', '"a""b"', '"l\nm"', ' "s"', '"s" ']
 ODD += ['"s"t', "9223372036854775808", "1.5", "2020-01-01", "2020-01-01 10:00:00.5+02", "", "nan", "\x1f", "::"]
 
 
@@ -296,7 +277,7 @@ before = peak()
 read_interactions(sys.argv[1])
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    done = run_python("-c", code, path)
     assert int(done.stdout) * 1024 < 56 * n + 12 * text_module.BLOCK, f"{int(done.stdout) / 1024:.0f} MiB"
 
 
@@ -357,10 +338,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             read_interactions(path, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError):
-        read_interactions(tmp_path / "none.csv")
-    with pytest.raises(FileNotFoundError):
-        read_interactions(tmp_path / "none.parquet")
+    for name in ("none.csv", "none.parquet"):
+        with pytest.raises(FileNotFoundError):
+            read_interactions(tmp_path / name)
     for source in (5, [1, 2], ["ab", "cd"], {"a": "bc"}):
         with pytest.raises(DataError, match="expected"):
             read_interactions(source)
@@ -406,22 +386,7 @@ def test_parquet_missing_column(tmp_path: Path) -> None:
 
 # ── fuzzing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ALPHABET = [
-    b",",
-    b"\t",
-    b" ",
-    b"\n",
-    b"\r\n",
-    b'"',
-    b"\0",
-    b"\xff",
-    "é".encode(),
-    b"-",
-    b".",
-    b":",
-    b"::",
-    b"\xef\xbb\xbf",
-]
+ALPHABET = b',|\t| |\n|\r\n|"|\0|\xff|\xc3\xa9|-|.|:|::|\xef\xbb\xbf'.split(b"|")
 WORDS = [b"user_id", b"item_id", b"timestamp", b"user_id:token", b"1", b"2", b"07", b"a", b"nan", b"2020-01-01", b"1e5"]
 WORDS += [b"9" * 19, b"2020-13-01T99:00", b"PAR1", b"user_id,item_id,timestamp\n1,2,3\n1,2,"]
 fuzz = st.binary(max_size=200) | st.lists(st.sampled_from(ALPHABET + WORDS), max_size=40).map(b"".join)
@@ -451,13 +416,16 @@ def test_any_bytes(
     assert set(data.items.tolist()) == set(range(data.n_items))
 
 
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("keep", [0, 3, 4, 60, 200, -1, -4, -8, -9, -40])
 def test_parquet_cut_short(tmp_path: Path, keep: int) -> None:
     """Fixed places: on some damages inside the metadata polars ends the process, whatever catches its errors."""
-    buffer = io.BytesIO()
-    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
-    path = tmp_path / "damaged.parquet"
-    path.write_bytes(buffer.getvalue()[:keep])
+    path = write(tmp_path, "damaged.parquet", parquet()[:keep])
     with pytest.raises(DataError, match=r"damaged\.parquet"):
         read_interactions(path, timestamp=None)
 
@@ -469,6 +437,7 @@ from pathlib import Path
 import polars as pl
 from fastseq.data.readers import read_interactions
 from fastseq.errors import DataError
+from tests import run_python
 
 path, draw, buffer = Path(sys.argv[1]), random.Random(100), io.BytesIO()
 pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
@@ -484,7 +453,7 @@ for _ in range(400):
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DAMAGES, str(tmp_path / "damaged.parquet")]
+    command = [sys.executable, "-c", DAMAGES, str(write(tmp_path, "damaged.parquet", parquet()))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == -signal.SIGABRT:
         pytest.skip(f"polars {pl.__version__} ended the process on one of these files")
@@ -493,12 +462,9 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, -4])
 def test_parquet_without_its_mark(tmp_path: Path, place: int) -> None:
-    buffer = io.BytesIO()
-    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
-    damaged = bytearray(buffer.getvalue())
+    damaged = bytearray(parquet())
     damaged[place] ^= 0xFF
-    path = tmp_path / "damaged.parquet"
-    path.write_bytes(damaged)
+    path = write(tmp_path, "damaged.parquet", bytes(damaged))
     try:
         assert read_interactions(path, timestamp=None).n_events == 3  # the mark at the end is the one that counts
     except DataError as error:
@@ -546,4 +512,4 @@ for path in {[str(write(tmp_path, f"a.{end}", table(","))) for end in ("csv", "t
     else:
         raise AssertionError(path)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code)

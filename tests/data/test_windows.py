@@ -36,11 +36,7 @@ def test_written_out() -> None:
         (0, 5, 10, 9),
         (1, 12, 13, 13),
     ]
-    assert rows(pack_windows(offsets, stop, 8, per_target=True))[8:] == [
-        (0, 1, 9, 9),
-        (0, 2, 10, 10),
-        (1, 12, 13, 13),
-    ]
+    assert rows(pack_windows(offsets, stop, 8, per_target=True))[8:] == [(0, 1, 9, 9), (0, 2, 10, 10), (1, 12, 13, 13)]
 
 
 users_strategy = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=6)

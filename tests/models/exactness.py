@@ -14,23 +14,17 @@ from fastseq.models.jagged import offsets_of
 from tests.ops.compare import assert_as_accurate, relative_error
 
 from .restatement import PLAIN, Plain
+from .small import required_params
 
 N_ITEMS = 23
 INFO = {"n_users": 7, "n_items": N_ITEMS}
-COMMON: dict[str, Any] = {
-    "dropout_prob": 0.0,
-    "weight_decay": 0.01,
-    "reg_weight": 0.03,
-    "epochs": 1,
-    "learning_rate": 0.01,
-    "neg_samples": 2,
-    "max_seq_len": 9,
+COMMON = {"weight_decay": 0.01, "reg_weight": 0.03, "neg_samples": 2, "max_seq_len": 9}
+OWN: dict[str, dict[str, Any]] = {
+    "SASRec": {"embedding_size": 24, "n_layers": 2, "n_heads": 3, "inner_size": 40},
+    "GRU4Rec": {"embedding_size": 12, "hidden_size": 20},
+    "Caser": {"embedding_size": 12, "n_h": 3},
 }
-PARAMS: dict[str, dict[str, Any]] = {
-    "SASRec": {**COMMON, "embedding_size": 24, "n_layers": 2, "n_heads": 3, "inner_size": 40, "attn_dropout_prob": 0.0},
-    "GRU4Rec": {**COMMON, "embedding_size": 12, "hidden_size": 20, "num_layers": 1},
-    "Caser": {**COMMON, "embedding_size": 12, "n_h": 3, "n_v": 2},
-}
+PARAMS = {name: required_params(name, learning_rate=0.01, **COMMON, **own) for name, own in OWN.items()}
 
 
 def histories(max_len: int, lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
@@ -20,31 +18,13 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import fill_empty, offsets_of, trailing_lengths, unpad
 from fastseq.models.losses import row_counts, sum_of_squares
+from tests import run_python
 
 from .exactness import INFO, N_ITEMS, padded_batch
+from .small import required_params
 
-GRU: dict[str, Any] = {
-    "embedding_size": 8,
-    "hidden_size": 6,
-    "num_layers": 1,
-    "dropout_prob": 0.0,
-    "weight_decay": 0.0,
-    "epochs": 1,
-    "learning_rate": 0.001,
-    "neg_samples": 2,
-}
-SAS: dict[str, Any] = {
-    "embedding_size": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "inner_size": 16,
-    "dropout_prob": 0.0,
-    "attn_dropout_prob": 0.0,
-    "weight_decay": 0.1,
-    "epochs": 1,
-    "learning_rate": 0.001,
-    "neg_samples": 0,
-}
+GRU = required_params("GRU4Rec", neg_samples=2)
+SAS = required_params("SASRec", weight_decay=0.1, neg_samples=0)
 
 
 def gru(**changes: Any) -> GRU4Rec:
@@ -406,6 +386,6 @@ def test_importing_fastseq_pulls_in_nothing_heavy() -> None:
         "import sys, torch; before = set(sys.modules); import fastseq; fastseq.SASRec; fastseq.ops; "
         "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = run_python("-c", code).stdout.split()
     assert "fastseq" in loaded
     assert not {"polars", "pandas", "pydantic", "yaml", "typer", "rich", "matplotlib", "triton", "scipy"} & set(loaded)

@@ -63,30 +63,11 @@ def test_a_narrow_batch_is_padded_to_the_full_window(width: int) -> None:
     assert relative_error(scores, torch.einsum("be,bse->bs", h, table[items])) < 1e-10
 
 
-def test_padding_inside_a_history_is_an_event_as_in_warprec() -> None:
-    model, plain = exactness.pair("Caser")
-    sequences, _ = exactness.histories(9, [7, 4])
-    sequences[0, 3] = sequences[1, 0] = N_ITEMS
-    users = torch.tensor([1, 2])
-    assert relative_error(model(users, sequences), plain(users, sequences)) < 1e-10
-
-
 def test_of_an_over_long_history_the_last_events_count() -> None:
     model, plain = exactness.pair("Caser")
     items = torch.randint(0, N_ITEMS, (14,))
     h = model.encode_last(items, offsets_of(torch.tensor([14])), torch.tensor([5]))
     assert relative_error(h, plain(torch.tensor([5]), items[None, -9:])) < 1e-10
-
-
-def test_dropout_is_drawn_from_the_random_stream() -> None:
-    model = Caser({**PARAMS, "dropout_prob": 0.5}, INFO)
-    batch = exactness.batch_of(model)
-    still = model.eval()(*batch[:2])
-    model.train().set_rng(5, 8)
-    first, second = model(*batch[:2]), model(*batch[:2])
-    model.set_rng(5, 8)
-    assert torch.equal(model(*batch[:2]), first)
-    assert not torch.equal(first, second) and not torch.equal(first, still)
 
 
 def test_an_unknown_user_is_refused_or_takes_the_mean_vector() -> None:

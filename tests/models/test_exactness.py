@@ -50,6 +50,36 @@ def test_is_as_accurate_as_pytorch_in_float32(name: str, changes: dict[str, Any]
     exactness.assert_accurate_after_steps(model, plain, batches)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [*((name, "dropout_prob") for name in PARAMS), ("SASRec", "attn_dropout_prob")]
+)
+def test_dropout_is_drawn_from_the_random_stream_in_training_alone(name: str, key: str) -> None:
+    """SASRec's dropout_prob acts on the embedding alone, its attn_dropout_prob inside the layers."""
+    model = MODELS[name]({**PARAMS[name], key: 0.5}, INFO)
+    batch = exactness.batch_of(model, [9, 4, 1])[:2]
+    model.set_rng(1, 5)
+    first, second = model(*batch), model(*batch)
+    model.set_rng(1, 5)
+    assert torch.equal(model(*batch), first) and not torch.equal(first, second)
+    still = model.eval()(*batch)
+    assert torch.equal(still, MODELS[name](PARAMS[name], INFO).eval()(*batch)) and not torch.equal(first, still)
+
+
+@pytest.mark.parametrize("name", ["GRU4Rec", "Caser"])
+def test_padding_inside_a_history_is_an_event_as_in_warprec(name: str) -> None:
+    model, plain = exactness.pair(name)
+    batch = exactness.batch_of(model, [7, 4])[:2]
+    sequences = batch[model.needs_user]
+    sequences[0, 3] = sequences[1, 0] = N_ITEMS
+    assert relative_error(model(*batch), plain(*batch)) < 1e-10
+
+
+def test_gru4recs_history_may_be_longer_than_max_seq_len() -> None:
+    model, plain = exactness.pair("GRU4Rec", "zero")
+    sequences, lengths = exactness.histories(30, [30, 12, 0])
+    assert relative_error(model(sequences, lengths), plain(sequences, lengths)) < 1e-10
+
+
 def warprecs_names(name: str, params: dict[str, Any]) -> set[str]:
     """The entries of the model's state_dict in WarpRec."""
     if name == "SASRec":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from fastseq.data.negatives import NegativeSampler
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models import MODELS
 from fastseq.models.base import SequentialRecommender
-from tests.data.tapes import random_tape, tape
+from tests.data.tapes import numbered, random_tape
 from tests.ops.compare import relative_error
 
 from . import exactness
@@ -32,14 +31,11 @@ def split() -> Split:
 
 def loaders(split: Split, model: SequentialRecommender, **options: Any) -> tuple[Loader, Loader]:
     """The model's batches, and the same with tape rows in place of items, from which samples can be made."""
-    data = split.interactions
-    rows = np.split(np.arange(data.n_events), data.offsets[1:-1])
-    traced = Split(tape([r.tolist() for r in rows], data.n_events), split.train_stop, split.validation_stop)
     sampler = None
     if model.neg_samples:
         sampler = NegativeSampler(split, model.neg_samples, mode=model.negatives)  # type: ignore[arg-type]
     common = {"max_len": LENGTH, "batch_size": 40, "seed": 3, "l2": True, "context": model.needs_context, **options}
-    return Loader(split, sampler=sampler, **common), Loader(traced, **common)
+    return Loader(split, sampler=sampler, **common), Loader(numbered(split), **common)
 
 
 def sample(split: Split, batch: JaggedBatch, traced: JaggedBatch, needs_user: bool) -> tuple[Tensor, ...]:

@@ -21,20 +21,6 @@ def test_rows_none_counts_every_row() -> None:
     assert torch.equal(model.encode(batch), some)
 
 
-def test_dropout_is_drawn_where_warprec_draws_it() -> None:
-    """dropout_prob acts on the embedding alone, attn_dropout_prob inside the layers; neither in eval mode."""
-    sequences, lengths = exactness.histories(9, [9, 4, 1])
-    for key in ("dropout_prob", "attn_dropout_prob"):
-        model = SASRec({**PARAMS, key: 0.5}, INFO)
-        model.set_rng(1, 5)
-        first, second = model(sequences, lengths), model(sequences, lengths)
-        assert not torch.equal(first, second)
-        model.set_rng(1, 5)
-        assert torch.equal(model(sequences, lengths), first)
-        model.eval()
-        assert torch.equal(model(sequences, lengths), SASRec(PARAMS, INFO).eval()(sequences, lengths))
-
-
 def test_a_history_over_max_seq_len_is_an_error() -> None:
     model = SASRec(PARAMS, INFO)
     sequences, lengths = exactness.histories(12, [12])

@@ -87,11 +87,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "gru": _gru,
     "gru_sampled_loss": lambda: dict(
-        **_gru(),
-        **_loss(),
-        dense_weight=torch.randn(D, 4),
-        dense_bias=torch.randn(D),
-        rows=torch.tensor([1, 2, 6]),
+        **_gru(), **_loss(), dense_weight=torch.randn(D, 4), dense_bias=torch.randn(D), rows=torch.tensor([1, 2, 6])
     ),
     "last_query_attention": lambda: _attention(B),
     "linear": lambda: dict(x=torch.randn(T, D), weight=torch.randn(5, D), bias=torch.randn(5)),
@@ -119,16 +115,21 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gru": [dict(bias_hh=None)],
     "gru_sampled_loss": [dict(bias_hh=None, rows=None, targets=torch.arange(T), negatives=SHARED)],
     "linear": [dict(bias=None)],
-    "linear_cross_entropy": [dict(bias=None, softcap=4.0), dict(reduction="mean")],
+    "linear_cross_entropy": [dict(bias=None, softcap=4.0), dict(reduction="mean"), dict(reduction="sum")],
     "sample_negatives": [TABLE],
     "sample_shared_negatives": [TABLE],
-    "sampled_loss": [
-        dict(negatives=SHARED),
-        dict(loss="sampled_softmax", log_q=torch.zeros(3, 2), padding_idx=4),
-    ],
+    "sampled_loss": [dict(negatives=SHARED), dict(loss="sampled_softmax", log_q=torch.zeros(3, 2), padding_idx=4)],
     "topk": [dict(bias=None, seen_offsets=None, seen_items=None)],
 }
+ALL = [(name, change) for name in CALLS for change in ({}, *VARIANTS.get(name, []))]
 IN_PLACE = {"adam_rows": ("weight", "exp_avg", "exp_avg_sq", "last_step")}
+
+
+def differentiable(name: str, arguments: dict[str, Any]) -> list[str]:
+    """Names of the arguments that may have a gradient."""
+    if name in (*IN_PLACE, "topk"):
+        return []
+    return [key for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point() and key != "log_q"]
 
 
 def results(name: str, arguments: dict[str, Any]) -> list[Tensor]:

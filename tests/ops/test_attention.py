@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastseq.ops import causal_attention, last_query_attention, make_rng, record_served, set_backend
+from fastseq.ops import causal_attention, last_query_attention, make_rng, set_backend
 from fastseq.ops.reference.philox import keep_mask
-from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
-from tests.ops.compare import assert_as_accurate, relative_error
+
+from .backends import DEVICE, Function, cast, check_cpu, check_threads, check_triton, needs_triton, run
+from .compare import relative_error
 
 LENGTHS = [0, 1, 63, 64, 65, 0, 111, 200, 2]
 HEADS, SITE, P = 3, 11, 0.3
@@ -28,86 +30,61 @@ def offsets_of(lengths: list[int]) -> Tensor:
 
 
 def inputs(
-    op: Callable[..., Tensor],
-    lengths: list[int],
-    width: int,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    heads: int = HEADS,
-) -> tuple[list[Tensor], Tensor]:
-    """q, k, v that want gradients, and a random upstream gradient."""
+    op: Callable[..., Tensor], lengths: list[int], width: int, *, heads: int = HEADS, seed: int = 0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """q, k and v, and a random upstream gradient, float64."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     queries = total if op is causal_attention else len(lengths)
     shapes = [(rows, heads, width) for rows in (queries, total, total, queries)]
-    q, k, v, grad = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
-    return [x.requires_grad_() for x in (q, k, v)], grad
+    q, k, v, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return {"q": q, "k": k, "v": v}, grad
 
 
-def run(
-    op: Callable[..., Tensor], qkv: list[Tensor], grad: Tensor, lengths: list[int], dropout_p: float = P, **more: Any
-) -> list[Tensor]:
-    """The output and the gradients of q, k and v."""
-    device, length = grad.device, max(lengths, default=0)
-    offsets, rng = offsets_of(lengths).to(device), RNG.to(device)
-    out = op(*qkv, offsets, max_len=length, dropout_p=dropout_p, rng=rng, site=SITE, **more)
-    return [out.detach(), *torch.autograd.grad(out, qkv, grad)]
+def over(op: Callable[..., Tensor], lengths: list[int], dropout_p: float = P, **more: Any) -> Function:
+    """The op of q, k and v alone."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        options = dict(max_len=max(lengths, default=0), dropout_p=dropout_p, rng=RNG.to(q.device), site=SITE, **more)
+        return op(q, k, v, offsets_of(lengths).to(q.device), **options)
+
+    return function
 
 
-def reference(op: Callable[..., Tensor], qkv: list[Tensor], grad: Tensor, *rest: Any, **more: Any) -> list[Tensor]:
-    with set_backend("reference"):
-        return run(op, qkv, grad, *rest, **more)
+def served(op: Callable[..., Tensor]) -> set[str]:
+    return {op.__name__, f"{op.__name__}_backward"}
 
 
-def in_float64(tensors: list[Tensor]) -> list[Tensor]:
-    return [x.detach().double().requires_grad_() for x in tensors]
-
-
-NAMES = ["out", "grad_q", "grad_k", "grad_v"]
+def assert_close(function: Function, values: dict[str, Tensor], grad: Tensor, rtol: float, atol: float) -> None:
+    """The CPU path and the reference, element by element."""
+    expected = run(function, values, grad, "reference", set())
+    for name, x in run(function, values, grad, "cpu", set()).items():
+        torch.testing.assert_close(x, expected[name], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dropout_p", [0.0, P])
 @pytest.mark.parametrize("width", [8, 24, 32, 60, 128])
 def test_matches_reference(op: Callable[..., Tensor], width: int, dropout_p: float, poisoned_empty: None) -> None:
-    qkv, grad = inputs(op, LENGTHS, width, torch.float32)
-    exact = reference(op, in_float64(qkv), grad.double(), LENGTHS, dropout_p)
-    pytorch = reference(op, qkv, grad, LENGTHS, dropout_p)
-    with record_served() as served:
-        results = run(op, qkv, grad, LENGTHS, dropout_p)
-    name = op.__name__
-    assert served == [(name, "cpu"), (f"{name}_backward", "cpu")]
-    for i, (result, other, best) in enumerate(zip(results, pytorch, exact, strict=True)):
-        assert_as_accurate(result, other, best, 3 if i else 2, NAMES[i])
-    for result, best in zip(run(op, in_float64(qkv), grad.double(), LENGTHS, dropout_p), exact, strict=True):
-        assert relative_error(result, best) < 5e-15
+    for dtype in (torch.float32, torch.float64):
+        check_cpu(over(op, LENGTHS, dropout_p), *inputs(op, LENGTHS, width), dtype, served(op))
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(op: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    qkv, grad = inputs(op, LENGTHS, 32, dtype)
-    exact = reference(op, in_float64(qkv), grad.double(), LENGTHS)
-    for result, best in zip(run(op, qkv, grad, LENGTHS), exact, strict=True):
-        assert result.dtype == dtype
-        assert relative_error(result, best) < 0.6 * torch.finfo(dtype).eps  # rounded once
+    values, grad = inputs(op, LENGTHS, 32)
+    values, grad = cast(values, dtype), grad.to(dtype)
+    exact = run(over(op, LENGTHS), cast(values, torch.float64), grad, "reference", set())
+    for name, x in run(over(op, LENGTHS), values, grad, "cpu", set()).items():
+        assert x.dtype == dtype
+        assert relative_error(x, exact[name]) < 0.6 * torch.finfo(dtype).eps  # rounded once
 
 
-def check_triton(
+def check_kernels(
     op: Callable[..., Tensor], lengths: list[int], width: int, dropout_p: float, dtype: torch.dtype = torch.float32
 ) -> None:
-    """The kernels against float64, by the rule; on a GPU, or without one interpreted."""
-    qkv, grad = inputs(op, lengths, width, dtype, heads=2)
-    exact = reference(op, in_float64(qkv), grad.double(), lengths, dropout_p)
-    pytorch = reference(op, qkv, grad, lengths, dropout_p)
-    moved = [x.detach().to(DEVICE).requires_grad_() for x in qkv]
-    with set_backend("triton"), record_served() as served:
-        results = run(op, moved, grad.to(DEVICE), lengths, dropout_p)
-    name = op.__name__
-    assert served == [(name, "triton"), (f"{name}_backward", "triton")]
-    for i, (result, other, best) in enumerate(zip(results, pytorch, exact, strict=True)):
-        assert result.dtype == dtype
-        assert_as_accurate(result.cpu(), other, best, 3 if i else 2, NAMES[i])
+    check_triton(over(op, lengths, dropout_p), *inputs(op, lengths, width, heads=2), served(op), dtype)
 
 
 @needs_triton
@@ -122,18 +99,14 @@ def test_triton_one_tile(
     for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
         for key, config in table.items():
             monkeypatch.setitem(table, key, config._replace(one_tile_forward=128, one_tile_backward=128))
-    check_triton(causal_attention, lengths, 24, dropout_p)
+    check_kernels(causal_attention, lengths, 24, dropout_p)
 
 
 @needs_triton
 @pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 16), P), ((16, 16), 0.0)])
 @pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17]], ids=str)
 def test_triton_blocks(
-    lengths: list[int],
-    dropout_p: float,
-    tile: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
-    poisoned_empty: None,
+    lengths: list[int], dropout_p: float, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
 ) -> None:
     """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
@@ -141,7 +114,7 @@ def test_triton_blocks(
     for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
         for key in table:
             monkeypatch.setitem(table, key, small)
-    check_triton(causal_attention, lengths, 20, dropout_p)
+    check_kernels(causal_attention, lengths, 20, dropout_p)
 
 
 @needs_triton
@@ -154,13 +127,13 @@ def test_triton_configurations(
     op: Callable[..., Tensor], width: int, longest: int, dropout_p: float, poisoned_empty: None
 ) -> None:
     """Every head dim as it is launched."""
-    check_triton(op, [2, 0, longest], width, dropout_p)
+    check_kernels(op, [2, 0, longest], width, dropout_p)
 
 
 @needs_triton
 @pytest.mark.parametrize(("lengths", "dropout_p"), [([9], 0.0), ([0, 16, 1, 0, 3], P), ([64, 65, 5], P)])
 def test_triton_last_query(lengths: list[int], dropout_p: float, poisoned_empty: None) -> None:
-    check_triton(last_query_attention, lengths, 24, dropout_p)
+    check_kernels(last_query_attention, lengths, 24, dropout_p)
 
 
 @needs_triton
@@ -168,37 +141,28 @@ def test_triton_last_query(lengths: list[int], dropout_p: float, poisoned_empty:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("longest", [30, 68])
 def test_triton_half_types(op: Callable[..., Tensor], dtype: torch.dtype, longest: int, poisoned_empty: None) -> None:
-    check_triton(op, [0, longest, 7], 24, P, dtype)
+    check_kernels(op, [0, longest, 7], 24, P, dtype)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=6), st.sampled_from([1, 5, 16, 33]), st.integers(0, 2**30))
 def test_any_offsets(lengths: list[int], width: int, seed: int) -> None:
     for op in OPS:
-        qkv, grad = inputs(op, lengths, width, seed=seed)
-        for result, best in zip(run(op, qkv, grad, lengths), reference(op, qkv, grad, lengths), strict=True):
-            torch.testing.assert_close(result, best, rtol=1e-12, atol=1e-13)
+        assert_close(over(op, lengths), *inputs(op, lengths, width, seed=seed), rtol=1e-12, atol=1e-13)
 
 
 def test_a_long_sequence() -> None:
-    lengths = [700]
-    qkv, grad = inputs(causal_attention, lengths, 16, torch.float32)
-    exact = reference(causal_attention, in_float64(qkv), grad.double(), lengths)
-    pytorch = reference(causal_attention, qkv, grad, lengths)
-    for i, result in enumerate(run(causal_attention, qkv, grad, lengths)):
-        assert_as_accurate(result, pytorch[i], exact[i], 3 if i else 2, NAMES[i])
+    values = inputs(causal_attention, [700], 16)
+    check_cpu(over(causal_attention, [700]), *values, torch.float32, served(causal_attention))
 
 
 def test_last_query_is_the_last_row_of_the_full_pass() -> None:
     lengths = [n for n in LENGTHS if n]
-    offsets = offsets_of(lengths)
-    (q, k, v), _ = inputs(causal_attention, lengths, 32)
-    last = (offsets[1:] - 1).long()
-    options: dict[str, Any] = dict(max_len=200, dropout_p=P, rng=RNG, site=SITE)
-    full = causal_attention(q, k, v, offsets, **options)
-    torch.testing.assert_close(
-        last_query_attention(q[last], k, v, offsets, **options), full[last], rtol=1e-13, atol=1e-14
-    )
+    values, _ = inputs(causal_attention, lengths, 32)
+    last = (offsets_of(lengths)[1:] - 1).long()
+    full = over(causal_attention, lengths)(**values)
+    found = over(last_query_attention, lengths)(**values | {"q": values["q"][last]})
+    torch.testing.assert_close(found, full[last], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +171,7 @@ def test_last_query_is_the_last_row_of_the_full_pass() -> None:
 )
 def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) -> None:
     """Equal scores and one-hot values turn the output into the mask itself."""
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     lengths = [0, 5, 128, 17, 64]
     offsets = offsets_of(lengths)
     total = int(offsets[-1])
@@ -217,45 +181,38 @@ def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) 
     heads = torch.arange(HEADS)
     keep = keep_mask(torch.arange(total).unsqueeze(1).expand(-1, HEADS), 128, P, RNG, SITE | heads << 16)
     keep &= (torch.arange(128) <= position.unsqueeze(1)).unsqueeze(1)
-    options: dict[str, Any] = dict(max_len=128, dropout_p=P, rng=RNG.to(device), site=SITE)
-    k, v, offsets = k.to(device), v.to(device), offsets.to(device)
+    k, v = k.to(device), v.to(device)
     with set_backend(backend):
-        full = causal_attention(k, k, v, offsets, **options).cpu()
-        last = last_query_attention(torch.zeros(5, HEADS, 128, dtype=dtype, device=device), k, v, offsets, **options)
+        full = over(causal_attention, lengths)(k, k, v).cpu()
+        last = over(last_query_attention, lengths)(k[:5], k, v).cpu()
     assert torch.equal(full != 0, keep)
     expected = keep / (position + 1).to(dtype)[:, None, None] / (1 - P)
     torch.testing.assert_close(full, expected.to(dtype))
-    last, offsets = last.cpu(), offsets.cpu()
     assert torch.equal(last[1:] != 0, keep[(offsets[2:] - 1).long()])
     assert not last[0].any()
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_results_do_not_depend_on_threads(op: Callable[..., Tensor]) -> None:
-    qkv, grad = inputs(op, LENGTHS, 32, torch.float32)
-    check_same_on_threads(lambda: run(op, qkv, grad, LENGTHS))
+    values, grad = inputs(op, LENGTHS, 32)
+    check_threads(over(op, LENGTHS), cast(values, torch.float32), grad)
 
 
 def test_slices_of_a_joint_projection_are_read_in_place() -> None:
-    offsets = offsets_of(LENGTHS)
-    q, k, v = torch.randn(int(offsets[-1]), 3, HEADS, 24).unbind(1)
-    options: dict[str, Any] = dict(max_len=200, dropout_p=P, rng=RNG, site=SITE)
-    slices = causal_attention(q, k, v, offsets, **options)
-    copies = causal_attention(q.contiguous(), k.contiguous(), v.contiguous(), offsets, **options)
-    assert torch.equal(slices, copies)
+    q, k, v = torch.randn(sum(LENGTHS), 3, HEADS, 24).unbind(1)
+    attend = over(causal_attention, LENGTHS)
+    copies = attend(q.contiguous(), k.contiguous(), v.contiguous())
     scattered = q.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(causal_attention(scattered, k, v, offsets, **options), copies)
+    assert torch.equal(attend(q, k, v), copies) and torch.equal(attend(scattered, k, v), copies)
 
 
 def test_causal_and_sequences_apart() -> None:
     """A row does not change with what comes after it, nor with another sequence."""
-    lengths = [30, 20]
-    (q, k, v), _ = inputs(causal_attention, lengths, 32, torch.float32)
-    options: dict[str, Any] = dict(max_len=30, dropout_p=P, rng=RNG, site=SITE)
-    before = causal_attention(q, k, v, offsets_of(lengths), **options)
+    attend, values = over(causal_attention, [30, 20]), cast(inputs(causal_attention, [30, 20], 32)[0], torch.float32)
+    before = attend(**values)
     changed = torch.ones(50, 1, 1)
     changed[21:30] = -3.0
-    after = causal_attention(q * changed, k * changed, v * changed, offsets_of(lengths), **options)
+    after = attend(**{name: x * changed for name, x in values.items()})
     same = changed[:, 0, 0] == 1
     assert torch.equal(before[same], after[same])
     assert (before[~same] != after[~same]).any(dim=(1, 2)).all()
@@ -263,14 +220,11 @@ def test_causal_and_sequences_apart() -> None:
 
 def test_large_scores_and_nan() -> None:
     lengths = [50, 50]
-    qkv, grad = inputs(causal_attention, lengths, 32)
-    large = [x.detach().mul(s).requires_grad_() for x, s in zip(qkv, (100.0, 100.0, 1.0), strict=True)]
-    results, exact = run(causal_attention, large, grad, lengths), reference(causal_attention, large, grad, lengths)
-    for result, best in zip(results, exact, strict=True):
-        torch.testing.assert_close(result, best, rtol=1e-8, atol=1e-8)
-    q, k, v = (x.detach().clone() for x in qkv)
-    k[10, 1] = float("nan")
-    out = causal_attention(q, k, v, offsets_of(lengths), max_len=50)
+    values, grad = inputs(causal_attention, lengths, 32)
+    large = values | {name: 100 * values[name] for name in "qk"}
+    assert_close(over(causal_attention, lengths), large, grad, rtol=1e-8, atol=1e-8)
+    values["k"][10, 1] = float("nan")
+    out = over(causal_attention, lengths, 0.0)(**values)
     assert out[10:50, 1].isnan().all()
     assert out[50:].isfinite().all() and out[:, [0, 2]].isfinite().all()
 
@@ -281,83 +235,37 @@ def test_large_scores_and_nan() -> None:
 def test_nothing_to_attend_to(
     op: Callable[..., Tensor], lengths: list[int], backend: str, poisoned_empty: None
 ) -> None:
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-    qkv, grad = inputs(op, lengths, 24, torch.float32)
-    qkv = [x.detach().to(device).requires_grad_() for x in qkv]
-    with set_backend(backend):
-        results = run(op, qkv, grad.to(device), lengths)
-    for result, x in zip(results, [qkv[0], *qkv], strict=True):
-        assert result.shape == x.shape and not result.any()
+    values, grad = inputs(op, lengths, 24)
+    for name, x in run(over(op, lengths), cast(values, torch.float32), grad, backend, served(op)).items():
+        assert x.shape == (grad if name == "output" else values[name[-1]]).shape and not x.any()
 
 
 @pytest.mark.parametrize("op", ["causal_attention", "last_query_attention"])
 def test_lse_means_the_same_everywhere(op: str) -> None:
     function = getattr(torch.ops.fastseq, op)
-    qkv, _ = inputs(globals()[op], LENGTHS, 24)
-    arguments = (*(x.detach() for x in qkv), offsets_of(LENGTHS), 200, P, RNG, SITE, 0.25)
+    values, _ = inputs(globals()[op], LENGTHS, 24)
+    arguments = (*values.values(), offsets_of(LENGTHS), 200, P, RNG, SITE, 0.25)
     lse = function(*arguments)[1]
     with set_backend("reference"):
         torch.testing.assert_close(lse, function(*arguments)[1], rtol=1e-13, atol=1e-13)
 
 
 def test_scale_is_the_inverse_root_of_the_head_dim() -> None:
-    qkv, grad = inputs(causal_attention, [40], 16)
-    named = run(causal_attention, qkv, grad, [40], scale=0.25)
-    assert all(torch.equal(a, b) for a, b in zip(named, run(causal_attention, qkv, grad, [40]), strict=True))
-    other = run(causal_attention, qkv, grad, [40], scale=0.7)
-    for a, b in zip(other, reference(causal_attention, qkv, grad, [40], scale=0.7), strict=True):
-        assert relative_error(a, b) < 1e-14
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(offsets=torch.tensor([1, 4, 6], dtype=torch.int32)), "offsets must start at 0"),
-        (dict(offsets=torch.tensor([0, 4, 3], dtype=torch.int32)), "offsets decreases at index 2: 4 then 3"),
-        (dict(offsets=torch.tensor([0, 4, 5], dtype=torch.int32)), "offsets ends at 5"),
-        (dict(offsets=torch.tensor([0, 4, 6])), "offsets is torch.int64"),
-        (dict(max_len=3), "sequence 0 has 4 rows, more than max_len, 3"),
-        (dict(dropout_p=1.0), "dropout_p is 1.0"),
-        (dict(dropout_p=0.5), "rng is None"),
-        (dict(site=0x8000), "site is 32768"),
-        (dict(k=torch.zeros(6, 2, 16)), r"q is \[6, 2, 8\], k is \[6, 2, 16\]"),
-        (dict(q=torch.zeros(6, 2, 8).half()), "k is torch.float32 and q is torch.float16"),
-        (dict(q=torch.zeros(5, 2, 8)), "q has 5 rows and k has 6"),
-        (dict(q=torch.zeros(6, 16)), r"expected \[rows, heads, head dim\]"),
-    ],
-)
-def test_errors_name_the_argument(change: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {name: torch.zeros(6, 2, 8) for name in "qkv"}
-    arguments |= dict(offsets=torch.tensor([0, 4, 6], dtype=torch.int32), max_len=4)
-    with pytest.raises(ValueError, match=message):
-        causal_attention(**(arguments | change))
-
-
-def test_head_dim_beyond_128() -> None:
-    x = torch.zeros(3, 1, 129)
-    with pytest.raises(ValueError, match="head dim is 129, expected 1 to 128"):
-        causal_attention(x, x, x, offsets_of([3]), max_len=3)
-
-
-def test_last_query_wants_one_row_per_sequence() -> None:
-    x = torch.zeros(3, 1, 8)
-    with pytest.raises(ValueError, match="q has 3 rows, expected one for each of 2 sequences"):
-        last_query_attention(x, x, x, offsets_of([1, 2]), max_len=2)
+    values, grad = inputs(causal_attention, [40], 16)
+    named = run(over(causal_attention, [40], scale=0.25), values, grad, "cpu", set())
+    for name, x in run(over(causal_attention, [40]), values, grad, "cpu", set()).items():
+        assert torch.equal(x, named[name])
+    check_cpu(over(causal_attention, [40], scale=0.7), values, grad, torch.float64, served(causal_attention))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_once_for_every_length(op: Callable[..., Tensor]) -> None:
     torch._dynamo.reset()
-    compilations = 0
-
-    def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Any:
-        nonlocal compilations
-        compilations += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
-
-    compiled = torch.compile(op, fullgraph=True, backend=backend)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op, fullgraph=True, backend=counter)
     for lengths in ([5, 9], [7, 12, 3], [8, 30, 2, 6], [1, 44, 3, 9, 2]):
-        qkv, grad = inputs(op, lengths, 8)
-        for a, b in zip(run(compiled, qkv, grad, lengths), run(op, qkv, grad, lengths), strict=True):
-            assert torch.equal(a, b)
-    assert compilations <= 2  # one for the first shapes, one for all others
+        values, grad = inputs(op, lengths, 8)
+        expected = run(over(op, lengths), values, grad, "cpu", set())
+        for name, x in run(over(compiled, lengths), values, grad, "cpu", set()).items():
+            assert torch.equal(x, expected[name])
+    assert counter.frame_count <= 2  # one for the first shapes, one for all others

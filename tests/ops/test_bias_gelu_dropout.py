@@ -26,16 +26,13 @@ def op(p: float, site: int = 5) -> Function:
     return function
 
 
-def inputs(rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], Tensor]:
-    return (
-        {"x": 2 * torch.randn(rows, width, dtype=dtype), "bias": torch.randn(width, dtype=dtype)},
-        torch.randn(rows, width, dtype=dtype),
-    )
+def inputs(rows: int, width: int) -> tuple[dict[str, Any], Tensor]:
+    return {"x": 2 * torch.randn(rows, width), "bias": torch.randn(width)}, torch.randn(rows, width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 63), (33, 130), (2500, 24)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 63), (33, 130), (2500, 24), (0, 8)])
 def test_accuracy(rows: int, width: int, p: float, dtype: torch.dtype, poisoned_empty: None) -> None:
     check_cpu(op(p), *inputs(rows, width), dtype, OPS)
 
@@ -48,29 +45,14 @@ def test_triton(rows: int, width: int, p: float, monkeypatch: pytest.MonkeyPatch
     kernels = importlib.import_module("fastseq.kernels.bias_gelu_dropout")
     monkeypatch.setattr(kernels, "TILE", 512)
     monkeypatch.setattr(kernels, "PARTIALS", 3)
-    check_triton(op(p), *inputs(rows, width), OPS)
-
-
-@needs_triton
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_triton_half_types(dtype: torch.dtype, poisoned_empty: None) -> None:
-    check_triton(op(0.3), *inputs(11, 130), OPS, dtype)
-
-
-@needs_triton
-def test_triton_draws_the_mask_of_the_reference() -> None:
-    values, upstream = {"x": torch.rand(19, 300) + 0.5, "bias": torch.rand(300)}, torch.rand(19, 300) + 0.5
-    expected = run(op(0.3), values, upstream, "reference", OPS)
-    moved = {name: x.to(DEVICE) for name, x in values.items()}
-    for name, y in run(op(0.3), moved, upstream.to(DEVICE), "triton", OPS).items():
-        if name != "gradient of bias":
-            assert torch.equal(y.cpu() != 0, expected[name] != 0), name
+    for dtype in (torch.float32, torch.bfloat16, torch.float16) if (rows, p) == (9, 0.3) else (torch.float32,):
+        check_triton(op(p), *inputs(rows, width), OPS, dtype)
 
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 def test_pointwise_over_the_whole_range(backend: str) -> None:
     """Every value and derivative, not just their norm: also far out, where Φ is 0 or 1."""
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     count = 20011 if backend == "cpu" or device == "cuda" else 2003
     z = torch.cat([torch.linspace(-12, 12, count), torch.tensor([-1e4, -88.0, 88.0, 1e4, 0.0])])
     x = z.requires_grad_()
@@ -84,13 +66,14 @@ def test_pointwise_over_the_whole_range(backend: str) -> None:
     assert (x.grad is not None) and ((x.grad.double() - slope).abs() <= 6e-7).all()
 
 
-def test_mask_is_that_of_dropout() -> None:
-    x = torch.randn(37, 200)
-    y = bias_gelu_dropout(x, torch.zeros(200), dropout_p=0.4, rng=RNG, site=9)
-    kept = dropout(torch.ones(37, 200), 0.4, RNG, 9) != 0
-    assert torch.equal(y != 0, kept)
-    full = bias_gelu_dropout(x, torch.zeros(200))
-    assert relative_error(y[kept], full[kept] / 0.6) < 1e-6
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_mask_is_that_of_dropout(backend: str) -> None:
+    x, upstream = torch.rand(19, 300) + 0.5, torch.rand(19, 300) + 0.5
+    results = run(op(0.4, 9), {"x": x, "bias": torch.zeros(300)}, upstream, backend, OPS)
+    kept = dropout(torch.ones(19, 300), 0.4, RNG, 9) != 0
+    assert torch.equal(results["output"] != 0, kept) and torch.equal(results["gradient of x"] != 0, kept)
+    full = bias_gelu_dropout(x, torch.zeros(300))
+    assert relative_error(results["output"][kept], full[kept] / 0.6) < 1e-6
 
 
 def test_threads() -> None:
@@ -105,28 +88,12 @@ def test_leading_dimensions_and_strides() -> None:
         assert torch.equal(value.reshape(flat[name].shape), flat[name])
 
 
-def test_empty_batch() -> None:
-    results = run(op(0.3), *inputs(0, 8), "cpu", OPS)
-    assert results["output"].shape == (0, 8)
-    assert torch.equal(results["gradient of bias"], torch.zeros(8))
-
-
 def test_autocast() -> None:
     """Under autocast parameters stay float32 beside bfloat16 activations: the op computes in the wider type."""
     x, bias = torch.randn(5, 8).bfloat16(), torch.randn(8)
     with torch.autocast("cpu", torch.bfloat16):
         y = bias_gelu_dropout(x, bias)
     assert torch.equal(y, bias_gelu_dropout(x.float(), bias))
-
-
-def test_errors() -> None:
-    x, bias = torch.zeros(2, 3), torch.zeros(3)
-    with pytest.raises(ValueError, match=r"bias is \[2\], expected \[3\]"):
-        bias_gelu_dropout(x, torch.zeros(2))
-    with pytest.raises(ValueError, match=r"dropout_p is 1\.0"):
-        bias_gelu_dropout(x, bias, dropout_p=1.0, rng=RNG)
-    with pytest.raises(ValueError, match="rng is None"):
-        bias_gelu_dropout(x, bias, dropout_p=0.1)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

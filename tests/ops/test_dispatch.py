@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import types
 import warnings
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 from fastseq.ops import BackendError, _dispatch, dropout, explain, make_rng, record_served, set_backend
+from tests import run_python
 
 from .backends import needs_triton
 
@@ -41,11 +39,6 @@ def without_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch.importlib, "import_module", missing)
     monkeypatch.setattr(_dispatch, "_served", {})
     monkeypatch.setattr(_dispatch, "_warned", set())
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = os.environ | environment
-    return subprocess.run([sys.executable, "-c", code], env=names, capture_output=True, text=True)
 
 
 def test_device_decides() -> None:
@@ -87,10 +80,9 @@ def test_environment() -> None:
         "print(served(), end=' ')\n"
         "with set_backend('cpu'): print(served())"
     )
-    result = run_python(code, FASTSEQ_BACKEND="reference")
-    assert result.stdout.strip() == "[('dropout', 'reference')] [('dropout', 'cpu')]", result.stderr
-    result = run_python("import fastseq.ops", FASTSEQ_BACKEND="cppu")
-    assert result.returncode != 0
+    result = run_python("-c", code, FASTSEQ_BACKEND="reference")
+    assert result.stdout.strip() == "[('dropout', 'reference')] [('dropout', 'cpu')]"
+    result = run_python("-c", "import fastseq.ops", returncode=1, FASTSEQ_BACKEND="cppu")
     assert "FASTSEQ_BACKEND is 'cppu', expected one of reference, cpu, triton" in result.stderr
 
 
@@ -165,5 +157,5 @@ os.environ.pop("TRITON_INTERPRET", None)
 import triton, torch, fastseq.ops as ops
 ops.dropout(torch.ones(2, 8), 0.5, ops.make_rng(0))
 """
-    done = run_python(program, FASTSEQ_BACKEND="triton", FASTSEQ_STRICT="1")
-    assert done.returncode != 0 and "set TRITON_INTERPRET=1 when the process starts" in done.stderr
+    done = run_python("-c", program, returncode=1, FASTSEQ_BACKEND="triton", FASTSEQ_STRICT="1")
+    assert "set TRITON_INTERPRET=1 when the process starts" in done.stderr

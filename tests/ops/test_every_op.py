@@ -14,9 +14,10 @@ from torch import Tensor
 from fastseq import SASRec, ops
 from fastseq.data.batch import JaggedBatch
 from fastseq.ops import _dispatch
+from tests.models.small import small_params
 
-from .backends import DEVICE, needs_triton
-from .calls import CALLS, IN_PLACE, VARIANTS, results
+from .backends import moved, needs_triton
+from .calls import CALLS, VARIANTS, differentiable, results
 
 CASES = [
     *(pytest.param(name, backend, {}, marks=needs_triton if backend == "triton" else (), id=f"{name}-{backend}")
@@ -29,15 +30,8 @@ CASES = [
 def leaves_of(name: str, backend: str, change: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments where the backend runs; what may have a gradient asks for it."""
     torch.manual_seed(1)
-    device = DEVICE if backend == "triton" else "cpu"
-    arguments = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in (CALLS[name]() | change).items()}
-    if name in (*IN_PLACE, "topk"):
-        return arguments
-    wants = {
-        key: isinstance(x, Tensor) and x.is_floating_point() and key != "log_q"  # which has no gradient
-        for key, x in arguments.items()
-    }
-    return {key: x.detach().requires_grad_() if wants[key] else x for key, x in arguments.items()}
+    arguments = moved(CALLS[name]() | change, backend)
+    return arguments | {key: arguments[key].detach().requires_grad_() for key in differentiable(name, arguments)}
 
 
 def forward_and_backward(
@@ -76,7 +70,7 @@ def test_opcheck(name: str, backend: str, change: dict[str, Any], monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(_dispatch, "_call", recorded)
             forward_and_backward(results, name, backend, change)
-        forward = "summed_linear_cross_entropy" if change.get("reduction") == "mean" else name
+        forward = "summed_linear_cross_entropy" if change.get("reduction") in ("mean", "sum") else name
         assert reached.keys() == {forward, f"{forward}_backward"} & _dispatch._files.keys()
         for op, arguments in reached.items():
             differentiable = f"{op}_backward" in _dispatch._files or op in ("dropout", "summed_linear_cross_entropy")
@@ -112,12 +106,7 @@ def test_one_full_graph(name: str, backend: str, change: dict[str, Any]) -> None
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a compiler")
 def test_inductor_compiles_a_small_model() -> None:
     """One training step of SASRec, its own and inductor's kernels in one graph, equals eager's."""
-    params = {
-        "embedding_size": 8, "n_layers": 1, "n_heads": 2, "inner_size": 8, "dropout_prob": 0.2,
-        "attn_dropout_prob": 0.2, "weight_decay": 0.0, "reg_weight": 0.0, "epochs": 1, "learning_rate": 0.01,
-        "neg_samples": 1, "max_seq_len": 5,
-    }  # fmt: skip
-    model = SASRec(params, {"n_items": 11, "n_users": 3})
+    model = SASRec(small_params("SASRec"), {"n_items": 11, "n_users": 3})
     batch = JaggedBatch(
         items=torch.tensor([1, 2, 3, 4, 5, 6, 7]),
         offsets=torch.tensor([0, 3, 7], dtype=torch.int32),

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
-from tests.ops.backends import DEVICE, check_same_on_threads, needs_triton
-from tests.ops.compare import assert_as_accurate, relative_error
+from tests.ops.backends import check_same_on_threads, moved, needs_triton
+from tests.ops.compare import assert_accurate
 from tests.ops.test_gru import offsets_of, pytorch_gru
 from tests.ops.test_sampled_loss import plain_loss
 
@@ -68,27 +68,34 @@ def plain(case: dict[str, Any], loss: str, dtype: torch.dtype) -> list[Tensor]:
     return [rows, *recurrent, grad_weight, grad_bias, grad_items]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *((backend, dtype) for backend in ("cpu", "reference") for dtype in (torch.float32, torch.float64)),
+        pytest.param("triton", torch.float32, marks=needs_triton),
+    ],
+)
 @pytest.mark.parametrize(
     ("rows", "bias", "shared", "loss"),
-    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "bce")],
+    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
 )
 def test_equals_its_parts(
-    backend: str, dtype: torch.dtype, rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None
-) -> None:
+    backend: str, dtype: torch.dtype, rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if backend == "triton":
+        monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
     case = inputs(rows=rows, bias=bias, shared=shared, dtype=dtype)
+    if rows:
+        case["rows"][0] = case["rows"][1]  # one that counts twice
+    log_q = torch.zeros(case["negatives"].shape, dtype=dtype) if loss == "sampled_softmax" else None
     with ops.set_backend(backend), ops.record_served() as calls:
-        results = fused(case, loss)
-    assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)]
-    same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
+        results, again = (fused(moved({**case, "log_q": log_q}, backend), loss) for _ in range(2))
+    assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)] * 2
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
     names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
-    for name, result, pytorch, reference in zip(names, results, same, exact, strict=True):
-        assert result.dtype == dtype
-        if dtype == torch.float64:
-            assert relative_error(result, reference) < 1e-13, name
-        else:
-            assert_as_accurate(result, pytorch, reference, 2 if name == "loss" else 3, name)
+    same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
+    assert_accurate(names, [x.cpu() for x in results], same, exact, tolerance=1e-13)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -123,60 +130,3 @@ def test_bfloat16_and_reductions() -> None:
     )
     assert loss.dtype == torch.float32 and loss.dim() == 0
     torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)
-
-
-def arguments_of(case: dict[str, Any]) -> tuple[Any, ...]:
-    """As the schema has them."""
-    leaves = [None if case[name] is None else case[name].clone().requires_grad_() for name in FLOATS]
-    x, weight, bias, dense_weight, dense_bias, items = leaves
-    ids = (case["targets"], case["negatives"])
-    return (
-        x, weight, offsets_of(LENGTHS), bias, 33, dense_weight, dense_bias, case["rows"], items, *ids, "bpr", None, 1.0,
-        ITEMS,
-    )  # fmt: skip
-
-
-def test_bad_arguments() -> None:
-    case = inputs(rows=True, bias=False, shared=False)
-    names = ("x_gates", "weight_hh", "dense_weight", "dense_bias", "rows", "item_weight", "targets", "negatives")
-    good = {**{name: case[name] for name in names}, "offsets": offsets_of(LENGTHS), "max_len": 33}
-    for change, message in (
-        ({"dense_weight": torch.zeros(WIDTH, 3)}, r"dense_weight has shape \[12, 3\], expected \[d, 20\]"),
-        ({"dense_bias": torch.zeros(3)}, r"dense_bias has shape \[3\], expected \[12\]"),
-        ({"rows": torch.zeros(3)}, r"rows is torch.float32 \[3\], expected torch.int64"),
-        ({"targets": case["targets"][1:]}, r"targets is torch.int64 \[24\], expected torch.int64 \[25\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ops.gru_sampled_loss(**{**good, **change})
-    for backend in ("cpu", "reference"):
-        for wrong in (-1, sum(LENGTHS)):
-            rows = case["rows"].clone()
-            rows[2] = wrong
-            message = f"rows holds {wrong}, expected 0 <= row < {sum(LENGTHS)}"
-            with ops.set_backend(backend), pytest.raises(IndexError, match=message):
-                ops.gru_sampled_loss(**{**good, "rows": rows})
-
-
-@needs_triton
-@pytest.mark.parametrize(
-    ("rows", "bias", "shared", "loss"),
-    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
-)
-def test_triton(
-    rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
-    case = inputs(rows=rows, bias=bias, shared=shared)
-    if rows:
-        case["rows"][0] = case["rows"][1]  # one that counts twice
-    log_q = torch.zeros(case["negatives"].shape) if loss == "sampled_softmax" else None
-    moved = {name: x if x is None else x.to(DEVICE) for name, x in {**case, "log_q": log_q}.items()}
-    with ops.set_backend("triton"), ops.record_served() as calls:
-        results = fused(moved, loss)
-        again = fused(moved, loss)
-    assert calls == [("gru_sampled_loss", "triton"), ("gru_sampled_loss_backward", "triton")] * 2
-    same, exact = plain(case, loss, torch.float32), plain(case, loss, torch.float64)
-    names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
-    for name, result, other, pytorch, reference in zip(names, results, again, same, exact, strict=True):
-        assert torch.equal(result, other), name
-        assert_as_accurate(result.cpu(), pytorch, reference, 2 if name == "loss" else 3, name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastseq import _C
+from tests import run_python
 
 ORDER = ["baseline", "avx2", "avx512"]
 HELD_TO = os.environ.get("FASTSEQ_CPU_ISA", "avx512")
@@ -40,15 +39,10 @@ def test_smaller_instruction_sets(isa: str) -> None:
         pytest.skip(f"this process already runs on {_C.isa()}")
     names = " or ".join(f"(test_{file} and ({tests}))" for file, tests in TESTS.items())
     files = [str(Path(__file__).with_name(f"test_{file}.py")) for file in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", f"({names}) and not triton", *files]
-    environment = os.environ | {"FASTSEQ_CPU_ISA": isa}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["-m", "pytest", "-q", "-x", "-k", f"({names}) and not triton", *files]
+    run_python(*command, cwd=Path(__file__).parents[2], FASTSEQ_CPU_ISA=isa)
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    code = "from fastseq import _C; _C.isa()"
-    environment = os.environ | {"FASTSEQ_CPU_ISA": "avx1024"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    result = run_python("-c", "from fastseq import _C; _C.isa()", returncode=1, FASTSEQ_CPU_ISA="avx1024")
     assert "ValueError: FASTSEQ_CPU_ISA is 'avx1024', expected baseline, avx2 or avx512" in result.stderr

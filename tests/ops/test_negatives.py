@@ -14,7 +14,7 @@ from fastseq.data.negatives import alias_table, integer_masses
 from fastseq.ops.philox import SITE_NEGATIVES
 from fastseq.ops.reference.philox import philox
 
-from .backends import DEVICE, needs_triton
+from .backends import moved, needs_triton
 from .compare import chi_square_z
 
 N_ITEMS = 37
@@ -48,11 +48,12 @@ def table(skew: float, zeros: int = 0) -> dict[str, Any]:
 TABLES: dict[str, dict[str, Any]] = {"uniform": {}, "even": table(0.05), "skewed": table(0.5)}
 
 
-def draw(backend: str, *arguments: Any, **options: Any) -> Tensor:
+def draw(backend: str, *arguments: Any, op: str = "sample_negatives", **options: Any) -> Tensor:
+    positional = moved(dict(enumerate(arguments)), backend).values()
     with ops.set_backend(backend), ops.record_served() as served:
-        result = ops.sample_negatives(*arguments, **options)
-    assert served == [("sample_negatives", backend)]
-    return result
+        result = getattr(ops, op)(*positional, **moved(options, backend))
+    assert served == [(op, backend)]
+    return result.cpu()
 
 
 @pytest.mark.parametrize("distribution", TABLES)
@@ -124,17 +125,16 @@ def test_follows_the_distribution_given_what_is_excluded(distribution: str, seen
     assert chi_square_z(drawn, q / q.sum()) < 4
 
 
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("distribution", ["uniform", "even"])
-def test_shared(distribution: str) -> None:
+def test_shared(distribution: str, backend: str, poisoned_empty: None) -> None:
     rng = ops.make_rng(5, 6)
     options = TABLES[distribution]
-    for size in (0, 1, 63, 200):
-        with ops.set_backend("reference"):
-            expected = ops.sample_shared_negatives(size, N_ITEMS, rng, **options)
+    for size in (0, 1, 63, 700):
+        arguments = {"op": "sample_shared_negatives", **options}
+        expected = draw("reference", size, N_ITEMS, rng, **arguments)
         for threads in (1, 8):
-            with ops.record_served() as served:
-                drawn = ops.sample_shared_negatives(size, N_ITEMS, rng, **options, threads=threads)
-            assert served == [("sample_shared_negatives", "cpu")]
+            drawn = draw(backend, size, N_ITEMS, rng, threads=threads, **arguments)
             assert torch.equal(drawn, expected) and drawn.shape == (size,)
     weights = np.exp(-0.05 * np.arange(N_ITEMS)) if options else np.ones(N_ITEMS)
     assert chi_square_z(ops.sample_shared_negatives(100_000, N_ITEMS, rng, **options), weights / weights.sum()) < 4
@@ -153,59 +153,6 @@ def test_nothing_left_names_the_user(backend: str, options: dict[str, Any]) -> N
     assert fits.shape == (3, 2)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"users": torch.tensor([0, 3])}, r"users\[1\] is 3, expected 0 <= value < 3"),
-        ({"positives": torch.tensor([-1, 0])}, r"positives\[0\] is -1, expected 0 <= value < 37"),
-        ({"positives": torch.tensor([1])}, r"positives is torch.int64 \[1\], expected torch.int64 \[2\]"),
-        ({"users": torch.tensor([0.0, 1.0])}, r"users is torch.float32 \[2\], expected torch.int64"),
-        ({"k": -1}, "k is -1"),
-        ({"n_items": 0}, "n_items is 0"),
-        ({"rng": torch.tensor([1, 2, 3])}, r"rng is torch.int64 \[3\]"),
-        ({"alias": torch.zeros(N_ITEMS, dtype=torch.int64)}, "probability and alias must both be given"),
-    ],
-)
-def test_malformed(backend: str, change: dict[str, Any], message: str) -> None:
-    offsets, items = lists([], [1], [2, 3])
-    arguments: dict[str, Any] = {
-        "users": torch.tensor([0, 1]),
-        "positives": torch.tensor([1, 2]),
-        "seen_offsets": offsets,
-        "seen_items": items,
-        "k": 2,
-        "n_items": N_ITEMS,
-        "rng": ops.make_rng(0),
-    }
-    with pytest.raises(ValueError, match=message), ops.set_backend(backend):
-        ops.sample_negatives(**{**arguments, **change})
-
-
-def test_cpp_checks_what_it_reads() -> None:
-    users, positives = torch.tensor([0, 1]), torch.tensor([1, 2])
-    offsets, items = lists([], [1], [2, 3])
-    rng = ops.make_rng(0)
-    bad = torch.tensor([0, 0, 9, 3])
-    with pytest.raises(ValueError, match="seen_offsets of user 1 are 0, 9"):
-        ops.sample_negatives(users, positives, bad, items, 2, N_ITEMS, rng)
-    lists_of_1 = torch.tensor([0, 0, 3, 3]), torch.tensor([1, 3, 2])
-    with ops.check_data(True), pytest.raises(ValueError, match=r"seen_items\[2\] is 2 after 3: those of user 1"):
-        ops.sample_negatives(users, positives, *lists_of_1, 2, N_ITEMS, rng)
-    with pytest.raises(ValueError, match=r"seen_items\[1\] is 37, expected 0 <= value < 37"):
-        ops.sample_negatives(users, positives, torch.tensor([0, 0, 2]), torch.tensor([1, 37]), 2, N_ITEMS, rng)
-    wrong = {**table(0.05)}
-    wrong["alias"] = wrong["alias"].clone()
-    wrong["alias"][4] = N_ITEMS
-    with pytest.raises(ValueError, match=r"alias\[4\] is 37, expected 0 <= value < 37"):
-        ops.sample_negatives(users, positives, offsets, items, 2, N_ITEMS, rng, **wrong)
-
-
-def draw_by_triton(*arguments: Any, **options: Any) -> Tensor:
-    moved = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments]
-    return draw("triton", *moved, **{k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}).cpu()
-
-
 @needs_triton
 @pytest.mark.parametrize("distribution", TABLES)
 @pytest.mark.parametrize(("targets", "k"), [(0, 3), (1, 1), (33, 0), (300, 1), (47, 6), (5, 67)])
@@ -219,7 +166,7 @@ def test_triton_equals_cpp(
     monkeypatch.setattr(negatives, "WALK_ITEMS", 16)
     arguments = (*problem(targets), k, N_ITEMS, ops.make_rng(-(2**40) - 3, 2**35 + 9))
     options = {**TABLES[distribution], "first": 2**32 - 20}
-    assert torch.equal(draw_by_triton(*arguments, **options), draw("cpu", *arguments, **options))
+    assert torch.equal(draw("triton", *arguments, **options), draw("cpu", *arguments, **options))
 
 
 @needs_triton
@@ -229,20 +176,7 @@ def test_triton_exact_draw() -> None:
     n = 40
     arguments = (torch.ones(n, dtype=torch.int64), torch.full((n,), 30), offsets, items, 5, N_ITEMS, ops.make_rng(3, 1))
     options = TABLES["skewed"]
-    assert torch.equal(draw_by_triton(*arguments, **options), draw("cpu", *arguments, **options))
-
-
-@needs_triton
-@pytest.mark.parametrize("distribution", ["uniform", "even"])
-def test_triton_shared(distribution: str, poisoned_empty: None) -> None:
-    rng, options = ops.make_rng(5, 6), TABLES[distribution]
-    moved = {name: x.to(DEVICE) for name, x in options.items()}
-    for size in (0, 1, 63, 700):
-        expected = ops.sample_shared_negatives(size, N_ITEMS, rng, **options)
-        with ops.set_backend("triton"), ops.record_served() as served:
-            drawn = ops.sample_shared_negatives(size, N_ITEMS, rng.to(DEVICE), **moved)
-        assert served == [("sample_shared_negatives", "triton")]
-        assert torch.equal(drawn.cpu(), expected)
+    assert torch.equal(draw("triton", *arguments, **options), draw("cpu", *arguments, **options))
 
 
 @needs_triton
@@ -252,6 +186,6 @@ def test_triton_what_the_cpu_refuses(options: dict[str, Any]) -> None:
     offsets, items = lists([], [1], list(range(36)))
     users, positives = torch.tensor([0, 2, 1, 3, 0, -1]), torch.tensor([36, 36, 2, 1, 37, 1])
     with ops.check_data(False):
-        drawn = draw_by_triton(users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
+        drawn = draw("triton", users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
     assert (drawn == -1).all(1).tolist() == [False, True, False, True, True, True]
     assert (drawn[[0, 2]] >= 0).all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import resource
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors.torch import load_file
 from fastseq import GRU4Rec, load
 from fastseq.errors import CheckpointError
 from fastseq.training import checkpoint
+from tests import run_python
+from tests.models.small import small_params
 
 TENSORS = {
     "a": torch.arange(7, dtype=torch.int64),
@@ -33,8 +34,12 @@ TENSORS = {
 METADATA = {"kind": "test", "value": 0.1 + 0.2, "nested": {"list": [1, None, "ü"]}}
 
 
-def test_round_trip_is_exact_and_readable_by_the_library(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.safetensors"
+
+
+def test_round_trip_is_exact_and_readable_by_the_library(path: Path) -> None:
     checkpoint.save(path, TENSORS, METADATA)
     tensors, metadata = checkpoint.load(path)
     assert metadata == {"format_version": checkpoint.FORMAT_VERSION, **METADATA}
@@ -42,11 +47,10 @@ def test_round_trip_is_exact_and_readable_by_the_library(tmp_path: Path) -> None
         assert found.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+def test_every_truncation_is_refused(path: Path) -> None:
     checkpoint.save(path, TENSORS, METADATA)
     whole = path.read_bytes()
     for size in [0, 1, 7, 8, 20, 100, len(whole) // 2, len(whole) - 1]:
@@ -56,23 +60,18 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"PK\x03\x04 not safetensors" * 9, "not a whole safetensors"), (None, "no such file")],
+    ("content", "message"), [(b"PK\x03\x04 not safetensors" * 9, "not a whole safetensors"), (None, "no such file")]
 )
-def test_foreign_files_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "x.safetensors"
+def test_foreign_files_are_refused(path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(path)
 
 
-def test_safetensors_of_others_and_of_later_versions_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_safetensors_of_others_and_of_later_versions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
-    path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="not one that fastseq wrote"):
         checkpoint.load(path)
@@ -88,8 +87,7 @@ def test_check_same_names_what_differs() -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_an_error_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    path = tmp_path / "x.safetensors"
+def test_an_error_while_saving_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     checkpoint.save(path, {"a": torch.zeros(3)}, {"n": 1})
 
     def full(*arguments: Any) -> None:
@@ -101,12 +99,11 @@ def test_an_error_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: 
             checkpoint.save(path, {"a": torch.ones(3)}, {"n": 2})
     tensors, metadata = checkpoint.load(path)
     assert metadata["n"] == 1 and torch.equal(tensors["a"], torch.zeros(3))
-    assert len(list(tmp_path.iterdir())) == 1, "the temporary file is left over"
+    assert len(list(path.parent.iterdir())) == 1, "the temporary file is left over"
 
 
-def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
+def test_a_write_that_the_system_cuts_short(path: Path) -> None:
     """A file size limit makes write() itself fail in the middle, as a full disk does."""
-    path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(1000)}, {"n": 1})
     script = f"""
         import resource, torch
@@ -119,10 +116,9 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
             assert "File too large" in str(error) and "intact" in str(error), error
             print("refused")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "refused\n", done.stderr
+    assert run_python("-c", textwrap.dedent(script)).stdout == "refused\n"
     assert checkpoint.load(path)[1]["n"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
 
 
@@ -199,9 +195,7 @@ def test_reads_warprecs_files_whatever_their_artifacts(tmp_path: Path, foreign: 
 
 
 def test_what_fastseqs_models_inside_warprec_save_is_loaded(tmp_path: Path) -> None:
-    params = {"embedding_size": 8, "hidden_size": 8, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
-    params |= {"epochs": 1, "learning_rate": 0.01, "neg_samples": 1}
-    model = GRU4Rec(params, {"n_users": 3, "n_items": 5}, seed=7)
+    model = GRU4Rec(small_params("GRU4Rec"), {"n_users": 3, "n_items": 5}, seed=7)
     checkpoint.save_warprec(tmp_path / "m.pth", model)
     content = torch.load(tmp_path / "m.pth")
     content["name"], content["params"]["precision"] = "FastGRU4Rec", "bf16"
@@ -235,10 +229,7 @@ def test_other_pth_files_are_refused(tmp_path: Path, content: Any, message: str)
 
 
 def test_a_pth_file_that_the_system_cuts_short(tmp_path: Path) -> None:
-    from fastseq import GRU4Rec
-
-    params = {"embedding_size": 64, "hidden_size": 64, "num_layers": 1, "dropout_prob": 0.0, "weight_decay": 0.0}
-    model = GRU4Rec(params | {"epochs": 1, "learning_rate": 0.1, "neg_samples": 1}, {"n_users": 1, "n_items": 1000})
+    model = GRU4Rec(small_params("GRU4Rec", embedding_size=64), {"n_users": 1, "n_items": 1000})
     path = tmp_path / "m.pth"
     checkpoint.save_warprec(path, model)
     whole = path.read_bytes()

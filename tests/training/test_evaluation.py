@@ -144,15 +144,6 @@ def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
     split = make_split(n_users=30, n_items=30, longest=12)
     data, chosen = split.interactions, split.part("test")
 
-    class Recorder:
-        """Every item scores its own power of two, so that ranks tell which candidates there were."""
-
-        def __init__(self, table: Tensor) -> None:
-            self.table = table
-
-        def score(self, users: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
-            return self.table[users]
-
     counts = np.zeros((data.n_users, data.n_items), np.int64)
     repeats = 200
     from fastseq.training import evaluation
@@ -167,7 +158,7 @@ def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
             np.add.at(counts[user], candidates[row, 1:][candidates[row, 1:] >= 0].numpy(), 1)
         return candidates
 
-    scorer = Recorder(torch.randn(data.n_users, data.n_items))
+    scorer = Table(torch.randn(data.n_users, data.n_items))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "_sampled_candidates", record)
         for seed in range(repeats):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastseq.data.batch import JaggedBatch
 from fastseq.data.readers import from_sequences
-from fastseq.data.split import leave_one_out
+from fastseq.data.split import Split, leave_one_out
 from fastseq.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import Evaluation, evaluate
@@ -23,7 +23,12 @@ from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions, learning_rate_factor
 from fastseq.training.run import RunFolder
 
-from .tiny import Tiny, make_model, make_split
+from .tiny import Tiny, make_model, make_split, same_weights, train
+
+
+@pytest.fixture
+def split() -> Split:
+    return make_split()
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -36,8 +41,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize(("schedule", "warmup"), [("constant", 0), ("cosine", 3)])
-def test_equals_a_loop_written_out(clip: float | None, schedule: Any, warmup: int) -> None:
-    split = make_split()
+def test_equals_a_loop_written_out(split: Split, clip: float | None, schedule: Any, warmup: int) -> None:
     options = TrainingOptions(
         epochs=2, seed=7, clip_norm=clip, schedule=schedule, warmup_steps=warmup, validation_metric=None
     )
@@ -97,24 +101,19 @@ def test_training_learns_and_same_seed_is_same_bits() -> None:
         assert evaluate(model, split)["NDCG@10"] > 2 * before
         assert not model.training
     assert same(final[0], final[1]) and not same(final[0], final[2])
-    first, last = results[0].history[0]["loss"], results[0].history[-1]["loss"]
-    assert last < 0.8 * first
+    assert results[0].history[-1]["loss"] < 0.8 * results[0].history[0]["loss"]
 
 
-def test_bf16_is_autocast_with_float32_weights() -> None:
-    split = make_split()
+def test_bf16_is_autocast_with_float32_weights(split: Split) -> None:
     seen: list[torch.dtype] = []
 
     class Watched(Tiny):
-        embedding_size: int = 8
-
         def encode(self, batch: JaggedBatch) -> Tensor:
             h = super().encode(batch)
             if self.training:
                 seen.append(h.dtype)
             return h
 
-    Watched.__annotations__ = Tiny.__annotations__
     info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
     for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         seen.clear()
@@ -125,8 +124,7 @@ def test_bf16_is_autocast_with_float32_weights() -> None:
         assert result.last_loss is not None and math.isfinite(result.last_loss)
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
-    split = make_split()
+def test_early_stopping_keeps_the_best_weights(split: Split, tmp_path: Path) -> None:
     script = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.305, 5: 0.1, 6: 0.9}
 
     class Scripted(Trainer):
@@ -147,13 +145,9 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
         assert "no improvement in 3 validations; best NDCG@10 0.3000, epoch 2" in result.message
 
 
-def test_grace_period_and_validate_every() -> None:
-    split = make_split()
-
+def test_grace_period_and_validate_every(split: Split) -> None:
     def epochs(**options: Any) -> list[int]:
-        model = make_model(split)
-        trainer = Trainer(model, split, TrainingOptions(epochs=8, min_delta=1.0, **options))
-        result = trainer.fit()
+        _, result = train(split, TrainingOptions(epochs=8, min_delta=1.0, **options))
         return [record["epoch"] for record in result.history if "validation" in record]
 
     assert epochs() == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -162,8 +156,7 @@ def test_grace_period_and_validate_every() -> None:
     assert epochs(patience=2, grace_period=4) == [1, 2, 3, 4, 5, 6]
 
 
-def test_files_and_progress(tmp_path: Path) -> None:
-    split = make_split()
+def test_files_and_progress(split: Split, tmp_path: Path) -> None:
     calls: list[Progress] = []
     options = TrainingOptions(epochs=3, progress_every_seconds=0.0, validation_metric="hitrate@5")
     trainer = Trainer(make_model(split), split, options, tmp_path / "x", calls.append)
@@ -184,60 +177,46 @@ def test_files_and_progress(tmp_path: Path) -> None:
     json.dumps(result.history)
 
 
-def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
-    split = make_split()
-    model = make_model(split)
-    result = Trainer(model, split, TrainingOptions(epochs=2, validation_metric=None), tmp_path / "x").fit()
+def test_without_validation_the_last_epoch_is_the_best(split: Split, tmp_path: Path) -> None:
+    _, result = train(split, TrainingOptions(epochs=2, validation_metric=None), tmp_path / "x")
     assert (result.best_epoch, result.best_value, result.metric) == (2, None, None)
     assert RunFolder.existing(tmp_path / "x").best_path.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
-    split = make_split()
-
+def test_a_loss_that_is_not_finite_stops_training(split: Split, tmp_path: Path) -> None:
     class Diverging(Tiny):
-        embedding_size: int = 8
-
         def loss(self, batch: JaggedBatch) -> Tensor:
             loss = super().loss(batch)
             return loss * float("nan") if int(self.rng[1]) > 4 else loss
 
-    Diverging.__annotations__ = Tiny.__annotations__
     model = Diverging({}, {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items})
     trainer = Trainer(model, split, TrainingOptions(epochs=3, checkpoint_every_seconds=0), tmp_path / "x")
     with pytest.raises(TrainingError, match=r"loss is nan at step 5 \(epoch 1\), learning rate 0\.01.*from before"):
         trainer.fit()
-    healthy = make_model(split)
     Trainer(model, split, TrainingOptions(epochs=3, checkpoint_every_seconds=0), tmp_path / "x", resume=True)
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert healthy is not model
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
-    split = make_split()
-    whole = make_model(split)
-    Trainer(whole, split, TrainingOptions(epochs=3)).fit()
+def test_a_signal_saves_and_says_how_to_resume(split: Split, tmp_path: Path, number: signal.Signals) -> None:
+    whole, _ = train(split, TrainingOptions(epochs=3))
 
     def interrupt(progress: Progress) -> None:
         if progress.step == 5:
             os.kill(os.getpid(), number)
 
-    model = make_model(split)
     options = TrainingOptions(epochs=3, progress_every_seconds=0.0)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    result = Trainer(model, split, options, tmp_path / "x", interrupt).fit()
+    _, result = train(split, options, tmp_path / "x", interrupt)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert (result.stopped, result.steps) == ("interrupted", 5)
     assert "--resume" in result.message and str(tmp_path / "x") in result.message
-    again = make_model(split, seed=99)
-    result = Trainer(again, split, options, tmp_path / "x", resume=True).fit()
-    assert result.stopped == "finished" and same(weights(again), weights(whole))
-    handlers_free = Trainer(make_model(split), split, options, on_progress=interrupt).fit()
-    assert "nothing was saved" in handlers_free.message
+    again, result = train(split, options, tmp_path / "x", seed=99, resume=True)
+    assert result.stopped == "finished" and same_weights(again, whole)
+    assert "nothing was saved" in train(split, options, on_progress=interrupt)[1].message
 
 
-def test_a_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None:
+def test_a_signal_during_the_last_validation_is_not_lost(split: Split, tmp_path: Path) -> None:
     """No step follows that would see it: whoever trains several models must still learn of it."""
 
     class Interrupted(Trainer):
@@ -246,35 +225,28 @@ def test_a_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None
                 os.kill(os.getpid(), signal.SIGINT)
             return super().validate()
 
-    split = make_split()
-    whole = make_model(split)
-    expected = Trainer(whole, split, TrainingOptions(epochs=2)).fit()
-    trainer = Interrupted(make_model(split), split, TrainingOptions(epochs=2), tmp_path / "x")
-    result = trainer.fit()
+    whole, expected = train(split, TrainingOptions(epochs=2))
+    result = Interrupted(make_model(split), split, TrainingOptions(epochs=2), tmp_path / "x").fit()
     assert (result.stopped, result.epochs, result.steps) == ("interrupted", 2, expected.steps)
     assert "epoch 2" in result.message and "--resume" in result.message
-    again = make_model(split, seed=9)
-    result = Trainer(again, split, TrainingOptions(epochs=2), tmp_path / "x", resume=True).fit()
-    assert (result.stopped, result.best_value) == ("finished", expected.best_value) and same(
-        weights(again), weights(whole)
-    )
+    again, result = train(split, TrainingOptions(epochs=2), tmp_path / "x", seed=9, resume=True)
+    assert (result.stopped, result.best_value) == ("finished", expected.best_value) and same_weights(again, whole)
 
 
-def test_more_patience_goes_on_where_less_gave_up(tmp_path: Path) -> None:
-    split = make_split()
-
+def test_more_patience_goes_on_where_less_gave_up(split: Split, tmp_path: Path) -> None:
     def epochs(patience: int | None, resume: bool) -> int:
         options = TrainingOptions(epochs=6, min_delta=1.0, patience=patience)
-        return Trainer(make_model(split), split, options, tmp_path / "x", resume=resume).fit().epochs
+        return train(split, options, tmp_path / "x", resume=resume)[1].epochs
 
     assert [epochs(1, False), epochs(1, True), epochs(3, True), epochs(None, True)] == [2, 2, 4, 6]
 
 
-def test_a_resumed_loss_is_counted_by_one_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_loss_is_counted_by_one_process_only(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is saved in the midst of an epoch is the first process's share; the others must not add it again."""
-    split = make_split()
     options = TrainingOptions(epochs=1, max_seconds=1e-9)
-    Trainer(make_model(split), split, options, tmp_path / "x").fit()
+    train(split, options, tmp_path / "x")
 
     class Alone(Ranks):
         """One of two processes, without the other."""
@@ -312,20 +284,16 @@ def test_a_user_who_has_seen_everything_is_named_before_training() -> None:
         Trainer(make_model(split, **params), split, TrainingOptions(epochs=1, validation_metric=None)).fit()
 
 
-def test_max_seconds_stops_and_can_be_resumed(tmp_path: Path) -> None:
-    split = make_split()
-    whole, model = make_model(split), make_model(split)
-    Trainer(whole, split, TrainingOptions(epochs=2)).fit()
-    result = Trainer(model, split, TrainingOptions(epochs=2, max_seconds=1e-9), tmp_path / "x").fit()
+def test_max_seconds_stops_and_can_be_resumed(split: Split, tmp_path: Path) -> None:
+    whole, _ = train(split, TrainingOptions(epochs=2))
+    _, result = train(split, TrainingOptions(epochs=2, max_seconds=1e-9), tmp_path / "x")
     assert (result.stopped, result.steps, result.epochs) == ("max_seconds", 1, 0)
-    again = make_model(split)
-    Trainer(again, split, TrainingOptions(epochs=2), tmp_path / "x", resume=True).fit()
-    assert same(weights(again), weights(whole))
+    again, _ = train(split, TrainingOptions(epochs=2), tmp_path / "x", resume=True)
+    assert same_weights(again, whole)
 
 
-def test_resume_refuses_another_model_data_or_options(tmp_path: Path) -> None:
-    split = make_split()
-    Trainer(make_model(split), split, TrainingOptions(epochs=1), tmp_path / "x").fit()
+def test_resume_refuses_another_model_data_or_options(split: Split, tmp_path: Path) -> None:
+    train(split, TrainingOptions(epochs=1), tmp_path / "x")
     with pytest.raises(CheckpointError, match="--resume"):
         Trainer(make_model(split), split, TrainingOptions(epochs=1), tmp_path / "x")
 
@@ -344,12 +312,9 @@ def test_resume_refuses_another_model_data_or_options(tmp_path: Path) -> None:
     assert (longer.epochs, len(longer.history)) == (2, 2)
 
 
-def test_disk_full_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = make_split()
-    whole, model = make_model(split), make_model(split)
+def test_disk_full_keeps_the_old_checkpoint(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainingOptions(epochs=3)
-    Trainer(whole, split, options).fit()
-    trainer = Trainer(model, split, options, tmp_path / "x")
+    whole, _ = train(split, options)
 
     def fill(progress: Progress) -> None:
         if progress.epoch == 2:
@@ -358,13 +323,11 @@ def test_disk_full_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    trainer.on_progress = fill
     with pytest.raises(CheckpointError, match=r"No space left on device.*intact"):
-        trainer.fit()
+        train(split, options, tmp_path / "x", fill)
     monkeypatch.undo()
-    again = make_model(split)
-    Trainer(again, split, options, tmp_path / "x", resume=True).fit()
-    assert same(weights(again), weights(whole))
+    again, _ = train(split, options, tmp_path / "x", resume=True)
+    assert same_weights(again, whole)
 
 
 def test_options_are_checked() -> None:

@@ -21,8 +21,9 @@ from fastseq.training.evaluation import Evaluation, evaluate
 from fastseq.training.loop import Progress, Trainer
 from fastseq.training.options import TrainingOptions
 from fastseq.training.run import RunFolder, load
+from tests.models.small import small_params
 
-from .tiny import make_model, make_split
+from .tiny import make_model, make_split, same_weights, train
 from .worker import PARAMS, train_to_the_end
 
 # os.fsync is called before and after os.replace in every write of a file: even calls follow the rename.
@@ -110,8 +111,7 @@ def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, moment: str) -> No
     """The second epoch of four: its validation, line and ``last`` come in this order."""
     split = make_split()
     options = TrainingOptions(epochs=4, patience=2, progress_every_seconds=0.0)
-    whole = make_model(split, **PARAMS)
-    expected = Trainer(whole, split, options, tmp_path / "whole").fit()
+    whole, expected = train(split, options, tmp_path / "whole", **PARAMS)
 
     class DyingTrainer(Trainer):
         def validate(self) -> Evaluation:
@@ -134,10 +134,8 @@ def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, moment: str) -> No
     trainer = DyingTrainer(make_model(split, **PARAMS), split, options, DyingFolder(tmp_path / "run"), die)
     with pytest.raises(Killed):
         trainer.fit()
-    model = make_model(split, seed=5, **PARAMS)
-    result = Trainer(model, split, options, tmp_path / "run", resume=True).fit()
-    for key, tensor in whole.state_dict().items():
-        assert torch.equal(model.state_dict()[key], tensor), key
+    model, result = train(split, options, tmp_path / "run", seed=5, resume=True, **PARAMS)
+    assert same_weights(model, whole)
     assert (result.best_epoch, result.best_value) == (expected.best_epoch, expected.best_value)
     timed = ("seconds", "targets_per_second", "validation_seconds")
     timeless = [[{k: v for k, v in line.items() if k not in timed} for line in r.history] for r in (result, expected)]
@@ -146,31 +144,21 @@ def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, moment: str) -> No
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     split = make_split()
-    model = make_model(split)
-    first = Trainer(model, split, TrainingOptions(epochs=2), tmp_path / "x").fit()
-    again = make_model(split, seed=9)
-    second = Trainer(again, split, TrainingOptions(epochs=2), tmp_path / "x", resume=True).fit()
+    model, first = train(split, TrainingOptions(epochs=2), tmp_path / "x")
+    again, second = train(split, TrainingOptions(epochs=2), tmp_path / "x", seed=9, resume=True)
     assert (second.stopped, second.steps, second.history) == ("finished", first.steps, first.history)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
+    assert same_weights(again, model)
 
 
-SMALL: dict[str, dict[str, Any]] = {
-    "SASRec": {"n_layers": 2, "n_heads": 2, "inner_size": 16, "attn_dropout_prob": 0.3, "max_seq_len": 10},
-    "GRU4Rec": {"hidden_size": 8, "num_layers": 1, "max_seq_len": 10},
-    "Caser": {"n_h": 2, "n_v": 2, "max_seq_len": 5},
-}
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("per_target", [False, True])
 def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str, per_target: bool) -> None:
     split = make_split()
     data = split.interactions
-    shared = {"embedding_size": 8, "dropout_prob": 0.3, "weight_decay": 0.01, "epochs": 2, "learning_rate": 0.01}
+    changes = {"dropout_prob": 0.3, "weight_decay": 0.01, "epochs": 2, "neg_samples": 2, "reg_weight": 0.01}
 
     def build(seed: int) -> Any:
-        params = shared | SMALL[name] | {"neg_samples": 2, "batch_size": 60, "reg_weight": 0.01}
+        params = small_params(name, **changes, **({"n_layers": 2} if name == "SASRec" else {}))
         return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items}, seed=seed)
 
     options = TrainingOptions(per_target=per_target)
@@ -187,7 +175,6 @@ def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str
         trainer.fit()
     again = build(2)
     Trainer(again, split, options, tmp_path / "x", resume=True).fit()
-    for key, tensor in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[key], tensor), key
+    assert same_weights(again, whole)
     loaded = load(tmp_path / "x")
     assert evaluate(loaded, split).metrics == evaluate(whole, split).metrics

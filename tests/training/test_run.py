@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +22,11 @@ from fastseq.training import checkpoint, save_warprec
 from fastseq.training.distributed import Ranks
 from fastseq.training.run import RunFolder, load
 from fastseq.training.state import save_best
+from tests.models.small import small_params
 
-PARAMS: dict[str, Any] = {
-    "embedding_size": 4,
-    "hidden_size": 6,
-    "num_layers": 1,
-    "dropout_prob": 0.1,
-    "weight_decay": 0.0,
-    "epochs": 1,
-    "learning_rate": 0.01,
-    "neg_samples": 2,
-}
+from .tiny import same_weights
+
+PARAMS = small_params("GRU4Rec", embedding_size=4, hidden_size=6, neg_samples=2)
 
 
 def make_split() -> Split:
@@ -159,8 +152,7 @@ def test_load_gives_the_model_back(tmp_path: Path) -> None:
     found = load(run.path)
     assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
     assert type(found) is GRU4Rec and not found.training and found.get_params() == model.get_params()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor), name
+    assert same_weights(found, model)
     assert found.catalogue is not None and found.catalogue.items == split.interactions.item_ids
     assert load(run.best_path).catalogue is not None
     save_warprec(tmp_path / "m.pth", model)
@@ -168,9 +160,7 @@ def test_load_gives_the_model_back(tmp_path: Path) -> None:
     assert content.keys() == {"name", "params", "info", "state_dict", "artifacts", "format_version", "warprec_version"}
     assert content["format_version"] == 2 and content["artifacts"]["n_items"] == model.n_items
     again = load(tmp_path / "m.pth")
-    assert again.catalogue is None
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+    assert again.catalogue is None and same_weights(again, model)
 
 
 def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
@@ -183,15 +173,14 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
         load(run.ids_path)
     tensors, metadata = checkpoint.load(run.best_path)
     other = tmp_path / "o.safetensors"
-    checkpoint.save(other, tensors, metadata | {"model": "BERT4Rec"})
-    with pytest.raises(CheckpointError, match="'BERT4Rec', expected one of SASRec"):
-        load(other)
-    checkpoint.save(other, tensors, metadata | {"params": metadata["params"] | {"hidden_size": 7}})
-    with pytest.raises(CheckpointError, match="weights do not fit GRU4Rec"):
-        load(other)
-    checkpoint.save(other, tensors, metadata | {"params": {"embedding_size": 0}})
-    with pytest.raises(CheckpointError, match="hyperparameters make no GRU4Rec"):
-        load(other)
+    for change, message in (
+        ({"model": "BERT4Rec"}, "'BERT4Rec', expected one of SASRec"),
+        ({"params": metadata["params"] | {"hidden_size": 7}}, "weights do not fit GRU4Rec"),
+        ({"params": {"embedding_size": 0}}, "hyperparameters make no GRU4Rec"),
+    ):
+        checkpoint.save(other, tensors, metadata | change)
+        with pytest.raises(CheckpointError, match=message):
+            load(other)
     run.write_ids(split.interactions.item_ids, split.interactions.user_ids)
     with pytest.raises(CheckpointError, match=r"another catalogue: .*item_ids"):
         load(run.path)

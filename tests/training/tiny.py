@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,9 @@ from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.initialisation import init_weights
+from fastseq.training.loop import Trainer
+from fastseq.training.options import TrainingOptions
+from fastseq.training.result import TrainResult
 
 
 class Tiny(SequentialRecommender):
@@ -67,3 +72,17 @@ def make_split(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: in
 def make_model(split: Split, seed: int = 1, **params: Any) -> Tiny:
     data = split.interactions
     return Tiny(params, {"n_users": data.n_users, "n_items": data.n_items}, seed=seed)
+
+
+def train(
+    split: Split, options: TrainingOptions, run_dir: Path | None = None, on_progress: Any = None, *, seed: int = 1,
+    resume: bool = False, **params: Any,
+) -> tuple[Tiny, TrainResult]:  # fmt: skip
+    """A model after its training, and what came of it."""
+    model = make_model(split, seed, **params)
+    return model, Trainer(model, split, options, run_dir, on_progress, resume=resume).fit()
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

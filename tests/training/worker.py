@@ -23,11 +23,7 @@ PARAMS: dict[str, Any] = {"dropout_prob": 0.2, "reg_weight": 0.01, "weight_decay
 
 
 def train_to_the_end(
-    run_dir: str | None,
-    out: str,
-    epochs: int,
-    checkpoint_every: float | None,
-    kill_at: tuple[str, int] | None = None,
+    run_dir: str | None, out: str, epochs: int, checkpoint_every: float | None, kill_at: tuple[str, int] | None = None
 ) -> None:
     """Trains, resuming from whatever ``run_dir`` holds, and writes the weights.
 

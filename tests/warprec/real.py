@@ -19,17 +19,8 @@ from warprec.recommenders import sequential_recommender as originals  # noqa: E4
 
 from fastseq import warprec as adapters  # noqa: E402
 
-COMMON = {
-    "embedding_size": 16,
-    "dropout_prob": 0.0,
-    "reg_weight": 0.001,
-    "weight_decay": 0.01,
-    "batch_size": 64,
-    "epochs": 2,
-    "learning_rate": 0.003,
-    "neg_samples": 2,
-    "max_seq_len": 7,
-}
+COMMON = {"embedding_size": 16, "dropout_prob": 0.0, "reg_weight": 0.001, "weight_decay": 0.01, "batch_size": 64}
+COMMON |= {"epochs": 2, "learning_rate": 0.003, "neg_samples": 2, "max_seq_len": 7}
 PARAMS: dict[str, dict[str, Any]] = {
     "SASRec": {**COMMON, "n_layers": 2, "n_heads": 4, "inner_size": 24, "attn_dropout_prob": 0.0},
     "GRU4Rec": {**COMMON, "hidden_size": 12, "num_layers": 2},

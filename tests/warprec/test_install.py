@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests import run_python
 from tests.warprec.real import INFO, PARAMS, adapters, originals
 
 from warprec.errors import ConfigurationError, RegistryError  # isort: skip
@@ -64,8 +63,7 @@ assert model_registry.get_class("SASRec") is theirs
 
 def test_uninstall_gives_back_after_a_reload() -> None:
     """As in a notebook that reloads what it imports."""
-    done = subprocess.run([sys.executable, "-c", RELOADED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", RELOADED)
 
 
 def test_new_names_stand_beside_warprecs() -> None:
@@ -144,20 +142,17 @@ def test_workers_started_afterwards_do_not_spin(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("flag", [[], ["--new-names"]])
 def test_the_module_prints_a_file_that_installs(flag: list[str]) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "fastseq.warprec", *flag], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    shown = run_python("-m", "fastseq.warprec", *flag).stdout.strip()
     code = (
         "from warprec.utils.helpers import load_custom_modules as load; from warprec.utils.registry import *;"
         f"load({shown!r}); print(model_registry.get_class({'FastSASRec' if flag else 'SASRec'!r}).__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("fastseq.warprec.adapters")
+    assert run_python("-c", code).stdout.strip().endswith("fastseq.warprec.adapters")
 
 
 def test_a_misspelt_option_prints_no_file() -> None:
-    done = subprocess.run([sys.executable, "-m", "fastseq.warprec", "--new-name"], capture_output=True, text=True)
-    assert done.returncode == 1 and not done.stdout and "[--new-names]; got --new-name" in done.stderr
+    done = run_python("-m", "fastseq.warprec", "--new-name", returncode=1)
+    assert not done.stdout and "[--new-names]; got --new-name" in done.stderr
 
 
 def trial(name: str, **keys: Any) -> Any:

@@ -6,7 +6,6 @@ below is what it then uses, Lightning's DDP, over gloo, with WarpRec's own callb
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests import run_python
 from tests.warprec.real import INFO, PARAMS, adapters, sessions
 
 import lightning as L  # isort: skip
@@ -89,9 +89,7 @@ def in_two_processes(folder: Path) -> None:
 
 
 def test_two_processes_divide_the_batches_and_resume(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run([*command, __name__, tmp_path], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", __name__, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert first.keys() == second.keys() and all(same(first[run], second[run]) for run in first)
     assert same(first["resumed"], first["whole"]) and not same(first["half"], first["whole"])

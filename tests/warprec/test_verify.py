@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import run_python
 from tests.models.restatement import PLAIN
 from tests.warprec.real import PARAMS, originals
 
@@ -29,9 +28,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_the_command_compares_with_warprec(config: Path) -> None:
-    command = [sys.executable, "-m", "fastseq.cli", "verify", "--config", config, "--json", "--repeats", "1"]
-    done = subprocess.run([*command, "--batch-size", "32"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = ["-m", "fastseq.cli", "verify", "--config", config, "--json", "--repeats", 1, "--batch-size", 32]
+    done = run_python(*command)
     report = json.loads(done.stdout)
     assert report["same"] and report["reference"] == f"WarpRec {version('warprec')}"
     assert {row["model"] for row in report["models"]} == PARAMS.keys()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import fastseq
+from tests import run_python
 
 
 @pytest.mark.parametrize(
@@ -25,9 +24,9 @@ def test_a_warprec_that_cannot_be_used_is_refused_with_the_remedy(body: str, wor
         "import importlib.metadata as m\nfrom importlib.metadata import PackageNotFoundError\n"
         f"def version(name):\n    {body}\nm.version = version\nimport fastseq.warprec\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code, returncode=1)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and words in last
+    assert words in last
     assert "pip install 'fastseq-rec[warprec]' installs 2.2.8" in last
 
 
@@ -37,15 +36,14 @@ def test_the_command_that_prints_a_file_answers_in_one_line() -> None:
         "def version(name):\n    raise PackageNotFoundError\nm.version = version\n"
         "sys.argv = ['-m']\nrunpy._run_module_as_main('fastseq.warprec')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code, returncode=1)
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and "pip install 'fastseq-rec[warprec]' installs 2.2.8" in line
+    assert "pip install 'fastseq-rec[warprec]' installs 2.2.8" in line
 
 
 @pytest.mark.parametrize("name", ["fastseq_warprec.py", "fastseq_warprec_new_names.py"])
 def test_a_worker_without_fastseq_is_told_what_to_install(name: str) -> None:
     path = Path(fastseq.__file__).with_name("warprec") / "custom_modules" / name
     code = f"import sys, runpy\nsys.modules['fastseq'] = None\nrunpy.run_path({str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
+    done = run_python("-c", code, returncode=1)
     assert "fastseq is not installed for" in done.stderr.strip().splitlines()[-1]
