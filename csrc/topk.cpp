@@ -74,8 +74,10 @@ int64_t offer(const T* scores, int64_t columns, int64_t first_item, Heap<T> heap
     return -1;
 }
 
+}  // namespace
+
 template <typename T>
-int64_t merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
+int64_t topk_merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
               const int64_t* seen, int64_t k, T* best, int64_t* ids, int threads) {
     constexpr int64_t none = std::numeric_limits<int64_t>::max();
     int64_t nan = none;
@@ -93,24 +95,12 @@ int64_t merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, cons
 }
 
 template <typename T>
-void sort(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {
+void topk_sort(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) Heap<T>{best + row * k, ids + row * k, k}.sort();
 }
 
-}  // namespace
-
-#define FASTSEQ_TOPK(T, suffix)                                                                                     \
-    int64_t topk_merge_##suffix(T* scores, int64_t rows, int64_t columns, int64_t first_item,                       \
-                                const int64_t* seen_offsets, const int64_t* seen, int64_t k, T* best, int64_t* ids, \
-                                int threads) {                                                                      \
-        return merge(scores, rows, columns, first_item, seen_offsets, seen, k, best, ids, threads);                 \
-    }                                                                                                               \
-    void topk_sort_##suffix(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {                          \
-        sort(rows, k, best, ids, threads);                                                                          \
-    }
-FASTSEQ_TOPK(float, f32)
-FASTSEQ_TOPK(double, f64)
-#undef FASTSEQ_TOPK
+FASTSEQ_INSTANTIATE(topk_merge)
+FASTSEQ_INSTANTIATE(topk_sort)
 
 }  // namespace fastseq::FASTSEQ_ISA

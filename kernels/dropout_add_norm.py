@@ -128,15 +128,15 @@ def dropout_add_norm(
 
 
 def dropout_add_norm_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
-    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     source, other, rng = x.contiguous(), residual.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx, dresidual = torch.empty_like(source), torch.empty_like(other)
     none = x.new_empty(0)
     if dx.numel() == 0:
-        empty = torch.zeros_like(weight), torch.zeros_like(weight)
+        empty = torch.zeros_like(weight), torch.zeros_like(bias)
         return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
     height, width, warps = tile(columns)
     count, tiles = programs(rows, height)
@@ -149,5 +149,5 @@ def dropout_add_norm_backward(
     )  # fmt: skip
     sums = partial.sum(1)
     # Copies: outputs of an op share no memory.
-    dweight, dbias = (x.to(weight.dtype, copy=True) for x in sums[:2])
+    dweight, dbias = (total.to(x.dtype, copy=True) for total, x in zip(sums, (weight, bias), strict=False))
     return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)

@@ -181,8 +181,8 @@ def embed_sequence(
 
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
+    padding_idx: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     rng = philox.adjacent(rng)

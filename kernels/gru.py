@@ -348,15 +348,9 @@ def gru(
 
 
 def gru_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    h: Tensor,
-    saved: Tensor,
-    max_len: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
+    h: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad, h, saved = (operand(a, "h", h.dtype) for a in (grad, h, saved))
     weight, offsets = weight_hh.contiguous(), offsets.contiguous()
     hidden, sequences = weight.shape[1], offsets.shape[0] - 1

@@ -72,5 +72,5 @@ def gru_sampled_loss_backward(
     grad_h = torch.mm(grad_y, dense_weight.to(grad_y.dtype))
     if rows is not None:
         grad_h = segment_sum(rows, None, grad_h, None, h.shape[0], h.dtype)
-    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, h, gates, max_len)
+    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, max_len, h, gates)
     return grad_x, grad_weight, grad_bias, grad_dense_weight, grad_dense_bias, grad_item

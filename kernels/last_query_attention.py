@@ -138,9 +138,10 @@ def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *sett
 
 
 def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = Inputs(q, k, v, offsets, *settings)
+    *settings, _, lse = settings_and_saved
+    x = Inputs(q, k, v, *settings)
     dq, dk, dv = (torch.empty(y.shape, dtype=q.dtype, device=q.device) for y in (q, k, v))
     if dq.numel() == 0:
         return dq, dk, dv

@@ -43,9 +43,9 @@ void adam_rows(Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq,
     const T* g = grad.data();
     py::gil_scoped_release release;
     if (lazy)
-        FASTSEQ_OF_TYPE(T, adam_lazy)(table, row, count, g, threads);
+        adam_lazy(table, row, count, g, threads);
     else
-        FASTSEQ_OF_TYPE(T, adam_dense)(table, slots.data(), g, threads);
+        adam_dense(table, slots.data(), g, threads);
 }
 
 }  // namespace

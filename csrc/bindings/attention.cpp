@@ -99,9 +99,9 @@ void forward(const StridedArray<T>& q, const StridedArray<T>& k, const StridedAr
         kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
     scratch.lend(x);
     if constexpr (kLast)
-        FASTSEQ_OF_TYPE(T, last_query_attention)(batch, x);
+        last_query_attention(batch, x);
     else
-        FASTSEQ_OF_TYPE(T, causal_attention)(batch, x);
+        causal_attention(batch, x);
 }
 
 template <bool kLast, typename T>
@@ -131,9 +131,9 @@ void backward(const Array<T>& grad, const StridedArray<T>& q, const StridedArray
         batch.threads);
     scratch.lend(x);
     if constexpr (kLast)
-        FASTSEQ_OF_TYPE(T, last_query_attention_backward)(batch, x);
+        last_query_attention_backward(batch, x);
     else
-        FASTSEQ_OF_TYPE(T, causal_attention_backward)(batch, x);
+        causal_attention_backward(batch, x);
 }
 
 template <bool kLast>

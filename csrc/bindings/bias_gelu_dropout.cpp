@@ -15,7 +15,7 @@ void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int
     const BiasGeluDropout<T> a{x.data(),   bias.data(), y.mutable_data(),
                                x.shape(0), x.shape(1),  make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, bias_gelu_dropout)(a);
+    bias_gelu_dropout(a);
 }
 
 template <typename T>
@@ -32,7 +32,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Arr
                                        partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                        threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, bias_gelu_dropout_backward)(a);
+    bias_gelu_dropout_backward(a);
 }
 
 }  // namespace

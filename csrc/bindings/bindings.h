@@ -80,15 +80,6 @@ void define(py::module_& m, const char* name, const char* const (&arguments)[N],
     (define_one(m, name, arguments, doc, overloads, std::make_index_sequence<N>{}), ...);
 }
 
-// The kernel of type T: FASTSEQ_OF_TYPE(T, gru)(...) calls gru_f32 or gru_f64.
-#define FASTSEQ_OF_TYPE(T, name)                                  \
-    [](auto&&... a) {                                             \
-        if constexpr (std::is_same_v<T, float>)                   \
-            return name##_f32(a...);                              \
-        else                                                      \
-            return name##_f64(a...);                              \
-    }
-
 // Raises ValueError naming the argument unless its shape is as expected (-1 matches any size).
 inline void check_shape(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
     std::string have, want;

@@ -23,7 +23,7 @@ void forward(const Array<T>& x, const Array<T>& residual, const Array<T>& weight
                               rstd.mutable_data(), rows, width, static_cast<T>(eps),
                               make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, dropout_add_norm)(a);
+    dropout_add_norm(a);
 }
 
 template <typename T>
@@ -50,7 +50,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual,
                                       partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                       threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, dropout_add_norm_backward)(a);
+    dropout_add_norm_backward(a);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const
         throw py::value_error("norm_weight is given, expected norm_bias, mean and rstd too");
     check_places(items, positions, item_weight, position_weight);
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence)(a);
+    embed_sequence(a);
 }
 
 template <typename T>
@@ -78,7 +78,7 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
         de.mutable_data(), dnorm_weight.mutable_data(), dnorm_bias.mutable_data(), partial.mutable_data(), rows,
         width, make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence_norm_backward)(a);
+    embed_sequence_norm_backward(a);
 }
 
 template <typename T>
@@ -98,7 +98,7 @@ void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_
         offsets.shape(0) - 1, ditem.shape(0), dposition ? static_cast<int64_t>(dposition->shape(0)) : 0, width,
         padding_idx, threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence_scatter)(a);
+    embed_sequence_scatter(a);
 }
 
 }  // namespace

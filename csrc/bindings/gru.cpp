@@ -43,8 +43,7 @@ void forward(const Array<T>& x_gates, const Array<T>& weight_hh,
     const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = optional_data(bias_hh, "bias_hh", {3 * hidden});
     T *state = h.mutable_data(), *gates = saved.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, gru)
-    (x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
+    gru(x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
 }
 
 template <typename T>
@@ -66,8 +65,7 @@ void backward(const Array<T>& grad, const Array<T>& weight_hh, const Array<int32
     T *gx = grad_x.mutable_data(), *gh = grad_hidden.mutable_data(), *before = previous.mutable_data(),
       *scratch = carry.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, gru_backward)
-    (g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
+    gru_backward(g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
            scratch, threads);
 }
 

@@ -33,10 +33,7 @@ void build(const Array<int32_t>& users, const Array<int32_t>& items,
     int64_t bad;
     {
         py::gil_scoped_release release;
-        if constexpr (std::is_same_v<T, double>)
-            bad = build_tape_f64(user, item, time, n, n_users, offset, out, out_time, threads);
-        else
-            bad = build_tape_i64(user, item, time, n, n_users, offset, out, out_time, threads);
+        bad = build_tape(user, item, time, n, n_users, offset, out, out_time, threads);
     }
     if (bad >= 0) check_range("users", bad, user[bad], n_users);
 }

@@ -84,8 +84,8 @@ def _attend(
 
 
 def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
-    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float,
+    rng: Tensor | None, site: int, scale: float, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
     grad_q, grad_k, grad_v = vjp(lambda *a: causal_attention(*a)[0], arguments, grad, (0, 1, 2))
@@ -93,8 +93,8 @@ def causal_attention_backward(
 
 
 def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
-    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float,
+    rng: Tensor | None, site: int, scale: float, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
     grad_q, grad_k, grad_v = vjp(lambda *a: last_query_attention(*a)[0], arguments, grad, (0, 1, 2))
