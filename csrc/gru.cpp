@@ -19,8 +19,8 @@ struct Blocks {
 
     Blocks(int64_t sequences_, int threads) : sequences(sequences_) {
         const int64_t full = (sequences + kTileRows - 1) / kTileRows;
-        const int64_t wanted = sequences < threads ? sequences : threads;
-        blocks = full > wanted ? full : wanted;
+        const int64_t busy = sequences < threads ? sequences : threads;
+        blocks = full > busy ? full : busy;
     }
     int64_t first(int64_t b) const { return sequences * b / blocks; }
     int count(int64_t b) const { return static_cast<int>(first(b + 1) - first(b)); }

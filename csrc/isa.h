@@ -2,8 +2,10 @@
 //
 // A kernel lives in csrc/<op>.cpp inside `namespace fastseq::FASTSEQ_ISA`; setup.py compiles that file once per
 // instruction set. csrc/<op>.h declares it with FASTSEQ_KERNEL, which makes `fastseq::<name>(...)` call the best
-// one this machine can run. A template over T is declared with `template <typename T> void` for result, and its file ends
-// with FASTSEQ_INSTANTIATE. FASTSEQ_CPU_ISA=baseline|avx2|avx512 lowers the choice (for tests and comparisons).
+// one this machine can run. FASTSEQ_CPU_ISA=baseline|avx2|avx512 lowers the choice (for tests and comparisons).
+//
+// A kernel for float and double is a template, with `template <typename T> void` for its result. Its file ends with
+// FASTSEQ_INSTANTIATE(name).
 #pragma once
 
 #include <cstdint>

@@ -57,9 +57,9 @@ int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, i
         for (int64_t i = 0; i < n; ++i) {
             const int64_t user = users[i];
             if (user < low || user >= high) continue;
-            const int64_t place = next[user]++;
-            tape[place] = items[i];
-            if (times) tape_times[place] = times[i];
+            const int64_t event = next[user]++;
+            tape[event] = items[i];
+            if (times) tape_times[event] = times[i];
         }
         for (int64_t u = low; times && u < high; ++u)
             sort_by_time(tape, tape_times, offsets[u], offsets[u + 1], scratch.get() + part * longest);

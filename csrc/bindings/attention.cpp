@@ -115,11 +115,9 @@ void backward(const Array<T>& grad, const StridedArray<T>& q, const StridedArray
     const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
     const int64_t queries = kLast ? batch.sequences : rows;
     AttentionTensors<T> x = inputs(q, k, v, queries);
-    check_shape(grad, "grad", {queries, heads, width});
+    check_shapes({queries, heads, width}, grad, "grad", grad_q, "grad_q");
     check_shape(lse, "lse", {queries, heads});
-    check_shape(grad_q, "grad_q", {queries, heads, width});
-    check_shape(grad_k, "grad_k", {rows, heads, width});
-    check_shape(grad_v, "grad_v", {rows, heads, width});
+    check_shapes({rows, heads, width}, grad_k, "grad_k", grad_v, "grad_v");
     x.grad = grad.data();
     x.saved_lse = lse.data();
     x.grad_q = grad_q.mutable_data();

@@ -78,9 +78,9 @@ void item_gradient(const Array<int64_t>& ids, const Array<T>& coefficients, cons
         for (int64_t j = 0; j < columns; ++j) {
             const int64_t e = i * columns + j;
             if (id[e] == padding_idx) continue;
-            const int64_t place = next[id[e]]++;
-            order[place] = static_cast<int32_t>(i);
-            sorted[place] = coefficient[e];
+            const int64_t entry = next[id[e]]++;
+            order[entry] = static_cast<int32_t>(i);
+            sorted[entry] = coefficient[e];
         }
     sum_by_id(starts.data(), order.data(), sorted.data(), rows_of, items, out.shape(1), sums, threads);
 }

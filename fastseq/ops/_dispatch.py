@@ -93,9 +93,9 @@ class set_backend:  # a class in lower case: used as a function and as a context
     def __init__(self, backend: str | None) -> None:
         global _forced
         self._previous = _forced
-        wanted = None if backend is None else _checked(backend, "backend")
+        checked = None if backend is None else _checked(backend, "backend")
         with _lock:
-            _forced = wanted
+            _forced = checked
             _served.clear()
 
     def __enter__(self) -> set_backend:
@@ -136,20 +136,20 @@ def served(op: str, device: str) -> Served:
         BackendError: under FASTSEQ_STRICT=1, if that would be a fallback.
     """
     key = (op, device)
-    found = _served.get(key)
-    if found is not None:
-        return found
+    cached = _served.get(key)
+    if cached is not None:
+        return cached
     with _lock:
-        wanted = _forced or _PREFERRED.get(device, "reference")
-        function = _find(op, wanted)
+        preferred = _forced or _PREFERRED.get(device, "reference")
+        function = _find(op, preferred)
         reason = "set_backend or FASTSEQ_BACKEND" if _forced else f"the fast path of device {device!r}"
-        backend: Backend = wanted
+        backend: Backend = preferred
         if isinstance(function, str):
-            reason = f"{wanted} is not available ({function})"
-            remedy = _REMEDIES.get(wanted, "")
+            reason = f"{preferred} is not available ({function})"
+            remedy = _REMEDIES.get(preferred, "")
             if strict():
                 raise BackendError(f"{op} on {device}: {reason}. FASTSEQ_STRICT=1 forbids the fallback; {remedy}")
-            cause = (wanted, function)
+            cause = (preferred, function)
             if cause not in _warned:
                 _warned.add(cause)
                 message = f"fastseq: {op} falls back to plain PyTorch: {reason}; {remedy}"
@@ -170,18 +170,18 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
         # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
         raise RuntimeError(f"fastseq::{op} has no derivative: leave out create_graph=True")
-    chosen = served(op, device)
+    serving = served(op, device)
     for calls in _recorders:
-        calls.append((op, chosen.backend))
+        calls.append((op, serving.backend))
     if device != "cpu":
         _checks.same_device(op, arguments)
     check = _data_checks.get(op)
-    if chosen.backend != "cpu":
+    if serving.backend != "cpu":
         if check is not None and _checks.wanted(device):
             check(*arguments)
-        return chosen.function(*arguments)
+        return serving.function(*arguments)
     try:
-        return chosen.function(*arguments)
+        return serving.function(*arguments)
     except (ValueError, IndexError, RuntimeError):
         if check is not None:
             _checks.explained(check, arguments)
@@ -311,8 +311,8 @@ def explain() -> str:
     for op in sorted(_files):
         for device in devices:
             try:
-                chosen = served(op, device)
-                lines.append(f"{op:32} {device:5} {chosen.backend:10} {chosen.reason}")
+                serving = served(op, device)
+                lines.append(f"{op:32} {device:5} {serving.backend:10} {serving.reason}")
             except BackendError as error:
                 lines.append(f"{op:32} {device:5} {'none':10} {error}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -24,6 +24,7 @@ from fastseq import _version, ops
 from fastseq.data.split import EvalPart, Part, Split
 from fastseq.errors import CheckpointError, DataError
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.recommend import evaluating
 
 from .distributed import Ranks
 from .metrics import COVERAGE, parse_metric, ranking_metrics, worst_order
@@ -124,7 +125,7 @@ def evaluate(
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     covered = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
-    with _evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext():
+    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext():
         for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, filter_seen):
             source.read(users)
             if protocol == "full":
@@ -271,18 +272,6 @@ def _sampled_candidates(
         drawn += np.searchsorted(excluded - np.arange(len(excluded)), drawn, side="right")
         candidates[row, most : most + len(drawn)] = drawn
     return torch.from_numpy(candidates)
-
-
-@contextmanager
-def _evaluating(model: SequentialRecommender) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
 
 
 class _ModelSource:

@@ -14,17 +14,16 @@ from .sampled_loss import sampled_loss, sampled_loss_backward
 
 def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
     *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
-    loss_arguments = arguments[8:]
     h, gates = gru(*gru_arguments)
     counted = prepared(h if rows is None else h.index_select(0, rows))
     weight, bias = prepared(dense_weight, counted.dtype), prepared(dense_bias, counted.dtype)
     y = product(counted, weight, bias).to(h.dtype)
-    losses, d_y, d_scores = sampled_loss(y, *loss_arguments)
+    losses, d_y, d_scores = sampled_loss(y, *arguments[8:])
     return losses, h, gates, y, d_y, d_scores
 
 
 def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows = arguments[:8]
+    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
     *loss_arguments, h, gates, y, d_y, d_scores = arguments[8:]
     grad_y, grad_item = sampled_loss_backward(grad, y, *loss_arguments, d_y, d_scores)
     grad_y = prepared(grad_y)
@@ -34,5 +33,4 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
     grad_h = product(grad_y, prepared(dense_weight, grad_y.dtype).t())
     if rows is not None:
         grad_h = torch.zeros(h.shape, dtype=grad_h.dtype).index_add_(0, rows, grad_h)
-    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, max_len, h, gates)
-    return grad_x, grad_weight, grad_bias, grad_dense_weight, grad_dense_bias, grad_item
+    return *gru_backward(grad_h, *(*gru_arguments, h, gates)), grad_dense_weight, grad_dense_bias, grad_item
