@@ -27,8 +27,6 @@ from .ops.timing import clock_of
 
 SPECS = {device: specs(device) for device in ("cpu", "cuda")}
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
-
-
 ELAPSED = [0.0]  # seconds measured so far: the time of pytest-benchmark's timer
 
 
@@ -39,8 +37,7 @@ def parameters() -> Iterator[Any]:
         for index, spec in enumerate(cases):
             for dtype, name, direction in product(spec.dtypes, [OURS, *names[spec.op]], spec.directions):
                 key = f"{device}-{spec.op}-{spec.words}-{dtype}-{name}-{direction}"
-                marks = NO_GPU if device == "cuda" else ()
-                yield pytest.param(device, index, dtype, name, direction, id=key, marks=marks)
+                yield pytest.param(device, index, dtype, name, direction, id=key, marks=[NO_GPU][: device == "cuda"])
 
 
 @lru_cache(maxsize=1)  # the next case needs the memory
@@ -63,15 +60,15 @@ def checked(device: str, index: int, dtype: str, implementation: str) -> Prepare
 
 
 def measure(benchmark: Any, prepared: Prepared, direction: str, device: torch.device, *limits: Any) -> None:
-    result, timing = result_of(prepared, direction, device, clock_of(device), *limits)
+    result, times = result_of(prepared, direction, device, clock_of(device), *limits)
     benchmark.group = f"{result.op} {result.shape}, {result.dtype}, {device.type}, {direction}"
     benchmark.extra_info |= asdict(result)
-    rounds = iter(timing.device)
+    rounds = iter(times)
 
     def pass_by() -> None:
         ELAPSED[0] += next(rounds)
 
-    benchmark.pedantic(pass_by, rounds=len(timing.device))
+    benchmark.pedantic(pass_by, rounds=len(times))
 
 
 @pytest.mark.benchmark(timer=lambda: ELAPSED[0])

@@ -13,15 +13,12 @@ own_process()  # before torch, and for every implementation alike
 import pytest  # noqa: E402
 
 # Of pytest-benchmark, unless the command line says otherwise: medians of at least 5 rounds, of a third of a second.
-DEFAULTS = {
-    "min_rounds": 5, "max_time": 0.3, "sort": "fullname", "group_by": "group", "columns": ["median", "iqr", "rounds"],
-}  # fmt: skip
+DEFAULTS = {"min_rounds": 5, "max_time": 0.3, "sort": "fullname", "group_by": "group", "columns": ["median", "iqr"]}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    arguments = [str(argument) for argument in config.invocation_params.args]
+    words = " ".join(map(str, config.invocation_params.args))
     for name, value in DEFAULTS.items():
-        option = "--benchmark-" + name.replace("_", "-")
-        if hasattr(config.option, f"benchmark_{name}") and not any(a.startswith(option) for a in arguments):
+        if f"--benchmark-{name.replace('_', '-')}" not in words and hasattr(config.option, f"benchmark_{name}"):
             setattr(config.option, f"benchmark_{name}", value)

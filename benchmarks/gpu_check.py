@@ -10,10 +10,11 @@ speed   targets/s of the trainer's loop, host time of a step; on a GPU also how 
         synchronisations a step, peak memory, the ten costliest kernels.
 graph   one step captured as a CUDA graph on one resident batch: what remains without the host.
 peer    plain PyTorch for the same model, padded: what it has to beat.
+steps   one training step of every op in tiny sizes, float32: what compute-sanitizer watches.
 summary the facts of FILE as lines to read; exit status 1 if a stage or a fact failed, or if none passed.
 
 A measurement that fails is a line with "failed" and the place, not the end; the exit status is 1 then. Nothing but
-torch and the project is needed. Data: the file or folder of --data (ml-1m.txt), else generated in its likeness.
+torch and a checkout is needed. Data: the file of --data (ml-1m.txt), else generated in its likeness.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ own_process()  # before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn.functional import softplus  # noqa: E402
 
-from benchmarks.measure import MODEL_NAMES, Watch  # noqa: E402
+from benchmarks.measure import MODEL_NAMES, Watch, append  # noqa: E402
 from benchmarks.ops import report  # noqa: E402
+from benchmarks.ops.check import Prepared, products  # noqa: E402
+from benchmarks.ops.suite import FILES, tiny  # noqa: E402
+from benchmarks.ops.timing import clock_of, cuda_graph, timed  # noqa: E402
 from fastseq import load  # noqa: E402
 from fastseq.data.interactions import Interactions, build_interactions  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -53,6 +58,7 @@ from fastseq.data.synthetic import make_demo  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
 from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
 from fastseq.training.throughput import everything, reference_params  # noqa: E402
+from tests.models.restatement import PLAIN  # noqa: E402
 
 MAX_LEN = {"SASRec": 200, "GRU4Rec": 50, "Caser": 20}
 SMALL_LEN = 50  # of parity and fit, on the demo data
@@ -61,45 +67,30 @@ LEAST_STEPS = 5  # of a measurement
 RESIDENT = 8  # batches of the peer, made beforehand
 
 
-class Facts:
-    """Writes facts, and keeps whether all was well."""
-
-    def __init__(self, stage: str, path: Path | None) -> None:
-        self.stage, self.path, self.failed = stage, path, False
-
-    def measure(self, run: Callable[..., dict[str, Any]], about: dict[str, Any], **inputs: Any) -> None:
-        """One fact: ``about``, and what ``run`` gives, or why it gives nothing. "ok": whether it is as it should be."""
-        started = time.perf_counter()
-        try:
+def measure(run: Callable[..., dict[str, Any]], facts: Path | None, about: dict[str, Any], **inputs: Any) -> bool:
+    """One fact: ``about``, and what ``run`` gives, or why it gives nothing; whether it is as it should be ("ok")."""
+    started = time.perf_counter()
+    try:
+        with products(about.get("precision", "")):
             fact = run(**about, **inputs)
-        except Exception as error:
-            line = traceback.extract_tb(error.__traceback__)[-1]
-            fact = {"failed": f"{type(error).__name__}: {error}"[:300], "at": f"{line.filename}:{line.lineno}"}
-        self.failed |= "failed" in fact or not fact.get("ok", True)
-        fact = {"stage": self.stage} | about | fact | {"took_s": round(time.perf_counter() - started, 1)}
-        text = json.dumps(fact, default=float)
-        print(text, flush=True)
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(text + "\n")
-
-
-def sequences(path: Path) -> list[list[int]]:
-    """Item numbers of each user, from `user item` lines or from one line of items a user."""
-    rows = [np.array(line.split(), np.int64) for line in path.read_text().splitlines() if line.strip()]
-    if not all(len(row) == 2 for row in rows):
-        return [row.tolist() for row in rows]
-    users: dict[int, list[int]] = {}
-    for user, item in np.stack(rows).tolist():
-        users.setdefault(user, []).append(item)
-    return list(users.values())
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        fact = {"failed": f"{type(error).__name__}: {error}"[:300], "at": f"{line.filename}:{line.lineno}"}
+    ok = "failed" not in fact and fact.get("ok", True)
+    fact = {"stage": run.__name__} | about | fact | {"took_s": round(time.perf_counter() - started, 1)}
+    print(json.dumps(fact), flush=True)
+    if facts is not None:
+        append(facts, fact)
+    return ok
 
 
 def ml_1m(path: Path | None) -> Interactions:
-    """ml-1m.txt where it is given, else as many users, with as many items, in the like lengths."""
+    """A file of `user item` lines or of one line of items a user; None: as many users, items and events as ml-1m."""
     if path is not None:
-        histories = sequences(path / "ml-1m.txt" if path.is_dir() else path)
-        lengths, items = np.array([len(h) for h in histories]), np.concatenate(histories)
+        rows = [np.array(line.split(), np.int64) for line in path.read_text().splitlines()]
+        if all(len(row) == 2 for row in rows):
+            return build_interactions(*np.stack(rows).T)
+        lengths, items = np.array([len(row) for row in rows]), np.concatenate(rows)
     else:
         rng = np.random.default_rng(0)
         lengths = np.clip(rng.lognormal(4.6, 1.0, 6040).astype(int), 18, 2000)
@@ -113,20 +104,9 @@ def build(name: str, data: Interactions, device: str, max_len: int, **changes: A
     return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items}).to(device)
 
 
-def set_products(precision: str) -> None:
-    """float32 products exact, or by TF32."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
-def options_of(precision: str, **more: Any) -> TrainingOptions:
-    kept: Any = {"precision": "bf16" if precision == "bf16" else "fp32", "validation_metric": None} | more
-    return TrainingOptions(**kept)
-
-
-def overlap(ours: list[Any], theirs: list[Any]) -> float:
-    """Share of recommendations that both lists of lists have."""
-    return sum(len({*a} & {*b}) for a, b in zip(ours, theirs, strict=True)) / max(1, sum(map(len, ours)))
+def options_of(precision: str, epochs: int = 1_000_000) -> TrainingOptions:
+    kind: Any = "bf16" if precision == "bf16" else "fp32"  # "tf32": ``measure`` allows such products
+    return TrainingOptions(precision=kind, epochs=epochs, validation_metric=None)
 
 
 def recommended(model: Any, data: Interactions, users: range) -> list[Any]:
@@ -136,19 +116,23 @@ def recommended(model: Any, data: Interactions, users: range) -> list[Any]:
     return [r.items for r in model.recommend(histories, 10, users=names if model.needs_user else None)]
 
 
+def overlap(ours: list[Any], theirs: list[Any]) -> float:
+    """Share of recommendations that both lists of lists have."""
+    return sum(len({*a} & {*b}) for a, b in zip(ours, theirs, strict=True)) / max(1, sum(map(len, ours)))
+
+
 def parity(model: str, precision: str, loss: str, device: str) -> dict[str, Any]:
     """Sides differ by rounding alone: limits are 10 – 100 times what float32 and bfloat16 do in 20 steps."""
     data = make_demo(n_users=750)
     split = leave_one_out(data)
-    set_products("fp32")
     sides = []
     for where in ("cpu", device):
         built = build(model, data, where, SMALL_LEN, batch_size=PARITY_BATCH, loss=loss)
         trainer = Trainer(built, split, options_of(precision, epochs=1))
         watch = Watch(trainer, keep_gradients=True)
         trainer.fit()
-        losses = [float(value) for value in watch.losses]
         metrics = evaluate(built, split, "test", ks=(10,), batch_size=512).metrics
+        losses = [float(value) for value in watch.losses]
         sides.append((losses, watch.gradients, metrics["NDCG@10"], recommended(built, data, range(64))))
     (a, grads, ndcg, best), (b, other_grads, other_ndcg, other_best) = sides
     errors = {n: float((g - other_grads[n]).norm() / g.norm().clamp(min=1e-12)) for n, g in grads.items()}
@@ -156,21 +140,16 @@ def parity(model: str, precision: str, loss: str, device: str) -> dict[str, Any]
     difference, same = max(abs(x - y) for x, y in zip(a, b, strict=True)), overlap(best, other_best)
     loss_limit, gradient_limit, least = (5e-3, 0.1, 0.8) if precision == "bf16" else (2e-4, 1e-3, 0.97)
     return {
-        "steps": len(a),
-        "losses": [a[0], a[-1]],
-        "max_loss_difference": difference,
-        "worst_gradient": worst,
-        "gradient_error": errors[worst],
-        "NDCG@10": [ndcg, other_ndcg],
+        "steps": len(a), "losses": [a[0], a[-1]], "max_loss_difference": difference,
+        "worst_gradient": worst, "gradient_error": errors[worst], "NDCG@10": [ndcg, other_ndcg],
         "same_recommendations": same,
         "ok": difference < loss_limit * abs(a[0]) and errors[worst] < gradient_limit and same > least,
-    }
+    }  # fmt: skip
 
 
 def fit(model: str, device: str) -> dict[str, Any]:
     data = make_demo(n_users=1500)
     split = leave_one_out(data)
-    users = range(16)
 
     def trainer(folder: Path, **more: Any) -> Trainer:
         built = build(model, data, device, SMALL_LEN)
@@ -186,7 +165,7 @@ def fit(model: str, device: str) -> dict[str, Any]:
         again.fit()
         pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
         same = all(torch.equal(x, y) for x, y in pairs)
-        lists = [recommended(source, data, users) for source in (load(Path(folder, "whole")), whole.model)]
+        lists = [recommended(source, data, range(16)) for source in (load(Path(folder, "whole")), whole.model)]
     loaded = overlap(*lists)
     return {
         "NDCG@10": result.history[-1]["validation"]["NDCG@10"],
@@ -198,12 +177,10 @@ def fit(model: str, device: str) -> dict[str, Any]:
 
 
 def speed(
-    model: str, batch: int, precision: str, loss: str, device: str, data: Interactions, limit: float
+    model: str, batch: int, precision: str, device: str, data: Interactions, limit: float, loss: str = "bpr"
 ) -> dict[str, Any]:
-    set_products(precision)
     built = build(model, data, device, MAX_LEN[model], batch_size=batch, loss=loss)
-    trainer = Trainer(built, everything(data), options_of(precision, epochs=1_000_000))
-    watch, cuda = Watch(trainer), device.startswith("cuda")
+    watch, cuda = Watch(Trainer(built, everything(data), options_of(precision))), device.startswith("cuda")
     started = time.perf_counter()
     watch.run(1e-9)
     first_step = time.perf_counter() - started
@@ -251,83 +228,42 @@ def on_device(watch: Watch, limit: float) -> dict[str, Any]:
     }
 
 
-def graph(model: str, batch: int, precision: str, device: str, data: Interactions) -> dict[str, Any]:
-    set_products(precision)
+def graph(model: str, batch: int, precision: str, device: str, data: Interactions, limit: float) -> dict[str, Any]:
     built = build(model, data, device, MAX_LEN[model], batch_size=batch).train()
     resident = next(Trainer(built, everything(data), options_of(precision)).loader.batches(0)).to(torch.device(device))
     rate = torch.tensor(built.learning_rate, device=device)
     optimizer = torch.optim.Adam(built.parameter_groups(), lr=rate, fused=True, capturable=True)
 
-    def step() -> None:
+    def step() -> list[Tensor]:
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             loss = built.loss(resident)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
+        return [loss.detach()]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        step()
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for replay in range(105):
-        if replay == 5:
-            start.record()
-        captured.replay()
-    stop.record()
-    torch.cuda.synchronize()
-    ms = start.elapsed_time(stop) / 100
-    return {"ms_step": ms, "targets_per_s": round(1e3 * resident.n_targets / ms)}
-
-
-class PlainSASRec(nn.Module):
-    """As anybody writes it: padded, nn.TransformerEncoder; gives [B, L, d]."""
-
-    def __init__(self, n_items: int, max_len: int, params: dict[str, Any]) -> None:
-        super().__init__()
-        d, p = params["embedding_size"], params["dropout_prob"]
-        self.item = nn.Embedding(n_items + 1, d, padding_idx=n_items)
-        self.position, self.norm, self.dropout = nn.Embedding(max_len, d), nn.LayerNorm(d), nn.Dropout(p)
-        layer = nn.TransformerEncoderLayer(d, params["n_heads"], params["inner_size"], p, "gelu", batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, params["n_layers"], enable_nested_tensor=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.dropout(self.norm(self.item(x) + self.position.weight))
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=h.dtype)
-        return self.encoder(h, mask=mask, is_causal=True)
-
-
-class PlainGRU4Rec(nn.Module):
-    """nn.GRU over padded rows; gives [B, L, d]."""
-
-    def __init__(self, n_items: int, max_len: int, params: dict[str, Any]) -> None:
-        super().__init__()
-        d, hidden = params["embedding_size"], params["hidden_size"]
-        self.item, self.dropout = nn.Embedding(n_items + 1, d, padding_idx=n_items), nn.Dropout(params["dropout_prob"])
-        self.gru, self.dense = nn.GRU(d, hidden, bias=False, batch_first=True), nn.Linear(hidden, d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dense(self.gru(self.dropout(self.item(x)))[0])
-
-
-PLAIN = {"SASRec": PlainSASRec, "GRU4Rec": PlainGRU4Rec}
+    replay, _ = cuda_graph(step)
+    seconds = statistics.median(time for time, _ in timed(replay, clock_of(torch.device(device)), limit))
+    return {"ms_step": 1e3 * seconds, "targets_per_s": round(resident.n_targets / seconds)}
 
 
 def peer(model: str, batch: int, precision: str, device: str, data: Interactions, limit: float) -> dict[str, Any]:
     """BPR at every position with one negative, on batches that lie on the device: no loader, no sampler."""
-    set_products(precision)
     longest, n_items = MAX_LEN[model], data.n_items
-    plain: Any = PLAIN[model](n_items, longest, reference_params(model, longest)).to(device)
-    optimizer = torch.optim.Adam(plain.parameters(), fused=True)
+    params = reference_params(model, longest)
+    plain: Any = PLAIN[model](params, {"n_users": data.n_users, "n_items": n_items}).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=params["learning_rate"], fused=True)
     rng = np.random.default_rng(0)
+    shape = max(1, batch // longest), longest
+
+    def outputs(x: Tensor) -> Tensor:
+        """[B, L, d]. Attention is masked by causality alone, which a fused kernel knows: padding comes last."""
+        if model != "SASRec":
+            return plain.outputs(x)
+        h = plain.emb_dropout(plain.layernorm(plain.item_embedding(x) + plain.position_embedding.weight))
+        return plain.transformer_encoder(h, mask=plain.causal_mask, is_causal=True)
 
     def resident() -> list[Tensor]:
-        shape = (max(1, batch // longest), longest)
         x, y = np.full(shape, n_items), np.full(shape, n_items)
         for row, user in enumerate(rng.integers(0, data.n_users, len(x))):
             history = data.items[data.offsets[user] : data.offsets[user + 1]][: longest + 1]
@@ -337,8 +273,8 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
 
     def step(x: Tensor, positives: Tensor, negatives: Tensor, real: Tensor) -> None:
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16"):
-            margin = (plain(x) * (plain.item(positives) - plain.item(negatives))).sum(-1)
-            loss = (nn.functional.softplus(-margin) * real).sum() / real.sum()
+            margin = plain.item_embedding(positives) - plain.item_embedding(negatives)
+            loss = (softplus(-(outputs(x) * margin).sum(-1)) * real).sum() / real.sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -359,6 +295,15 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
     return {"targets_per_s": round(targets / seconds), "ms_step": 1e3 * seconds / n}
 
 
+def steps(file: str, device: str) -> dict[str, Any]:
+    cases = tiny(torch.device(device), [file])
+    for case in cases:
+        Prepared(case, "fastseq", "float32").once()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return {"cases": [f"{case.op} {case.shape}" for case in cases]}
+
+
 def worst_ratios(path: Path) -> str:
     """Of `benchmarks.ops --json`: by op the least ratio of the best other to fastseq, and how many rows."""
     ratios: dict[str, list[float]] = {}
@@ -369,9 +314,8 @@ def worst_ratios(path: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return " / ".join(map(shown, parts))
+    if isinstance(value, list):
+        return " / ".join(map(shown, value))
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -394,39 +338,41 @@ def summary(facts_path: Path) -> bool:
     return ok
 
 
+STAGES = {stage.__name__: stage for stage in (parity, fit, speed, graph, peer, steps)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("parity", "fit", "speed", "graph", "peer", "summary"))
+    parser.add_argument("stage", choices=(*STAGES, "summary"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", default=MODEL_NAMES, choices=MODEL_NAMES)
     parser.add_argument("--batches", nargs="+", type=int, default=[2048, 16384], help="targets")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "tf32", "bf16"], choices=("fp32", "tf32", "bf16"))
     parser.add_argument("--losses", nargs="+", default=["bpr"])
+    parser.add_argument("--only", nargs="+", default=FILES, choices=FILES, help="steps: ops, by their files")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--data", type=Path, help="ml-1m.txt or its folder")
+    parser.add_argument("--data", type=Path, help="ml-1m.txt")
     parser.add_argument("--facts", type=Path, help="JSON lines; these are added")
     args = parser.parse_args()
     if args.stage == "summary":
         return int(not summary(args.facts))
-    facts, device = Facts(args.stage, args.facts), args.device
+    inputs: dict[str, Any] = {"device": args.device}
     if args.stage == "parity":
         runs = [(name, precision, "bpr") for precision in ("fp32", "bf16") for name in args.models]
-        for name, precision, loss in [*runs, ("SASRec", "fp32", "cross_entropy")]:
-            facts.measure(parity, {"model": name, "precision": precision, "loss": loss}, device=device)
+        runs.append(("SASRec", "fp32", "cross_entropy"))
+        work = [dict(zip(("model", "precision", "loss"), run, strict=True)) for run in runs]
     elif args.stage == "fit":
-        for name in args.models:
-            facts.measure(fit, {"model": name}, device=device)
+        work = [{"model": name} for name in args.models]
+    elif args.stage == "steps":
+        work = [{"file": file} for file in args.only]
     else:
-        inputs: dict[str, Any] = {"device": device, "data": ml_1m(args.data)}
-        if args.stage != "graph":
-            inputs["limit"] = args.seconds
-        run = {"speed": speed, "graph": graph, "peer": peer}[args.stage]
-        names = [name for name in args.models if args.stage != "peer" or name in PLAIN]
-        for name, batch, precision in itertools.product(names, args.batches, args.precisions):
-            about = {"model": name, "batch": batch, "precision": precision}
-            for extra in [{"loss": loss} for loss in args.losses] if args.stage == "speed" else [{}]:
-                facts.measure(run, about | extra, **inputs)
-    return int(facts.failed)
+        inputs |= {"data": ml_1m(args.data), "limit": args.seconds}
+        # Plain Caser has one output a row: no peer of this kind.
+        names = [name for name in args.models if args.stage != "peer" or name != "Caser"]
+        parts = {"model": names, "batch": args.batches, "precision": args.precisions}
+        parts |= {"loss": args.losses} if args.stage == "speed" else {}
+        work = [dict(zip(parts, values, strict=True)) for values in itertools.product(*parts.values())]
+    return int(not all([measure(STAGES[args.stage], args.facts, about, **inputs) for about in work]))
 
 
 if __name__ == "__main__":

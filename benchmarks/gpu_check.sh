@@ -3,11 +3,9 @@
 #
 #   benchmarks/gpu_check.sh [--out DIR] [--data FILE] [--only STAGE ...] [--device cpu] [--list] [--dry-run]
 #
-# Stages: machine build first | parity gpu_tests op_tests memcheck, together | speed speed_large peer graph ops
-# Stages: machine build first | parity gpu_tests op_tests memcheck, together | speed speed_large peer graph ops
-# all, and one that fails does not stop the next. DIR (default build/gpu_check) gets facts.jsonl, summary.txt, ops*.json
+# A stage that fails does not stop the next. DIR (default build/gpu_check) gets facts.jsonl, summary.txt, ops*.json
 # and logs.tgz, which is written after every stage; the logs lie in LOGS (default DIR/logs).
-# --data, or DATA: ml-1m.txt or its folder; without it, data in its likeness is generated.
+# --data, or DATA: ml-1m.txt; without it, data in its likeness is generated.
 # --device cpu rehearses: small, on the CPU; what needs a GPU is skipped and said to be so.
 # Exit status: 0 all passed; 1 a stage failed or lacked something, or none passed; 2 no GPU, or a mistake in the
 # arguments. PYTHON is the interpreter (default python3), STAGE_SECONDS multiplies every limit (default 1; 3 on the CPU).
@@ -27,7 +25,7 @@ mistake() { echo "gpu_check: $1" >&2; exit 2; }
 while (($#)); do
   case "$1" in
     --out) (($# > 1)) || mistake "--out needs a folder"; out="$2"; shift ;;
-    --data) (($# > 1)) || mistake "--data needs ml-1m.txt or its folder"; data="$2"; shift ;;
+    --data) (($# > 1)) || mistake "--data needs ml-1m.txt"; data="$2"; shift ;;
     --device)
       [[ ${2:-} == cuda || ${2:-} == cpu ]] || mistake "--device is '${2:-}', expected cuda or cpu"
       device="$2"; shift ;;
@@ -42,7 +40,7 @@ while (($#)); do
   esac
   shift
 done
-[[ -z $data || -e $data ]] || mistake "the data is '$data', which is no file or folder"
+[[ -z $data || -f $data ]] || mistake "the data is '$data', which is no file"
 
 cuda() { [[ $device == cuda ]]; }
 if cuda; then factor=1; else factor=3; fi
@@ -124,8 +122,8 @@ sanitized() {
     command=("${command[0]:-compute-sanitizer}" --tool "$tool" --error-exitcode 1 --target-processes application-only)
   fi
   # Every tensor an allocation of its own, with nothing of ours behind it.
-  stage "$tool" "$limit" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${command[@]}" "$PYTHON" -m tests.gpu.small \
-    --device "$device" --dtypes float32 "$@"
+  stage "$tool" "$limit" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${command[@]}" "$PYTHON" -m benchmarks.gpu_check steps \
+    --device "$device" "$@"
 }
 
 # ops NAME LIMIT OPTION ...: single ops beside their rivals, as JSON in a file of its own.

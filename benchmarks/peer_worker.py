@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,19 @@ SCORED_AT_ONCE = 128
 
 
 class Job:
-    """job.json and split.npz.
+    """job.json and split.npz; and what the peer's steps took.
 
     Attributes:
-        peer, model, params, seed, epochs, batches, loss, every: of job.json; ``params`` under WarpRec's names.
+        peer, model, params, seed, epochs, batches, every: of job.json; ``params`` under WarpRec's names.
         histories: items of every user's training part, in order.
-        parts: by name of a held-out part, its histories and whose they are.
+        parts: by name of a held-out part, its histories and whose they are; empty: speed alone is asked for.
         n_items: of the catalogue.
+        steps: of the epoch, seconds of each step with the loading of its batch, and its targets.
     """
 
     def __init__(self, folder: Path) -> None:
         self.__dict__.update(json.loads((folder / "job.json").read_text()))
-        self.folder = folder
+        self.folder, self.steps = folder, list[tuple[float, int]]()
         stored = np.load(folder / "split.npz")
 
         def cut(part: str) -> list[Any]:
@@ -51,61 +52,46 @@ class Job:
         names = [key.removesuffix("_users") for key in stored.files if key.endswith("_users")]
         self.parts = {part: (cut(part), stored[f"{part}_users"]) for part in names}
 
-    def report(self, epoch: int, steps: list[float], cpu: float, score: Score) -> None:
-        """One line to the parent, and the scores of every held-out history into a file."""
-        np.savez(self.folder / f"{epoch}.npz", **{part: score(*histories) for part, histories in self.parts.items()})
-        tell(epoch=epoch, cpu_seconds=cpu, wall_seconds=statistics.median(steps) * len(steps))
+    def start(self) -> None:
+        """Before an epoch."""
+        self.steps.clear()
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def step(self, targets: int) -> None:
+        """After each step."""
+        now = time.perf_counter()
+        self.steps.append((now - self.wall, targets))
+        self.wall = now
+
+    def end(self, epoch: int, score: Score) -> None:
+        """After an epoch: a line to the parent, and the scores of every held-out history into a file."""
+        cpu, counted = time.process_time() - self.cpu, self.steps[1:] or self.steps
+        pace = statistics.median(seconds for seconds, _ in counted)
+        figures = {"epoch": epoch, "cpu_seconds": cpu, "wall_seconds": pace * len(self.steps)}
+        if self.parts:
+            scores = {part: score(*histories) for part, histories in self.parts.items()}
+            np.savez(self.folder / f"{epoch}.npz", **scores)
+        else:
+            figures = {"targets_per_s": statistics.mean(targets for _, targets in counted) / pace}
+        print(json.dumps(figures), flush=True)
 
 
-def tell(**figures: Any) -> None:
-    print(json.dumps(figures), flush=True)
+def train(job: Any, loader: Any, model: Any, optimizer: Any, loss: Callable[[Any], Any], score: Score) -> None:
+    """The loop of a peer whose own is in its trainer; for speed a few batches alone."""
+    for epoch in range(1, job.epochs + 1):
+        model.train()
+        job.start()
+        for batch in islice(loader, None if job.parts else job.batches):
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+            job.step(job.params["batch_size"])
+        model.eval()
+        with torch.inference_mode():
+            job.end(epoch, score)
 
 
-@dataclass
-class Side:
-    """A peer whose training loop is in its trainer: its loader, model and optimizer, and how to use them."""
-
-    loader: Any
-    model: Any
-    optimizer: Any
-    loss: Callable[[Any], Any]
-    score: Score
-
-    def step(self, batch: Any) -> None:
-        self.optimizer.zero_grad()
-        self.loss(batch).backward()
-        self.optimizer.step()
-
-    def speed(self, job: Any) -> None:
-        """Medians of loading and of stepping, added up."""
-        self.model.train()
-        batches, loading, steps = iter(self.loader), [], []
-        for _ in range(job.batches):
-            start = time.perf_counter()
-            batch = next(batches)
-            loaded = time.perf_counter()
-            self.step(batch)
-            loading.append(loaded - start)
-            steps.append(time.perf_counter() - loaded)
-        seconds = statistics.median(loading[1:] or loading) + statistics.median(steps[1:] or steps)
-        tell(targets_per_s=job.params["batch_size"] / seconds, batch_size=job.params["batch_size"])
-
-    def train(self, job: Any) -> None:
-        """All epochs, each reported."""
-        for epoch in range(1, job.epochs + 1):
-            self.model.train()
-            steps, start, cpu = [], time.perf_counter(), time.process_time()
-            for batch in self.loader:
-                self.step(batch)
-                steps.append(time.perf_counter() - start)
-                start = time.perf_counter()
-            cpu = time.process_time() - cpu
-            self.model.eval()
-            with torch.inference_mode():
-                job.report(epoch, steps, cpu, self.score)
-
-
-def warprec(job: Any) -> Side:
+def warprec(job: Any) -> None:
     """WarpRec 2.2.8."""
     import scipy.sparse as sp
     from torch.utils.data import DataLoader
@@ -138,7 +124,7 @@ def warprec(job: Any) -> Side:
         return torch.cat(rows).numpy()
 
     loader = DataLoader(data, batch_size=params["batch_size"], shuffle=True)
-    return Side(loader, model, model.configure_optimizers(), lambda batch: model.training_step(batch, 0), score)
+    train(job, loader, model, model.configure_optimizers(), lambda batch: model.training_step(batch, 0), score)
 
 
 # WarpRec's names of hyper-parameters, where RecBole has others.
@@ -149,7 +135,7 @@ RECBOLE_NAMES: dict[str, dict[str, str]] = {
 }
 
 
-def recbole(job: Any) -> Side:
+def recbole(job: Any) -> None:
     """RecBole 1.2.1: bpr with ``neg_samples`` negatives, one target a row."""
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -201,7 +187,7 @@ def recbole(job: Any) -> Side:
         return scores
 
     optimizer = torch.optim.Adam(model.parameters(), lr=job.params["learning_rate"])
-    return Side(loader, model, optimizer, model.calculate_loss, score)
+    train(job, loader, model, optimizer, model.calculate_loss, score)
 
 
 def last_items(histories: list[Any], inner: Any, longest: int, *, left: bool = False) -> tuple[Any, Any]:
@@ -216,7 +202,7 @@ def last_items(histories: list[Any], inner: Any, longest: int, *, left: bool = F
 
 
 def rectools(job: Any) -> None:
-    """RecTools 0.19. Speed: optimizer steps between the first batch and the last, so that setting up does not count."""
+    """RecTools 0.19."""
     import pandas as pd
     from pytorch_lightning import Callback, Trainer, seed_everything
     from rectools import Columns
@@ -231,25 +217,16 @@ def rectools(job: Any) -> None:
     frame = pd.DataFrame(events, columns=[Columns.User, Columns.Item, Columns.Datetime])
     frame[Columns.Weight] = 1.0
     frame[Columns.Datetime] = pd.to_datetime(frame[Columns.Datetime], unit="s")
-    # fit() copies the trainer, so nothing is kept in the callback.
-    ends: list[tuple[float, int]] = []  # of each batch: when it ended, how many targets it had
-    steps: list[float] = []
-    marks = {"wall": 0.0, "cpu": 0.0}
 
-    class Watch(Callback):
+    class Watch(Callback):  # fit() copies the trainer, so nothing is kept in the callback
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            marks.update(wall=time.perf_counter(), cpu=time.process_time())
-            steps.clear()
+            job.start()
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-            now = time.perf_counter()
-            ends.append((now, int((batch["y"] != 0).sum())))
-            steps.append(now - marks["wall"])
-            marks["wall"] = now
+            job.step(int((batch["y"] != 0).sum()))
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            if job.parts:
-                job.report(trainer.current_epoch + 1, steps, time.process_time() - marks["cpu"], scorer(module))
+            job.end(trainer.current_epoch + 1, scorer(module))
 
     def scorer(module: Any) -> Score:
         first = model.data_preparator.n_item_extra_tokens  # before them in the table: padding
@@ -278,27 +255,13 @@ def rectools(job: Any) -> None:
 
     model = SASRecModel(
         n_factors=params["embedding_size"], n_blocks=params["n_layers"], n_heads=params["n_heads"],
-        session_max_len=longest, loss=job.loss, n_negatives=1, epochs=job.epochs, batch_size=params["batch_size"],
+        session_max_len=longest, loss="BCE", n_negatives=1, epochs=job.epochs, batch_size=params["batch_size"],
         dropout_rate=params["dropout_prob"], lr=params["learning_rate"], verbose=0, get_trainer_func=trainer,
     )  # fmt: skip
     model.fit(Dataset.construct(frame))
-    if not job.parts:
-        targets, seconds = sum(n for _, n in ends[1:]), ends[-1][0] - ends[0][0]
-        tell(targets_per_s=targets / seconds, batch_size=f"{params['batch_size']} sequences")
-
-
-def main() -> None:
-    job: Any = Job(Path(sys.argv[1]))
-    if job.peer == "rectools":
-        rectools(job)
-        return
-    torch.manual_seed(job.seed)
-    side = {"warprec": warprec, "recbole": recbole}[job.peer](job)
-    if job.parts:
-        side.train(job)
-    else:
-        side.speed(job)
 
 
 if __name__ == "__main__":
-    main()
+    job: Any = Job(Path(sys.argv[1]))
+    torch.manual_seed(job.seed)
+    {"warprec": warprec, "recbole": recbole, "rectools": rectools}[job.peer](job)

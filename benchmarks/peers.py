@@ -5,8 +5,8 @@
     python -m benchmarks.peers --peer rectools --data ml-100k.inter --epochs 25 --out FILE    # ranking quality
 
 Throughput: each round measures the peer, then fastseq, both in a fresh process. WarpRec and RecBole: their own loader
-and their own training step on a few batches, medians, added up. RecTools: optimizer steps of SASRecModel.fit between
-the first batch and the last. Nothing else should run on the machine.
+and their own training step on a few batches. RecTools: SASRecModel.fit. Targets of a step over the median step, loading
+included, the first left out. Nothing else should run on the machine.
 
 Ranking quality: the peer trains on fastseq's split in the sizes of quality.py, whose report reads the file. After every
 epoch it scores the whole catalogue, and fastseq.training.evaluate ranks these scores: positions, filter, ties and
@@ -36,6 +36,7 @@ from fastseq.data.split import Split
 from fastseq.training import evaluate
 from fastseq.training.throughput import everything, reference_params, versions
 
+SEED = 1  # of the peer
 PER_TARGET = "per-target"  # WarpRec's own batches: one sequence per target, float32
 SPEED_BATCH = 256  # targets, or sequences (RecTools)
 QUALITY_BATCH = 12  # sequences (RecTools): about as many targets as the batches of the others
@@ -47,11 +48,10 @@ def job(args: argparse.Namespace, split: Split, **work: Any) -> Iterator[tuple[l
     data = split.interactions
     arrays = {"train_start": data.offsets[:-1], "train_stop": split.train_stop}
     for name in ("validation", "test"):
-        part = split.part(name)
-        if len(part):
-            arrays |= {f"{name}_users": part.users, f"{name}_start": part.history_start}
-            arrays[f"{name}_stop"] = part.history_stop
-    about = {"peer": args.peer, "model": args.model, "seed": args.seed, "every": args.peer_every} | work
+        if len(part := split.part(name)):
+            kept = {"users": part.users, "start": part.history_start, "stop": part.history_stop}
+            arrays |= {f"{name}_{key}": value for key, value in kept.items()}
+    about = {"peer": args.peer, "model": args.model, "seed": SEED, "every": args.peer_every} | work
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "split.npz", items=data.items, n_items=data.n_items, **arrays)
@@ -79,7 +79,7 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
     params["batch_size"] = args.peer_batch_size or (QUALITY_BATCH if sequences else params["batch_size"])
     points: dict[str, list[float]] = {"epoch": [], "cpu_seconds": [], "wall_seconds": []}
     # As fastseq's own: waiting must not count as CPU time.
-    with job(args, split, params=params, epochs=args.epochs, loss="BCE") as (command, folder):
+    with job(args, split, params=params, epochs=args.epochs) as (command, folder):
         for told in records(command, GOMP_SPINCOUNT=SPIN_COUNT):
             points["epoch"].append(told["epoch"])
             for clock in ("cpu_seconds", "wall_seconds"):
@@ -90,7 +90,7 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
                 quality.add_scores(points, evaluate(scorer, split, part, coverage=False), part)
             (folder / f"{told['epoch']}.npz").unlink()
             print(args.peer, told["epoch"], points["test NDCG@10"][-1], file=sys.stderr, flush=True)
-    about = {"kind": "peer", "peer": args.peer, "model": args.model, "data": args.data.name, "seed": args.seed}
+    about = {"kind": "peer", "peer": args.peer, "model": args.model, "data": args.data.name, "seed": SEED}
     about["batch_size"] = f"{params['batch_size']} sequences" if sequences else params["batch_size"]
     return about | {"curve": points, "versions": versions()}
 
@@ -98,17 +98,15 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Rounds of peer and fastseq in turn; medians, extremes, and the ratio round by round."""
     params = reference_params(args.model, args.max_len) | {"batch_size": args.peer_batch_size or SPEED_BATCH}
-    options = ["--batch-size", args.batch_size, "--seconds", args.seconds]
-    options += [word for name in ("stride", "loss") if (value := getattr(args, name)) for word in (f"--{name}", value)]
     peer: list[dict[str, Any]] = []
     own: dict[str, list[dict[str, Any]]] = {variant: [] for variant in args.variants}
-    work = {"params": params, "epochs": 1, "batches": args.peer_batches, "loss": args.peer_loss}
+    work = {"params": params, "epochs": 1, "batches": args.peer_batches}
     with job(args, everything(read_interactions(args.data)), **work) as (command, _):
         for _ in range(args.rounds):
             peer += records(command)
             for variant, runs in own.items():
                 kind = ["--per-target"] if variant == PER_TARGET else ["--precision", variant]
-                runs.append(train_throughput(args.model, args.data, args.max_len, *options, *kind))
+                runs.append(train_throughput(args.model, args.data, args.max_len, "--seconds", args.seconds, *kind))
     theirs = [run["targets_per_s"] for run in peer]
     sides = {}
     for variant, runs in own.items():
@@ -116,15 +114,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         about = {key: runs[0][key] for key in ("batch_size", "stride")}
         about["peak_rss_mb"] = max(run["peak_rss_mb"] for run in runs)
         sides[variant] = spread(ours) | {"ratio": ratios(ours, theirs)} | about
-    return {
-        "model": args.model,
-        "data": args.data.name,
-        "max_len": args.max_len,
-        "rounds": args.rounds,
-        "peer": {"name": args.peer} | spread(theirs) | {"batch_size": peer[0]["batch_size"]},
-        "fastseq": sides,
-        "versions": versions(),
-    }
+    side = {"name": args.peer} | spread(theirs) | {"batch_size": params["batch_size"]}
+    about = {"model": args.model, "data": args.data.name, "max_len": args.max_len, "rounds": args.rounds}
+    return about | {"peer": side, "fastseq": sides, "versions": versions()}
 
 
 def arguments() -> argparse.Namespace:
@@ -136,20 +128,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-len", type=int, help="of throughput")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each fastseq measurement")
-    parser.add_argument("--batch-size", type=int, default=2048, help="fastseq's, in targets")
-    parser.add_argument("--stride", type=int)
-    parser.add_argument("--loss", choices=("bpr", "bce", "gbce", "sampled_softmax", "cross_entropy"))
     variants = ("fp32", "bf16", PER_TARGET)
     parser.add_argument("--variants", nargs="+", choices=variants, default=["fp32"], help="of fastseq, in each round")
     sizes = f"targets, or sequences (RecTools); default {SPEED_BATCH}, with --epochs quality.py's ({QUALITY_BATCH})"
     parser.add_argument("--peer-batch-size", type=int, help=sizes)
     parser.add_argument("--peer-batches", type=int, default=4, help="WarpRec, RecBole: batches measured")
-    parser.add_argument("--peer-loss", default="BCE", help="RecTools: BCE, gBCE or softmax")
     parser.add_argument("--peer-every", type=int, default=1, help="RecTools: trains on every n-th user")
     parser.add_argument("--epochs", type=int, help="train the peer that long and rank")
     parser.add_argument("--out", type=Path, help="with --epochs: the file that gets one JSON line more")
-    parser.add_argument("--seed", type=int, default=1, help="with --epochs")
-    parser.add_argument("--json", action="store_true", help="one JSON line")
     args = parser.parse_args()
     if args.peer == "rectools" and args.model != "SASRec":
         parser.error("RecTools has SASRec alone")
@@ -173,7 +159,7 @@ def main() -> None:
     if args.out is not None:
         append(args.out, curve(args))
     else:
-        print(json.dumps(compare(args), indent=None if args.json else 2))
+        print(json.dumps(compare(args), indent=2))
 
 
 if __name__ == "__main__":

@@ -40,10 +40,6 @@ GROUPS = {
 }
 
 
-def group_of(name: str) -> str | None:
-    return next((group for group, parts in GROUPS.items() if any(part in name for part in parts)), None)
-
-
 def flops(model: Any, batch: Any) -> float:
     """Multiplications and additions of the matrix work of a step: forward, and twice that backward."""
     events, targets = float(batch.items.shape[0]), float(batch.n_targets)
@@ -98,7 +94,7 @@ def main() -> None:
         trainer.fit()
     parts: dict[str, float] = {}
     for event in profiler.key_averages():
-        group = group_of(event.key)
+        group = next((group for group, names in GROUPS.items() if any(name in event.key for name in names)), None)
         if group is not None:
             parts[group] = parts.get(group, 0.0) + event.self_cpu_time_total / 1e6 / len(batches)
     parts["the rest"] = step - sum(parts.values())

@@ -6,8 +6,9 @@
     python -m benchmarks.quality report benchmarks/results/ml-100k_quality.jsonl --figure docs/quality.png
 
 Runs of the same model and seed start from the same weights and differ only in the batches: a window stride, or one
-sequence per target. After every --every epochs both held-out parts are ranked: leave-one-out, the whole catalogue,
-seen items left out. Runs that the file already holds are left out; Ctrl-C keeps what the current run has reached.
+sequence per target. Both held-out parts are ranked after every epoch, or every second where there are more than ten:
+leave-one-out, the whole catalogue, seen items left out. Runs that the file already holds are left out; Ctrl-C keeps
+what the current run has reached.
 
 Each run records the seconds of training, evaluations left out, by two clocks: on the wall, right on a quiet machine,
 and the process's CPU time, which what else runs distorts little. In the tables a run's score at a moment is the test
@@ -42,6 +43,7 @@ EPOCHS = {"SASRec": (40, 10), "GRU4Rec": (40, 10), "Caser": (10, 10)}
 METRICS = ("HR@10", "NDCG@10")
 PEER_NAMES = {"warprec": "WarpRec 2.2.8", "rectools": "RecTools 0.19", "recbole": "RecBole 1.2.1"}
 CLOCKS = {"cpu_seconds": time.process_time, "wall_seconds": time.perf_counter}
+CLOCK = "cpu_seconds"  # of the tables and the figure
 
 Run = dict[str, Any]
 Setting = tuple[str, int | str]  # model, batches
@@ -56,20 +58,13 @@ def name_of(batches: int | str) -> str:
 # The study.
 
 
-def finished(path: Path) -> dict[tuple[Any, ...], int]:
-    """Epochs of every run that the file holds."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    runs = [run for line in lines if line.strip() and (run := json.loads(line))["kind"] == "run"]
-    return {(r["model"], r["batches"], r["seed"], r.get("precision", "fp32")): r["epochs"] for r in runs}
-
-
 def add_scores(curve: dict[str, list[float]], evaluation: Any, part: str) -> None:
     """One more point of HR@10 and NDCG@10 of a held-out part."""
     for metric in METRICS:
         curve.setdefault(f"{part} {metric}", []).append(round(evaluation.metrics[metric], 5))
 
 
-def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, every: int, precision: Any) -> Run:
+def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, precision: Any) -> Run:
     """Trains one model.
 
     Returns:
@@ -92,7 +87,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, eve
         """Called after every epoch. The time of the evaluations does not count."""
         for key, clock in CLOCKS.items():
             spent[key] += clock() - since[key]
-        if progress.epoch % every == 0 or progress.epoch == epochs:
+        if epochs <= 10 or progress.epoch % 2 == 0 or progress.epoch == epochs:
             curve["epoch"].append(progress.epoch)
             curve["loss"].append(round(progress.loss, 5))
             for key in CLOCKS:
@@ -127,6 +122,7 @@ def study(args: argparse.Namespace) -> None:
     split = leave_one_out(read_interactions(args.data))
     about = {"data": args.data.name, "threads": torch.get_num_threads(), "date": date.today().isoformat()}
     about |= {"versions": versions()}
+    stored = read([args.out] if args.out.exists() else [])[args.precision == "bf16"]
     settings: list[Setting] = []
     for name in args.models:
         longest = PARAMS[name]["max_seq_len"]
@@ -136,9 +132,9 @@ def study(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for name, batches in settings:
             epochs = args.epochs or EPOCHS[name][batches in (1, PER_TARGET)]
-            if finished(args.out).get((name, batches, seed, args.precision), 0) >= epochs:
+            if stored.get((name, batches), {}).get(seed, {"epochs": 0})["epochs"] >= epochs:
                 continue
-            run = train(name, batches, seed, split, epochs, args.every, args.precision)
+            run = train(name, batches, seed, split, epochs, args.precision)
             if run["epochs"]:
                 append(args.out, run | about)
             print(name, batches, seed, run["stopped"], run["epochs"], flush=True)
@@ -166,23 +162,22 @@ def read(paths: list[Path]) -> tuple[Runs, Runs, list[Run]]:
     return runs, bf16, list(peers.values())
 
 
-def epoch_seconds(seeds: dict[int, Run], clock: str) -> float:
+def epoch_seconds(seeds: dict[int, Run]) -> float:
     """Median seconds of an epoch."""
     times = []
     for run in seeds.values():
-        spent = list(zip([0, *run["curve"]["epoch"]], [0.0, *run["curve"][clock]], strict=True))
+        spent = list(zip([0, *run["curve"]["epoch"]], [0.0, *run["curve"][CLOCK]], strict=True))
         times += [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(spent)]
     return statistics.median(times)
 
 
-def best_until(run: Run, epochs: float) -> dict[str, float] | None:
+def best_until(run: Run, epochs: float = math.inf) -> dict[str, float] | None:
     """Epoch and test scores of the best validation among the first ``epochs`` epochs; None: not one was ranked."""
-    curve = run["curve"]
-    indices = [k for k, epoch in enumerate(curve["epoch"]) if epoch <= epochs]
-    if not indices:
+    names = ["validation NDCG@10", "epoch", *(f"test {metric}" for metric in METRICS)]
+    points = [point for point in zip(*(run["curve"][name] for name in names), strict=True) if point[1] <= epochs]
+    if not points:
         return None
-    best = max(indices, key=lambda k: curve["validation NDCG@10"][k])
-    return {"epoch": curve["epoch"][best]} | {metric: curve[f"test {metric}"][best] for metric in METRICS}
+    return dict(zip(("epoch", *METRICS), max(points, key=lambda point: point[0])[1:], strict=True))
 
 
 def scores(bests: list[dict[str, float] | None]) -> str:
@@ -199,9 +194,7 @@ def scores(bests: list[dict[str, float] | None]) -> str:
 
 def gaps(ours: dict[int, Run], theirs: dict[int, Run], epochs: int) -> str:
     """Differences in NDCG@10 at equal epochs, seed by seed."""
-    pairs = [
-        (best_until(ours[seed], epochs), best_until(theirs[seed], epochs)) for seed in sorted(set(ours) & set(theirs))
-    ]
+    pairs = [[best_until(side[seed], epochs) for side in (ours, theirs)] for seed in sorted(set(ours) & set(theirs))]
     return ", ".join(f"{a['NDCG@10'] - b['NDCG@10']:+.4f}" for a, b in pairs if a is not None and b is not None)
 
 
@@ -211,13 +204,13 @@ def of_model(runs: Runs, model: str) -> list[Setting]:
     return sorted(settings, key=lambda s: -s[1] if isinstance(s[1], int) else 0)
 
 
-def tables(runs: Runs, clock: str) -> str:
+def tables(runs: Runs) -> str:
     """One table a model: every setting to its end, at equal epochs and at equal time."""
     out = []
     for model in dict.fromkeys(model for model, _ in runs):
         settings = of_model(runs, model)
         common = min(run["epochs"] for s in settings for run in runs[s].values())
-        pace = {s: epoch_seconds(runs[s], clock) for s in settings}
+        pace = {s: epoch_seconds(runs[s]) for s in settings}
         quick = min(settings, key=lambda s: pace[s])
         budget = pace[quick] * min(run["epochs"] for run in runs[quick].values())
         header = ["batches", "seeds", "s / epoch", f"HR, NDCG at {common} epochs", f"within {budget / 2:.0f} s"]
@@ -225,23 +218,18 @@ def tables(runs: Runs, clock: str) -> str:
         rows = []
         for setting in settings:
             seeds = runs[setting].values()
-            cells: list[Any] = [name_of(setting[1]), len(seeds), f"{pace[setting]:.2f}"]
-            for limit in (common, budget / 2 / pace[setting], budget / pace[setting], math.inf):
-                cells.append(scores([best_until(run, limit) for run in seeds]))
-            ends = [best_until(run, math.inf) for run in seeds]
-            cells.append(", ".join(str(run["epochs"]) for run in seeds))
-            cells.append(", ".join(str(end["epoch"]) for end in ends if end))
-            rows.append(cells)
+            limits = (common, budget / 2 / pace[setting], budget / pace[setting], math.inf)
+            reached = [scores([best_until(run, limit) for run in seeds]) for limit in limits]
+            ends = ", ".join(str(best["epoch"]) for run in seeds if (best := best_until(run)))
+            lengths = ", ".join(str(run["epochs"]) for run in seeds)
+            rows.append([name_of(setting[1]), len(seeds), f"{pace[setting]:.2f}", *reached, lengths, ends])
         out += [f"**{model}**, test part, mean ± standard deviation over seeds:", "", table(header, rows), ""]
-        base = next((s for s in settings if s[1] == PER_TARGET), None)
-        if base is not None:
-            out += [
-                f"- {name_of(s[1])} minus {base[1]}, NDCG@10 at {common} epochs, seed by seed: "
-                + gaps(runs[s], runs[base], common)
-                for s in settings
-                if s != base
-            ]
-            out.append("")
+        base = (model, PER_TARGET)
+        for setting in settings if base in settings else ():
+            if setting != base:
+                words = f"- {name_of(setting[1])} minus {PER_TARGET}, NDCG@10 at {common} epochs, seed by seed: "
+                out.append(words + gaps(runs[setting], runs[base], common))
+        out.append("")
     return "\n".join(out)
 
 
@@ -262,19 +250,19 @@ def precisions(runs: Runs, bf16: Runs) -> str:
     return f"bf16 and fp32, paired seeds, test part:\n\n{table(header, rows)}"
 
 
-def of_peers(peers: list[Run], clock: str) -> str:
+def of_peers(peers: list[Run]) -> str:
     """One row a peer: its best epoch by validation, to the end."""
     rows = []
     for peer in peers:
         curve = peer["curve"]
-        pace = curve[clock][-1] / curve["epoch"][-1]
-        best = best_until(peer, math.inf)
+        pace = curve[CLOCK][-1] / curve["epoch"][-1]
+        best = best_until(peer)
         name = f"{PEER_NAMES[peer['peer']]}, {peer['model']}"
         rows.append([name, f"{pace:.2f}", scores([best]), curve["epoch"][-1], best["epoch"] if best else "–"])
     return table(["peer", "s / epoch", "to the end", "epochs", "best epoch"], rows)
 
 
-def draw(runs: Runs, peers: list[Run], clock: str, path: Path) -> None:
+def draw(runs: Runs, peers: list[Run], path: Path) -> None:
     """NDCG@10 of the test part over seconds of training, one panel a model; the peers beside SASRec."""
     from matplotlib.figure import Figure
 
@@ -284,24 +272,17 @@ def draw(runs: Runs, peers: list[Run], clock: str, path: Path) -> None:
         axis = figure.add_subplot(1, len(models), panel)
         for setting in of_model(runs, model):
             seeds = runs[setting]
-            pace = epoch_seconds(seeds, clock)
-            points: dict[int, list[float]] = {}
-            for run in seeds.values():
-                for epoch, value in zip(run["curve"]["epoch"], run["curve"]["test NDCG@10"], strict=True):
-                    points.setdefault(epoch, []).append(value)
-            points = {epoch: values for epoch, values in points.items() if len(values) == len(seeds)}
-            times = [epoch * pace for epoch in points]
-            means = [statistics.mean(values) for values in points.values()]
+            pace = epoch_seconds(seeds)
+            curves = [dict(zip(r["curve"]["epoch"], r["curve"]["test NDCG@10"], strict=True)) for r in seeds.values()]
+            shared = sorted(set.intersection(*map(set, curves)))
+            points = [[curve[epoch] for curve in curves] for epoch in shared]
+            times, means = [epoch * pace for epoch in shared], [statistics.mean(values) for values in points]
             (line,) = axis.plot(times, means, "-", lw=1.5, label=f"fastseq, {name_of(setting[1])}")
-            low, high = ([pick(values) for values in points.values()] for pick in (min, max))
-            axis.fill_between(times, low, high, color=line.get_color(), alpha=0.15, lw=0)
+            axis.fill_between(times, [*map(min, points)], [*map(max, points)], color=line.get_color(), alpha=0.15, lw=0)
         for peer in peers if model == "SASRec" else ():
             style = {"warprec": "k--", "rectools": "k:", "recbole": "k-."}[peer["peer"]]
-            axis.plot(peer["curve"][clock], peer["curve"]["test NDCG@10"], style, label=PEER_NAMES[peer["peer"]])
-        axis.set_xscale("log")
-        axis.set_title(model)
-        axis.set_xlabel("CPU seconds of training" if clock == "cpu_seconds" else "seconds of training")
-        axis.set_ylabel("NDCG@10, test part")
+            axis.plot(peer["curve"][CLOCK], peer["curve"]["test NDCG@10"], style, label=PEER_NAMES[peer["peer"]])
+        axis.set(xscale="log", title=model, xlabel="CPU seconds of training", ylabel="NDCG@10, test part")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
     figure.savefig(path, format="png", dpi=100)
@@ -309,14 +290,13 @@ def draw(runs: Runs, peers: list[Run], clock: str, path: Path) -> None:
 
 def report(args: argparse.Namespace) -> None:
     runs, bf16, peers = read(args.results)
-    clock = f"{args.clock}_seconds"
-    print(tables(runs, clock))
+    print(tables(runs))
     if bf16:
         print(precisions(runs, bf16))
     if peers:
-        print(f"\n{of_peers(peers, clock)}")
+        print(f"\n{of_peers(peers)}")
     if args.figure is not None:
-        draw(runs, peers, clock, args.figure)
+        draw(runs, peers, args.figure)
 
 
 def main() -> None:
@@ -330,14 +310,12 @@ def main() -> None:
     added.add_argument("--batches", nargs="+", help="strides, or 'L', 'per-target'; default: L, L/2, 1 and per-target")
     added.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     added.add_argument("--epochs", type=int, help=f"default, shared and single sequences: {EPOCHS}")
-    added.add_argument("--every", type=int, default=2, help="epochs between rankings")
     added.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     added.add_argument("--threads", type=int, help="default: torch's")
     added = commands.add_parser("report", help="Markdown tables, and the figure")
     added.set_defaults(run=report)
     added.add_argument("results", type=Path, nargs="+", help="JSON lines")
     added.add_argument("--figure", type=Path, help="PNG to draw")
-    added.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     args = parser.parse_args()
     args.run(args)
 

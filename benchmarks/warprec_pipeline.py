@@ -1,12 +1,12 @@
 """WarpRec's own pipelines with its model and with fastseq's, in turn: seconds from start to end, and NDCG@10.
 
-    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --rounds 3
+    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec
     .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --pipeline design \\
         --sides windows exact --seeds 1 2 3
 
 Each run is a fresh process: imports, reading, splitting, Ray, training, validation, test, writing. Sides: warprec;
 exact (fastseq, WarpRec's own batches); windows (fastseq, window_stride = max_seq_len). Prints one JSON line a run, then
-medians over the rounds, their ratios, and the range of NDCG@10 over the seeds.
+medians over the seeds, how many times as fast WarpRec's they are, and the range of NDCG@10.
 
 `train` also says where its time went, by WarpRec's own time report: train_s, the training epochs alone, and floor_s,
 all the rest. No model can make the pipeline faster than that. `design` trains without Ray and search: for NDCG@10 of
@@ -30,9 +30,8 @@ from benchmarks.measure import output, seconds
 from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
-KEYS = ("total_s", "train_s", "floor_s")
-
-
+MAX_LEN, BATCH_SIZE = 50, 2048
+TRAINING = "Best Trial Train-Only Time (s)"  # in WarpRec's time report
 # Writes the test's metrics, which `design` only prints.
 CALLBACK = """
 import json
@@ -40,54 +39,35 @@ from warprec.utils.callback import WarpRecCallback
 
 class Keep(WarpRecCallback):
     def on_evaluation_complete(self, model, params, results, *args, **kwargs):
-        found = {f"{name}@{k}": float(value.nanmean()) for k, row in results.items() for name, value in row.items()}
+        metrics = {f"{name}@{k}": float(value.nanmean()) for k, row in results.items() for name, value in row.items()}
         with open("metrics.json", "w") as file:
-            json.dump(found, file)
+            json.dump(metrics, file)
 """
-TRAINING = "Best Trial Train-Only Time (s)"  # in WarpRec's time report
 
 
 def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
-    """A configuration of the reference model, for either pipeline."""
+    """A configuration of the reference model, for either pipeline: that of the tests, with other models."""
+    from tests.warprec import real  # needs WarpRec
+
     params = REFERENCE_CONFIGURATIONS[args.model] | {
         "learning_rate": 0.001,
         "reg_weight": 0.0,
-        "batch_size": args.batch_size,
-        "max_seq_len": args.max_len,
+        "batch_size": BATCH_SIZE,
+        "max_seq_len": MAX_LEN,
         "optimization": {"properties": {"seed": seed}},
     }
     if args.epochs is not None:
         params["epochs"] = args.epochs
     if side == "windows":
-        params["window_stride"] = args.max_len
-    callback = {"callback_path": "keep.py", "callback_name": "Keep"}
-    general: dict[str, Any] = {"ray_address": "local"} if args.pipeline == "train" else {"callback": callback}
+        params["window_stride"] = MAX_LEN
+    general: dict[str, Any] = {"ray_address": "local"}
+    if args.pipeline == "design":
+        general = {"callback": {"callback_path": "keep.py", "callback_name": "Keep"}}
     if side != "warprec":
         import fastseq.warprec
 
         general["custom_modules"] = [str(fastseq.warprec.custom_module())]
-    one_out = {"strategy": "temporal_leave_k_out", "k": 1}
-    return {
-        "reader": {
-            "loading_strategy": "dataset",
-            "data_type": "transaction",
-            "reading_method": "local",
-            "rating_type": "explicit",
-            "local_path": str(args.data.resolve()),
-            "labels": {
-                "user_id_label": "user_id:token",
-                "item_id_label": "item_id:token",
-                "rating_label": "rating:float",
-                "timestamp_label": "timestamp:float",
-            },
-            "dtypes": {"timestamp_type": "float64"},
-        },
-        "writer": {"dataset_name": "data", "writing_method": "local", "local_experiment_path": "runs"},
-        "splitter": {"test_splitting": one_out, "validation_splitting": one_out},
-        "models": {args.model: params},
-        "evaluation": {"top_k": [10], "metrics": ["nDCG"], "validation_metric": "nDCG@10"},
-        "general": general,
-    }
+    return real.configuration(args.data.resolve(), {args.model: params}, []) | {"general": general}
 
 
 def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
@@ -99,12 +79,12 @@ def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "warprec.run", "-c", "config.yaml", "-p", args.pipeline]
         waiting = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000"}
         total = seconds(lambda: list(output(command, folder, **waiting)))
-        found = {"side": side, "model": args.model, "seed": seed, "total_s": round(total, 1)}
+        figures = {"side": side, "model": args.model, "seed": seed, "total_s": round(total, 1)}
         if args.pipeline == "design":
-            return found | json.loads((folder / "metrics.json").read_text())
-        found["train_s"] = round(float(table(folder, "Time_Report")[TRAINING]), 2)
-        found["floor_s"] = round(total - found["train_s"], 1)
-        return found | {"nDCG@10": float(table(folder, "Overall_Results")["nDCG"])}
+            return figures | json.loads((folder / "metrics.json").read_text())
+        training = float(table(folder, "Time_Report")[TRAINING])
+        figures |= {"train_s": round(training, 2), "floor_s": round(total - training, 1)}
+        return figures | {"nDCG@10": float(table(folder, "Overall_Results")["nDCG"])}
 
 
 def table(folder: Path, kind: str) -> dict[str, str]:
@@ -115,34 +95,33 @@ def table(folder: Path, kind: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Rounds and seeds of all sides in turn."""
+    """Seeds of all sides in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a RecBole .inter file with ratings and timestamps")
     parser.add_argument("--model", choices=sorted(REFERENCE_CONFIGURATIONS), default="SASRec")
     parser.add_argument("--pipeline", choices=("train", "design"), default="train")
-    parser.add_argument("--max-len", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--epochs", type=int, help="default: the reference configuration's")
-    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     args = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
-    for _ in range(args.rounds):
-        for seed in args.seeds:
-            for side in args.sides:
-                found[side].append(run(args, side, seed))
-                print(json.dumps(found[side][-1]), flush=True)
-    for side, results in found.items():
-        medians = {key: statistics.median(r[key] for r in results) for key in KEYS if key in results[0]}
-        ranked = sorted(result["nDCG@10"] for result in results)
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
+    for seed in args.seeds:
+        for side in args.sides:
+            runs[side].append(run(args, side, seed))
+            print(json.dumps(runs[side][-1]), flush=True)
+    medians = {
+        side: {key: statistics.median(r[key] for r in results) for key in results[0] if key.endswith("_s")}
+        for side, results in runs.items()
+    }
+    for side, times in medians.items():
+        ranked = sorted(result["nDCG@10"] for result in runs[side])
         text = f"{args.model} {side}: nDCG@10 {statistics.mean(ranked):.4f} ({ranked[0]:.4f} to {ranked[-1]:.4f})"
-        for key, ours in medians.items():
+        for key, ours in times.items():
             text += f", {key} {ours:.1f}"
-            if "warprec" in found and side != "warprec":
+            if "warprec" in medians and side != "warprec":
                 # With no training at all, a pipeline would take its floor: no model can be faster than that.
                 other = "total_s" if key == "floor_s" else key
-                theirs = statistics.median(result[other] for result in found["warprec"])
+                theirs = medians["warprec"][other]
                 text += f" against {other} {theirs:.1f}: {theirs / ours:.1f} times as fast"
         print(text)
 

@@ -33,7 +33,34 @@ from .run import Result, machine, run  # noqa: E402
 from .suite import FILES, rivals  # noqa: E402
 
 
-def parser() -> argparse.ArgumentParser:
+def show(results: Sequence[Result], about: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Prints and draws; whether there is a time of any op of fastseq: a run without one proves nothing."""
+    measured = any(result.implementation == OURS and result.median is not None for result in results)
+    print(json.dumps(document(results, about)) if options.json else markdown(results, about))
+    if options.plot is not None and measured:
+        plot(results, options.plot, about)
+    return measured
+
+
+def measurement(device: torch.device, options: argparse.Namespace) -> int:
+    """Measures and shows; the exit status."""
+    results: list[Result] = []
+    status = 0
+    settings = {name: getattr(options, name) for name in ("only", "against", "seconds", "budget")}
+    try:
+        for result in run(device, **settings):
+            results.append(result)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured before is shown", file=sys.stderr)
+        status = 130
+    if not show(results, machine(device), options):
+        not_drawn = "" if options.plot is None else f": {options.plot} is not drawn"
+        print(f"nothing was measured{not_drawn}", file=sys.stderr)
+        status = status or 1
+    return status or int(any(result.failed for result in results))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.ops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,70 +70,26 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", nargs="+", action="extend", default=[], help="rivals by name; default: all")
     parser.add_argument("--seconds", type=float, default=0.3, help="rounds of each measurement, in time")
     parser.add_argument("--budget", type=float, help="start no case after so many seconds")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="everything, in seconds and bytes")
-    form.add_argument("--markdown", action="store_true", help="the table for a file: its columns are not aligned")
+    parser.add_argument("--json", action="store_true", help="everything, in seconds and bytes")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times into this .png, .svg or .pdf")
-    return parser
-
-
-def show(results: Sequence[Result], about: Mapping[str, Any], options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps(document(results, about)))
-    else:
-        print(markdown(results, about, aligned=not options.markdown))
-    if options.plot is not None and measured(results):
-        plot(results, options.plot, about)
-
-
-def measured(results: Sequence[Result]) -> bool:
-    """Whether there is a time of any op of fastseq: a run without one proves nothing."""
-    return any(result.implementation == OURS and result.median is not None for result in results)
-
-
-def measurement(device: torch.device, options: argparse.Namespace) -> int:
-    """Measures and shows; the exit status."""
-    results: list[Result] = []
-    status = 0
-    try:
-        for result in run(
-            device,
-            only=options.only,
-            against=options.against,
-            seconds=options.seconds,
-            budget=options.budget,
-            on_start=lambda spec, dtype: print(f"{spec.op}, {dtype} …", file=sys.stderr, flush=True),
-        ):
-            results.append(result)
-    except KeyboardInterrupt:
-        print("interrupted: what was measured before is shown", file=sys.stderr)
-        status = 130
-    show(results, machine(device), options)
-    if not measured(results):
-        not_drawn = "" if options.plot is None else f": {options.plot} is not drawn"
-        print(f"nothing was measured{not_drawn}", file=sys.stderr)
-    return status or int(not measured(results) or any(result.failed for result in results))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = (command := parser()).parse_args(arguments)
+    options = parser.parse_args(arguments)
     device, path = options.device or ("cuda" if torch.cuda.is_available() else "cpu"), options.plot
     if path is not None and (path.suffix not in (".png", ".svg", ".pdf") or not path.absolute().parent.is_dir()):
-        command.error(f"--plot is {path}, expected a .png, .svg or .pdf in a folder that exists")
+        parser.error(f"--plot is {path}, expected a .png, .svg or .pdf in a folder that exists")
     if path is not None and len(options.files) > 1:
-        command.error(f"--plot draws one file, not {len(options.files)}")
-    for file in options.files:
-        try:
+        parser.error(f"--plot draws one file, not {len(options.files)}")
+    try:
+        for file in options.files:
             show(*read(file), options)
-        except (ValueError, OSError) as error:
-            command.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if options.files:
         return 0
     if device == "cuda" and not torch.cuda.is_available():
-        command.error(f"--device is cuda, but PyTorch {torch.__version__} sees no GPU: take --device cpu")
+        parser.error(f"--device is cuda, but PyTorch {torch.__version__} sees no GPU: take --device cpu")
     known = list(dict.fromkeys(name for names in rivals(device, options.only).values() for name in names))
     for name in set(options.against) - set(known):
-        command.error(f"--against is {name!r}, expected one of {', '.join(known)}")
+        parser.error(f"--against is {name!r}, expected one of {', '.join(known)}")
     return measurement(torch.device(device), options)
 
 

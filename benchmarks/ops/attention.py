@@ -1,14 +1,12 @@
 """causal_attention and last_query_attention beside what PyTorch offers, on the same jagged batches.
 
 eager    padded to the longest, F.scaled_dot_product_attention
-grouped  on the CPU: sequences grouped by length, padded to [b, H, l, l] chunks of at most 8 MB, batched products
 nested   on a GPU: F.scaled_dot_product_attention of jagged tensors (FlashAttention's varlen for half types)
 flex     on a GPU: FlexAttention over the packed batch with a block mask. It has no dropout, and does without
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,41 +19,9 @@ from fastseq.ops import causal_attention, last_query_attention, make_rng
 from .case import BFLOAT16, FLOAT32, LARGE, Batch, Case, Function, Spec, batch_of, batches, dtypes_of, specs
 
 HEADS, HEAD_WIDTH = 4, 32
-CHUNK_BYTES = 8 << 20
 NAMES = ["ml-1m L=200", "beauty L=50"]
 USERS = 256  # of one batch of evaluation, every history whole
 P = 0.3
-
-
-def groups(batch: Batch, heads: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Padded rows of sequences of similar length, longest first."""
-    lengths, starts = batch.lengths, batch.starts
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        longest = lengths[order[0]]
-        most = max(1, CHUNK_BYTES // (heads * longest * longest * 4))
-        count = sum(lengths[i] >= 0.75 * longest for i in order[:most])
-        group, order = order[:count], order[count:]
-        length, start = (torch.tensor([x[i] for i in group])[:, None] for x in (lengths, starts))
-        position = torch.arange(longest)
-        yield start + torch.minimum(position, length - 1), position < length
-
-
-def grouped_attention(batch: Batch, heads: int, width: int) -> Function:
-    chunks = list(groups(batch, heads))
-
-    def grouped(p: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        outs = []
-        for rows, real in chunks:
-            queries, keys, values = (x[rows].transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-            future = torch.full((rows.shape[1], rows.shape[1]), float("-inf"), dtype=q.dtype).triu(1)
-            scores = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=width**-0.5)
-            out = F.dropout(scores.softmax(-1), p) @ values
-            outs.append(out.unflatten(0, (len(rows), heads)).transpose(1, 2)[real])
-        order = torch.cat([rows[real] for rows, real in chunks])
-        return torch.zeros_like(q).index_copy(0, order, torch.cat(outs))
-
-    return grouped
 
 
 def nested_attention(offsets: Tensor, longest: int) -> Function:
@@ -111,11 +77,8 @@ def causal(device: torch.device, batch: Batch, heads: int = HEADS, width: int = 
         return out[real] if on_cpu else out.flatten(0, 1).index_select(0, order)
 
     functions: dict[str, Function] = {"fastseq": fastseq, "eager": eager}
-    if on_cpu:
-        functions["grouped"] = grouped_attention(batch, heads, width)
-    else:
-        functions["nested"] = nested_attention(offsets.long(), batch.longest)
-        functions["flex"] = flex_attention(batch, device)
+    if not on_cpu:
+        functions |= {"nested": nested_attention(offsets.long(), batch.longest), "flex": flex_attention(batch, device)}
     q, k, v, upstream = torch.randn(4, batch.events, heads, width, device=device)
     pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
     return Case(

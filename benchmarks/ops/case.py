@@ -131,33 +131,20 @@ def dtypes_of(device: str, products: bool = False, cpu: Sequence[str] = (FLOAT32
     return (FLOAT32, TF32, BFLOAT16) if products else (FLOAT32, BFLOAT16)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """A jagged batch: its name and the lengths of its sequences, longest first."""
 
     name: str
     lengths: list[int]
 
+    def __post_init__(self) -> None:
+        self.events, self.longest = sum(self.lengths), max(self.lengths)
+        self.n_items = ITEMS.get(self.name.split(" ")[0], ITEMS["V=1M"])  # of its data set; of ``LARGE`` a million
+        self.starts = [0, *accumulate(self.lengths)][:-1]  # first row of every sequence
+
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def events(self) -> int:
-        return sum(self.lengths)
-
-    @property
-    def n_items(self) -> int:
-        """Of its data set; of ``LARGE`` a million."""
-        return ITEMS.get(self.name.split()[0], ITEMS["V=1M"])
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    @property
-    def starts(self) -> list[int]:
-        """First row of every sequence."""
-        return [0, *accumulate(self.lengths)][:-1]
 
     def offsets(self, device: torch.device) -> Tensor:
         """int32 [B + 1], as the ops take them."""

@@ -70,41 +70,33 @@ class Prepared:
     def ready(self, direction: str) -> Iterator[Callable[[], Any]]:
         """Yields a function that runs one call: evaluation, or a step of training with the case's dropout."""
         upstream = self.upstream if direction == BOTH else None
-        function, leaves, p = self.function, self.leaves, 0.0 if upstream is None else self.case.dropout_p
-        _require_gradients(leaves, upstream is not None)
-        try:
-            with torch.set_grad_enabled(upstream is not None), products(self.dtype):
-                if upstream is None:
-                    yield lambda: function(p, *leaves)
-                else:
-                    yield lambda: step(function, p, leaves, upstream)
-        finally:
-            _require_gradients(leaves, False)
+        function, p = self.function, 0.0 if upstream is None else self.case.dropout_p
+        leaves = _leaves(self.leaves, None, upstream is not None)
+        with torch.set_grad_enabled(upstream is not None), products(self.dtype):
+            if upstream is None:
+                yield lambda: function(p, *leaves)
+            else:
+                yield lambda: step(function, p, leaves, upstream)
 
     def once(
-        self,
-        p: float | None = None,
-        *,
-        gradients: bool = True,
-        function: Function | None = None,
-        leaves: Sequence[Tensor] | None = None,
-        dtype: str | None = None,
+        self, p: float | None = None, *, gradients: bool = True, leaves: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """Outputs and gradients of one call on copies of the leaves, since an op may work in place.
 
         Args:
             p: dropout; None: the case's.
             gradients: without them the outputs alone.
-            function: in place of the implementation.
             leaves: in place of the case's.
-            dtype: in place of the one prepared for.
         """
+        return self._once(self.function, self.dtype, p, gradients, leaves or self.leaves)
+
+    def _once(
+        self, function: Function, dtype: str, p: float | None, gradients: bool, leaves: Sequence[Tensor]
+    ) -> list[Tensor]:
         upstream = self.upstream if gradients else None
-        kind = KINDS.get(dtype or self.dtype, torch.float32)
-        copies = [x.detach().to(kind if x.is_floating_point() else x.dtype, copy=True) for x in leaves or self.leaves]
-        _require_gradients(copies, upstream is not None)
-        with torch.set_grad_enabled(upstream is not None), products(dtype or self.dtype):
-            return step(function or self.function, self.case.dropout_p if p is None else p, copies, upstream)
+        copies = _leaves([x.detach().clone() for x in leaves], KINDS.get(dtype, torch.float32), upstream is not None)
+        with torch.set_grad_enabled(upstream is not None), products(dtype):
+            return step(function, self.case.dropout_p if p is None else p, copies, upstream)
 
     def check(self, expected: dict[float, list[Tensor]] | None = None) -> None:
         """Both calls that ``ready`` gives out, evaluation (p = 0, no gradients) and a step of training with the case's
@@ -125,15 +117,24 @@ class Prepared:
             if not case.valid(self.once(0.0)[0]):
                 raise Mismatch(f"{self.implementation}: not a valid result of {case.op}")
             return
-        expected = {} if expected is None else expected
-        if ours and self.upstream is not None:
-            outputs = self._served(0.0, gradients=False)
-            # Of a step without dropout, which the others need as well, the output alone.
-            self._compare(outputs, self._expected(0.0, expected)[: len(outputs)])
+        known = {} if expected is None else expected
         p = case.dropout_p if ours else 0.0
-        self._compare(self._served(p), self._expected(p, expected))
+        # Of a step without dropout, which the others need as well, the output alone.
+        for dropout, gradients in [(0.0, False)] * (ours and self.upstream is not None) + [(p, True)]:
+            results = self._served(dropout, gradients)
+            if dropout not in known:
+                with set_backend("reference"):
+                    try:
+                        known[dropout] = self._once(self.ours, FLOAT32, dropout, True, self.leaves)
+                    except torch.OutOfMemoryError as error:
+                        raise ReferenceOutOfMemoryError(str(error)) from error
+            if case.agree is None:
+                limit = case.tolerances.get(self.dtype, TOLERANCE.get(self.dtype, 0.0)) * (1 if ours else RIVALS)
+                assert_close(results, known[dropout][: len(results)], limit, case.moved)
+            elif not case.agree(results, known[dropout], self.leaves):
+                raise Mismatch(f"{self.implementation} disagrees with the reference of {case.op}")
 
-    def _served(self, p: float, gradients: bool = True) -> list[Tensor]:
+    def _served(self, p: float, gradients: bool) -> list[Tensor]:
         with record_served() as served:
             results = self.once(p, gradients=gradients)
         backend = self.backend or ("cpu" if results[0].device.type == "cpu" else "triton")
@@ -142,27 +143,11 @@ class Prepared:
             raise Mismatch(f"{self.case.op} was served by {sorted(set(served))}, expected {backend}")
         return results
 
-    def _expected(self, p: float, known: dict[float, list[Tensor]]) -> list[Tensor]:
-        if p not in known:
-            with set_backend("reference"):
-                try:
-                    known[p] = self.once(p, function=self.ours, dtype=FLOAT32)
-                except torch.OutOfMemoryError as error:
-                    raise ReferenceOutOfMemoryError(str(error)) from error
-        return known[p]
 
-    def _compare(self, results: list[Tensor], expected: list[Tensor]) -> None:
-        case, ours = self.case, self.implementation == OURS
-        if case.agree is None:
-            limit = case.tolerances.get(self.dtype, TOLERANCE.get(self.dtype, 0.0)) * (1 if ours else RIVALS)
-            assert_close(results, expected, limit, case.moved)
-        elif not case.agree(results, expected, self.leaves):
-            raise Mismatch(f"{self.implementation} disagrees with the reference of {case.op}")
-
-
-def _require_gradients(leaves: Sequence[Tensor], required: bool) -> None:
-    for x in leaves:
-        x.requires_grad_(required and x.is_floating_point())
+def _leaves(leaves: Sequence[Tensor], kind: torch.dtype | None, gradients: bool) -> list[Tensor]:
+    """The leaves with floating ones in ``kind`` (None: as they are), which may ask for gradients."""
+    cast = [x.to(kind) if kind is not None and x.is_floating_point() else x for x in leaves]
+    return [x.detach().requires_grad_(gradients and x.is_floating_point()) for x in cast]
 
 
 def _under_autocast(function: Function) -> Function:

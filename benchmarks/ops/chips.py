@@ -58,9 +58,4 @@ _DEVICES = {
 
 def chip_of(device_name: str) -> Architecture | None:
     """The chip that a driver calls ``device_name``; None if its figures are not listed here."""
-    words = device_name.split()
-    for name, chip in _DEVICES.items():
-        parts = name.split()
-        if any(words[i : i + len(parts)] == parts for i in range(len(words))):
-            return chip
-    return None
+    return next((chip for name, chip in _DEVICES.items() if f" {name} " in f" {device_name} "), None)

@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastseq import ops
 from fastseq.ops import _dispatch
 
+from ..measure import table as markdown
 from . import suite
 from .case import EVENTS
-from .chips import ARCHITECTURES, Architecture
+from .chips import ARCHITECTURES
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 META = torch.device("meta")
@@ -45,26 +45,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names 
 Call = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch of one kernel, as Triton specialises it.
-
-    Attributes:
-        case: op, shape and type of the first call that made it.
-        dtype: name of the call's type.
-        signature, constants, attributes: arguments of triton.compiler.ASTSource.
-    """
-
-    file: str
-    kernel: str
-    case: str
-    architecture: str
-    dtype: str
-    signature: dict[str, str]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], Any]
-    num_warps: int
-    num_stages: int
+# One launch of one kernel, as Triton specialises it: its file, kernel and architecture; case (op, shape and type of the
+# first call that made it) and dtype (of that call); signature, constants and attributes, arguments of
+# triton.compiler.ASTSource; num_warps and num_stages.
+Launch = dict[str, Any]
 
 
 class _Driver:
@@ -80,7 +64,10 @@ class _Driver:
         return 0
 
     def get_current_target(self) -> Any:
-        return target(ARCHITECTURES[self.name])
+        from triton.backends.compiler import GPUTarget
+
+        chip = ARCHITECTURES[self.name]
+        return GPUTarget(chip.backend, chip.number, chip.warp)
 
     def get_device_properties(self, index: int) -> dict[str, int]:
         return {"max_shared_mem": ARCHITECTURES[self.name].shared_limit}
@@ -94,12 +81,6 @@ class _Wrappers(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         op = func._schema.name.split("::")[1]
         return getattr(importlib.import_module(f"fastseq.kernels.{_dispatch._files[op]}"), op)(*args)
-
-
-def target(architecture: Architecture) -> Any:
-    from triton.backends.compiler import GPUTarget
-
-    return GPUTarget(architecture.backend, architecture.number, architecture.warp)
 
 
 def cases(reference_shapes: bool) -> Iterator[tuple[str, str, Call]]:
@@ -192,10 +173,8 @@ def record(architectures: list[str], reference_shapes: bool = False) -> list[Lau
 
     def take(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         file = fn.module.removeprefix("fastseq.kernels.")
-        launch = Launch(
-            file, fn.name, **current, signature=compile["signature"], constants=compile["constants"],
-            attributes=compile["configs"][0], num_warps=compile["num_warps"], num_stages=compile["num_stages"],
-        )  # fmt: skip
+        kept = {name: compile[name] for name in ("signature", "constants", "num_warps", "num_stages")}
+        launch = {"file": file, "kernel": fn.name, **current, **kept, "attributes": compile["configs"][0]}
         launches.setdefault((current["architecture"], file, fn.name, key), launch)
         return True  # neither compile nor launch
 
@@ -222,20 +201,20 @@ def compile_launch(launch: Launch) -> dict[str, Any]:
     import triton
     from triton.compiler import ASTSource
 
-    row = asdict(launch) | {"constants": {}, "error": None}
+    signature, attributes = launch.pop("signature"), launch.pop("attributes")
+    row = launch | {"constants": {}, "error": None}
     try:
-        kernel = getattr(importlib.import_module(f"fastseq.kernels.{launch.file}"), launch.kernel)
-        row["constants"] = {kernel.arg_names[path[0]]: value for path, value in launch.constants.items()}
+        kernel = getattr(importlib.import_module(f"fastseq.kernels.{row['file']}"), row["kernel"])
+        row["constants"] = {kernel.arg_names[path[0]]: value for path, value in launch["constants"].items()}
         compiled = triton.compile(
-            ASTSource(kernel, launch.signature, launch.constants, launch.attributes),
-            target=target(ARCHITECTURES[launch.architecture]),
-            options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+            ASTSource(kernel, signature, launch["constants"], attributes),
+            target=_Driver(row["architecture"]).get_current_target(),
+            options={name: row[name] for name in ("num_warps", "num_stages")},
         )
         row |= {"shared_bytes": compiled.metadata.shared, "products": "tt.dot" in compiled.asm["ttir"]}
         row |= hip_resources(compiled.asm) if "amdgcn" in compiled.asm else cuda_resources(compiled.asm)
     except Exception as error:  # whatever the compiler raises is the row's verdict
         row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
-    del row["signature"], row["attributes"]
     return row | {"faults": faults(row)}
 
 
@@ -282,7 +261,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each kernel and architecture with the largest figures of its launches, and one for each fault."""
-    lines = [["kernel", "arch", "launches", "regs", "spilled", "shared KB", "matrix", "verdict"]]
+    lines = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((f"{row['file']}.{row['kernel']}", row["architecture"]), []).append(row)
@@ -295,19 +274,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         verdict = f"{faulty} faulty" if faulty else f"ok, {refused} refused" if refused else "ok"
         figures = [str(len(group)), *map(str, most), f"{shared / 1024:.1f}", " ".join(matrix) or "-"]
         lines.append([kernel, name, *figures, verdict])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [markdown(["kernel", "arch", "launches", "regs", "spilled", "shared KB", "matrix", "verdict"], lines)]
     for row in rows:
         for fault in row["faults"]:
             text.append(f"{row['file']}.{row['kernel']} on {row['architecture']}, {row['case']}: {fault}")
     return "\n".join(text)
-
-
-def positive(text: str) -> int:
-    """A number of processes."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
-    return number
 
 
 def main() -> int:
@@ -316,7 +287,6 @@ def main() -> int:
     parser.add_argument("--arch", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--reference-shapes", action="store_true", help="the suite's cases alone")
     parser.add_argument("--only", nargs="+", choices=files, metavar="FILE", help="kernel files, for example gru")
-    parser.add_argument("--processes", type=positive, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", action="store_true", help="every launch, as a JSON list")
     arguments = parser.parse_args()
     os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined, here and in the workers
@@ -324,11 +294,11 @@ def main() -> int:
         launches = record(list(dict.fromkeys(arguments.arch)), arguments.reference_shapes)
     except ImportError as error:
         parser.exit(2, f"{parser.prog}: {error}: pip install 'fastseq-rec[triton]'\n")
-    launches = [launch for launch in launches if not arguments.only or launch.file in arguments.only]
+    launches = [launch for launch in launches if not arguments.only or launch["file"] in arguments.only]
     if not launches:
         parser.error("no launch is left: --only and --reference-shapes rule out all of them")
     # Fresh processes: Triton's compiler and fork do not mix with torch's threads.
-    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         rows = list(pool.map(compile_launch, launches))
     print(json.dumps(rows, indent=1) if arguments.json else table(rows))
     return int(any(row["faults"] for row in rows))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,42 +20,31 @@ from .case import OURS, Case, Spec
 from .check import Prepared, ReferenceOutOfMemoryError, Unavailable
 from .chips import chip_of
 from .suite import by_importance, specs
-from .timing import LEAST, Clock, Timing, clock_of, peak_bytes, timed
+from .timing import LEAST, Clock, clock_of, peak_bytes, timed
 
 
 @dataclass(frozen=True)
 class Result:
-    """One implementation of one op in one shape, direction and type; times in seconds.
-
-    Attributes:
-        direction: "" where the case was not started.
-        median, q1, q3: time on the device; None: not measured.
-        host: median until the call returned: on a GPU what launching it costs.
-        peak_bytes: memory beyond the inputs; None on the CPU.
-        roof, bound: the time below which the chip cannot be, and what binds; None for a chip without figures.
-        moved, flops: bytes and FLOPs that the result needs.
-        skipped: why there is no time.
-        failed: fastseq's own result was wrong, or it could not run.
-    """
+    """One implementation of one op in one shape, direction and type; times in seconds."""
 
     op: str
     shape: str
-    direction: str
+    direction: str  # "" where the case was not started
     dtype: str
     device: str
     implementation: str
-    median: float | None = None
+    median: float | None = None  # on the device; None: not measured
     q1: float | None = None
     q3: float | None = None
     rounds: int = 0
-    host: float | None = None
-    peak_bytes: int | None = None
-    roof: float | None = None
-    bound: str = ""
-    moved: float = 0.0
+    host: float | None = None  # median until the call returned: on a GPU what launching it costs
+    peak_bytes: int | None = None  # memory beyond the inputs; None on the CPU
+    roof: float | None = None  # the time below which the chip cannot be; None for a chip without figures
+    bound: str = ""  # what binds it
+    moved: float = 0.0  # bytes that the result needs
     flops: float = 0.0
-    skipped: str = ""
-    failed: bool = False
+    skipped: str = ""  # why there is no time
+    failed: bool = False  # fastseq's own result was wrong, or it could not run
 
     @property
     def fraction(self) -> float | None:
@@ -74,21 +64,22 @@ def reason(error: Exception) -> str:
 
 def result_of(
     prepared: Prepared, direction: str, device: torch.device, clock: Clock, seconds: float, least: int = LEAST
-) -> tuple[Result, Timing]:
-    """One direction of an implementation that has passed its check, timed; the roof with it where the chip is known."""
+) -> tuple[Result, list[float]]:
+    """One direction of an implementation that has passed its check, timed; and the device's seconds of each round."""
     case, dtype = prepared.case, prepared.dtype
     with prepared.ready(direction) as call:
         call()  # compiles, and warms up
         peak = peak_bytes(call, device)
-        timing = timed(call, clock, seconds, least=least)
+        times, host = zip(*timed(call, clock, seconds, least), strict=True)
+    q1, median, q3 = (float(np.quantile(times, share)) for share in (0.25, 0.5, 0.75))
     moved, flops, formed = case.work(direction, dtype)
     chip = chip_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     roof, bound = chip.roof(moved, flops, formed) if chip is not None else (None, "")
     result = Result(
-        case.op, case.shape, direction, dtype, device.type, prepared.implementation, timing.median, *timing.quartiles,
-        len(timing.device), statistics.median(timing.host), peak, roof, bound, moved, flops,
+        case.op, case.shape, direction, dtype, device.type, prepared.implementation, median, q1, q3, len(times),
+        statistics.median(host), peak, roof, bound, moved, flops,
     )  # fmt: skip
-    return result, timing
+    return result, list(times)
 
 
 def measure(
@@ -97,7 +88,6 @@ def measure(
     directions: Sequence[str],
     device: torch.device,
     clock: Clock,
-    *,
     against: Sequence[str] = (),
     seconds: float = 0.3,
 ) -> Iterator[Result]:
@@ -107,21 +97,20 @@ def measure(
         if name != OURS and against and name not in against:
             continue
         row, prepared = Result(case.op, case.shape, "", dtype, device.type, name), None
-        try:
-            prepared = Prepared(case, name, dtype)
-            prepared.check(expected)
-        except Exception as error:  # a rival that cannot run here is a row without a time; ours is a failure
-            # Without the memory for the reference nothing can be checked, so nothing is timed: no fault of the op.
-            failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
-            row, prepared = replace(row, skipped=reason(error), failed=failed), None
         for direction in directions:
-            result = replace(row, direction=direction)
-            if prepared is not None:
+            if not row.skipped:
                 try:
-                    result, _ = result_of(prepared, direction, device, clock, seconds)
+                    if prepared is None:
+                        prepared = Prepared(case, name, dtype)
+                        prepared.check(expected)
+                    yield result_of(prepared, direction, device, clock, seconds)[0]
+                    continue
+                # A rival that cannot run here is a row without a time; ours is a failure. Without the memory for the
+                # reference nothing can be checked, so nothing is timed: no fault of the op.
                 except Exception as error:
-                    result = replace(result, skipped=reason(error), failed=name == OURS)
-            yield result
+                    failed = name == OURS and not isinstance(error, ReferenceOutOfMemoryError)
+                    row = replace(row, skipped=reason(error), failed=failed)
+            yield replace(row, direction=direction)
 
 
 def run(
@@ -131,7 +120,6 @@ def run(
     against: Sequence[str] = (),
     seconds: float = 0.3,
     budget: float | None = None,
-    on_start: Callable[[Spec, str], None] | None = None,
     cases: Sequence[Spec] | None = None,
 ) -> Iterator[Result]:
     """Every op's cases on a device, something of each op first.
@@ -142,7 +130,6 @@ def run(
         against: rivals by name; empty: all.
         seconds: rounds of each measurement, in time.
         budget: no case is started after so many seconds; what is left is a row that says so.
-        on_start: called before each case in each type.
         cases: in place of the suite's.
     """
     clock, started = clock_of(device), time.monotonic()
@@ -151,8 +138,7 @@ def run(
         if budget is not None and time.monotonic() - started > budget:
             yield replace(row, skipped="out of time")
             continue
-        if on_start is not None:
-            on_start(spec, dtype)
+        print(f"{spec.op}, {dtype} …", file=sys.stderr, flush=True)
         torch.manual_seed(0)
         try:
             case = spec.build(device)
@@ -166,20 +152,12 @@ def run(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on: device, driver, versions, date."""
+    """What a figure depends on: device, versions, date."""
     from fastseq.training.throughput import versions
 
     about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": "CPU", **versions()}
     if device.type == "cuda":
-        about |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": _driver()}
+        about |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
         about["triton"] = metadata.version("triton") if find_spec("triton") else "none"
         about["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
     return about
-
-
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

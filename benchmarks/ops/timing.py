@@ -1,44 +1,18 @@
-"""Time on the device, by events: median and quartiles of many rounds, the cache emptied before each."""
+"""Time on the device, by events: many rounds, the cache emptied before each."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-# One call of a function in seconds: on the device, and until the host was free again.
+# One call of a function in seconds: on the device, and until the host was free again (on a GPU what launching costs).
 Clock = Callable[[Callable[[], Any]], tuple[float, float]]
 
 LEAST, MOST = 5, 300  # rounds
 LONGEST_SLEEP = 0.02  # seconds
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Rounds of one function.
-
-    Attributes:
-        device: seconds on the device, of every round.
-        host: seconds until the call returned, of every round: on a GPU what launching costs, unless it waits.
-    """
-
-    device: Sequence[float]
-    host: Sequence[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.device)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.device) == 1:
-            return self.device[0], self.device[0]
-        first, _, third = statistics.quantiles(self.device, n=4, method="inclusive")
-        return first, third
 
 
 def cpu_clock(call: Callable[[], Any]) -> tuple[float, float]:
@@ -90,19 +64,19 @@ def timed(
     call: Callable[[], Any],
     clock: Clock,
     seconds: float = 0.3,
-    *,
     least: int = LEAST,
-    most: int = MOST,
     now: Callable[[], float] = time.perf_counter,
-) -> Timing:
-    """Rounds until ``seconds`` have passed, at least ``least`` and at most ``most``, after two that are not counted."""
+) -> list[tuple[float, float]]:
+    """What ``clock`` says of each round, until ``seconds`` have passed: at least ``least`` rounds, at most MOST, after
+    two that are not counted.
+    """
     clock(call)  # compiles and warms up
     clock(call)
     rounds: list[tuple[float, float]] = []
     started = now()
-    while len(rounds) < least or (now() - started < seconds and len(rounds) < most):
+    while len(rounds) < least or (now() - started < seconds and len(rounds) < MOST):
         rounds.append(clock(call))
-    return Timing([a for a, _ in rounds], [b for _, b in rounds])
+    return rounds
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
@@ -115,3 +89,17 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def cuda_graph(call: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+    """A CUDA graph of ``call``, after warming up on a stream of its own: what replays it, and what ``call`` gave."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph.replay, outputs

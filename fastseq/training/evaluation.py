@@ -34,7 +34,7 @@ SCORES_AT_ONCE = 1 << 24  # of a scorer that gives whole rows: 64 MB in float32
 
 
 class Scorer(Protocol):
-    """What is evaluated besides models: popularity, Markov chains, or the user's own."""
+    """What is evaluated besides models: popularity, or the user's own."""
 
     def score(self, users: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
         """Scores [B, n_items] of the whole catalogue after the histories ``items``, ``offsets`` (int32 [B + 1])."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 import time
@@ -54,9 +55,7 @@ def reference_params(model: str, max_len: int | None, **changes: Any) -> dict[st
     if model not in REFERENCE_CONFIGURATIONS:
         raise ConfigError(f"model is {model!r}, expected one of {', '.join(REFERENCE_CONFIGURATIONS)}")
     params = {**REFERENCE_CONFIGURATIONS[model], "reg_weight": 0.0}
-    for key, value in {"max_seq_len": max_len, **changes}.items():
-        if value is not None:
-            params[key] = value
+    params |= {key: value for key, value in {"max_seq_len": max_len, **changes}.items() if value is not None}
     if params.get("loss") == "cross_entropy":
         params["neg_samples"] = 0
     return params
@@ -86,35 +85,25 @@ def train_throughput(
     """
     interactions = read(data)
     params = reference_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
-    info = {"n_users": interactions.n_users, "n_items": interactions.n_items}
-    split = everything(interactions)
+    kept: dict[str, Any] = {"precision": precision, "per_target": per_target}
 
-    def run(limit: float) -> Any:
+    def run(limit: float) -> Trainer:
         reset_peak_rss()
-        built = MODELS[model](params, info)
-        options = TrainingOptions(
-            epochs=1_000_000,  # the clock ends it
-            precision=precision,  # type: ignore[arg-type]
-            per_target=per_target,
-            validation_metric=None,
-            max_seconds=limit,
-        )
-        return built, Trainer(built, split, options).fit()
+        # The clock ends it, not the epochs.
+        options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **kept)
+        return Trainer(_built(model, params, interactions), everything(interactions), options)
 
     if warmup_seconds > 0:
-        run(warmup_seconds)
-    built, result = run(seconds)
+        run(warmup_seconds).fit()
+    trainer = run(seconds)
+    result, built = trainer.fit(), trainer.model
     return {
         "targets_per_s": round(result.targets / result.seconds, 1),
-        "steps": result.steps,
-        "targets": result.targets,
         "seconds": round(result.seconds, 3),
         "stride": 1 if per_target else built.window_stride or built.max_seq_len,
         "batch_size": batch_size,
-        "per_target": per_target,
-        "precision": precision,
-        "first_loss": result.first_loss,
-        "last_loss": result.last_loss,
+        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss")},
+        **kept,
         **_circumstances(built, data, interactions),
     }
 
@@ -134,33 +123,31 @@ def predict_throughput(
         histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, peak_rss_mb, config, versions.
     """
     interactions = read(data)
-    params = reference_params(model, max_len)
-    built = MODELS[model](params, {"n_users": interactions.n_users, "n_items": interactions.n_items}).eval()
+    built = _built(model, reference_params(model, max_len), interactions).eval()
     offsets, tape = interactions.offsets, interactions.items
-    order = np.random.default_rng(0).permutation(interactions.n_users)
-
-    def call(first: int) -> None:
-        users = [int(order[(first + i) % len(order)]) for i in range(batch_size)]
-        histories = [tape[offsets[user] : offsets[user + 1]] for user in users]
-        built.recommend(histories, k, users=users if built.needs_user else None)
-
-    reset_peak_rss()
-    for warm in range(3):
-        call(warm * batch_size)
+    users = itertools.cycle(np.random.default_rng(0).permutation(interactions.n_users).tolist())
     times: list[float] = []
-    while sum(times) < seconds:
+    reset_peak_rss()
+    while sum(times[3:]) < seconds:  # three calls warm up
+        some = list(itertools.islice(users, batch_size))
+        histories = [tape[offsets[user] : offsets[user + 1]] for user in some]
         before = time.perf_counter()
-        call((len(times) + 3) * batch_size)
+        built.recommend(histories, k, users=some if built.needs_user else None)
         times.append(time.perf_counter() - before)
+    p50, p99 = (round(1e3 * float(np.percentile(times[3:], share)), 3) for share in (50, 99))
     return {
-        "histories_per_s": round(batch_size * len(times) / sum(times), 1),
-        "calls": len(times),
-        "p50_ms": round(1e3 * float(np.percentile(times, 50)), 3),
-        "p99_ms": round(1e3 * float(np.percentile(times, 99)), 3),
+        "histories_per_s": round(batch_size * len(times[3:]) / sum(times[3:]), 1),
+        "calls": len(times[3:]),
+        "p50_ms": p50,
+        "p99_ms": p99,
         "batch_size": batch_size,
         "k": k,
         **_circumstances(built, data, interactions),
     }
+
+
+def _built(model: str, params: dict[str, Any], data: Interactions) -> SequentialRecommender:
+    return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items})
 
 
 def _circumstances(model: SequentialRecommender, path: Path | None, data: Interactions) -> dict[str, Any]:

@@ -71,13 +71,12 @@ def verdicts(out: Path) -> dict[str, str]:
     return {fact["stage"]: fact["verdict"] for fact in facts if "verdict" in fact}
 
 
-def test_arguments(environment: dict[str, str]) -> None:
+def test_arguments(environment: dict[str, str], tmp_path: Path) -> None:
     assert check(environment, "--list").stdout.split() == STAGES
     shown = check(environment, "--help").stdout
     assert "--out DIR" in shown and "Exit status" in shown and "set -uo" not in shown
     for arguments, message in (
         (["--only", "slow"], "--only is 'slow', expected one of: machine build"),
-        (["--only"], "--only needs a stage"),
         (["--out"], "--out needs a folder"),
         (["--device", "tpu"], "--device is 'tpu', expected cuda or cpu"),
         (["--data", "/none.txt"], "the data is '/none.txt', which is no file"),
@@ -85,9 +84,6 @@ def test_arguments(environment: dict[str, str]) -> None:
     ):
         done = check(environment, *arguments)
         assert done.returncode == 2 and message in done.stderr
-
-
-def test_dry_run_shows_every_stage(environment: dict[str, str], tmp_path: Path) -> None:
     lines = [line for line in check(environment, "--dry-run").stdout.splitlines() if ": " in line]
     assert [line.split()[0].rstrip(":") for line in lines] == STAGES
     assert "tests/gpu/test_gpu.py" in lines[4] and "--tool racecheck" in lines[15]
@@ -102,7 +98,12 @@ def test_no_gpu_is_said_at_once(environment: dict[str, str]) -> None:
 
 
 def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    """And of what lies there the last run's files alone are removed."""
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    environment["LOGS"] = str(logs)
+    for folder, name in ((out, "data.json"), (out, "ops.json"), (logs, "notes.log"), (logs, "gpu_tests.log")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("before")
     done = check(environment, "--out", out)
     assert done.returncode == 1, done.stderr
     ended = verdicts(out)
@@ -112,6 +113,8 @@ def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str]
     summary = (out / "summary.txt").read_text()
     assert "FAILED op_tests: verdict failed" in summary and "1 failed, 2 passed in 0.10s" in summary
     assert "ops.json, worst ratios: gru 2.00× of 1" in summary and summary in done.stdout
+    assert (out / "data.json").read_text() == (logs / "notes.log").read_text() == "before"
+    assert "before" not in (out / "ops.json").read_text() + (logs / "gpu_tests.log").read_text()
 
 
 def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, str], tmp_path: Path) -> None:
@@ -124,14 +127,6 @@ def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, 
     assert "FAILED parity: verdict timeout, seconds" in done.stdout and "ValueError: quoted  words" in done.stdout
 
 
-def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str], tmp_path: Path) -> None:
-    only = ("--only", "gpu_tests", "--only", "memcheck")
-    done = check(environment | {"MISSING": "hypothesis"}, "--out", tmp_path / "out", *only)
-    assert done.returncode == 1
-    assert "gpu_tests: missing, 0 s" in done.stdout and "hypothesis (pip install hypothesis)" in done.stdout
-    assert verdicts(tmp_path / "out") == {"gpu_tests": "missing", "memcheck": "passed"}
-
-
 def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     only = ("--out", tmp_path / "out", "--only", "gpu_tests")
     done = check(environment | {"GPU_TESTS": "231 skipped in 1.32s"}, *only)
@@ -140,59 +135,48 @@ def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path
     assert some.returncode == 0, some.stdout + some.stderr
 
 
-def test_a_missing_sanitizer_is_no_success(environment: dict[str, str], tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
+def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    tools, out = tmp_path / "tools", tmp_path / "out"
     (tools / "compute-sanitizer").unlink()
     # Nothing else may be on PATH: a machine with a CUDA toolkit has the tool there.
-    for name in (
-        "bash", "cut", "dirname", "env", "flock", "grep", "gzip", "mkdir", "realpath", "rm", "sed", "tail", "tar",
-        "tee", "timeout", "tr",
-    ):  # fmt: skip
+    needed = "bash cut dirname env flock grep gzip mkdir realpath rm sed tail tar tee timeout tr"
+    for name in needed.split():
         (tools / name).symlink_to(shutil.which(name) or name)
     (tools / "ls").write_text("#!/bin/bash\nexit 2\n")
     (tools / "ls").chmod(0o755)
-    only = ("--only", "gpu_tests", "--only", "memcheck")
-    done = check(environment | {"PATH": str(tools)}, "--out", tmp_path / "out", *only)
+    only = ("--only", "gpu_tests", "--only", "memcheck", "--only", "first")
+    done = check(environment | {"PATH": str(tools), "MISSING": "hypothesis"}, "--out", out, *only)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert verdicts(tmp_path / "out") == {"gpu_tests": "passed", "memcheck": "missing"}
+    assert verdicts(out) == {"gpu_tests": "missing", "memcheck": "missing", "first": "passed"}
     assert "compute-sanitizer is neither on PATH nor in a CUDA toolkit" in done.stdout
-
-
-def test_only_files_of_its_own_are_removed(environment: dict[str, str], tmp_path: Path) -> None:
-    out, logs = tmp_path / "out", tmp_path / "logs"
-    environment["LOGS"] = str(logs)
-    for folder, name in ((out, "data.json"), (out, "ops.json"), (logs, "notes.log"), (logs, "gpu_tests.log")):
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text("before")
-    check(environment, "--out", out, "--only", "gpu_tests")
-    assert (out / "data.json").read_text() == (logs / "notes.log").read_text() == "before"
-    assert not (out / "ops.json").exists() and "before" not in (logs / "gpu_tests.log").read_text()
+    assert "gpu_tests: missing, 0 s" in done.stdout and "hypothesis (pip install hypothesis)" in done.stdout
 
 
 def test_a_measurement_that_fails_is_a_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "facts.jsonl"
-    facts = gpu_check.Facts("speed", path)
 
     def broken(model: str) -> dict[str, Any]:
         raise RuntimeError("no such\nkernel")
 
-    facts.measure(broken, {"model": "Caser"})
-    facts.measure(lambda model: {"targets_per_s": 12, "top": [1]}, {"model": "SASRec"})
-    assert facts.failed
+    def speed(model: str) -> dict[str, Any]:
+        return {"targets_per_s": 12, "top": [1]}
+
+    assert not gpu_check.measure(broken, path, {"model": "Caser"})
+    assert gpu_check.measure(speed, path, {"model": "SASRec"})
     first, second = [json.loads(line) for line in path.read_text().splitlines()]
     assert first["failed"] == "RuntimeError: no such\nkernel" and "test_gpu_check.py" in first["at"]
     assert second["model"] == "SASRec" and second["targets_per_s"] == 12
     capsys.readouterr()
     assert not gpu_check.summary(path)
     text = capsys.readouterr().out
-    assert "FAILED speed Caser: failed RuntimeError" in text and "speed SASRec: targets_per_s 12, took_s" in text
+    assert "FAILED broken Caser: failed RuntimeError" in text and "speed SASRec: targets_per_s 12, took_s" in text
 
 
 def test_ml_1m_is_read_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "ml-1m.txt").write_text("5 6 7\n6 8\n")
     (tmp_path / "pairs.txt").write_text("1 5\n1 6\n2 6\n1 7\n2 8\n")
-    for path in (tmp_path, tmp_path / "pairs.txt"):
-        data = gpu_check.ml_1m(path)
+    for name in ("ml-1m.txt", "pairs.txt"):
+        data = gpu_check.ml_1m(tmp_path / name)
         assert data.item_ids.decode(data.items) == [5, 6, 7, 6, 8] and data.offsets.tolist() == [0, 3, 5]
     drawn = gpu_check.ml_1m(None)
     assert (drawn.n_users, drawn.n_items) == (6040, 3416) and 5e5 < drawn.n_events < 2e6
@@ -207,6 +191,7 @@ def test_stages_of_whole_models_run_on_the_cpu() -> None:
     assert fitted["ok"] and fitted["stopped"][0] == "interrupted"
     rng = np.random.default_rng(0)
     data = gpu_check.build_interactions(np.repeat(np.arange(60), 20), rng.integers(0, 40, 1200))
-    ours = gpu_check.speed("Caser", 64, "bf16", "cross_entropy", "cpu", data, 0.05)
+    assert gpu_check.steps("negatives", "cpu")["cases"][0] == "sample_negatives uniform, 5 targets, 2 each"
+    ours = gpu_check.speed("Caser", 64, "bf16", "cpu", data, 0.05, "cross_entropy")
     plain = gpu_check.peer("SASRec", 400, "fp32", "cpu", data, 0.05)
     assert ours["steps"] >= 1 and ours["targets_per_s"] > 0 < plain["targets_per_s"]

@@ -1,37 +1,99 @@
-"""Every op on the GPU, in every type that it takes; skipped without one. What is asked: bodies.py."""
+"""Every op on the GPU, in every type that it takes; without one in tiny sizes in C++ and in Triton's interpreter.
+
+What is asked is in py. The last three tests see that a fault would be found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, INT64, TF32, Case
-from benchmarks.ops.check import Prepared
+from benchmarks.ops.check import Mismatch, Prepared, products, step
 from benchmarks.ops.suite import FILES, specs, tiny
+from benchmarks.ops.timing import cuda_graph
 from fastseq.ops import dropout, make_rng, set_backend
+from tests.ops.backends import needs_triton
 
-from . import bodies
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
-DEVICE = torch.device("cuda")
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
 ONE_TYPE = {"negatives": [INT64], "adam_rows": [FLOAT32]}
 CHOICES = [
     (file, dtype)
     for file in FILES
-    if file != "linear"  # PyTorch's own on a GPU
-    for dtype in ONE_TYPE.get(file, [FLOAT32, TF32, BFLOAT16, FLOAT16])
+    if file != "linear" or not GPU  # PyTorch's own on a GPU
+    for dtype in ONE_TYPE.get(file, [FLOAT32, TF32, BFLOAT16, FLOAT16] if GPU else [FLOAT32])
     if dtype != TF32 or any(case.products for case in tiny(torch.device("meta"), [file]))
 ]
 each = pytest.mark.parametrize(("file", "dtype"), CHOICES)
 
 
-def cases(file: str, dtype: str, large: bool = True) -> Iterator[Case]:
-    """The tiny cases of a file and, with ``large``, the first of every op in a reference configuration's size."""
+# Takes a call and the tensors it reads; gives what runs it again, and the tensors it writes each time.
+Recorder = Callable[[Callable[[], list[Tensor]]], tuple[Callable[[], Any], list[Tensor]]]
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def check_same_bits(case: Case, dtype: str, repeats: int) -> None:
+    """Forward and backward give the same bits every time: no race, no order that depends on the schedule."""
+    prepared = Prepared(case, "fastseq", dtype)
+    first = [bits(x) for x in prepared.once()]
+    differing = torch.zeros(len(first), dtype=torch.int64, device=first[0].device)
+    for _ in range(repeats):
+        for index, x in enumerate(prepared.once()):
+            differing[index] += (bits(x) != first[index]).any()  # read once, at the end
+    counts = differing.tolist()
+    assert not any(counts), f"{case.op} {case.shape} {dtype}: result k differed in {counts} of {repeats} repeats"
+
+
+def check_replay(case: Case, dtype: str, record: Recorder) -> None:
+    """A recorded training step, run again on other numbers in the same tensors, gives eager's bits."""
+    prepared = Prepared(case, "fastseq", dtype)
+    static = [x.detach().clone() for x in prepared.leaves]
+    for x in static:
+        x.requires_grad_(prepared.upstream is not None and x.is_floating_point())
+
+    def call() -> list[Tensor]:
+        return step(prepared.function, case.dropout_p, static, prepared.upstream)
+
+    with products(dtype):
+        replay, outputs = record(call)
+    for trial in range(3):
+        fresh = [x.roll(trial + 1, 0) if x.is_floating_point() else x for x in prepared.leaves]
+        with torch.no_grad():
+            for x, y in zip(static, fresh, strict=True):
+                x.copy_(y)
+        with products(dtype):
+            replay()
+        for index, (x, y) in enumerate(zip(outputs, prepared.once(leaves=fresh), strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"{case.op} {case.shape} {dtype}: replay changes result {index}"
+
+
+def called_again(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """Where there are no graphs: the call itself, its results written where the first ones were."""
+    outputs = [x.detach() for x in call()]
+
+    def replay() -> None:
+        for x, y in zip(outputs, call(), strict=True):
+            x.copy_(y.detach())
+
+    return replay, outputs
+
+
+replayed = cuda_graph if GPU else called_again
+
+
+def cases(file: str, dtype: str) -> Iterator[Case]:
+    """The tiny cases of a file and, on a GPU, the first of every op in a reference configuration's size."""
     yield from (c for c in tiny(DEVICE, [file]) if dtype != TF32 or c.products)
     done: set[str] = set()
-    for spec in specs("cuda", [file]) if large else []:
+    for spec in specs("cuda", [file]) if GPU else []:
         if spec.op not in done and (dtype != TF32 or TF32 in spec.dtypes):
             done.add(spec.op)
             yield spec.build(DEVICE)
@@ -46,19 +108,19 @@ def test_equals_the_reference(file: str, dtype: str) -> None:
 @each
 def test_same_bits(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_same_bits(case, dtype)
+        check_same_bits(case, dtype, 250 if GPU else 2)
 
 
 @each
 def test_cuda_graph(file: str, dtype: str) -> None:
     for case in cases(file, dtype):
-        bodies.check_replay(case, dtype, bodies.cuda_graph)
+        check_replay(case, dtype, replayed)
 
 
 def test_a_replayed_graph_draws_by_its_rng() -> None:
     """Seed and step are read on the device: the same graph drops other elements at the next step."""
     x, rng = torch.ones(64, 128, device=DEVICE), make_rng(3, 0, DEVICE)
-    replay, (out,) = bodies.cuda_graph(lambda: [dropout(x, 0.5, rng)])
+    replay, (out,) = replayed(lambda: [dropout(x, 0.5, rng)])
     masks = []
     for number in range(3):
         rng.copy_(make_rng(3, number))
@@ -69,13 +131,39 @@ def test_a_replayed_graph_draws_by_its_rng() -> None:
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
 
 
+@needs_triton
+@pytest.mark.skipif(GPU, reason="with a GPU nothing is interpreted")
 @each
-def test_registration(file: str, dtype: str) -> None:
-    for case in cases(file, dtype, large=False):
-        assert bodies.check_registration(case, dtype) > 0
+def test_interpreted(file: str, dtype: str) -> None:
+    with set_backend("triton"):
+        for case in tiny(DEVICE, [file])[:2]:
+            Prepared(case, "fastseq", dtype, backend="triton").check()
 
 
-@pytest.mark.parametrize(("file", "dtype"), [(f, t) for f, t in CHOICES if t not in (TF32, FLOAT16)])
-def test_one_graph_under_compile(file: str, dtype: str) -> None:
-    for case in tiny(DEVICE, [file])[:2]:  # inductor takes seconds for each
-        bodies.check_fullgraph(case, dtype, "inductor")
+def small(function: object) -> Case:
+    """A case whose op is ``function``, not ours."""
+    return Case("small", "[4]", {"fastseq": function}, [torch.arange(4.0)], torch.ones(4))  # type: ignore[dict-item]
+
+
+def test_other_bits_are_found() -> None:
+    with pytest.raises(AssertionError, match=r"result k differed in \[3, 0\] of 3 repeats"):
+        check_same_bits(small(lambda p, x: x + torch.rand(4)), FLOAT32, repeats=3)
+
+
+def test_a_replay_that_is_stale_is_found() -> None:
+    def frozen(call: object) -> tuple[object, list[Tensor]]:
+        return lambda: None, [x.detach() for x in call()]  # type: ignore[operator]
+
+    check_replay(small(lambda p, x: x * x), FLOAT32, called_again)
+    with pytest.raises(AssertionError, match="replay changes result 0"):
+        check_replay(small(lambda p, x: x * x), FLOAT32, frozen)  # type: ignore[arg-type]
+
+
+def test_another_mask_is_found() -> None:
+    (case,) = tiny(torch.device("cpu"), ["dropout"])
+    with pytest.raises(Mismatch, match=r"served by .*cpu.*expected triton"):
+        Prepared(case, "fastseq", FLOAT32, backend="triton").check()
+    wrong, rng = Prepared(case, "fastseq", FLOAT32), make_rng(9, 9)
+    wrong.function = lambda p, x: dropout(x, p, rng)
+    with pytest.raises(Mismatch, match="result 0 is off"):
+        wrong.check()
