@@ -53,6 +53,8 @@ class Update {
     T rate_, root_;
 };
 
+}  // namespace
+
 template <typename T>
 void adam_dense(const AdamTable<T>& table, const int32_t* slots, const T* grad, int threads) {
     const Update<T> update(table);
@@ -72,24 +74,7 @@ void adam_lazy(const AdamTable<T>& table, const int64_t* rows, int64_t count, co
     for (int64_t i = 0; i < count; ++i) update.row(rows[i], grad + i * table.width);
 }
 
-}  // namespace
-
-void adam_dense_f32(const AdamTable<float>& table, const int32_t* slots, const float* grad, int threads) {
-    adam_dense(table, slots, grad, threads);
-}
-
-void adam_dense_f64(const AdamTable<double>& table, const int32_t* slots, const double* grad, int threads) {
-    adam_dense(table, slots, grad, threads);
-}
-
-void adam_lazy_f32(const AdamTable<float>& table, const int64_t* rows, int64_t count, const float* grad,
-                   int threads) {
-    adam_lazy(table, rows, count, grad, threads);
-}
-
-void adam_lazy_f64(const AdamTable<double>& table, const int64_t* rows, int64_t count, const double* grad,
-                   int threads) {
-    adam_lazy(table, rows, count, grad, threads);
-}
+FASTSEQ_INSTANTIATE(adam_dense)
+FASTSEQ_INSTANTIATE(adam_lazy)
 
 }  // namespace fastseq::FASTSEQ_ISA

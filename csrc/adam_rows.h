@@ -14,15 +14,11 @@ struct AdamTable {
 };
 
 // Every row with a gradient or with moments: slots[row] is its row of grad, or -1.
-FASTSEQ_KERNEL(void, adam_dense_f32, (const AdamTable<float>& table, const int32_t* slots, const float* grad,
-                                      int threads))
-FASTSEQ_KERNEL(void, adam_dense_f64, (const AdamTable<double>& table, const int32_t* slots, const double* grad,
-                                      int threads))
+FASTSEQ_KERNEL(template <typename T> void, adam_dense,
+               (const AdamTable<T>& table, const int32_t* slots, const T* grad, int threads))
 
 // Only the `count` distinct rows given.
-FASTSEQ_KERNEL(void, adam_lazy_f32, (const AdamTable<float>& table, const int64_t* rows, int64_t count,
-                                     const float* grad, int threads))
-FASTSEQ_KERNEL(void, adam_lazy_f64, (const AdamTable<double>& table, const int64_t* rows, int64_t count,
-                                     const double* grad, int threads))
+FASTSEQ_KERNEL(template <typename T> void, adam_lazy,
+               (const AdamTable<T>& table, const int64_t* rows, int64_t count, const T* grad, int threads))
 
 }  // namespace fastseq

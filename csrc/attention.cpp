@@ -233,22 +233,6 @@ void for_each_head(const AttentionBatch& batch, const AttentionTensors<T>& x, Fu
                  Scratch<T>{x.scratch + omp_get_thread_num() * x.scratch_size});
 }
 
-template <typename T>
-void causal_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
-    const auto kernel = batch.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
-    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
-        kernel(batch, x, sequence, head, scratch);
-    });
-}
-
-template <typename T>
-void causal_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
-    const auto kernel = batch.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
-    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
-        kernel(batch, x, sequence, head, scratch);
-    });
-}
-
 // ---- one query per sequence: bound by reading k and v once, so plain vectorised loops over the head dimension ----
 
 template <typename T>
@@ -282,6 +266,24 @@ class RowMask {
     uint32_t row_, site_;
     alignas(64) uint32_t words_[kWords];
 };
+
+}  // namespace
+
+template <typename T>
+void causal_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
+    const auto kernel = batch.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
+        kernel(batch, x, sequence, head, scratch);
+    });
+}
+
+template <typename T>
+void causal_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
+    const auto kernel = batch.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
+    for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
+        kernel(batch, x, sequence, head, scratch);
+    });
+}
 
 template <typename T>
 void last_query_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
@@ -355,15 +357,9 @@ void last_query_attention_backward(const AttentionBatch& batch, const AttentionT
     });
 }
 
-}  // namespace
-
-#define FASTSEQ_ATTENTION(name)                                                                                     \
-    void name##_f32(const AttentionBatch& batch, const AttentionTensors<float>& x) { name(batch, x); }              \
-    void name##_f64(const AttentionBatch& batch, const AttentionTensors<double>& x) { name(batch, x); }
-FASTSEQ_ATTENTION(causal_attention)
-FASTSEQ_ATTENTION(causal_attention_backward)
-FASTSEQ_ATTENTION(last_query_attention)
-FASTSEQ_ATTENTION(last_query_attention_backward)
-#undef FASTSEQ_ATTENTION
+FASTSEQ_INSTANTIATE(causal_attention)
+FASTSEQ_INSTANTIATE(causal_attention_backward)
+FASTSEQ_INSTANTIATE(last_query_attention)
+FASTSEQ_INSTANTIATE(last_query_attention_backward)
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -54,16 +54,12 @@ inline int64_t attention_backward_scratch(int64_t longest, int64_t width) {
 }
 inline int64_t last_query_scratch(int64_t longest) { return 2 * padded_length(longest); }
 
-#define FASTSEQ_ATTENTION(name, T) \
-    FASTSEQ_KERNEL(void, name, (const AttentionBatch& batch, const AttentionTensors<T>& x))
-FASTSEQ_ATTENTION(causal_attention_f32, float)
-FASTSEQ_ATTENTION(causal_attention_f64, double)
-FASTSEQ_ATTENTION(causal_attention_backward_f32, float)
-FASTSEQ_ATTENTION(causal_attention_backward_f64, double)
-FASTSEQ_ATTENTION(last_query_attention_f32, float)
-FASTSEQ_ATTENTION(last_query_attention_f64, double)
-FASTSEQ_ATTENTION(last_query_attention_backward_f32, float)
-FASTSEQ_ATTENTION(last_query_attention_backward_f64, double)
+#define FASTSEQ_ATTENTION(name) \
+    FASTSEQ_KERNEL(template <typename T> void, name, (const AttentionBatch& batch, const AttentionTensors<T>& x))
+FASTSEQ_ATTENTION(causal_attention)
+FASTSEQ_ATTENTION(causal_attention_backward)
+FASTSEQ_ATTENTION(last_query_attention)
+FASTSEQ_ATTENTION(last_query_attention_backward)
 #undef FASTSEQ_ATTENTION
 
 }  // namespace fastseq

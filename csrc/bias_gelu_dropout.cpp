@@ -8,8 +8,10 @@
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
+}  // namespace
+
 template <typename T>
-void forward(const BiasGeluDropout<T>& a) {
+void bias_gelu_dropout(const BiasGeluDropout<T>& a) {
     const int64_t width = a.width;
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -30,7 +32,7 @@ void forward(const BiasGeluDropout<T>& a) {
 }
 
 template <typename T>
-void backward(const BiasGeluDropoutBackward<T>& a) {
+void bias_gelu_dropout_backward(const BiasGeluDropoutBackward<T>& a) {
     const int64_t width = a.width, size = block_rows(a.rows), blocks = block_count(a.rows);
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -59,11 +61,7 @@ void backward(const BiasGeluDropoutBackward<T>& a) {
     add_blocks(a.partial, blocks, width, a.dbias, width);
 }
 
-}  // namespace
-
-void bias_gelu_dropout_f32(const BiasGeluDropout<float>& a) { forward(a); }
-void bias_gelu_dropout_f64(const BiasGeluDropout<double>& a) { forward(a); }
-void bias_gelu_dropout_backward_f32(const BiasGeluDropoutBackward<float>& a) { backward(a); }
-void bias_gelu_dropout_backward_f64(const BiasGeluDropoutBackward<double>& a) { backward(a); }
+FASTSEQ_INSTANTIATE(bias_gelu_dropout)
+FASTSEQ_INSTANTIATE(bias_gelu_dropout_backward)
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -24,9 +24,7 @@ struct BiasGeluDropoutBackward {
     int threads;
 };
 
-FASTSEQ_KERNEL(void, bias_gelu_dropout_f32, (const BiasGeluDropout<float>& a))
-FASTSEQ_KERNEL(void, bias_gelu_dropout_f64, (const BiasGeluDropout<double>& a))
-FASTSEQ_KERNEL(void, bias_gelu_dropout_backward_f32, (const BiasGeluDropoutBackward<float>& a))
-FASTSEQ_KERNEL(void, bias_gelu_dropout_backward_f64, (const BiasGeluDropoutBackward<double>& a))
+FASTSEQ_KERNEL(template <typename T> void, bias_gelu_dropout, (const BiasGeluDropout<T>& a))
+FASTSEQ_KERNEL(template <typename T> void, bias_gelu_dropout_backward, (const BiasGeluDropoutBackward<T>& a))
 
 }  // namespace fastseq

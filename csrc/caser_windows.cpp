@@ -292,22 +292,14 @@ void vertical(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int threa
     }
 }
 
+}  // namespace
+
 template <typename T>
-void forward(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t* position, int threads) {
+void caser_windows(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t* position, int threads) {
     if (in.n_h > 0) horizontal(plan, in, out, position, threads);
     if (in.n_v > 0) vertical(plan, in, out, threads);
 }
 
-}  // namespace
-
-void caser_windows_f32(const CaserPlan& plan, const CaserInputs<float>& in, float* out, int32_t* position,
-                       int threads) {
-    forward(plan, in, out, position, threads);
-}
-
-void caser_windows_f64(const CaserPlan& plan, const CaserInputs<double>& in, double* out, int32_t* position,
-                       int threads) {
-    forward(plan, in, out, position, threads);
-}
+FASTSEQ_INSTANTIATE(caser_windows)
 
 }  // namespace fastseq::FASTSEQ_ISA

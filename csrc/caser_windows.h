@@ -37,15 +37,10 @@ struct CaserGradients {
 
 // out [n_targets, n_v d + max_len n_h]; position [n_targets, max_len n_h]: where in the history the maximum lies (the
 // first of equal ones), -1 where ReLU made it zero.
-FASTSEQ_KERNEL(void, caser_windows_f32, (const CaserPlan& plan, const CaserInputs<float>& in, float* out,
-                                         int32_t* position, int threads))
-FASTSEQ_KERNEL(void, caser_windows_f64, (const CaserPlan& plan, const CaserInputs<double>& in, double* out,
-                                         int32_t* position, int threads))
-FASTSEQ_KERNEL(void, caser_windows_backward_f32,
-               (const CaserPlan& plan, const CaserInputs<float>& in, const float* grad, const int32_t* position,
-                const CaserGradients<float>& result, int threads))
-FASTSEQ_KERNEL(void, caser_windows_backward_f64,
-               (const CaserPlan& plan, const CaserInputs<double>& in, const double* grad, const int32_t* position,
-                const CaserGradients<double>& result, int threads))
+FASTSEQ_KERNEL(template <typename T> void, caser_windows,
+               (const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t* position, int threads))
+FASTSEQ_KERNEL(template <typename T> void, caser_windows_backward,
+               (const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, const int32_t* position,
+                const CaserGradients<T>& result, int threads))
 
 }  // namespace fastseq

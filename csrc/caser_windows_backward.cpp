@@ -283,8 +283,10 @@ void backward_vertical(const CaserPlan& plan, const CaserInputs<T>& in, const T*
     }
 }
 
+}  // namespace
+
 template <typename T>
-void backward(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, const int32_t* position,
+void caser_windows_backward(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, const int32_t* position,
               const CaserGradients<T>& result, int threads) {
     const int n_lanes = in.max_len * in.n_h, n_groups = (n_lanes + kFilters - 1) / kFilters;
     const int64_t n_taps = static_cast<int64_t>(in.max_len) * (in.max_len + 1) / 2;
@@ -328,16 +330,6 @@ void backward(const CaserPlan& plan, const CaserInputs<T>& in, const T* grad, co
         add_scaled<T>(in.d, T(1), padding_grads.get() + static_cast<int64_t>(item) * in.d, result.padding_row);
 }
 
-}  // namespace
-
-void caser_windows_backward_f32(const CaserPlan& plan, const CaserInputs<float>& in, const float* grad,
-                                const int32_t* position, const CaserGradients<float>& result, int threads) {
-    backward(plan, in, grad, position, result, threads);
-}
-
-void caser_windows_backward_f64(const CaserPlan& plan, const CaserInputs<double>& in, const double* grad,
-                                const int32_t* position, const CaserGradients<double>& result, int threads) {
-    backward(plan, in, grad, position, result, threads);
-}
+FASTSEQ_INSTANTIATE(caser_windows_backward)
 
 }  // namespace fastseq::FASTSEQ_ISA

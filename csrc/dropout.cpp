@@ -6,8 +6,10 @@
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
+}  // namespace
+
 template <typename T>
-void apply(const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
+void dropout(const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
     const int64_t groups = (columns + kWords - 1) / kWords;
     const T scale = static_cast<T>(dropout.scale);
     const uint32_t threshold = dropout.threshold;
@@ -22,14 +24,6 @@ void apply(const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dropo
     }
 }
 
-}  // namespace
-
-void dropout_f32(const float* x, float* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
-    apply(x, y, rows, columns, dropout, threads);
-}
-
-void dropout_f64(const double* x, double* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads) {
-    apply(x, y, rows, columns, dropout, threads);
-}
+FASTSEQ_INSTANTIATE(dropout)
 
 }  // namespace fastseq::FASTSEQ_ISA

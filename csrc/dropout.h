@@ -14,9 +14,7 @@ struct Dropout {
 };
 
 // y[r, c] = dropped(r, c) ? 0 : x[r, c] * scale for rows [0, rows) of width columns; y may be x.
-FASTSEQ_KERNEL(void, dropout_f32, (const float* x, float* y, int64_t rows, int64_t columns, const Dropout& dropout,
-                                   int threads))
-FASTSEQ_KERNEL(void, dropout_f64, (const double* x, double* y, int64_t rows, int64_t columns, const Dropout& dropout,
-                                   int threads))
+FASTSEQ_KERNEL(template <typename T> void, dropout,
+               (const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dropout, int threads))
 
 }  // namespace fastseq

@@ -7,8 +7,10 @@
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
+}  // namespace
+
 template <typename T>
-void forward(const DropoutAddNorm<T>& a) {
+void dropout_add_norm(const DropoutAddNorm<T>& a) {
     const int64_t width = a.width;
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -37,7 +39,7 @@ void forward(const DropoutAddNorm<T>& a) {
 }
 
 template <typename T>
-void backward(const DropoutAddNormBackward<T>& a) {
+void dropout_add_norm_backward(const DropoutAddNormBackward<T>& a) {
     const int64_t width = a.width, size = block_rows(a.rows), blocks = block_count(a.rows);
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -97,11 +99,7 @@ void backward(const DropoutAddNormBackward<T>& a) {
     if (a.dx_bias) add_blocks(a.partial + 2 * width, blocks, 3 * width, a.dx_bias, width);
 }
 
-}  // namespace
-
-void dropout_add_norm_f32(const DropoutAddNorm<float>& a) { forward(a); }
-void dropout_add_norm_f64(const DropoutAddNorm<double>& a) { forward(a); }
-void dropout_add_norm_backward_f32(const DropoutAddNormBackward<float>& a) { backward(a); }
-void dropout_add_norm_backward_f64(const DropoutAddNormBackward<double>& a) { backward(a); }
+FASTSEQ_INSTANTIATE(dropout_add_norm)
+FASTSEQ_INSTANTIATE(dropout_add_norm_backward)
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -26,9 +26,7 @@ struct DropoutAddNormBackward {
     int threads;
 };
 
-FASTSEQ_KERNEL(void, dropout_add_norm_f32, (const DropoutAddNorm<float>& a))
-FASTSEQ_KERNEL(void, dropout_add_norm_f64, (const DropoutAddNorm<double>& a))
-FASTSEQ_KERNEL(void, dropout_add_norm_backward_f32, (const DropoutAddNormBackward<float>& a))
-FASTSEQ_KERNEL(void, dropout_add_norm_backward_f64, (const DropoutAddNormBackward<double>& a))
+FASTSEQ_KERNEL(template <typename T> void, dropout_add_norm, (const DropoutAddNorm<T>& a))
+FASTSEQ_KERNEL(template <typename T> void, dropout_add_norm_backward, (const DropoutAddNormBackward<T>& a))
 
 }  // namespace fastseq

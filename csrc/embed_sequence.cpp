@@ -9,7 +9,15 @@ namespace fastseq::FASTSEQ_ISA {
 namespace {
 
 template <typename T>
-void forward(const EmbedSequence<T>& a) {
+void add_row(T* __restrict__ sum, const T* __restrict__ row, int64_t width) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) sum[c] += row[c];
+}
+
+}  // namespace
+
+template <typename T>
+void embed_sequence(const EmbedSequence<T>& a) {
     const int64_t width = a.width;
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -38,7 +46,7 @@ void forward(const EmbedSequence<T>& a) {
 }
 
 template <typename T>
-void norm_backward(const EmbedSequenceNormBackward<T>& a) {
+void embed_sequence_norm_backward(const EmbedSequenceNormBackward<T>& a) {
     const int64_t width = a.width, size = block_rows(a.rows), blocks = block_count(a.rows);
     const T scale = static_cast<T>(a.dropout.scale);
     const uint32_t threshold = a.dropout.threshold;
@@ -84,13 +92,7 @@ void norm_backward(const EmbedSequenceNormBackward<T>& a) {
 }
 
 template <typename T>
-void add_row(T* __restrict__ sum, const T* __restrict__ row, int64_t width) {
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) sum[c] += row[c];
-}
-
-template <typename T>
-void scatter(const EmbedSequenceScatter<T>& a) {
+void embed_sequence_scatter(const EmbedSequenceScatter<T>& a) {
     const int64_t width = a.width;
     sort_by_key(a.items, a.rows, a.n_items, a.order, a.scratch);
     const int64_t segments = segment_starts(a.items, a.order, a.rows, a.scratch);
@@ -116,13 +118,8 @@ void scatter(const EmbedSequenceScatter<T>& a) {
     }
 }
 
-}  // namespace
-
-void embed_sequence_f32(const EmbedSequence<float>& a) { forward(a); }
-void embed_sequence_f64(const EmbedSequence<double>& a) { forward(a); }
-void embed_sequence_norm_backward_f32(const EmbedSequenceNormBackward<float>& a) { norm_backward(a); }
-void embed_sequence_norm_backward_f64(const EmbedSequenceNormBackward<double>& a) { norm_backward(a); }
-void embed_sequence_scatter_f32(const EmbedSequenceScatter<float>& a) { scatter(a); }
-void embed_sequence_scatter_f64(const EmbedSequenceScatter<double>& a) { scatter(a); }
+FASTSEQ_INSTANTIATE(embed_sequence)
+FASTSEQ_INSTANTIATE(embed_sequence_norm_backward)
+FASTSEQ_INSTANTIATE(embed_sequence_scatter)
 
 }  // namespace fastseq::FASTSEQ_ISA

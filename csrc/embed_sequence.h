@@ -44,11 +44,8 @@ struct EmbedSequenceScatter {
     int threads;
 };
 
-FASTSEQ_KERNEL(void, embed_sequence_f32, (const EmbedSequence<float>& a))
-FASTSEQ_KERNEL(void, embed_sequence_f64, (const EmbedSequence<double>& a))
-FASTSEQ_KERNEL(void, embed_sequence_norm_backward_f32, (const EmbedSequenceNormBackward<float>& a))
-FASTSEQ_KERNEL(void, embed_sequence_norm_backward_f64, (const EmbedSequenceNormBackward<double>& a))
-FASTSEQ_KERNEL(void, embed_sequence_scatter_f32, (const EmbedSequenceScatter<float>& a))
-FASTSEQ_KERNEL(void, embed_sequence_scatter_f64, (const EmbedSequenceScatter<double>& a))
+FASTSEQ_KERNEL(template <typename T> void, embed_sequence, (const EmbedSequence<T>& a))
+FASTSEQ_KERNEL(template <typename T> void, embed_sequence_norm_backward, (const EmbedSequenceNormBackward<T>& a))
+FASTSEQ_KERNEL(template <typename T> void, embed_sequence_scatter, (const EmbedSequenceScatter<T>& a))
 
 }  // namespace fastseq

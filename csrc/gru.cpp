@@ -19,8 +19,8 @@ struct Blocks {
 
     Blocks(int64_t sequences_, int threads) : sequences(sequences_) {
         const int64_t full = (sequences + kTileRows - 1) / kTileRows;
-        const int64_t wanted = sequences < threads ? sequences : threads;
-        blocks = full > wanted ? full : wanted;
+        const int64_t busy = sequences < threads ? sequences : threads;
+        blocks = full > busy ? full : busy;
     }
     int64_t first(int64_t b) const { return sequences * b / blocks; }
     int count(int64_t b) const { return static_cast<int>(first(b + 1) - first(b)); }
@@ -43,6 +43,31 @@ FASTSEQ_INLINE void cell(const T* x, const T* hidden, const T* bias, const T* be
         h[l] = n + z * (before[l] - n);
     }
 }
+
+// Gradients of one row's cell: of the input gates, of the hidden product, and the direct part of dh of the step before.
+template <typename T>
+FASTSEQ_INLINE void cell_backward(const T* grad, const T* saved, const T* before, int64_t H, T* grad_x, T* grad_hidden,
+                                  T* previous, T* carry) {
+#pragma omp simd
+    for (int64_t j = 0; j < H; ++j) {
+        const T r = saved[j], z = saved[H + j], n = saved[2 * H + j], s = saved[3 * H + j];
+        const T hp = before == nullptr ? T(0) : before[j];
+        const T dh = grad[j] + carry[j];
+        const T dn = dh * (T(1) - z) * (T(1) - n * n);
+        const T dz = dh * (hp - n) * z * (T(1) - z);
+        const T dr = dn * s * r * (T(1) - r);
+        grad_x[j] = dr;
+        grad_x[H + j] = dz;
+        grad_x[2 * H + j] = dn;
+        grad_hidden[j] = dr;
+        grad_hidden[H + j] = dz;
+        grad_hidden[2 * H + j] = dn * r;
+        previous[j] = hp;
+        carry[j] = dh * z;
+    }
+}
+
+}  // namespace
 
 template <typename T>
 void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts, const int32_t* lengths,
@@ -99,29 +124,6 @@ void gru(const T* x_gates, const T* weight, const T* bias, const int32_t* starts
     }
 }
 
-// Gradients of one row's cell: of the input gates, of the hidden product, and the direct part of dh of the step before.
-template <typename T>
-FASTSEQ_INLINE void cell_backward(const T* grad, const T* saved, const T* before, int64_t H, T* grad_x, T* grad_hidden,
-                                  T* previous, T* carry) {
-#pragma omp simd
-    for (int64_t j = 0; j < H; ++j) {
-        const T r = saved[j], z = saved[H + j], n = saved[2 * H + j], s = saved[3 * H + j];
-        const T hp = before == nullptr ? T(0) : before[j];
-        const T dh = grad[j] + carry[j];
-        const T dn = dh * (T(1) - z) * (T(1) - n * n);
-        const T dz = dh * (hp - n) * z * (T(1) - z);
-        const T dr = dn * s * r * (T(1) - r);
-        grad_x[j] = dr;
-        grad_x[H + j] = dz;
-        grad_x[2 * H + j] = dn;
-        grad_hidden[j] = dr;
-        grad_hidden[H + j] = dz;
-        grad_hidden[2 * H + j] = dn * r;
-        previous[j] = hp;
-        carry[j] = dh * z;
-    }
-}
-
 template <typename T>
 void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, const int32_t* starts,
                   const int32_t* lengths, int64_t sequences, int64_t H, T* grad_x, T* grad_hidden, T* previous,
@@ -168,30 +170,7 @@ void gru_backward(const T* grad, const T* weight, const T* h, const T* saved, co
     }
 }
 
-}  // namespace
-
-void gru_f32(const float* x_gates, const float* weight_hh, const float* bias_hh, const int32_t* starts,
-             const int32_t* lengths, int64_t sequences, int64_t hidden, float* h, float* saved, int threads) {
-    gru(x_gates, weight_hh, bias_hh, starts, lengths, sequences, hidden, h, saved, threads);
-}
-
-void gru_f64(const double* x_gates, const double* weight_hh, const double* bias_hh, const int32_t* starts,
-             const int32_t* lengths, int64_t sequences, int64_t hidden, double* h, double* saved, int threads) {
-    gru(x_gates, weight_hh, bias_hh, starts, lengths, sequences, hidden, h, saved, threads);
-}
-
-void gru_backward_f32(const float* grad, const float* weight_hh, const float* h, const float* saved,
-                      const int32_t* starts, const int32_t* lengths, int64_t sequences, int64_t hidden,
-                      float* grad_x, float* grad_hidden, float* previous, float* carry, int threads) {
-    gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
-                 threads);
-}
-
-void gru_backward_f64(const double* grad, const double* weight_hh, const double* h, const double* saved,
-                      const int32_t* starts, const int32_t* lengths, int64_t sequences, int64_t hidden,
-                      double* grad_x, double* grad_hidden, double* previous, double* carry, int threads) {
-    gru_backward(grad, weight_hh, h, saved, starts, lengths, sequences, hidden, grad_x, grad_hidden, previous, carry,
-                 threads);
-}
+FASTSEQ_INSTANTIATE(gru)
+FASTSEQ_INSTANTIATE(gru_backward)
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -109,6 +109,8 @@ T sampled_softmax(T positive, const int64_t* negatives, int64_t target, int64_t 
     return loss;
 }
 
+}  // namespace
+
 template <typename T>
 void sampled_loss(const LossInputs<T>& in, T* loss, T* grad_h, T* grad_scores, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -168,24 +170,7 @@ void sum_by_id(const int64_t* starts, const int32_t* rows, const T* coefficients
     }
 }
 
-}  // namespace
-
-void sampled_loss_f32(const LossInputs<float>& in, float* loss, float* grad_h, float* grad_scores, int threads) {
-    sampled_loss(in, loss, grad_h, grad_scores, threads);
-}
-
-void sampled_loss_f64(const LossInputs<double>& in, double* loss, double* grad_h, double* grad_scores, int threads) {
-    sampled_loss(in, loss, grad_h, grad_scores, threads);
-}
-
-void sum_by_id_f32(const int64_t* starts, const int32_t* rows, const float* coefficients, const float* source,
-                   int64_t ids, int64_t width, float* out, int threads) {
-    sum_by_id(starts, rows, coefficients, source, ids, width, out, threads);
-}
-
-void sum_by_id_f64(const int64_t* starts, const int32_t* rows, const double* coefficients, const double* source,
-                   int64_t ids, int64_t width, double* out, int threads) {
-    sum_by_id(starts, rows, coefficients, source, ids, width, out, threads);
-}
+FASTSEQ_INSTANTIATE(sampled_loss)
+FASTSEQ_INSTANTIATE(sum_by_id)
 
 }  // namespace fastseq::FASTSEQ_ISA

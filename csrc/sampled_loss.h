@@ -22,16 +22,13 @@ struct LossInputs {
 // loss [rows]; grad_h [rows, width] = d loss_i / d h_i; grad_scores [rows, 1 + count] = d loss_i / d score_ij, the
 // target's first. With shared negatives grad_scores must hold their scores on entry, and grad_h gets the target's
 // part alone: the rest is a matrix product.
-FASTSEQ_KERNEL(void, sampled_loss_f32, (const LossInputs<float>& in, float* loss, float* grad_h, float* grad_scores,
-                                        int threads))
-FASTSEQ_KERNEL(void, sampled_loss_f64, (const LossInputs<double>& in, double* loss, double* grad_h,
-                                        double* grad_scores, int threads))
+FASTSEQ_KERNEL(template <typename T> void, sampled_loss,
+               (const LossInputs<T>& in, T* loss, T* grad_h, T* grad_scores, int threads))
 
 // out[id] = Σ coefficients[e] * source[rows[e]] over the entries e in [starts[id], starts[id + 1]), in that order;
 // every row of out [ids, width] is written.
-FASTSEQ_KERNEL(void, sum_by_id_f32, (const int64_t* starts, const int32_t* rows, const float* coefficients,
-                                     const float* source, int64_t ids, int64_t width, float* out, int threads))
-FASTSEQ_KERNEL(void, sum_by_id_f64, (const int64_t* starts, const int32_t* rows, const double* coefficients,
-                                     const double* source, int64_t ids, int64_t width, double* out, int threads))
+FASTSEQ_KERNEL(template <typename T> void, sum_by_id,
+               (const int64_t* starts, const int32_t* rows, const T* coefficients, const T* source, int64_t ids,
+                int64_t width, T* out, int threads))
 
 }  // namespace fastseq

@@ -28,6 +28,8 @@ void sort_by_time(int64_t* items, T* times, int64_t begin, int64_t end, Event<T>
     }
 }
 
+}  // namespace
+
 template <typename T>
 int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, int64_t n, int64_t n_users,
                    int64_t* offsets, int64_t* tape, T* tape_times, int threads) {
@@ -55,9 +57,9 @@ int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, i
         for (int64_t i = 0; i < n; ++i) {
             const int64_t user = users[i];
             if (user < low || user >= high) continue;
-            const int64_t place = next[user]++;
-            tape[place] = items[i];
-            if (times) tape_times[place] = times[i];
+            const int64_t event = next[user]++;
+            tape[event] = items[i];
+            if (times) tape_times[event] = times[i];
         }
         for (int64_t u = low; times && u < high; ++u)
             sort_by_time(tape, tape_times, offsets[u], offsets[u + 1], scratch.get() + part * longest);
@@ -65,16 +67,7 @@ int64_t build_tape(const int32_t* users, const int32_t* items, const T* times, i
     return -1;
 }
 
-}  // namespace
-
-int64_t build_tape_i64(const int32_t* users, const int32_t* items, const int64_t* times, int64_t n, int64_t n_users,
-                       int64_t* offsets, int64_t* tape, int64_t* tape_times, int threads) {
-    return build_tape(users, items, times, n, n_users, offsets, tape, tape_times, threads);
-}
-
-int64_t build_tape_f64(const int32_t* users, const int32_t* items, const double* times, int64_t n, int64_t n_users,
-                       int64_t* offsets, int64_t* tape, double* tape_times, int threads) {
-    return build_tape(users, items, times, n, n_users, offsets, tape, tape_times, threads);
-}
+template decltype(build_tape<int64_t>) build_tape<int64_t>;
+template decltype(build_tape<double>) build_tape<double>;
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -51,10 +51,10 @@ struct Heap {
 // Whether any of the scores may enter: above the bar, or NaN.
 template <typename T>
 bool any_above(const T* scores, int64_t count, T bar) {
-    int found = 0;
-#pragma omp simd reduction(| : found)
-    for (int64_t i = 0; i < count; ++i) found |= !(scores[i] <= bar);
-    return found != 0;
+    int above = 0;
+#pragma omp simd reduction(| : above)
+    for (int64_t i = 0; i < count; ++i) above |= !(scores[i] <= bar);
+    return above != 0;
 }
 
 // Offers a row of the tile to its heap; returns the first column that is NaN, or -1.
@@ -74,9 +74,11 @@ int64_t offer(const T* scores, int64_t columns, int64_t first_item, Heap<T> heap
     return -1;
 }
 
+}  // namespace
+
 template <typename T>
-int64_t merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
-              const int64_t* seen, int64_t k, T* best, int64_t* ids, int threads) {
+int64_t topk_merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
+                   const int64_t* seen, int64_t k, T* best, int64_t* ids, int threads) {
     constexpr int64_t none = std::numeric_limits<int64_t>::max();
     int64_t nan = none;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(min : nan)
@@ -86,31 +88,19 @@ int64_t merge(T* scores, int64_t rows, int64_t columns, int64_t first_item, cons
             const int64_t column = seen[s] - first_item;
             if (column >= 0 && column < columns) tile[column] = -std::numeric_limits<T>::infinity();
         }
-        const int64_t found = offer(tile, columns, first_item, Heap<T>{best + row * k, ids + row * k, k});
-        if (found >= 0 && row * columns + found < nan) nan = row * columns + found;
+        const int64_t column = offer(tile, columns, first_item, Heap<T>{best + row * k, ids + row * k, k});
+        if (column >= 0 && row * columns + column < nan) nan = row * columns + column;
     }
     return nan == none ? -1 : nan;
 }
 
 template <typename T>
-void sort(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {
+void topk_sort(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) Heap<T>{best + row * k, ids + row * k, k}.sort();
 }
 
-}  // namespace
-
-#define FASTSEQ_TOPK(T, suffix)                                                                                     \
-    int64_t topk_merge_##suffix(T* scores, int64_t rows, int64_t columns, int64_t first_item,                       \
-                                const int64_t* seen_offsets, const int64_t* seen, int64_t k, T* best, int64_t* ids, \
-                                int threads) {                                                                      \
-        return merge(scores, rows, columns, first_item, seen_offsets, seen, k, best, ids, threads);                 \
-    }                                                                                                               \
-    void topk_sort_##suffix(int64_t rows, int64_t k, T* best, int64_t* ids, int threads) {                          \
-        sort(rows, k, best, ids, threads);                                                                          \
-    }
-FASTSEQ_TOPK(float, f32)
-FASTSEQ_TOPK(double, f64)
-#undef FASTSEQ_TOPK
+FASTSEQ_INSTANTIATE(topk_merge)
+FASTSEQ_INSTANTIATE(topk_sort)
 
 }  // namespace fastseq::FASTSEQ_ISA

@@ -37,13 +37,13 @@ def _update(weight, exp_avg, exp_avg_sq, last_step, slots, grad, step_number, lr
     if LAZY:
         row = tl.load(slots + number, mask=number < count, other=-1)  # the rows themselves
         slot = number
-        given = (row >= 0) & (row < n_rows)
+        touched = (row >= 0) & (row < n_rows)
     else:
         row = number
         slot = tl.load(slots + row, mask=row < n_rows, other=-1).to(tl.int64)
-        given = slot >= 0
+        touched = slot >= 0
     last = tl.load(last_step + row, mask=(row >= 0) & (row < n_rows), other=0)
-    moved = given if LAZY else given | (last > 0)  # else its moments are zero, and so is its move
+    moved = touched if LAZY else touched | (last > 0)  # else its moments are zero, and so is its move
     if tl.max(moved.to(tl.int32)) > 0:
         step = tl.load(step_number)
         # Powers of the step in float64, as 1 - beta cancels; by log2(beta), which the host knows to all digits.
@@ -56,35 +56,25 @@ def _update(weight, exp_avg, exp_avg_sq, last_step, slots, grad, step_number, lr
         for first in range(0, width, COLUMNS):
             column = first + tl.arange(0, COLUMNS)[None, :]
             inside = moved[:, None] & (column < width)
-            place = row[:, None] * width + column
+            offset = row[:, None] * width + column
             slope = tl.load(
-                grad + slot[:, None] * width + column, mask=given[:, None] & (column < width), other=0.0
+                grad + slot[:, None] * width + column, mask=touched[:, None] & (column < width), other=0.0
             ).to(tl.float32)  # fmt: skip
-            m = keep1 * tl.load(exp_avg + place, mask=inside, other=0.0).to(tl.float32) + add1 * slope
-            v = keep2 * tl.load(exp_avg_sq + place, mask=inside, other=0.0).to(tl.float32) + add2 * slope * slope
-            w = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+            m = keep1 * tl.load(exp_avg + offset, mask=inside, other=0.0).to(tl.float32) + add1 * slope
+            v = keep2 * tl.load(exp_avg_sq + offset, mask=inside, other=0.0).to(tl.float32) + add2 * slope * slope
+            w = tl.load(weight + offset, mask=inside, other=0.0).to(tl.float32)
             w -= rate * m / (tl.sqrt_rn(v) / root + eps)
-            tl.store(exp_avg + place, m.to(exp_avg.dtype.element_ty), mask=inside)
-            tl.store(exp_avg_sq + place, v.to(exp_avg_sq.dtype.element_ty), mask=inside)
-            tl.store(weight + place, w.to(weight.dtype.element_ty), mask=inside)
+            tl.store(exp_avg + offset, m.to(exp_avg.dtype.element_ty), mask=inside)
+            tl.store(exp_avg_sq + offset, v.to(exp_avg_sq.dtype.element_ty), mask=inside)
+            tl.store(weight + offset, w.to(weight.dtype.element_ty), mask=inside)
         tl.debug_barrier()  # every thread has read last_step
         tl.store(last_step + row, tl.zeros_like(last) + step, mask=moved)
 
 
 def adam_rows(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grad: Tensor,
-    step: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    lazy: bool,
-) -> None:
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor, grad: Tensor, step: Tensor,
+    lr: float, beta1: float, beta2: float, eps: float, lazy: bool,
+) -> None:  # fmt: skip
     refuse_float64(weight, "weight")
     (n_rows, width), count = weight.shape, rows.shape[0]
     updated = (weight, exp_avg, exp_avg_sq, last_step)

@@ -247,9 +247,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
 
 
 def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = Inputs(q, k, v, offsets, *settings)
+    *settings, out, lse = settings_and_saved
+    x = Inputs(q, k, v, *settings)
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     if dq.numel() == 0:
         return dq, dk, dv

@@ -75,16 +75,16 @@ def keep_mask(rng, row, first_key, head, site, threshold, QUERIES: tl.constexpr,
 def head_rows(x, row, valid, head, row_stride, head_stride, D: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of one head, zero where there are none and in columns D ... WIDTH."""
     column = tl.arange(0, WIDTH)[None, :]
-    place = row[:, None] * row_stride + head.to(tl.int64) * head_stride + column
-    return tl.load(x + place, mask=valid[:, None] & (column < D), other=0.0)
+    offset = row[:, None] * row_stride + head.to(tl.int64) * head_stride + column
+    return tl.load(x + offset, mask=valid[:, None] & (column < D), other=0.0)
 
 
 @triton.jit
 def store_rows(x, value, row, valid, head, heads, D: tl.constexpr, WIDTH: tl.constexpr):
     """The converse, to a contiguous [rows, heads, D]."""
     column = tl.arange(0, WIDTH)[None, :]
-    place = (row[:, None] * heads + head) * D + column
-    tl.store(x + place, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
+    offset = (row[:, None] * heads + head) * D + column
+    tl.store(x + offset, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
 
 
 class Inputs:

@@ -35,15 +35,15 @@ def _forward(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
-    place = row * columns + column
-    z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    offset = row * columns + column
+    z = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     z += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
     value = z * normal_cdf(z)
     if DROPOUT:
         block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
         drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
         value = tl.where(drawn < threshold, 0.0, value * scale)
-    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "site", "tiles"])
@@ -59,15 +59,15 @@ def _backward(
     for i in range(tiles):
         row = (tl.program_id(0).to(tl.int64) * tiles + i) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < columns)
-        place = row * columns + column
-        z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + shift
+        offset = row * columns + column
+        z = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32) + shift
         slope = normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
-        value = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
             drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
             value = tl.where(drawn < threshold, 0.0, value * scale)
         value *= slope
-        tl.store(dx + place, value.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + offset, value.to(dx.dtype.element_ty), mask=inside)
         total += tl.where(inside, value, 0.0)
     sums = tl.sum(total, axis=0)[None, :]
     tl.store(partial + tl.program_id(0) * columns + column, sums, mask=column < columns)

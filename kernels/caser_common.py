@@ -40,7 +40,7 @@ def lanes(LANES: tl.constexpr, LENGTH: tl.constexpr, FILTERS: tl.constexpr):
 
 
 @triton.jit
-def filter_place(lane, height, tap, FILTERS: tl.constexpr, D: tl.constexpr):
+def filter_offset(lane, height, tap, FILTERS: tl.constexpr, D: tl.constexpr):
     return ((height * (height - 1) // 2 + tap) * FILTERS + lane % FILTERS) * D
 
 
@@ -55,13 +55,13 @@ def history(offsets, sequences, stops, number, size, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def window_row(x, padding_row, stop, real_rows, place, column, inside, D: tl.constexpr):
-    """Row ``place`` of each padded history: float32 [histories, columns]."""
-    row = (stop - real_rows + place).to(tl.int64)
+def window_row(x, padding_row, stop, real_rows, row_index, column, inside, D: tl.constexpr):
+    """Row ``row_index`` of each padded history: float32 [histories, columns]."""
+    row = (stop - real_rows + row_index).to(tl.int64)
     padding = tl.load(padding_row + column, mask=column < D, other=0.0)
-    known = inside & (place < real_rows)
+    known = inside & (row_index < real_rows)
     value = tl.load(x + row[:, None] * D + column[None, :], mask=known[:, None] & (column < D)[None, :], other=0.0)
-    return tl.where((place < real_rows)[:, None], value, padding[None, :]).to(tl.float32)
+    return tl.where((row_index < real_rows)[:, None], value, padding[None, :]).to(tl.float32)
 
 
 def _power(size: int, least: int, most: int) -> int:

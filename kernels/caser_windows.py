@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import caser_common as common
-from .caser_common import filter_place, find, history, lanes, shape_of, window_row
+from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
 from .caser_windows_backward import caser_windows_backward
 from .products import refuse_float64
 
@@ -44,12 +44,12 @@ def _rest(
     tl.store(rest + LENGTH * (LENGTH * FILTERS) + lane, value, mask=real)
     for i in range(0, LENGTH):
         tap = LENGTH - 1 - i
-        place = filter_place(lane, height, tap, FILTERS, D)
+        offset = filter_offset(lane, height, tap, FILTERS, D)
         for start in range(0, D, WIDTH):
             column = start + tl.arange(0, WIDTH)
             row = tl.load(padding_row + column, mask=column < D, other=0.0).to(tl.float32)
             inside = (real & (tap < height))[:, None] & (column < D)[None, :]
-            weight = tl.load(weight_h + place[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
+            weight = tl.load(weight_h + offset[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
             value += tl.sum(weight * row[None, :], 1)
         tl.store(rest + tap * (LENGTH * FILTERS) + lane, value, mask=real)
 
@@ -61,8 +61,8 @@ def _offer(
 ):  # fmt: skip
     """Takes the maximum with the convolutions that start ``step`` rows before each stop."""
     constant = tl.load(rest + step * (LENGTH * FILTERS) + lane, mask=lane < LENGTH * FILTERS, other=0.0)
-    place = tl.minimum(tl.maximum(index - step, 0), ROWS - 1)[:, None] + tl.zeros_like(position)
-    value = tl.gather(sums, place, 0) + constant[None, :]
+    source_row = tl.minimum(tl.maximum(index - step, 0), ROWS - 1)[:, None] + tl.zeros_like(position)
+    value = tl.gather(sums, source_row, 0) + constant[None, :]
     value = tl.where(value < 0, 0.0, value)
     # From row 0 of the history to the last one from which the filter fits into the padded length.
     inside = (step <= real_rows)[:, None] & (step >= height[None, :] + (real_rows - LENGTH)[:, None])
@@ -83,8 +83,8 @@ def _tap(
         column = start + tl.arange(0, WIDTH)
         known = ((row + tap >= 0) & (row + tap < rows))[:, None] & (column < D)[None, :]
         value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
-        place = weight_h + filter_place(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
-        weight = tl.load(place, mask=within[None, :] & (column < D)[:, None], other=0.0)
+        address = weight_h + filter_offset(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
+        weight = tl.load(address, mask=within[None, :] & (column < D)[:, None], other=0.0)
         sums = tl.dot(value, weight, sums, input_precision=PRECISION)
     return sums
 
@@ -123,10 +123,10 @@ def _convolve(
                 sums, best, position, rest, step, stop - base, real_rows, lane, height, LENGTH, FILTERS, ROWS
             )  # fmt: skip
 
-    place = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    offset = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
     inside = owned[:, None] & (lane < LENGTH * FILTERS)[None, :]
-    tl.store(pooled + place, best, mask=inside)
-    tl.store(position_out + place, tl.where(best > 0, position, -1), mask=inside)
+    tl.store(pooled + offset, best, mask=inside)
+    tl.store(position_out + offset, tl.where(best > 0, position, -1), mask=inside)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -145,9 +145,9 @@ def _histories(
         filters = tl.program_id(1) // parts * VERTICAL + tl.arange(0, VERTICAL)
         column = tl.program_id(1) % parts * WIDTH + tl.arange(0, WIDTH)
         total = tl.zeros((HISTORIES, VERTICAL, WIDTH), tl.float32)
-        for place in range(0, LENGTH):
-            value = window_row(x, padding_row, stop, real_rows, place, column, inside, D)
-            weight = tl.load(weight_v + filters * LENGTH + place, mask=filters < NV, other=0.0).to(tl.float32)
+        for row_index in range(0, LENGTH):
+            value = window_row(x, padding_row, stop, real_rows, row_index, column, inside, D)
+            weight = tl.load(weight_v + filters * LENGTH + row_index, mask=filters < NV, other=0.0).to(tl.float32)
             total += weight[None, :, None] * value[:, None, :]
         total += tl.load(bias_v + filters, mask=filters < NV, other=0.0).to(tl.float32)[None, :, None]
         written = inside[:, None, None] & (filters < NV)[None, :, None] & (column < D)[None, None, :]
@@ -164,22 +164,10 @@ def _histories(
         tl.store(position + row + lane[None, :], where, mask=taken)
 
 
-def caser_windows(
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-) -> tuple[Tensor, Tensor]:
+def caser_windows(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    x, offsets, sequences, stops, *weights = (a.contiguous() for a in arguments)
+    weight_h, bias_h, weight_v, bias_v, padding_row = weights
     refuse_float64(x, "x")
-    x, offsets, sequences, stops = (a.contiguous() for a in (x, offsets, sequences, stops))
-    weight_h, bias_h, weight_v, bias_v, padding_row = (
-        a.contiguous() for a in (weight_h, bias_h, weight_v, bias_v, padding_row)
-    )
     shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
     rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
     out = torch.empty(size, shape.skipped + shape.lanes, dtype=x.dtype, device=x.device)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import caser_common as common
-from .caser_common import filter_place, find, history, lanes, shape_of, window_row
+from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
 
 
 @triton.jit(do_not_specialize=["slots", "size"])
@@ -35,12 +35,12 @@ def _by_slot(
     number = tl.load(order + begin, mask=count > 0, other=size)
     _, _, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
     lane = column - SKIPPED
-    place = number[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    offset = number[:, None] * (LENGTH * FILTERS) + lane[None, :]
     used = (count > 0)[:, None] & (lane >= 0)[None, :] & (column < width)[None, :]
-    at = tl.load(position + place, mask=used, other=-1)
+    at = tl.load(position + offset, mask=used, other=-1)
     far = tl.where(at >= 0, tl.maximum(real_rows[:, None] - at, 0), -1)
-    place = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
-    tl.store(distance + place, far.to(tl.int32), mask=inside & (lane >= 0)[None, :])
+    offset = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    tl.store(distance + offset, far.to(tl.int32), mask=inside & (lane >= 0)[None, :])
 
 
 @triton.jit
@@ -52,8 +52,8 @@ def _arrivals(
     slot = row + step + sequence
     inside = ((row >= 0) & (row + step <= end))[:, None] & (lane < LENGTH * FILTERS)[None, :]
     far = tl.load(distance + slot[:, None] * (LENGTH * FILTERS) + lane[None, :], mask=inside, other=-1)
-    place = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
-    return sums + tl.load(place, mask=inside & (far == step), other=0.0)
+    address = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
+    return sums + tl.load(address, mask=inside & (far == step), other=0.0)
 
 
 @triton.jit
@@ -92,16 +92,16 @@ def _grad_x(
                 sums, grad_slots, distance, row, sequence, end, lane, tap + 1, LENGTH, FILTERS, SKIPPED
             )  # fmt: skip
             # Row first + k is met by this tap of the filter that starts tap rows earlier.
-            place = tl.minimum(number + (lowest + SPAN - 1 - tap), ROWS - 1)[:, None]
-            met = tl.gather(sums, place + tl.zeros((ROWS, LANES), tl.int32), 0).to(weight_h.dtype.element_ty)
+            source_row = tl.minimum(number + (lowest + SPAN - 1 - tap), ROWS - 1)[:, None]
+            met = tl.gather(sums, source_row + tl.zeros((ROWS, LANES), tl.int32), 0).to(weight_h.dtype.element_ty)
             inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
-            source = weight_h + filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
+            source = weight_h + filter_offset(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
             weight = tl.load(source, mask=inside, other=0.0)
             result = tl.dot(met, weight, result, input_precision=PRECISION)
     target = first + number
     written = ((number < ROWS - SPAN + 1) & (target < rows))[:, None] & (column < D)[None, :]
-    place = (tl.program_id(1) * rows.to(tl.int64) + target)[:, None] * D + column[None, :]
-    tl.store(partial + place, result, mask=written)
+    offset = (tl.program_id(1) * rows.to(tl.int64) + target)[:, None] * D + column[None, :]
+    tl.store(partial + offset, result, mask=written)
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "halvings", "blocks"])
@@ -116,17 +116,17 @@ def _finish_x(
     inside = (row < rows)[:, None] & (column < D)[None, :]
     total = tl.zeros((HISTORIES, WIDTH), tl.float32)
     for block in range(0, blocks):
-        place = (block * rows.to(tl.int64) + row)[:, None] * D + column[None, :]
-        total += tl.load(partial + place, mask=inside, other=0.0)
+        offset = (block * rows.to(tl.int64) + row)[:, None] * D + column[None, :]
+        total += tl.load(partial + offset, mask=inside, other=0.0)
     if NV > 0:
         sequence, start, end = _sequence_of(offsets, row, rows, sequences, halvings)
         for step in range(1, LENGTH + 1):
             stop = row + step
             known = stop <= end
-            place = tl.minimum(stop - start, LENGTH) - step  # of this row in that history
+            row_index = tl.minimum(stop - start, LENGTH) - step  # of this row in that history
             source = grad_slots + (stop + sequence)[:, None] * (NV * D + LENGTH * FILTERS) + column[None, :]
             for v in range(0, NV):
-                weight = tl.load(weight_v + v * LENGTH + place, mask=known, other=0.0).to(tl.float32)
+                weight = tl.load(weight_v + v * LENGTH + row_index, mask=known, other=0.0).to(tl.float32)
                 total += weight[:, None] * tl.load(source + v * D, mask=inside & known[:, None], other=0.0)
     tl.store(grad_x + row[:, None] * D + column[None, :], total.to(grad_x.dtype.element_ty), mask=inside)
 
@@ -162,9 +162,9 @@ def _grad_filters(
             value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
             product = tl.dot(tl.trans(sums.to(x.dtype.element_ty)), value, input_precision=PRECISION)
             inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
-            place = target + filter_place(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
-            before = tl.load(place, mask=inside & (tile > 0), other=0.0)
-            tl.store(place, before + product, mask=inside)
+            address = target + filter_offset(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
+            before = tl.load(address, mask=inside & (tile > 0), other=0.0)
+            tl.store(address, before + product, mask=inside)
         tl.debug_barrier()  # the next tile adds to what other threads may have written
 
 
@@ -182,11 +182,11 @@ def _distances(
         slot = (tl.program_id(0) * tiles + tile).to(tl.int64) * HISTORIES + tl.arange(0, HISTORIES)
         inside = (slot < slots)[:, None] & (lane < LENGTH * FILTERS)[None, :]
         far = tl.load(distance + slot[:, None] * (LENGTH * FILTERS) + lane[None, :], mask=inside, other=-1)
-        place = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
-        value = tl.load(place, mask=inside, other=0.0)
+        address = grad_slots + slot[:, None] * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
+        value = tl.load(address, mask=inside, other=0.0)
         total += tl.sum(tl.where(far[:, None, :] == step[None, :, None], value[:, None, :], 0.0), 0)
-    place = (tl.program_id(0) * (LENGTH + 1) + step)[:, None] * (LENGTH * FILTERS) + lane[None, :]
-    tl.store(sums + place, total, mask=(step <= LENGTH)[:, None] & (lane < LENGTH * FILTERS)[None, :])
+    offset = (tl.program_id(0) * (LENGTH + 1) + step)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+    tl.store(sums + offset, total, mask=(step <= LENGTH)[:, None] & (lane < LENGTH * FILTERS)[None, :])
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -207,17 +207,17 @@ def _finish_filters(
         for start in range(0, FILTERS, LANES):
             filters = start + tl.arange(0, LANES)
             inside = (filters < FILTERS)[:, None] & (column < D)[None, :]
-            place = (index * FILTERS + filters)[:, None] * D + column[None, :]
+            offset = (index * FILTERS + filters)[:, None] * D + column[None, :]
             total = tl.zeros((LANES, WIDTH), tl.float32)
-            source = partial + place
+            source = partial + offset
             for _ in range(0, chunks):
                 total += tl.load(source, mask=inside, other=0.0)
                 source += size
             lane = (height - 1) * FILTERS + filters
             reached = tl.load(padded + tap * (LENGTH * FILTERS) + lane, mask=filters < FILTERS, other=0.0)
             total += reached[:, None] * padding[None, :]
-            tl.store(grad_weight + place, total.to(grad_weight.dtype.element_ty), mask=inside)
-            weight = tl.load(weight_h + place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(grad_weight + offset, total.to(grad_weight.dtype.element_ty), mask=inside)
+            weight = tl.load(weight_h + offset, mask=inside, other=0.0).to(tl.float32)
             met += tl.sum(reached[:, None] * weight, 0)
         tl.store(grad_padding + index * D + column, met, mask=column < D)
 
@@ -239,9 +239,9 @@ def _grad_vertical(
         inside = number < size
         _, stop, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
         source = grad + number.to(tl.int64) * (NV * D + LENGTH * FILTERS)
-        place = (filters * D)[None, :, None] + column[None, None, :]
+        offset = (filters * D)[None, :, None] + column[None, None, :]
         known = inside[:, None, None] & (filters < NV)[None, :, None] & (column < D)[None, None, :]
-        slope = tl.load(source[:, None, None] + place, mask=known, other=0.0).to(tl.float32)
+        slope = tl.load(source[:, None, None] + offset, mask=known, other=0.0).to(tl.float32)
         total += tl.where(places[None, :] == LENGTH, tl.sum(tl.sum(slope, 2), 0)[:, None], 0.0)
         beyond = tl.zeros((HISTORIES, VERTICAL), tl.float32)  # weights that met padding
         for at in range(0, LENGTH):
@@ -252,30 +252,15 @@ def _grad_vertical(
             beyond += tl.where((at >= real_rows)[:, None], weight[None, :], 0.0)
         padding += tl.sum(tl.sum(beyond[:, :, None] * slope, 1), 0)
     chunk = tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)
-    place = (chunk * NV + filters)[:, None] * (LENGTH + 1) + places[None, :]
-    tl.store(sums + place, total, mask=(filters < NV)[:, None] & (places <= LENGTH)[None, :])
+    offset = (chunk * NV + filters)[:, None] * (LENGTH + 1) + places[None, :]
+    tl.store(sums + offset, total, mask=(filters < NV)[:, None] & (places <= LENGTH)[None, :])
     row = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     tl.store(grad_padding + row * D + column, padding, mask=column < D)
 
 
-def caser_windows_backward(
-    grad: Tensor,
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-    position: Tensor,
-) -> tuple[Tensor, ...]:
-    weights = (weight_h, bias_h, weight_v, bias_v, padding_row)
-    grad, x, offsets, sequences, stops, position = (
-        a.contiguous() for a in (grad, x, offsets, sequences, stops, position)
-    )
-    weight_h, bias_h, weight_v, bias_v, padding_row = (a.contiguous() for a in weights)
+def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
+    grad, x, offsets, sequences, stops, *weights, position = (a.contiguous() for a in arguments)
+    weight_h, bias_h, weight_v, bias_v, padding_row = weights
     shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
     rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
     if size == 0 or shape.skipped + shape.lanes == 0:

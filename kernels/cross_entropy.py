@@ -81,10 +81,10 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
         bounded = tl.where(higher == float("-inf"), 0.0, higher)  # all barred so far
         sum = sum * tl.exp(m - bounded) + tl.sum(tl.exp(logit - bounded[:, None]), axis=1)
         m = higher
-    place = tl.program_id(1).to(tl.int64) * n_rows + row
-    tl.store(largest + place, m, mask=row < n_rows)
-    tl.store(sums + place, sum, mask=row < n_rows)
-    tl.store(hits + place, hit, mask=row < n_rows)
+    offset = tl.program_id(1).to(tl.int64) * n_rows + row
+    tl.store(largest + offset, m, mask=row < n_rows)
+    tl.store(sums + offset, sum, mask=row < n_rows)
+    tl.store(hits + offset, hit, mask=row < n_rows)
 
 
 @triton.jit
@@ -97,13 +97,13 @@ def _combine(largest, sums, hits, targets, losses, lses, n_rows, n_items, parts,
     sum = tl.zeros((ROWS,), tl.float32)
     hit = tl.zeros((ROWS,), tl.float32)
     for part in range(0, parts):
-        place = part * n_rows + row
-        other = tl.load(largest + place, mask=inside, other=0.0)
+        offset = part * n_rows + row
+        other = tl.load(largest + offset, mask=inside, other=0.0)
         higher = tl.maximum(m, other)
         bounded = tl.where(higher == float("-inf"), 0.0, higher)
         sum = sum * tl.exp(m - bounded)
-        sum += tl.load(sums + place, mask=inside, other=1.0) * tl.exp(other - bounded)
-        hit += tl.load(hits + place, mask=inside, other=0.0)
+        sum += tl.load(sums + offset, mask=inside, other=1.0) * tl.exp(other - bounded)
+        hit += tl.load(hits + offset, mask=inside, other=0.0)
         m = higher
     lse = m + tl.log(sum)
     # A target that is no item has no logit; its loss must not pass for one.
@@ -154,26 +154,26 @@ def _gradient(a, b, bias, targets, lses, grad, stride, d_a, d_bias, a_rows, b_ro
         if ITEMS and BIAS:
             bias_total += tl.sum(slope, axis=1)
         if WIDTH > STEP:
-            place = tl.arange(0, B)[:, None] * width + column[None, :]
-            other = tl.load(tile + place, mask=(b_row < b_rows)[:, None] & (column < width)[None, :], other=0.0)
+            offset = tl.arange(0, B)[:, None] * width + column[None, :]
+            other = tl.load(tile + offset, mask=(b_row < b_rows)[:, None] & (column < width)[None, :], other=0.0)
         if b.dtype.element_ty == tl.float16:
             # Probabilities times 1 / N are too small for float16; tf32 holds them, and float16 exactly.
             total = tl.dot(slope, other.to(tl.float32), total, input_precision="tf32")
         else:
             total = tl.dot(slope.to(other.dtype), other, total, input_precision=PRECISION)
-    place = tl.program_id(1).to(tl.int64) * a_rows + a_row
+    offset = tl.program_id(1).to(tl.int64) * a_rows + a_row
     inside = (a_row < a_rows)[:, None] & (column < width)[None, :]
-    tl.store(d_a + place[:, None] * width + column[None, :], total.to(d_a.dtype.element_ty), mask=inside)
+    tl.store(d_a + offset[:, None] * width + column[None, :], total.to(d_a.dtype.element_ty), mask=inside)
     if ITEMS and BIAS and tl.program_id(2) == 0:
-        tl.store(d_bias + place, bias_total.to(d_bias.dtype.element_ty), mask=a_row < a_rows)
+        tl.store(d_bias + offset, bias_total.to(d_bias.dtype.element_ty), mask=a_row < a_rows)
 
 
 def _operands(
     h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, weight, targets and bias, contiguous, the first two of one type. Without a bias: h, which is not read."""
-    wanted = torch.bfloat16 if bfloat16 else torch.promote_types(h.dtype, weight.dtype)
-    x, table = operand(h, "h", wanted), operand(weight, "weight", wanted)
+    dtype = torch.bfloat16 if bfloat16 else torch.promote_types(h.dtype, weight.dtype)
+    x, table = operand(h, "h", dtype), operand(weight, "weight", dtype)
     return x, table, targets.contiguous(), x if bias is None else bias.contiguous()
 
 

@@ -21,11 +21,11 @@ def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexp
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
     inside = (row < rows) & (column < columns)
-    place = row * columns + column
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    offset = row * columns + column
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
     value = tl.where(drawn < threshold, 0.0, value * scale)
-    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
 # Elements of a program: 16 a thread with 4 warps, four words a Philox call. Not yet measured.

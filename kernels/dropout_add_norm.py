@@ -23,11 +23,11 @@ from .rows import normalised_gradient, programs, statistics, tile
 
 @triton.jit
 def _summed(
-    x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+    x, residual, x_bias, rng, row, column, offset, inside, columns, threshold, scale, site,
     BIAS: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """residual + dropout(x + x_bias) of a tile, and what dropout multiplies by: 0 or ``scale`` (1 without it)."""
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     factor = scale
     if BIAS:
         value += tl.load(x_bias + column, mask=column < columns, other=0.0).to(tl.float32)
@@ -35,7 +35,7 @@ def _summed(
         drawn = philox.words(rng, row, tl.arange(0, COLUMNS // 4)[None, :], site, ROWS, COLUMNS // 4)
         factor = tl.where(drawn < threshold, 0.0, scale)
         value = tl.where(drawn < threshold, 0.0, value * scale)  # not a product with 0: x may be infinite
-    return value + tl.load(residual + place, mask=inside, other=0.0).to(tl.float32), factor
+    return value + tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32), factor
 
 
 @triton.jit(do_not_specialize=["rows", "site"])
@@ -47,9 +47,9 @@ def _forward(
     row = index[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
-    place = row * columns + column
+    offset = row * columns + column
     value, _ = _summed(
-        x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+        x, residual, x_bias, rng, row, column, offset, inside, columns, threshold, scale, site,
         BIAS, DROPOUT, ROWS, COLUMNS,
     )  # fmt: skip
     mean, rstd, centred = statistics(value, column, columns, eps)
@@ -58,7 +58,7 @@ def _forward(
     w = tl.load(weight + column, mask=column < columns, other=0.0).to(tl.float32)
     b = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
     value = centred * rstd[:, None] * w + b
-    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "site", "tiles"])
@@ -80,29 +80,29 @@ def _backward(
         index = (tl.program_id(0).to(tl.int64) * tiles + i) * ROWS + tl.arange(0, ROWS)
         row = index[:, None]
         inside = (row < rows) & (column < columns)
-        place = row * columns + column
+        offset = row * columns + column
         value, factor = _summed(
-            x, residual, x_bias, rng, row, column, place, inside, columns, threshold, scale, site,
+            x, residual, x_bias, rng, row, column, offset, inside, columns, threshold, scale, site,
             BIAS, DROPOUT, ROWS, COLUMNS,
         )  # fmt: skip
         mean = tl.load(means + index, mask=index < rows, other=0.0)[:, None]
         rstd = tl.load(rstds + index, mask=index < rows, other=0.0)[:, None]
         normal = tl.where(inside, (value - mean) * rstd, 0.0)
-        upstream = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        upstream = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         dweight += upstream * normal
         dbias += upstream
         value = normalised_gradient(upstream * w, normal, rstd, column, columns)
-        tl.store(dresidual + place, value.to(dresidual.dtype.element_ty), mask=inside)
+        tl.store(dresidual + offset, value.to(dresidual.dtype.element_ty), mask=inside)
         value *= factor
-        tl.store(dx + place, value.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + offset, value.to(dx.dtype.element_ty), mask=inside)
         if BIAS:
             dx_bias += value
-    place = tl.program_id(0) * columns + column
+    offset = tl.program_id(0) * columns + column
     stride = tl.num_programs(0) * columns
-    tl.store(partial + place, tl.sum(dweight, axis=0)[None, :], mask=column < columns)
-    tl.store(partial + stride + place, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
+    tl.store(partial + offset, tl.sum(dweight, axis=0)[None, :], mask=column < columns)
+    tl.store(partial + stride + offset, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
     if BIAS:
-        tl.store(partial + 2 * stride + place, tl.sum(dx_bias, axis=0)[None, :], mask=column < columns)
+        tl.store(partial + 2 * stride + offset, tl.sum(dx_bias, axis=0)[None, :], mask=column < columns)
 
 
 def dropout_add_norm(
@@ -128,15 +128,15 @@ def dropout_add_norm(
 
 
 def dropout_add_norm_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
-    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     source, other, rng = x.contiguous(), residual.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx, dresidual = torch.empty_like(source), torch.empty_like(other)
     none = x.new_empty(0)
     if dx.numel() == 0:
-        empty = torch.zeros_like(weight), torch.zeros_like(weight)
+        empty = torch.zeros_like(weight), torch.zeros_like(bias)
         return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
     height, width, warps = tile(columns)
     count, tiles = programs(rows, height)
@@ -149,5 +149,5 @@ def dropout_add_norm_backward(
     )  # fmt: skip
     sums = partial.sum(1)
     # Copies: outputs of an op share no memory.
-    dweight, dbias = (x.to(weight.dtype, copy=True) for x in sums[:2])
+    dweight, dbias = (total.to(x.dtype, copy=True) for total, x in zip(sums, (weight, bias), strict=False))
     return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)

@@ -58,8 +58,8 @@ def _embedded(
     inside = known[:, None] & (column < columns)
     value = tl.load(item_weight + item[:, None] * columns + column, mask=inside, other=0.0).to(tl.float32)
     if POSITION:
-        place = position.to(tl.int64)[:, None] * columns + column
-        value += tl.load(position_weight + place, mask=inside, other=0.0).to(tl.float32)
+        offset = position.to(tl.int64)[:, None] * columns + column
+        value += tl.load(position_weight + offset, mask=inside, other=0.0).to(tl.float32)
     return tl.where((some != known)[:, None] & (column < columns), float("nan"), value)
 
 
@@ -104,8 +104,8 @@ def _backward(
         index = (tl.program_id(0).to(tl.int64) * tiles + i) * ROWS + tl.arange(0, ROWS)
         some = index < n_rows
         inside = some[:, None] & (column < columns)
-        place = index[:, None] * columns + column
-        value = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        offset = index[:, None] * columns + column
+        value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
             block = tl.arange(0, COLUMNS // 4)[None, :]
             drawn = philox.words(rng, index[:, None], block, site, ROWS, COLUMNS // 4)
@@ -122,12 +122,12 @@ def _backward(
             dbias += value
             w = tl.load(norm_weight + column, mask=column < columns, other=0.0).to(tl.float32)
             value = normalised_gradient(value * w, normal, rstd, column, columns)
-        tl.store(gradient + place, value, mask=inside)
+        tl.store(gradient + offset, value, mask=inside)
     if NORM:
-        place = tl.program_id(0) * columns + column
-        tl.store(partial + place, tl.sum(dweight, axis=0)[None, :], mask=column < columns)
-        place += tl.num_programs(0) * columns
-        tl.store(partial + place, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
+        offset = tl.program_id(0) * columns + column
+        tl.store(partial + offset, tl.sum(dweight, axis=0)[None, :], mask=column < columns)
+        offset += tl.num_programs(0) * columns
+        tl.store(partial + offset, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
 
 
 @triton.jit(do_not_specialize=["sequences", "per_group"])
@@ -144,10 +144,10 @@ def _position_gradient(
         some = sequence < stop
         row = tl.load(offsets + sequence, mask=some, other=0).to(tl.int64) + tl.program_id(0)
         some = some & (row < tl.load(offsets + sequence + 1, mask=some, other=0))
-        place = row[:, None] * columns + column
-        sums += tl.load(gradient + place, mask=some[:, None] & (column < columns), other=0.0).to(tl.float32)
-    place = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * columns + column
-    tl.store(partial + place, tl.sum(sums, axis=0)[None, :], mask=column < columns)
+        offset = row[:, None] * columns + column
+        sums += tl.load(gradient + offset, mask=some[:, None] & (column < columns), other=0.0).to(tl.float32)
+    offset = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * columns + column
+    tl.store(partial + offset, tl.sum(sums, axis=0)[None, :], mask=column < columns)
 
 
 def _maybe(x: Tensor | None) -> Tensor | None:
@@ -181,8 +181,8 @@ def embed_sequence(
 
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
+    padding_idx: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     rng = philox.adjacent(rng)

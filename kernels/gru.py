@@ -91,10 +91,27 @@ def _sequences(offsets, order, sequences, SEQUENCES: tl.constexpr):
 
 
 @triton.jit
-def _weight(weight, gate: tl.constexpr, taken, given, HIDDEN: tl.constexpr):
-    """Part of one gate's weight: what it takes from units ``taken`` to units ``given`` (one a row, one a column)."""
-    place = weight + (gate * HIDDEN + given) * HIDDEN + taken
-    return tl.load(place, mask=(taken < HIDDEN) & (given < HIDDEN), other=0.0)
+def _weight(weight, gate: tl.constexpr, inputs, outputs, HIDDEN: tl.constexpr):
+    """Part of one gate's weight: what it takes from units ``inputs`` to units ``outputs`` (one a row, one a column)."""
+    address = weight + (gate * HIDDEN + outputs) * HIDDEN + inputs
+    return tl.load(address, mask=(inputs < HIDDEN) & (outputs < HIDDEN), other=0.0)
+
+
+@triton.jit
+def _load_gates(address, mask, HIDDEN: tl.constexpr):
+    """r, z and n at ``address`` and 1 and 2 times HIDDEN after it, zero outside of the mask."""
+    r = tl.load(address, mask=mask, other=0.0)
+    z = tl.load(address + HIDDEN, mask=mask, other=0.0)
+    return r, z, tl.load(address + 2 * HIDDEN, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_gates(address, r, z, n, mask, HIDDEN: tl.constexpr):
+    """The converse, in the type of what ``address`` points to."""
+    kind = address.dtype.element_ty
+    tl.store(address, r.to(kind), mask=mask)
+    tl.store(address + HIDDEN, z.to(kind), mask=mask)
+    tl.store(address + 2 * HIDDEN, n.to(kind), mask=mask)
 
 
 @triton.jit
@@ -106,11 +123,11 @@ def _forward(
     kind = x.dtype.element_ty
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
-    taken = tl.arange(0, CHUNK)
+    inputs = tl.arange(0, CHUNK)
     if CHUNK == WIDTH:
-        w_r = _weight(weight, 0, taken[:, None], unit, HIDDEN).to(kind)
-        w_z = _weight(weight, 1, taken[:, None], unit, HIDDEN).to(kind)
-        w_n = _weight(weight, 2, taken[:, None], unit, HIDDEN).to(kind)
+        w_r = _weight(weight, 0, inputs[:, None], unit, HIDDEN).to(kind)
+        w_z = _weight(weight, 1, inputs[:, None], unit, HIDDEN).to(kind)
+        w_n = _weight(weight, 2, inputs[:, None], unit, HIDDEN).to(kind)
     if bias is not None:
         b_r = tl.load(bias + unit, mask=inside, other=0.0).to(tl.float32)
         b_z = tl.load(bias + HIDDEN + unit, mask=inside, other=0.0).to(tl.float32)
@@ -119,15 +136,11 @@ def _forward(
     state = tl.zeros((SEQUENCES, WIDTH), tl.float32)
     active = (length > 0) & inside
     gates = x + first * (3 * HIDDEN) + unit
-    x_r = tl.load(gates, mask=active, other=0.0)
-    x_z = tl.load(gates + HIDDEN, mask=active, other=0.0)
-    x_n = tl.load(gates + 2 * HIDDEN, mask=active, other=0.0)
+    x_r, x_z, x_n = _load_gates(gates, active, HIDDEN)
     for t in range(0, tl.max(tl.max(length, 1), 0)):
         later = (length > t + 1) & inside
         gates += 3 * HIDDEN
-        later_r = tl.load(gates, mask=later, other=0.0)
-        later_z = tl.load(gates + HIDDEN, mask=later, other=0.0)
-        later_n = tl.load(gates + 2 * HIDDEN, mask=later, other=0.0)
+        later_r, later_z, later_n = _load_gates(gates, later, HIDDEN)
 
         row = first + t
         if CHUNK == WIDTH:
@@ -140,7 +153,7 @@ def _forward(
             a_z = tl.zeros((SEQUENCES, WIDTH), tl.float32)
             a_n = tl.zeros((SEQUENCES, WIDTH), tl.float32)
             for chunk in range(0, WIDTH, CHUNK):
-                some = chunk + taken
+                some = chunk + inputs
                 known = (length > t) & (t > 0) & (some < HIDDEN)[None, :]
                 before = tl.load(h + (row - 1) * HIDDEN + some[None, :], mask=known, other=0.0)
                 v_r = _weight(weight, 0, some[:, None], unit, HIDDEN).to(kind)
@@ -155,11 +168,9 @@ def _forward(
             a_n += b_n
         r, z, n, state = _cell(x_r, x_z, x_n, a_r, a_z, a_n, state)
         tl.store(h + row * HIDDEN + unit, state.to(kind), mask=active)
-        place = saved + row * (4 * HIDDEN) + unit
-        tl.store(place, r.to(kind), mask=active)
-        tl.store(place + HIDDEN, z.to(kind), mask=active)
-        tl.store(place + 2 * HIDDEN, n.to(kind), mask=active)
-        tl.store(place + 3 * HIDDEN, a_n.to(kind), mask=active)
+        address = saved + row * (4 * HIDDEN) + unit
+        _store_gates(address, r, z, n, active, HIDDEN)
+        tl.store(address + 3 * HIDDEN, a_n.to(kind), mask=active)
         if CHUNK != WIDTH:
             tl.debug_barrier()  # the next step's product reads this state, written by other threads
         x_r, x_z, x_n, active = later_r, later_z, later_n, later
@@ -174,31 +185,27 @@ def _backward(
     kind = d_x.dtype.element_ty
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
-    given = tl.arange(0, CHUNK)
+    outputs = tl.arange(0, CHUNK)
     if CHUNK == WIDTH:
-        w_r = _weight(weight, 0, unit, given[:, None], HIDDEN).to(kind)
-        w_z = _weight(weight, 1, unit, given[:, None], HIDDEN).to(kind)
-        w_n = _weight(weight, 2, unit, given[:, None], HIDDEN).to(kind)
+        w_r = _weight(weight, 0, unit, outputs[:, None], HIDDEN).to(kind)
+        w_z = _weight(weight, 1, unit, outputs[:, None], HIDDEN).to(kind)
+        w_n = _weight(weight, 2, unit, outputs[:, None], HIDDEN).to(kind)
     carry = tl.zeros((SEQUENCES, WIDTH), tl.float32)  # gradient of the state, from later events
     longest = tl.max(tl.max(length, 1), 0)
     active = (length >= longest) & inside
     row = first + (longest - 1)
-    place = saved + row * (4 * HIDDEN) + unit
-    r = tl.load(place, mask=active, other=0.0)
-    z = tl.load(place + HIDDEN, mask=active, other=0.0)
-    n = tl.load(place + 2 * HIDDEN, mask=active, other=0.0)
-    a_n = tl.load(place + 3 * HIDDEN, mask=active, other=0.0)
+    address = saved + row * (4 * HIDDEN) + unit
+    r, z, n = _load_gates(address, active, HIDDEN)
+    a_n = tl.load(address + 3 * HIDDEN, mask=active, other=0.0)
     before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (longest > 1), other=0.0)
     total = tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0)
     for i in range(0, longest):
         t = longest - 1 - i
         # What the event before needs is on its way while this one multiplies.
         early = (t > 0) & (length >= t) & inside
-        place -= 4 * HIDDEN
-        early_r = tl.load(place, mask=early, other=0.0)
-        early_z = tl.load(place + HIDDEN, mask=early, other=0.0)
-        early_n = tl.load(place + 2 * HIDDEN, mask=early, other=0.0)
-        early_a = tl.load(place + 3 * HIDDEN, mask=early, other=0.0)
+        address -= 4 * HIDDEN
+        early_r, early_z, early_n = _load_gates(address, early, HIDDEN)
+        early_a = tl.load(address + 3 * HIDDEN, mask=early, other=0.0)
         early_before = tl.load(h + (row - 2) * HIDDEN + unit, mask=early & (t > 1), other=0.0)
         early_total = tl.load(grad + (row - 1) * HIDDEN + unit, mask=early, other=0.0)
 
@@ -209,14 +216,8 @@ def _backward(
         )
         carry = total * z
         tl.store(previous + row * HIDDEN + unit, before, mask=active)
-        out = d_x + row * (3 * HIDDEN) + unit
-        tl.store(out, d_r.to(kind), mask=active)
-        tl.store(out + HIDDEN, d_z.to(kind), mask=active)
-        tl.store(out + 2 * HIDDEN, d_n.to(kind), mask=active)
-        out = d_hidden + row * (3 * HIDDEN) + unit
-        tl.store(out, d_r.to(kind), mask=active)
-        tl.store(out + HIDDEN, d_z.to(kind), mask=active)
-        tl.store(out + 2 * HIDDEN, d_a.to(kind), mask=active)
+        _store_gates(d_x + row * (3 * HIDDEN) + unit, d_r, d_z, d_n, active, HIDDEN)
+        _store_gates(d_hidden + row * (3 * HIDDEN) + unit, d_r, d_z, d_a, active, HIDDEN)
         if CHUNK == WIDTH:
             carry = tl.dot(d_r.to(kind), w_r, carry, input_precision=PRECISION)
             carry = tl.dot(d_z.to(kind), w_z, carry, input_precision=PRECISION)
@@ -224,7 +225,7 @@ def _backward(
         else:
             tl.debug_barrier()  # the product reads what other threads have just written
             for chunk in range(0, WIDTH, CHUNK):
-                some = chunk + given
+                some = chunk + outputs
                 known = (length > t) & (some < HIDDEN)[None, :]
                 written = d_hidden + row * (3 * HIDDEN) + some[None, :]
                 e_r = tl.load(written, mask=known, other=0.0)
@@ -258,24 +259,16 @@ def _step(
     sequence, _, row, active = _step_sequences(offsets, t, sequences, ROWS)
     unit = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     active &= unit < HIDDEN
-    gates = x + row * (3 * HIDDEN) + unit
-    x_r = tl.load(gates, mask=active, other=0.0)
-    x_z = tl.load(gates + HIDDEN, mask=active, other=0.0)
-    x_n = tl.load(gates + 2 * HIDDEN, mask=active, other=0.0)
-    sums = a + sequence * (3 * HIDDEN) + unit
-    a_r = tl.load(sums, mask=active, other=0.0)
-    a_z = tl.load(sums + HIDDEN, mask=active, other=0.0)
-    a_n = tl.load(sums + 2 * HIDDEN, mask=active, other=0.0)
+    x_r, x_z, x_n = _load_gates(x + row * (3 * HIDDEN) + unit, active, HIDDEN)
+    a_r, a_z, a_n = _load_gates(a + sequence * (3 * HIDDEN) + unit, active, HIDDEN)
     states = state + sequence * HIDDEN + unit
     r, z, n, after = _cell(x_r, x_z, x_n, a_r, a_z, a_n, tl.load(states, mask=active, other=0.0))
     tl.store(states, after, mask=active)
     kind = x.dtype.element_ty
     tl.store(h + row * HIDDEN + unit, after.to(kind), mask=active)
-    place = saved + row * (4 * HIDDEN) + unit
-    tl.store(place, r.to(kind), mask=active)
-    tl.store(place + HIDDEN, z.to(kind), mask=active)
-    tl.store(place + 2 * HIDDEN, n.to(kind), mask=active)
-    tl.store(place + 3 * HIDDEN, a_n.to(kind), mask=active)
+    address = saved + row * (4 * HIDDEN) + unit
+    _store_gates(address, r, z, n, active, HIDDEN)
+    tl.store(address + 3 * HIDDEN, a_n.to(kind), mask=active)
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -288,31 +281,22 @@ def _step_backward(
     unit = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     real &= unit < HIDDEN
     active &= unit < HIDDEN
-    place = saved + row * (4 * HIDDEN) + unit
-    r = tl.load(place, mask=active, other=0.0).to(tl.float32)
-    z = tl.load(place + HIDDEN, mask=active, other=0.0).to(tl.float32)
-    n = tl.load(place + 2 * HIDDEN, mask=active, other=0.0).to(tl.float32)
-    a_n = tl.load(place + 3 * HIDDEN, mask=active, other=0.0).to(tl.float32)
+    address = saved + row * (4 * HIDDEN) + unit
+    r, z, n = _load_gates(address, active, HIDDEN)
+    a_n = tl.load(address + 3 * HIDDEN, mask=active, other=0.0)
     before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (t > 0), other=0.0)
     carries = carry + sequence * HIDDEN + unit
     total = tl.load(carries, mask=active, other=0.0)
     total += tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0).to(tl.float32)
-    d_r, d_z, d_n, d_s = _cell_backward(total, r, z, n, a_n, before.to(tl.float32))
+    z = z.to(tl.float32)
+    d_r, d_z, d_n, d_s = _cell_backward(
+        total, r.to(tl.float32), z, n.to(tl.float32), a_n.to(tl.float32), before.to(tl.float32)
+    )
     tl.store(carries, total * z, mask=real)
-    place = d_a + sequence * (3 * HIDDEN) + unit
-    tl.store(place, d_r, mask=real)
-    tl.store(place + HIDDEN, d_z, mask=real)
-    tl.store(place + 2 * HIDDEN, d_s, mask=real)
-    kind = d_x.dtype.element_ty
+    _store_gates(d_a + sequence * (3 * HIDDEN) + unit, d_r, d_z, d_s, real, HIDDEN)
     tl.store(previous + row * HIDDEN + unit, before, mask=active)
-    place = d_x + row * (3 * HIDDEN) + unit
-    tl.store(place, d_r.to(kind), mask=active)
-    tl.store(place + HIDDEN, d_z.to(kind), mask=active)
-    tl.store(place + 2 * HIDDEN, d_n.to(kind), mask=active)
-    place = d_hidden + row * (3 * HIDDEN) + unit
-    tl.store(place, d_r.to(kind), mask=active)
-    tl.store(place + HIDDEN, d_z.to(kind), mask=active)
-    tl.store(place + 2 * HIDDEN, d_s.to(kind), mask=active)
+    _store_gates(d_x + row * (3 * HIDDEN) + unit, d_r, d_z, d_n, active, HIDDEN)
+    _store_gates(d_hidden + row * (3 * HIDDEN) + unit, d_r, d_z, d_s, active, HIDDEN)
 
 
 def _order(offsets: Tensor) -> Tensor | None:
@@ -348,15 +332,9 @@ def gru(
 
 
 def gru_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    h: Tensor,
-    saved: Tensor,
-    max_len: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
+    h: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad, h, saved = (operand(a, "h", h.dtype) for a in (grad, h, saved))
     weight, offsets = weight_hh.contiguous(), offsets.contiguous()
     hidden, sequences = weight.shape[1], offsets.shape[0] - 1

@@ -7,6 +7,8 @@ goes by sorted rows (kernels/segments.py): without atomics, should a row count t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,56 +17,19 @@ from .sampled_loss import sampled_loss, sampled_loss_backward
 from .segments import segment_sum
 
 
-def gru_sampled_loss(
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-) -> tuple[Tensor, ...]:
-    h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
+def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
+    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    h, gates = gru(*gru_arguments)
     counted = h if rows is None else h.index_select(0, rows)
     y = torch.addmm(dense_bias.to(h.dtype), counted, dense_weight.to(h.dtype).t())
-    losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
+    losses, d_y, d_scores = sampled_loss(y, *arguments[8:])
     return losses, h, gates, y, d_y, d_scores
 
 
-def gru_sampled_loss_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-    h: Tensor,
-    gates: Tensor,
-    y: Tensor,
-    d_y: Tensor,
-    d_scores: Tensor,
-) -> tuple[Tensor, ...]:
-    grad_y, grad_item = sampled_loss_backward(
-        grad, y, item_weight, targets, negatives, loss, log_q, beta, padding_idx, d_y, d_scores
-    )
+def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    *loss_arguments, h, gates, y, d_y, d_scores = arguments[8:]
+    grad_y, grad_item = sampled_loss_backward(grad, y, *loss_arguments, d_y, d_scores)
     counted = h if rows is None else h.index_select(0, rows)
     kind = torch.promote_types(h.dtype, dense_weight.dtype)  # a float32 weight gets float32's bits
     grad_dense_weight = torch.mm(grad_y.to(kind).t(), counted.to(kind)).to(dense_weight.dtype)
@@ -72,5 +37,4 @@ def gru_sampled_loss_backward(
     grad_h = torch.mm(grad_y, dense_weight.to(grad_y.dtype))
     if rows is not None:
         grad_h = segment_sum(rows, None, grad_h, None, h.shape[0], h.dtype)
-    grad_x, grad_weight, grad_bias = gru_backward(grad_h, x_gates, weight_hh, offsets, bias_hh, h, gates, max_len)
-    return grad_x, grad_weight, grad_bias, grad_dense_weight, grad_dense_bias, grad_item
+    return *gru_backward(grad_h, *(*gru_arguments, h, gates)), grad_dense_weight, grad_dense_bias, grad_item

@@ -16,8 +16,8 @@ from .attention_common import LAST_KEYS, Inputs, head_operand, head_rows, store_
 @triton.jit
 def _query(q, sequence, head, q_row, q_head, D: tl.constexpr, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
-    place = sequence * q_row + head.to(tl.int64) * q_head + column
-    return tl.load(q + place, mask=column < D, other=0.0).to(tl.float32)
+    offset = sequence * q_row + head.to(tl.int64) * q_head + column
+    return tl.load(q + offset, mask=column < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -66,8 +66,8 @@ def _last_forward(
     total = tl.where(some, total, 1.0)
     norm = tl.where(some, top, 0.0) + tl.log(total)
     tl.store(lse + sequence * heads + head + tl.arange(0, 1), norm)
-    place = (sequence * heads + head) * D + column
-    tl.store(out + place, (sums * (keep_scale / total)).to(out.dtype.element_ty), mask=column < D)
+    offset = (sequence * heads + head) * D + column
+    tl.store(out + offset, (sums * (keep_scale / total)).to(out.dtype.element_ty), mask=column < D)
 
 
 @triton.jit(do_not_specialize=["site"])
@@ -83,9 +83,9 @@ def _last_backward(
     start = tl.load(offsets + sequence).to(tl.int64)
     stop = tl.load(offsets + sequence + 1).to(tl.int64)
     length = (stop - start).to(tl.int32)
-    place = (sequence * heads + head) * D + column
+    offset = (sequence * heads + head) * D + column
     query = _query(q, sequence, head, q_row, q_head, D, WIDTH)
-    upstream = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    upstream = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
     norm = tl.load(lse + sequence * heads + head)
     # The mean slope, which grad · out would give too, but from a result that has been rounded; over weights that sum
     # to 1 but for the rounding of lse, which would not cancel in slope - mean.
@@ -122,7 +122,7 @@ def _last_backward(
         slope = weight * (slope - mean) * scale
         store_rows(dk, slope[:, None] * query[None, :], row, valid, head, heads, D, WIDTH)
         sums += tl.sum(slope[:, None] * key, axis=0)
-    tl.store(dq + place, sums.to(dq.dtype.element_ty), mask=inside)
+    tl.store(dq + offset, sums.to(dq.dtype.element_ty), mask=inside)
 
 
 def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
@@ -138,9 +138,10 @@ def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *sett
 
 
 def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = Inputs(q, k, v, offsets, *settings)
+    *settings, _, lse = settings_and_saved
+    x = Inputs(q, k, v, *settings)
     dq, dk, dv = (torch.empty(y.shape, dtype=q.dtype, device=q.device) for y in (q, k, v))
     if dq.numel() == 0:
         return dq, dk, dv

@@ -24,11 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool) -> Te
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, bfloat16: bool
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = math.prod(x.shape[:-1])
     rows, columns = grad.reshape(count, weight.shape[0]), x.reshape(count, weight.shape[1])
     upstream = _rounded(rows, bfloat16)
     dx = upstream.mm(_rounded(weight, bfloat16)).view(x.shape)
     dweight = upstream.t().mm(_rounded(columns, bfloat16))
-    return dx, dweight, rows.sum(0) if has_bias else weight.new_empty(0)
+    return dx, dweight, rows.sum(0) if bias is not None else weight.new_empty(0)

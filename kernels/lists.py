@@ -16,20 +16,20 @@ def highest_bit(x):
 
 
 @triton.jit
-def count_at_most(entries, start, size, step, value, wanted, RANK: tl.constexpr):
+def count_at_most(entries, start, size, step, value, active, RANK: tl.constexpr):
     """How many entries of its row's list are at most each value; with RANK, of the entries less their index.
 
     Args:
         entries: pointer to the lists, each ascending.
-        start, size: [ROWS, 1], the place of each row's list and its length.
+        start, size: [ROWS, 1], where each row's list starts and its length.
         step: highest_bit of the longest list.
         value: [ROWS, COLUMNS], integers.
-        wanted: bool [ROWS, COLUMNS], where to search; elsewhere nothing is read and the count is 0.
+        active: bool [ROWS, COLUMNS], where to search; elsewhere nothing is read and the count is 0.
     """
     passed = tl.zeros(value.shape, tl.int32)
     while step > 0:
         reached = passed + step
-        inside = wanted & (reached <= size)
+        inside = active & (reached <= size)
         entry = tl.load(entries + start + reached - 1, mask=inside, other=0)
         if RANK:
             entry -= reached - 1
@@ -39,8 +39,8 @@ def count_at_most(entries, start, size, step, value, wanted, RANK: tl.constexpr)
 
 
 @triton.jit
-def contains(entries, start, size, step, value, wanted):
-    """Whether each value is in its row's list; False where it is not wanted. Arguments as of count_at_most."""
-    passed = count_at_most(entries, start, size, step, value, wanted, False)
-    last = tl.load(entries + start + passed - 1, mask=wanted & (passed > 0), other=-1)
-    return wanted & (passed > 0) & (last == value)
+def contains(entries, start, size, step, value, active):
+    """Whether each value is in its row's list; False where it is not active. Arguments as of count_at_most."""
+    passed = count_at_most(entries, start, size, step, value, active, False)
+    last = tl.load(entries + start + passed - 1, mask=active & (passed > 0), other=-1)
+    return active & (passed > 0) & (last == value)

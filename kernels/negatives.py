@@ -37,10 +37,10 @@ def _scaled(word, n):
 
 
 @triton.jit
-def _pick(probability, alias, n_items, column, fraction, wanted):
+def _pick(probability, alias, n_items, column, fraction, active):
     item = _scaled(column, n_items)
-    own = tl.load(probability + item, mask=wanted, other=0)
-    other = tl.load(alias + item, mask=wanted, other=0)
+    own = tl.load(probability + item, mask=active, other=0)
+    other = tl.load(alias + item, mask=active, other=0)
     return tl.where(fraction.to(tl.int64) < own, item, other)
 
 
@@ -72,9 +72,9 @@ def _uniform(users, positives, seen_offsets, seen_items, rng, out, n_targets, n_
     words = philox.words(rng, first + target, block, _SITE, TARGETS, DRAWS // 4)
     value = _scaled(words, left)
     value += (value >= skip).to(tl.int64)
-    wanted = valid & (left > 0) & (draw < k)
-    item = value + count_at_most(seen_items, start, size, step, value, wanted, True)
-    tl.store(out + target * k + draw, tl.where(wanted, item, -1), mask=some & (draw < k))
+    active = valid & (left > 0) & (draw < k)
+    item = value + count_at_most(seen_items, start, size, step, value, active, True)
+    tl.store(out + target * k + draw, tl.where(active, item, -1), mask=some & (draw < k))
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _weighted(users, positives, seen_offsets, seen_items, rng, probability, alia
     row = zero + (first + target).to(tl.uint32)
     counter = zero + tl.load(rng + 1).to(tl.uint32)
     pending = valid & (draw < k)
-    chosen = tl.where(pending, _PENDING, -1).to(tl.int64)
+    sampled = tl.where(pending, _PENDING, -1).to(tl.int64)
     number = tl.full((), 0, tl.int32)
     while (number <= _LAST) & (tl.max(pending.to(tl.int32)) > 0):
         block = zero + (draw * _BLOCKS + number).to(tl.uint32)
@@ -97,16 +97,16 @@ def _weighted(users, positives, seen_offsets, seen_items, rng, probability, alia
         item = _pick(probability, alias, n_items, w0, w1, pending)
         good = pending & (item != positive)
         good = good & (contains(seen_items, start, size, step, item, good) == 0)
-        chosen = tl.where(good, item, chosen)
+        sampled = tl.where(good, item, sampled)
         pending = pending & (good == 0)
         if number < _LAST:  # the last block has one attempt only
             item = _pick(probability, alias, n_items, w2, w3, pending)
             good = pending & (item != positive)
             good = good & (contains(seen_items, start, size, step, item, good) == 0)
-            chosen = tl.where(good, item, chosen)
+            sampled = tl.where(good, item, sampled)
             pending = pending & (good == 0)
         number += 1
-    tl.store(out + target * k + draw, chosen, mask=some & (draw < k))
+    tl.store(out + target * k + draw, sampled, mask=some & (draw < k))
 
 
 @triton.jit
@@ -150,15 +150,15 @@ def _complement(users, positives, seen_offsets, seen_items, rng, masses, out, n_
             number = (w2.to(tl.uint64) << 32) | w3.to(tl.uint64)
             rank = tl.umulhi(number, tl.zeros((DRAWS,), tl.uint64) + total.to(tl.uint64)).to(tl.int64)
             below = tl.full((), 0, tl.int64)
-            found = tl.zeros((DRAWS,), tl.int64)
+            sampled = tl.zeros((DRAWS,), tl.int64)
             for start_item in range(0, n_items, ITEMS):
                 item = start_item + tl.arange(0, ITEMS)
                 mass = _masses_left(masses, seen_items, start, size, step, positive, item, n_items)
                 cumulative = below + tl.cumsum(mass, axis=0)
                 passed = (cumulative[None, :] <= rank[:, None]) & (item < n_items)[None, :]
-                found += tl.sum(passed.to(tl.int64), axis=1)
+                sampled += tl.sum(passed.to(tl.int64), axis=1)
                 below += tl.sum(mass, axis=0)
-            tl.store(out + draw, tl.where(total > 0, found, -1), mask=pending)
+            tl.store(out + draw, tl.where(total > 0, sampled, -1), mask=pending)
 
 
 @triton.jit
@@ -180,18 +180,9 @@ def _shared(rng, probability, alias, out, size, n_items, site, WEIGHTED: tl.cons
 
 
 def sample_negatives(
-    users: Tensor,
-    positives: Tensor,
-    seen_offsets: Tensor,
-    seen_items: Tensor,
-    k: int,
-    n_items: int,
-    rng: Tensor,
-    probability: Tensor | None,
-    alias: Tensor | None,
-    first: int,
-    threads: int,
-) -> Tensor:
+    users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
+    probability: Tensor | None, alias: Tensor | None, first: int, threads: int,
+) -> Tensor:  # fmt: skip
     n_targets, n_users = users.shape[0], seen_offsets.shape[0] - 1
     out = torch.empty(n_targets, k, dtype=torch.int64, device=users.device)
     if out.numel() == 0:

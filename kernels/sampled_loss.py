@@ -10,6 +10,8 @@ product gives the gradient of h. The gradient of the table: kernels/segments.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -136,12 +138,12 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
     value = tl.load(d_h + row * width + column, mask=inside, other=0.0)
     tl.store(grad_h + row * width + column, (scale * value).to(grad_h.dtype.element_ty), mask=inside)
     inside = some_row & (column <= count)
-    place = row * (1 + count) + column
-    value = tl.load(d_scores + place, mask=inside, other=0.0)
-    tl.store(coefficients + place, scale * value, mask=inside)
+    offset = row * (1 + count) + column
+    value = tl.load(d_scores + offset, mask=inside, other=0.0)
+    tl.store(coefficients + offset, scale * value, mask=inside)
     target = tl.load(targets + row, mask=some_row, other=0)
     item = tl.load(negatives + row * count + column - 1, mask=inside & (column > 0), other=0)
-    tl.store(ids + place, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
+    tl.store(ids + offset, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
 
 
 def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
@@ -159,15 +161,9 @@ def _scale_tile(width: int, count: int) -> tuple[int, int]:
 
 
 def sampled_loss(
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
+    h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(h, "h")
     if h.shape[1] > WIDEST:
         raise ValueError(f"h has {h.shape[1]} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
@@ -192,18 +188,9 @@ def sampled_loss(
 
 
 def sampled_loss_backward(
-    grad: Tensor,
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-    d_h: Tensor,
-    d_scores: Tensor,
+    grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, padding_idx, d_h, d_scores = settings_and_saved
     n_items, kind = item_weight.shape[0], item_weight.dtype
     (n_rows, width), count = h.shape, negatives.shape[-1]
     if negatives.dim() == 1:  # the negatives' part is one dense row each, added like a target's

@@ -26,9 +26,9 @@ def _add_entries(sum, start, stop, order, coefficients, source, per_row, column,
                  ENTRIES: tl.constexpr):  # fmt: skip
     """``sum`` [1, COLUMNS] and the entries start ... stop of the sorted list."""
     for first in range(start, stop, ENTRIES):
-        place = first + tl.arange(0, ENTRIES)[:, None]
-        inside = place < stop
-        entry = tl.load(order + place, mask=inside, other=0)
+        position = first + tl.arange(0, ENTRIES)[:, None]
+        inside = position < stop
+        entry = tl.load(order + position, mask=inside, other=0)
         rows = tl.load(
             source + (entry // per_row) * width + column, mask=inside & (column < width), other=0.0
         ).to(tl.float32)  # fmt: skip
@@ -68,9 +68,9 @@ def _sum_segments(starts, order, coefficients, source, partial, table, per_row, 
     sum = tl.zeros((1, COLUMNS), tl.float32)
     sum = _add_entries(sum, start, first_stop, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES)
     for chunk in range(first_chunk, last_chunk, ENTRIES):
-        place = chunk + tl.arange(0, ENTRIES)[:, None]
-        inside = (place < last_chunk) & (column < width)
-        sum += tl.sum(tl.load(partial + place * width + column, mask=inside, other=0.0), axis=0)[None, :]
+        position = chunk + tl.arange(0, ENTRIES)[:, None]
+        inside = (position < last_chunk) & (column < width)
+        sum += tl.sum(tl.load(partial + position * width + column, mask=inside, other=0.0), axis=0)[None, :]
     sum = _add_entries(sum, rest, stop, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES)
     tl.store(table + row * width + column, sum.to(table.dtype.element_ty), mask=column < width)
 

@@ -75,8 +75,8 @@ def _scan(h, weight, bias, seen_offsets, entries, bounds, lists, n_users, n_item
                 some = some & (contains(entries, seen_start, seen_size, step, wide, some) == 0)
             tile = tl.sort(tl.where(some, key, _EMPTY), descending=False)
             best = tl.sort(tl.maximum(best, tile), descending=True)
-    place = (tl.program_id(1).to(tl.int64) * n_users + user) * SIZE + slot
-    tl.store(lists + place, best, mask=some_user)
+    offset = (tl.program_id(1).to(tl.int64) * n_users + user) * SIZE + slot
+    tl.store(lists + offset, best, mask=some_user)
 
 
 @triton.jit
@@ -88,17 +88,17 @@ def _merge(lists, scores, ids, bounds, n_users, parts, k, first, USERS: tl.const
     row = user.to(tl.int64)
     best = tl.load(lists + row * SIZE + slot, mask=some_user, other=_EMPTY)
     for part in range(1, parts):
-        place = (row + tl.cast(part, tl.int64) * n_users) * SIZE
-        other = tl.load(lists + place + (SIZE - 1 - slot), mask=some_user, other=_EMPTY)  # ascending
+        offset = (row + tl.cast(part, tl.int64) * n_users) * SIZE
+        other = tl.load(lists + offset + (SIZE - 1 - slot), mask=some_user, other=_EMPTY)  # ascending
         best = tl.sort(tl.maximum(best, other), descending=True)
     bits = (best >> 32).to(tl.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     score = tl.where(best == _EMPTY, float("-inf"), bits.to(tl.float32, bitcast=True))
     item = tl.where(best == _EMPTY, -1, 0x7FFFFFFF - (best & 0x7FFFFFFF))
     inside = some_user & (first + slot < k)
-    place = row * k + first + slot
-    tl.store(scores + place, score.to(scores.dtype.element_ty), mask=inside)
-    tl.store(ids + place, item, mask=inside)
+    offset = row * k + first + slot
+    tl.store(scores + offset, score.to(scores.dtype.element_ty), mask=inside)
+    tl.store(ids + offset, item, mask=inside)
     last = tl.sum(tl.where(slot == SIZE - 1, best, 0), axis=1)[:, None]
     tl.store(bounds + row, last, mask=some_user)
 

@@ -28,8 +28,7 @@ void adam_rows(Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq,
     check_shape(weight, "weight", {-1, -1});
     AdamTable<T> table;
     table.rows = weight.shape(0), table.width = weight.shape(1);
-    check_shape(exp_avg, "exp_avg", {table.rows, table.width});
-    check_shape(exp_avg_sq, "exp_avg_sq", {table.rows, table.width});
+    check_shapes({table.rows, table.width}, exp_avg, "exp_avg", exp_avg_sq, "exp_avg_sq");
     check_shape(last_step, "last_step", {table.rows});
     check_shape(rows, "rows", {-1});
     check_shape(grad, "grad", {rows.shape(0), table.width});
@@ -43,9 +42,9 @@ void adam_rows(Array<T>& weight, Array<T>& exp_avg, Array<T>& exp_avg_sq,
     const T* g = grad.data();
     py::gil_scoped_release release;
     if (lazy)
-        FASTSEQ_OF_TYPE(T, adam_lazy)(table, row, count, g, threads);
+        adam_lazy(table, row, count, g, threads);
     else
-        FASTSEQ_OF_TYPE(T, adam_dense)(table, slots.data(), g, threads);
+        adam_dense(table, slots.data(), g, threads);
 }
 
 }  // namespace

@@ -99,9 +99,9 @@ void forward(const StridedArray<T>& q, const StridedArray<T>& k, const StridedAr
         kLast ? last_query_scratch(batch.longest) : attention_scratch(batch.longest, width), batch.threads);
     scratch.lend(x);
     if constexpr (kLast)
-        FASTSEQ_OF_TYPE(T, last_query_attention)(batch, x);
+        last_query_attention(batch, x);
     else
-        FASTSEQ_OF_TYPE(T, causal_attention)(batch, x);
+        causal_attention(batch, x);
 }
 
 template <bool kLast, typename T>
@@ -115,11 +115,9 @@ void backward(const Array<T>& grad, const StridedArray<T>& q, const StridedArray
     const Batch batch(offsets, rows, heads, width, max_len, p, seed, step, site, scale, threads);
     const int64_t queries = kLast ? batch.sequences : rows;
     AttentionTensors<T> x = inputs(q, k, v, queries);
-    check_shape(grad, "grad", {queries, heads, width});
+    check_shapes({queries, heads, width}, grad, "grad", grad_q, "grad_q");
     check_shape(lse, "lse", {queries, heads});
-    check_shape(grad_q, "grad_q", {queries, heads, width});
-    check_shape(grad_k, "grad_k", {rows, heads, width});
-    check_shape(grad_v, "grad_v", {rows, heads, width});
+    check_shapes({rows, heads, width}, grad_k, "grad_k", grad_v, "grad_v");
     x.grad = grad.data();
     x.saved_lse = lse.data();
     x.grad_q = grad_q.mutable_data();
@@ -131,9 +129,9 @@ void backward(const Array<T>& grad, const StridedArray<T>& q, const StridedArray
         batch.threads);
     scratch.lend(x);
     if constexpr (kLast)
-        FASTSEQ_OF_TYPE(T, last_query_attention_backward)(batch, x);
+        last_query_attention_backward(batch, x);
     else
-        FASTSEQ_OF_TYPE(T, causal_attention_backward)(batch, x);
+        causal_attention_backward(batch, x);
 }
 
 template <bool kLast>

@@ -15,7 +15,7 @@ void forward(const Array<T>& x, const Array<T>& bias, Array<T>& y, double p, int
     const BiasGeluDropout<T> a{x.data(),   bias.data(), y.mutable_data(),
                                x.shape(0), x.shape(1),  make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, bias_gelu_dropout)(a);
+    bias_gelu_dropout(a);
 }
 
 template <typename T>
@@ -23,16 +23,14 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& bias, Arr
               int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
-    check_shape(grad, "grad", {rows, width});
-    check_shape(bias, "bias", {width});
-    check_shape(dx, "dx", {rows, width});
-    check_shape(dbias, "dbias", {width});
+    check_shapes({rows, width}, grad, "grad", dx, "dx");
+    check_shapes({width}, bias, "bias", dbias, "dbias");
     Array<T> partial(block_count(rows) * width);
     const BiasGeluDropoutBackward<T> a{grad.data(), x.data(), bias.data(), dx.mutable_data(), dbias.mutable_data(),
                                        partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                        threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, bias_gelu_dropout_backward)(a);
+    bias_gelu_dropout_backward(a);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What the functions of fastseq._C share: how they are bound, which arrays they take, and checks of whatever would become
-// a bad address. Their messages are short: fastseq/ops says what is wrong with its arguments, for every implementation.
+// What the functions of fastseq._C share: how they are bound, which arrays they take, and checks of whatever would
+// become a bad address. Their messages are short: fastseq/ops says what is wrong, for every implementation.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -80,15 +80,6 @@ void define(py::module_& m, const char* name, const char* const (&arguments)[N],
     (define_one(m, name, arguments, doc, overloads, std::make_index_sequence<N>{}), ...);
 }
 
-// The kernel of type T: FASTSEQ_OF_TYPE(T, gru)(...) calls gru_f32 or gru_f64.
-#define FASTSEQ_OF_TYPE(T, name)                                  \
-    [](auto&&... a) {                                             \
-        if constexpr (std::is_same_v<T, float>)                   \
-            return name##_f32(a...);                              \
-        else                                                      \
-            return name##_f64(a...);                              \
-    }
-
 // Raises ValueError naming the argument unless its shape is as expected (-1 matches any size).
 inline void check_shape(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
     std::string have, want;
@@ -102,6 +93,14 @@ inline void check_shape(const py::array& array, const char* name, std::initializ
     for (const int64_t size : shape) want += (want.empty() ? "" : ", ") + (size < 0 ? "*" : std::to_string(size));
     for (int i = 0; i < array.ndim(); ++i) have += (i ? ", " : "") + std::to_string(array.shape(i));
     throw py::value_error(std::string(name) + " has shape [" + have + "], expected [" + want + "]");
+}
+
+// The same for several arrays, each before its name.
+inline void check_shapes(std::initializer_list<int64_t>) {}
+template <typename... More>
+void check_shapes(std::initializer_list<int64_t> shape, const py::array& array, const char* name, const More&... more) {
+    check_shape(array, name, shape);
+    check_shapes(shape, more...);
 }
 
 // Null where the array is None; else its data, after the check of its shape.

@@ -106,7 +106,7 @@ void forward(const Array<T>& x, const Array<int32_t>& offsets, const Array<int64
     T* to = out.mutable_data();
     int32_t* at = position.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, caser_windows)(planner.plan(), in, to, at, threads);
+    caser_windows(planner.plan(), in, to, at, threads);
 }
 
 template <typename T>
@@ -133,7 +133,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<int32_t>& off
                                    bias_v_grad.mutable_data(),   padding_row_grad.mutable_data()};
     const T* from = grad.data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, caser_windows_backward)(planner.plan(), in, from, at, result, threads);
+    caser_windows_backward(planner.plan(), in, from, at, result, threads);
 }
 
 }  // namespace

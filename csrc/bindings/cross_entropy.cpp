@@ -15,9 +15,7 @@ void cross_entropy(const Array<T>& h, const Array<T>& weight, const OptionalArra
     check_shape(h, "h", {-1, -1});
     check_shape(weight, "weight", {-1, h.shape(1)});
     const int64_t rows = h.shape(0), classes = weight.shape(0), width = h.shape(1);
-    check_shape(targets, "targets", {rows});
-    check_shape(loss, "loss", {rows});
-    check_shape(lse, "lse", {rows});
+    check_shapes({rows}, targets, "targets", loss, "loss", lse, "lse");
     if (dh.has_value() != dweight.has_value() || (dbias.has_value() && !(dh.has_value() && bias.has_value())))
         throw py::value_error("dh and dweight are asked for together, dbias with them where there is a bias");
     if (softcap && !(*softcap > 0.0)) throw py::value_error("softcap must be above 0");

@@ -9,12 +9,12 @@ template <typename T>
 void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     check_shape(y, "y", {x.shape(0), x.shape(1)});
-    const Dropout dropout = make_dropout(p, seed, step, site);
+    const Dropout drawn = make_dropout(p, seed, step, site);
     const T* in = x.data();
     T* out = y.mutable_data();
     const int64_t rows = x.shape(0), columns = x.shape(1);
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, dropout)(in, out, rows, columns, dropout, threads);
+    dropout(in, out, rows, columns, drawn, threads);
 }
 
 }  // namespace

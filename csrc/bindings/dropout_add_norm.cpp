@@ -12,18 +12,15 @@ void forward(const Array<T>& x, const Array<T>& residual, const Array<T>& weight
              int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
-    check_shape(residual, "residual", {rows, width});
-    check_shape(weight, "weight", {width});
-    check_shape(bias, "bias", {width});
-    check_shape(y, "y", {rows, width});
-    check_shape(mean, "mean", {rows});
-    check_shape(rstd, "rstd", {rows});
+    check_shapes({rows, width}, residual, "residual", y, "y");
+    check_shapes({width}, weight, "weight", bias, "bias");
+    check_shapes({rows}, mean, "mean", rstd, "rstd");
     const DropoutAddNorm<T> a{x.data(), residual.data(), weight.data(), bias.data(),
                               optional_data(x_bias, "x_bias", {width}), y.mutable_data(), mean.mutable_data(),
                               rstd.mutable_data(), rows, width, static_cast<T>(eps),
                               make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, dropout_add_norm)(a);
+    dropout_add_norm(a);
 }
 
 template <typename T>
@@ -33,15 +30,9 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual,
               int64_t seed, int64_t step, uint32_t site, Threads threads) {
     check_shape(x, "x", {-1, -1});
     const int64_t rows = x.shape(0), width = x.shape(1);
-    check_shape(grad, "grad", {rows, width});
-    check_shape(residual, "residual", {rows, width});
-    check_shape(weight, "weight", {width});
-    check_shape(mean, "mean", {rows});
-    check_shape(rstd, "rstd", {rows});
-    check_shape(dx, "dx", {rows, width});
-    check_shape(dresidual, "dresidual", {rows, width});
-    check_shape(dweight, "dweight", {width});
-    check_shape(dbias, "dbias", {width});
+    check_shapes({rows, width}, grad, "grad", residual, "residual", dx, "dx", dresidual, "dresidual");
+    check_shapes({width}, weight, "weight", dweight, "dweight", dbias, "dbias");
+    check_shapes({rows}, mean, "mean", rstd, "rstd");
     Array<T> partial(block_count(rows) * 3 * width);
     const DropoutAddNormBackward<T> a{grad.data(), x.data(), residual.data(), weight.data(),
                                       optional_data(x_bias, "x_bias", {width}), mean.data(), rstd.data(),
@@ -50,7 +41,7 @@ void backward(const Array<T>& grad, const Array<T>& x, const Array<T>& residual,
                                       partial.mutable_data(), rows, width, make_dropout(p, seed, step, site),
                                       threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, dropout_add_norm_backward)(a);
+    dropout_add_norm_backward(a);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace {
 
 // The items and positions of a table look-up, which is memory it must not leave.
 template <typename T>
-void check_places(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
+void check_lookups(const Array<int64_t>& items, const Array<int32_t>& positions, const Array<T>& item_weight,
                   const OptionalArray<T>& position_weight) {
     check_ids(items, "items", item_weight.shape(0));
     optional_data(position_weight, "position_weight", {-1, item_weight.shape(1)});
@@ -49,9 +49,9 @@ void forward(const Array<int64_t>& items, const Array<int32_t>& positions, const
                              static_cast<T>(eps), make_dropout(p, seed, step, site), threads};
     if (a.norm_weight && !(a.norm_bias && a.mean && a.rstd))
         throw py::value_error("norm_weight is given, expected norm_bias, mean and rstd too");
-    check_places(items, positions, item_weight, position_weight);
+    check_lookups(items, positions, item_weight, position_weight);
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence)(a);
+    embed_sequence(a);
 }
 
 template <typename T>
@@ -62,15 +62,10 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
     check_shape(item_weight, "item_weight", {-1, -1});
     check_shape(items, "items", {-1});
     const int64_t rows = items.shape(0), width = item_weight.shape(1);
-    check_shape(positions, "positions", {rows});
-    check_shape(grad, "grad", {rows, width});
-    check_shape(norm_weight, "norm_weight", {width});
-    check_shape(mean, "mean", {rows});
-    check_shape(rstd, "rstd", {rows});
-    check_shape(de, "de", {rows, width});
-    check_shape(dnorm_weight, "dnorm_weight", {width});
-    check_shape(dnorm_bias, "dnorm_bias", {width});
-    check_places(items, positions, item_weight, position_weight);
+    check_shapes({rows}, positions, "positions", mean, "mean", rstd, "rstd");
+    check_shapes({rows, width}, grad, "grad", de, "de");
+    check_shapes({width}, norm_weight, "norm_weight", dnorm_weight, "dnorm_weight", dnorm_bias, "dnorm_bias");
+    check_lookups(items, positions, item_weight, position_weight);
     Array<T> partial(block_count(rows) * 3 * width);
     const EmbedSequenceNormBackward<T> a{
         grad.data(), items.data(), positions.data(), item_weight.data(),
@@ -78,7 +73,7 @@ void norm_backward(const Array<T>& grad, const Array<int64_t>& items, const Arra
         de.mutable_data(), dnorm_weight.mutable_data(), dnorm_bias.mutable_data(), partial.mutable_data(), rows,
         width, make_dropout(p, seed, step, site), threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence_norm_backward)(a);
+    embed_sequence_norm_backward(a);
 }
 
 template <typename T>
@@ -98,7 +93,7 @@ void scatter(const Array<T>& de, const Array<int64_t>& items, const Array<int32_
         offsets.shape(0) - 1, ditem.shape(0), dposition ? static_cast<int64_t>(dposition->shape(0)) : 0, width,
         padding_idx, threads};
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, embed_sequence_scatter)(a);
+    embed_sequence_scatter(a);
 }
 
 }  // namespace

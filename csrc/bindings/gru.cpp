@@ -43,8 +43,7 @@ void forward(const Array<T>& x_gates, const Array<T>& weight_hh,
     const T *x = x_gates.data(), *weight = weight_hh.data(), *bias = optional_data(bias_hh, "bias_hh", {3 * hidden});
     T *state = h.mutable_data(), *gates = saved.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, gru)
-    (x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
+    gru(x, weight, bias, order.starts.data(), order.lengths.data(), order.count(), hidden, state, gates, threads);
 }
 
 template <typename T>
@@ -57,8 +56,7 @@ void backward(const Array<T>& grad, const Array<T>& weight_hh, const Array<int32
     check_shape(weight_hh, "weight_hh", {3 * hidden, hidden});
     check_offsets(offsets, rows);
     check_shape(saved, "saved", {rows, 4 * hidden});
-    check_shape(grad_x, "grad_x", {rows, 3 * hidden});
-    check_shape(grad_hidden, "grad_hidden", {rows, 3 * hidden});
+    check_shapes({rows, 3 * hidden}, grad_x, "grad_x", grad_hidden, "grad_hidden");
     check_shape(previous, "previous", {rows, hidden});
     check_shape(carry, "carry", {offsets.shape(0) - 1, hidden});
     const ByLength order(offsets);
@@ -66,9 +64,8 @@ void backward(const Array<T>& grad, const Array<T>& weight_hh, const Array<int32
     T *gx = grad_x.mutable_data(), *gh = grad_hidden.mutable_data(), *before = previous.mutable_data(),
       *scratch = carry.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, gru_backward)
-    (g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh, before,
-           scratch, threads);
+    gru_backward(g, weight, state, gates, order.starts.data(), order.lengths.data(), order.count(), hidden, gx, gh,
+                 before, scratch, threads);
 }
 
 }  // namespace

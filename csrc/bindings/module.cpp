@@ -42,14 +42,14 @@ Isa detect() {
 }  // namespace
 
 Isa isa() {
-    static const Isa chosen = detect();
-    return chosen;
+    static const Isa best = detect();
+    return best;
 }
 
 bool has_bfloat16_products() {
 #ifdef FASTSEQ_HAS_AVX2
-    static const bool found = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-    return found;
+    static const bool supported = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+    return supported;
 #else
     return false;
 #endif

@@ -11,8 +11,7 @@ static std::optional<AliasTable> table_of(const OptionalArray<int64_t>& probabil
     if (probability.has_value() != alias.has_value())
         throw py::value_error("probability and alias must both be given or both be None");
     if (!probability) return std::nullopt;
-    check_shape(*probability, "probability", {n_items});
-    check_shape(*alias, "alias", {n_items});
+    check_shapes({n_items}, *probability, "probability", *alias, "alias");
     const AliasTable table{probability->data(), alias->data()};
     check_ids(*probability, "probability", (int64_t(1) << 32) + 1);
     check_ids(*alias, "alias", n_items);
@@ -28,9 +27,9 @@ void bind_negatives(py::module_& m) {
               int64_t seed, int64_t step, const OptionalArray<int64_t>& probability, const OptionalArray<int64_t>& alias,
               int64_t first, Ids& out, Threads threads) {
                check_shape(users, "users", {-1});
-               check_shape(positives, "positives", {users.shape(0)});
                check_shape(seen_offsets, "seen_offsets", {-1});
                check_shape(seen_items, "seen_items", {-1});
+               check_shape(positives, "positives", {users.shape(0)});
                check_shape(out, "out", {users.shape(0), -1});
                check_number("n_items", n_items, 1, INT32_MAX);
                const NegativesProblem problem{users.data(),   positives.data(), seen_offsets.data(), seen_items.data(),
@@ -82,8 +81,7 @@ void bind_negatives(py::module_& m) {
                check_shape(mass, "mass", {-1});
                const int64_t n = mass.shape(0);
                check_number("mass.size", n, 1, INT32_MAX);
-               check_shape(probability, "probability", {n});
-               check_shape(alias, "alias", {n});
+               check_shapes({n}, probability, "probability", alias, "alias");
                int64_t* weight = mass.mutable_data();
                int64_t rest = n << 32;
                for (int64_t i = 0; i < n; ++i) {

@@ -46,7 +46,7 @@ void loss_of(const Array<T>& h, const Array<T>& item_weight, const Array<int64_t
     in.h = h.data(), in.table = item_weight.data(), in.targets = targets.data(), in.negatives = negatives.data();
     T *out = losses.mutable_data(), *grad = grad_h.mutable_data(), *scores = grad_scores.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, sampled_loss)(in, out, grad, scores, threads);
+    sampled_loss(in, out, grad, scores, threads);
 }
 
 // Counting sort of the entries by id: stable, so that each id's sum runs in the order of the entries.
@@ -78,12 +78,11 @@ void item_gradient(const Array<int64_t>& ids, const Array<T>& coefficients, cons
         for (int64_t j = 0; j < columns; ++j) {
             const int64_t e = i * columns + j;
             if (id[e] == padding_idx) continue;
-            const int64_t place = next[id[e]]++;
-            order[place] = static_cast<int32_t>(i);
-            sorted[place] = coefficient[e];
+            const int64_t entry = next[id[e]]++;
+            order[entry] = static_cast<int32_t>(i);
+            sorted[entry] = coefficient[e];
         }
-    FASTSEQ_OF_TYPE(T, sum_by_id)
-    (starts.data(), order.data(), sorted.data(), rows_of, items, out.shape(1), sums, threads);
+    sum_by_id(starts.data(), order.data(), sorted.data(), rows_of, items, out.shape(1), sums, threads);
 }
 
 }  // namespace

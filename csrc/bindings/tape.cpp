@@ -11,15 +11,13 @@ void build(const Array<int32_t>& users, const Array<int32_t>& items,
            OptionalArray<T>& tape_times, Threads threads) {
     check_shape(users, "users", {-1});
     const int64_t n = users.shape(0);
-    check_shape(items, "items", {n});
-    check_shape(tape, "tape", {n});
+    check_shapes({n}, items, "items", tape, "tape");
     check_shape(offsets, "offsets", {-1});
     if (offsets.shape(0) < 1) throw py::value_error("offsets is empty, expected [n_users + 1]");
     if (times.has_value() != tape_times.has_value())
         throw py::value_error("times and tape_times must both be given or both be None");
     if (times) {
-        check_shape(*times, "times", {n});
-        check_shape(*tape_times, "tape_times", {n});
+        check_shapes({n}, *times, "times", *tape_times, "tape_times");
         const T* time = times->data();
         for (int64_t i = 0; i < n; ++i)
             if (time[i] != time[i])
@@ -33,10 +31,7 @@ void build(const Array<int32_t>& users, const Array<int32_t>& items,
     int64_t bad;
     {
         py::gil_scoped_release release;
-        if constexpr (std::is_same_v<T, double>)
-            bad = build_tape_f64(user, item, time, n, n_users, offset, out, out_time, threads);
-        else
-            bad = build_tape_i64(user, item, time, n, n_users, offset, out, out_time, threads);
+        bad = build_tape(user, item, time, n, n_users, offset, out, out_time, threads);
     }
     if (bad >= 0) check_range("users", bad, user[bad], n_users);
 }

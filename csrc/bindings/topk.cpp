@@ -36,7 +36,7 @@ void merge(Array<T>& scores, const Array<int64_t>& seen_offsets, const Array<int
     {
         py::gil_scoped_release release;
         check_seen(offsets, rows, seen, count, n_items);
-        nan = FASTSEQ_OF_TYPE(T, topk_merge)(in, rows, columns, first_item, offsets, seen, k, out, items, threads);
+        nan = topk_merge(in, rows, columns, first_item, offsets, seen, k, out, items, threads);
     }
     if (nan >= 0)
         throw py::value_error("scores: the score of row " + std::to_string(first_row + nan / columns) + " and item " +
@@ -52,7 +52,7 @@ void sort(Array<T>& best, Array<int64_t>& ids, Threads threads) {
     T* out = best.mutable_data();
     int64_t* items = ids.mutable_data();
     py::gil_scoped_release release;
-    FASTSEQ_OF_TYPE(T, topk_sort)(rows, k, out, items, threads);
+    topk_sort(rows, k, out, items, threads);
 }
 
 }  // namespace

@@ -78,10 +78,8 @@ void bind_windows(py::module_& m) {
                const int64_t *begin = offsets.data(), *end = stop.data(), users = stop.shape(0);
                check_stops(begin, end, users);
                const int64_t count = count_windows(begin, end, users, shape);
-               check_shape(user, "user", {count});
-               check_shape(start, "start", {count});
-               check_shape(window_stop, "window_stop", {count});
-               check_shape(first_target, "first_target", {count});
+               check_shapes({count}, user, "user", start, "start", window_stop, "window_stop",
+                            first_target, "first_target");
                const WindowArrays out{user.mutable_data(), start.mutable_data(), window_stop.mutable_data(),
                                       first_target.mutable_data()};
                py::gil_scoped_release release;
@@ -102,16 +100,14 @@ void bind_windows(py::module_& m) {
                check_shape(order, "order", {-1});
                check_length(max_len);
                const int64_t n_windows = user.shape(0), count = order.shape(0);
-               check_shape(start, "start", {n_windows});
-               check_shape(stop, "stop", {n_windows});
-               check_shape(first_target, "first_target", {n_windows});
+               check_shapes({n_windows}, start, "start", stop, "stop", first_target, "first_target");
                const WindowArrays windows{user.mutable_data(), start.mutable_data(), stop.mutable_data(),
                                           first_target.mutable_data()};
-               const int64_t* chosen = order.data();
+               const int64_t* window = order.data();
                const int64_t* begins = user_offsets.data();
                int64_t n_events = 0, n_targets = 0, n_history = 0;
                for (int64_t b = 0; b < count; ++b) {
-                   const int64_t w = chosen[b];
+                   const int64_t w = window[b];
                    if (w < 0 || w >= n_windows)
                        throw py::value_error("order[" + std::to_string(b) + "] is " + std::to_string(w) +
                                              ", expected 0 <= window < " + std::to_string(n_windows));
@@ -127,14 +123,11 @@ void bind_windows(py::module_& m) {
                check_shape(items, "items", {n_events});
                check_shape(offsets, "offsets", {count + 1});
                check_shape(users, "users", {count});
-               check_shape(rows, "rows", {n_targets});
-               check_shape(targets, "targets", {n_targets});
-               check_shape(target_sequences, "target_sequences", {n_targets});
+               check_shapes({n_targets}, rows, "rows", targets, "targets", target_sequences, "target_sequences");
                if (l2_items.has_value() != l2_weights.has_value())
                    throw py::value_error("l2_items and l2_weights must both be given or both be None");
                if (l2_items) {
-                   check_shape(*l2_items, "l2_items", {n_history});
-                   check_shape(*l2_weights, "l2_weights", {n_history});
+                   check_shapes({n_history}, *l2_items, "l2_items", *l2_weights, "l2_weights");
                }
                const BatchArrays out{items.mutable_data(),
                                      offsets.mutable_data(),
@@ -146,7 +139,7 @@ void bind_windows(py::module_& m) {
                                      l2_weights ? l2_weights->mutable_data() : nullptr};
                const int64_t* events = tape.data();
                py::gil_scoped_release release;
-               return gather_windows(events, begins, windows, chosen, count, max_len, out);
+               return gather_windows(events, begins, windows, window, count, max_len, out);
            });
 }
 

@@ -181,9 +181,7 @@ def recommend(
     from . import experiment
 
     model = _load(run)
-    names: list[Any] = []
-    histories: list[list[Any]] = []
-    users: list[Any] = []
+    requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
         data = experiment.read(experiment.config_of_run(RunFolder.existing(run)))
         _check_catalogue(run, model, data)
@@ -192,23 +190,19 @@ def recommend(
         names_of_users = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
         for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
-            names.append(name)
-            users.append(name)
-            histories.append(list(data.history(name)))
+            requests.append((name, name, list(data.history(name))))
     items = model.catalogue.items if model.catalogue is not None else None
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
-        histories.append(_as_ids(items, words, f"--history {number}", skip_unknown))
-        names.append(line)
-        users.append(None)
+        requests.append((line, None, _as_ids(items, words, f"--history {number}", skip_unknown)))
     if input_file is not None:
         for number, line in enumerate(_lines(input_file), start=1):
             words = [text for text in line.split("\t") if text.strip()] if "\t" in line else line.split()
-            histories.append(_as_ids(items, words, f"{input_file}, line {number}", skip_unknown))
-            names.append(f"line {number}")
-            users.append(None)
-    if not histories:
+            history_ids = _as_ids(items, words, f"{input_file}, line {number}", skip_unknown)
+            requests.append((f"line {number}", None, history_ids))
+    if not requests:
         raise typer.BadParameter("nothing to recommend for: give --user, --history, --input or --sample")
+    names, users, histories = map(list, zip(*requests, strict=True))
     answers = model.recommend(
         histories,
         k,

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,7 +192,7 @@ def train(
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)
-        report = None if on_progress is None else _named(on_progress, entry.name)
+        report = None if on_progress is None else partial(on_progress, entry.name)
         options = options_of(config, entry)
         trainer = Trainer(model, parts, options, path, report, resume=resume, overwrite=overwrite)
         run = RunFolder.existing(path)
@@ -206,10 +207,6 @@ def train(
         yield Outcome(entry.name, run, result, evaluation, peak_rss_mb())
         if result.stopped == "interrupted":
             return
-
-
-def _named(on_progress: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
-    return lambda progress: on_progress(name, progress)
 
 
 def score(

@@ -81,13 +81,13 @@ class IdMap:
             if self._index is None:
                 self._index = {value: i for i, value in enumerate(self._values)}
             get = self._index.get
-            found = np.fromiter((get(v, -1) if isinstance(v, str) else -1 for v in values), np.int64, len(values))
+            indices = np.fromiter((get(v, -1) if isinstance(v, str) else -1 for v in values), np.int64, len(values))
         else:
-            found = self._encode_integers(self._values, values)
-        if unknown == "raise" and len(found) and found.min() < 0:
-            missing = values[int(np.argmax(found < 0))]
+            indices = self._encode_integers(self._values, values)
+        if unknown == "raise" and len(indices) and indices.min() < 0:
+            missing = values[int(np.argmax(indices < 0))]
             raise DataError(f"unknown id {_plain(missing)!r}: not among the {len(self)} known {self.kind} ids")
-        return found
+        return indices
 
     @staticmethod
     def _encode_integers(known: Int64Array, values: Sequence[Any] | NDArray[Any]) -> Int64Array:
@@ -103,8 +103,8 @@ class IdMap:
             )
         if not len(known):
             return np.full(len(asked), -1, np.int64)
-        place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
-        return np.where((known[place] == asked) & valid, place, -1)
+        index = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+        return np.where((known[index] == asked) & valid, index, -1)
 
     def decode(self, indices: Sequence[int] | NDArray[np.integer]) -> list[int] | list[str]:
         """Raw ids at ``indices`` [k] as Python values.
@@ -112,13 +112,15 @@ class IdMap:
         Raises:
             DataError: naming the first index outside 0 … n − 1.
         """
-        places = np.asarray(indices, dtype=np.int64)
-        outside = (places < 0) | (places >= len(self))
+        positions = np.asarray(indices, dtype=np.int64)
+        outside = (positions < 0) | (positions >= len(self))
         if outside.any():
-            raise DataError(f"index {places[outside][0]} is outside 0 … {len(self) - 1}, the indices of the known ids")
+            raise DataError(
+                f"index {positions[outside][0]} is outside 0 … {len(self) - 1}, the indices of the known ids"
+            )
         if isinstance(self._values, list):
-            return [self._values[i] for i in places.tolist()]
-        return self._values[places].tolist()
+            return [self._values[i] for i in positions.tolist()]
+        return self._values[positions].tolist()
 
     def take(self, indices: Int64Array) -> IdMap:
         """The map of the ids at ``indices``, which increase strictly."""
@@ -193,8 +195,8 @@ def factorise(values: Sequence[RawId] | NDArray[Any], name: str) -> tuple[IdMap,
         column = as_int64(values, name)
         if len(column) and 0 <= (span := int(column.max()) - int(column.min())) <= 4 * len(column) + 1024:
             return _factorise_dense(column, int(column.min()), span)
-        known, places = np.unique(column, return_inverse=True)
-        return IdMap.from_sorted(known), places.astype(np.int32)
+        known, inverse = np.unique(column, return_inverse=True)
+        return IdMap.from_sorted(known), inverse.astype(np.int32)
     listed = values if isinstance(values, list) else list(values)
     id_kind(listed, name)
     ids: list[Any] = sorted(set(listed))

@@ -145,15 +145,15 @@ class Loader:
         bounds = cut(cumulative, cumulative[-1] * np.arange(1, parts) // parts)
         return slice(int(bounds[self.rank]), int(bounds[self.rank + 1]))
 
-    def _assemble(self, chosen: Int64Array, rng: Tensor, first: int, n_targets_global: int) -> JaggedBatch:
-        """The batch of these windows, whose first target is number ``first`` of ``n_targets_global``."""
+    def _assemble(self, indices: Int64Array, rng: Tensor, first: int, n_targets_global: int) -> JaggedBatch:
+        """The batch of the windows ``indices``, whose first target is number ``first`` of ``n_targets_global``."""
         windows = self.windows
-        lengths = windows.stop[chosen] - windows.start[chosen]
-        n_inputs, n_targets = int(lengths.sum()), int(windows.n_targets[chosen].sum())
+        lengths = windows.stop[indices] - windows.start[indices]
+        n_inputs, n_targets = int(lengths.sum()), int(windows.n_targets[indices].sum())
         batch = JaggedBatch(
             items=torch.empty(n_inputs, dtype=torch.int64),
-            offsets=torch.empty(len(chosen) + 1, dtype=torch.int32),
-            users=torch.empty(len(chosen), dtype=torch.int64),
+            offsets=torch.empty(len(indices) + 1, dtype=torch.int32),
+            users=torch.empty(len(indices), dtype=torch.int64),
             max_len=int(lengths.max(initial=0)),
             rows=torch.empty(n_targets, dtype=torch.int64),
             targets=torch.empty(n_targets, dtype=torch.int64),
@@ -162,8 +162,8 @@ class Loader:
             last_only=self.per_target,
         )
         if self.l2:
-            reach = np.maximum(self._offsets[windows.user[chosen]], windows.first_target[chosen] - self.max_len)
-            n_history = int((windows.stop[chosen] - reach).sum())
+            reach = np.maximum(self._offsets[windows.user[indices]], windows.first_target[indices] - self.max_len)
+            n_history = int((windows.stop[indices] - reach).sum())
             batch.l2_items = torch.empty(n_history, dtype=torch.int64)
             batch.l2_weights = torch.empty(n_history, dtype=torch.float32)
         written = ("items", "offsets", "users", "rows", "targets", "target_sequences", "l2_items", "l2_weights")
@@ -175,7 +175,7 @@ class Loader:
             windows.start,
             windows.stop,
             windows.first_target,
-            chosen,
+            indices,
             self.max_len,
             *(None if buffer is None else buffer.numpy() for buffer in buffers),
         )

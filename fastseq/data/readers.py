@@ -121,7 +121,9 @@ def _read_file(
         present = list(columns) if columns is not None else _split(header, separator)
         if format == "inter":
             present = [name.split(":")[0] for name in present]
-        return _from_text(file, separator, present, [_place(present, name, role) for role, name in names.items()], line)
+        return _from_text(
+            file, separator, present, [_position(present, name, role) for role, name in names.items()], line
+        )
 
 
 def _from_text(
@@ -141,7 +143,7 @@ def _from_text(
 def _from_frame(frame: Any, names: dict[str, str]) -> Interactions:
     present = [str(name) for name in frame.columns]
     for role, name in names.items():
-        _place(present, name, role)
+        _position(present, name, role)
     if not len(frame):
         raise DataError("no events: the data frame has no rows")
     user_ids, user_codes = frames.ids(frame[names["user"]], names["user"])
@@ -180,7 +182,7 @@ def _separator(header: str, names: dict[str, str]) -> str:
     return ","
 
 
-def _place(present: list[str], name: str, role: str) -> int:
+def _position(present: list[str], name: str, role: str) -> int:
     if present.count(name) == 1:
         return present.index(name)
     if name in present:

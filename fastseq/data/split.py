@@ -241,8 +241,8 @@ def _moment(
     if quantile is not None:
         if not 0.0 < quantile < 1.0:
             raise ValueError(f"{prefix}quantile is {quantile!r}, expected between 0 and 1, both excluded")
-        place = min(round(quantile * len(times)), len(times) - 1)
-        return np.partition(times, place)[place].item()
+        index = min(round(quantile * len(times)), len(times) - 1)
+        return np.partition(times, index)[index].item()
     if isinstance(timestamp, datetime):
         return microseconds(timestamp)
     return timestamp

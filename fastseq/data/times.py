@@ -61,24 +61,24 @@ def _number(value: Any, datetimes: bool, row: int, name: str) -> int | float:
     where = f"row {row + 1}, column {name!r}"
     if value is None or value != value or value == "":
         raise DataError(f"{where}: {_missing(value)}")
-    found: int | float | None = None
+    number: int | float | None = None
     if datetimes and isinstance(value, str):
         try:
-            found = microseconds(datetime.fromisoformat(value.strip()))
+            number = microseconds(datetime.fromisoformat(value.strip()))
         except ValueError:
             raise DataError(f"{where}: {value!r} is not a datetime (YYYY-MM-DD[ HH:MM[:SS]])") from None
     elif datetimes and isinstance(value, np.datetime64):
-        found = int(value.astype("datetime64[us]").astype(np.int64))
+        number = int(value.astype("datetime64[us]").astype(np.int64))
     elif datetimes and isinstance(value, date):
-        found = microseconds(value)
+        number = microseconds(value)
     elif not datetimes and is_int64(value):
-        found = int(value)
+        number = int(value)
     elif not datetimes and isinstance(value, float | np.floating) and np.isfinite(value):
-        found = float(value)
-    if found is None:
+        number = float(value)
+    if number is None:
         want = "a datetime as those before it" if datetimes else "a timestamp (an integer, a float or a datetime)"
         raise DataError(f"{where}: {value!r} is not {want}")
-    return found
+    return number
 
 
 def _missing(value: object) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -106,20 +107,27 @@ def recommend(
     if single:
         histories, users = [histories], None if users is None else [users]
     rows = _user_indices(model, users, len(histories), unknown_users) if model.needs_user else None
+    result: list[Recommendation] = []
+    with evaluating(model):
+        for first in range(0, len(histories), HISTORIES_PER_PASS):
+            part = slice(first, first + HISTORIES_PER_PASS)
+            seen = [_item_indices(model, h, first + i, unknown_items) for i, h in enumerate(histories[part])]
+            result += _one_pass(model, seen, None if rows is None else rows[part], k, filter_seen)
+    return result[0] if single else result
+
+
+@contextmanager
+def evaluating(model: SequentialRecommender) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode is restored."""
     training = model.training
     if training:
         model.eval()
     try:
         with torch.inference_mode():
-            result: list[Recommendation] = []
-            for first in range(0, len(histories), HISTORIES_PER_PASS):
-                part = slice(first, first + HISTORIES_PER_PASS)
-                seen = [_item_indices(model, h, first + i, unknown_items) for i, h in enumerate(histories[part])]
-                result += _one_pass(model, seen, None if rows is None else rows[part], k, filter_seen)
+            yield
     finally:
         if training:
             model.train()
-    return result[0] if single else result
 
 
 def _is_one_history(histories: Any) -> bool:

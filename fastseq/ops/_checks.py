@@ -85,9 +85,9 @@ def one_type(**tensors: Tensor | None) -> None:
     if len(kinds) == 1 and kinds <= FLOATING:
         return
     floating(**tensors)
-    given = [(name, x) for name, x in tensors.items() if x is not None]
-    for name, x in given[1:]:
-        first, other = given[0]
+    present = [(name, x) for name, x in tensors.items() if x is not None]
+    for name, x in present[1:]:
+        first, other = present[0]
         if x.dtype != other.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} is {x.dtype} and {first} is {other.dtype}, expected one type")
 
@@ -102,13 +102,13 @@ def number(name: str, value: float, least: float = -math.inf) -> None:
 
 def same_device(op: str, arguments: Sequence[Any]) -> None:
     """Raises ValueError unless all tensors among the arguments of ``fastseq::<op>`` are where the first one is."""
-    tensors = [(place, x) for place, x in enumerate(arguments) if isinstance(x, Tensor)]
+    tensors = [(index, x) for index, x in enumerate(arguments) if isinstance(x, Tensor)]
     first, device = tensors[0][0], tensors[0][1].device
-    for place, x in tensors:
+    for index, x in tensors:
         if x.device != device:
             names = [argument.name for argument in getattr(torch.ops.fastseq, op).default._schema.arguments]
-            remedy = f"{names[place]}.to({str(device)!r})"
-            raise ValueError(f"{names[place]} is on {x.device}, expected {device} as {names[first]}: {remedy}")
+            remedy = f"{names[index]}.to({str(device)!r})"
+            raise ValueError(f"{names[index]} is on {x.device}, expected {device} as {names[first]}: {remedy}")
 
 
 def in_range(
@@ -117,8 +117,8 @@ def in_range(
     """Raises ``error`` with the first entry of ``x`` outside first ... end - 1: "name[i, j] is x, expected ..."."""
     wrong = ((x < first) | (x >= end)).nonzero()
     if wrong.shape[0]:
-        place = wrong[0].tolist()
-        raise error(f"{name}[{', '.join(map(str, place))}] is {int(x[tuple(place)])}, expected {expected}")
+        index = wrong[0].tolist()
+        raise error(f"{name}[{', '.join(map(str, index))}] is {int(x[tuple(index)])}, expected {expected}")
 
 
 def offsets_of_rows(offsets: Tensor, rows: int, longest: int | None = None) -> None:

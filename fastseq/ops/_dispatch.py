@@ -93,9 +93,9 @@ class set_backend:  # a class in lower case: used as a function and as a context
     def __init__(self, backend: str | None) -> None:
         global _forced
         self._previous = _forced
-        wanted = None if backend is None else _checked(backend, "backend")
+        checked = None if backend is None else _checked(backend, "backend")
         with _lock:
-            _forced = wanted
+            _forced = checked
             _served.clear()
 
     def __enter__(self) -> set_backend:
@@ -136,20 +136,20 @@ def served(op: str, device: str) -> Served:
         BackendError: under FASTSEQ_STRICT=1, if that would be a fallback.
     """
     key = (op, device)
-    found = _served.get(key)
-    if found is not None:
-        return found
+    cached = _served.get(key)
+    if cached is not None:
+        return cached
     with _lock:
-        wanted = _forced or _PREFERRED.get(device, "reference")
-        function = _find(op, wanted)
+        preferred = _forced or _PREFERRED.get(device, "reference")
+        function = _find(op, preferred)
         reason = "set_backend or FASTSEQ_BACKEND" if _forced else f"the fast path of device {device!r}"
-        backend: Backend = wanted
+        backend: Backend = preferred
         if isinstance(function, str):
-            reason = f"{wanted} is not available ({function})"
-            remedy = _REMEDIES.get(wanted, "")
+            reason = f"{preferred} is not available ({function})"
+            remedy = _REMEDIES.get(preferred, "")
             if strict():
                 raise BackendError(f"{op} on {device}: {reason}. FASTSEQ_STRICT=1 forbids the fallback; {remedy}")
-            cause = (wanted, function)
+            cause = (preferred, function)
             if cause not in _warned:
                 _warned.add(cause)
                 message = f"fastseq: {op} falls back to plain PyTorch: {reason}; {remedy}"
@@ -170,18 +170,18 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
         # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
         raise RuntimeError(f"fastseq::{op} has no derivative: leave out create_graph=True")
-    chosen = served(op, device)
+    serving = served(op, device)
     for calls in _recorders:
-        calls.append((op, chosen.backend))
+        calls.append((op, serving.backend))
     if device != "cpu":
         _checks.same_device(op, arguments)
     check = _data_checks.get(op)
-    if chosen.backend != "cpu":
+    if serving.backend != "cpu":
         if check is not None and _checks.wanted(device):
             check(*arguments)
-        return chosen.function(*arguments)
+        return serving.function(*arguments)
     try:
-        return chosen.function(*arguments)
+        return serving.function(*arguments)
     except (ValueError, IndexError, RuntimeError):
         if check is not None:
             _checks.explained(check, arguments)
@@ -218,26 +218,33 @@ def register(
     op: str,
     *,
     fake: Callable[..., Any],
+    differentiable: tuple[int, ...] = (),
+    with_output: bool = False,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
     mutates: tuple[str, ...] = (),
+    file: str = "",
 ) -> Any:
     """Defines ``fastseq::<op>`` with the signature of its reference and returns the callable overload.
 
-    Its implementations are in files of the same name as the one that ``fake`` is in, and are called with positional
-    arguments. The schema is inferred from the annotations of the reference: ``Tensor | None``, ``int``, ``float``,
-    ``bool``, ``str``; one Tensor or a tuple of them.
+    Its implementations are called with positional arguments. The schema is inferred from the annotations of the
+    reference: ``Tensor | None``, ``int``, ``float``, ``bool``, ``str``; one Tensor or a tuple of them.
 
     Args:
         op: the name, of the reference's function too.
         fake: shapes and dtypes of the outputs, on meta tensors.
-        setup_context, backward: as of torch.library.register_autograd; both or neither.
+        differentiable: positions of the arguments that have gradients, of the first output alone. Defines
+            ``fastseq::<op>_backward`` too, whose arguments are the gradient of that output, those of the op and its
+            other outputs, and whose results are the gradients in this order, empty for an argument that is None.
+        with_output: whether ``fastseq::<op>_backward`` gets that first output too, before the others.
+        setup_context, backward: for any other op, as of torch.library.register_autograd; both or neither.
         check: raises for what only the data of the arguments shows, and is called with them where that may be looked at
             (_checks.py). None for an op that takes no data for addresses, or what its forward op has checked.
         mutates: names of the arguments that the op writes to.
+        file: where its implementations are; empty: in files named as the one that ``fake`` is in.
     """
-    _files[op] = file = fake.__module__.rpartition(".")[2]
+    _files[op] = file = file or fake.__module__.rpartition(".")[2]
     reference = getattr(importlib.import_module(f"{_FOLDERS['reference']}.{file}"), op)
     schema = torch.library.infer_schema(reference, mutates_args=mutates)
     if check is not None:
@@ -253,9 +260,45 @@ def register(
         return fake(*arguments)
 
     torch.library.register_fake(f"fastseq::{op}", checked, lib=LIBRARY)
+    if differentiable:
+        setup_context, backward = _gradients_of(op, file, differentiable, with_output)
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastseq, op).default
+
+
+def _gradients_of(
+    op: str, file: str, differentiable: tuple[int, ...], with_output: bool
+) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """Defines ``fastseq::<op>_backward``; returns the context and the backward that call it."""
+
+    def fake(grad: Tensor, *arguments: Any) -> Any:
+        like = arguments[differentiable[0]]
+        return tuple(
+            like.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+            for x in (arguments[i] for i in differentiable)
+        )
+
+    gradient = register(f"{op}_backward", fake=fake, file=file)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = (output,) if isinstance(output, Tensor) else output
+        ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *outputs[0 if with_output else 1 :])
+
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        arguments, saved = list(ctx.plain), ctx.saved_tensors
+        for i, tensor in zip(ctx.tensors, saved, strict=False):
+            arguments[i] = tensor
+        result: list[Tensor | None] = [None] * len(arguments)
+        for i, value in zip(differentiable, gradient(grad, *arguments, *saved[len(ctx.tensors) :]), strict=True):
+            result[i] = None if arguments[i] is None else value
+        return tuple(result)
+
+    return setup_context, backward
 
 
 def explain() -> str:
@@ -268,8 +311,8 @@ def explain() -> str:
     for op in sorted(_files):
         for device in devices:
             try:
-                chosen = served(op, device)
-                lines.append(f"{op:32} {device:5} {chosen.backend:10} {chosen.reason}")
+                serving = served(op, device)
+                lines.append(f"{op:32} {device:5} {serving.backend:10} {serving.reason}")
             except BackendError as error:
                 lines.append(f"{op:32} {device:5} {'none':10} {error}")
     return "\n".join(lines)

@@ -124,50 +124,17 @@ def _check_data(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, 
     _checks.offsets_of_rows(offsets, k.shape[0], max_len)
 
 
-_Saved = tuple[Tensor, Tensor]
-
-
-def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> _Saved:
+def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:2], dtype=kind)
 
 
-def _fake_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return dq, dk, dv
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
-    q, k, v, offsets, ctx.max_len, ctx.dropout_p, rng, ctx.site, ctx.scale = inputs
-    out, lse = output
-    ctx.save_for_backward(q, k, v, out, lse, offsets, rng)
-    ctx.mark_non_differentiable(lse)
-
-
-def _gradients(op: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    q, k, v, out, lse, offsets, rng = ctx.saved_tensors
-    settings = (offsets, ctx.max_len, ctx.dropout_p, rng, ctx.site, ctx.scale)
-    return (*op(grad, q, k, v, out, lse, *settings), None, None, None, None, None, None)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    return _gradients(_causal_attention_backward, ctx, grad)
-
-
-def _last_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    return _gradients(_last_query_attention_backward, ctx, grad)
-
-
 # lse: log of the sum of exp(scaled scores) of each query and head, in the type of the computation; 0 where there is
 # no key.
 _causal_attention = register(
-    "causal_attention", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
+    "causal_attention", fake=_fake, differentiable=(0, 1, 2), with_output=True, check=_check_data
 )
 _last_query_attention = register(
-    "last_query_attention", fake=_fake, setup_context=_setup_context, backward=_last_backward, check=_check_data
+    "last_query_attention", fake=_fake, differentiable=(0, 1, 2), with_output=True, check=_check_data
 )
-_causal_attention_backward = register("causal_attention_backward", fake=_fake_backward)
-_last_query_attention_backward = register("last_query_attention_backward", fake=_fake_backward)

@@ -50,21 +50,4 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(bias)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bias, ctx.p, rng, ctx.site = inputs
-    ctx.save_for_backward(x, bias, rng)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, bias, rng = ctx.saved_tensors
-    dx, dbias = _bias_gelu_dropout_backward(grad, x, bias, ctx.p, rng, ctx.site)
-    return dx, dbias, None, None, None
-
-
-_bias_gelu_dropout_backward = register("bias_gelu_dropout_backward", fake=_fake_backward)
-
-_bias_gelu_dropout = register("bias_gelu_dropout", fake=_fake, setup_context=_setup_context, backward=_backward)
+_bias_gelu_dropout = register("bias_gelu_dropout", fake=_fake, differentiable=(0, 1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -104,24 +102,5 @@ def _fake(x: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad: Tensor, x: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-    weights = arguments[3:8]
-    return tuple(torch.empty_like(a, memory_format=torch.contiguous_format) for a in (x, *weights))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    x, *weights = _caser_windows_backward(grad, *ctx.saved_tensors)
-    return x, None, None, None, *weights
-
-
 # The second output, int32 [N, L·n_h], says where in its history each maximum lies, −1 where ReLU made it zero.
-_caser_windows = register(
-    "caser_windows", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
-)
-
-_caser_windows_backward = register("caser_windows_backward", fake=_fake_backward)
+_caser_windows = register("caser_windows", fake=_fake, differentiable=(0, 4, 5, 6, 7, 8), check=_check_data)

@@ -62,36 +62,5 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), rows, torch.empty_like(rows)
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(x, memory_format=contiguous),
-        torch.empty_like(residual, memory_format=contiguous),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-        x.new_empty(0) if x_bias is None else torch.empty_like(x_bias),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, _, x_bias, ctx.eps, ctx.p, rng, ctx.site = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, residual, weight, x_bias, mean, rstd, rng)
-
-
-def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    x, residual, weight, x_bias, mean, rstd, rng = ctx.saved_tensors
-    dx, dresidual, dweight, dbias, dx_bias = _dropout_add_norm_backward(
-        grad, x, residual, weight, x_bias, mean, rstd, ctx.eps, ctx.p, rng, ctx.site
-    )
-    return dx, dresidual, dweight, dbias, None if x_bias is None else dx_bias, None, None, None, None
-
-
-_dropout_add_norm_backward = register("dropout_add_norm_backward", fake=_fake_backward)
-
-# The second and third output are the mean and 1 / sqrt(variance + eps) of every row, in the compute type; they and
-# the empty gradient of an absent x_bias belong to the signature, so that backends mix.
-_dropout_add_norm = register("dropout_add_norm", fake=_fake, setup_context=_setup_context, backward=_backward)
+# The second and third output are the mean and 1 / sqrt(variance + eps) of every row, in the compute type.
+_dropout_add_norm = register("dropout_add_norm", fake=_fake, differentiable=(0, 1, 2, 3, 4))

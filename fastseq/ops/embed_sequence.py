@@ -98,46 +98,6 @@ def _fake(
     return item_weight.new_empty(items.shape[0], item_weight.shape[1]), mean, torch.empty_like(mean)
 
 
-def _fake_backward(
-    grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    def like(x: Tensor | None) -> Tensor:
-        if x is None:
-            return item_weight.new_empty(0)
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    return like(item_weight), like(position_weight), like(norm_weight), like(norm_weight)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    items, offsets, item_weight, position_weight, norm_weight, _, ctx.eps, ctx.p, rng, ctx.site, ctx.padding = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(items, offsets, item_weight, position_weight, norm_weight, mean, rstd, rng)
-
-
-def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    items, offsets, item_weight, position_weight, norm_weight, mean, rstd, rng = ctx.saved_tensors
-    ditem, dposition, dnorm_weight, dnorm_bias = _embed_sequence_backward(
-        grad, items, offsets, item_weight, position_weight, norm_weight, mean, rstd,
-        ctx.eps, ctx.p, rng, ctx.site, ctx.padding,
-    )  # fmt: skip
-    return (
-        None,
-        None,
-        ditem,
-        None if position_weight is None else dposition,
-        None if norm_weight is None else dnorm_weight,
-        None if norm_weight is None else dnorm_bias,
-        *(None,) * 5,
-    )
-
-
-_embed_sequence_backward = register("embed_sequence_backward", fake=_fake_backward)
-
 # The second and third output are the mean and 1 / sqrt(variance + eps) of every row in the compute type, empty
-# without normalisation; what is absent has an empty gradient.
-_embed_sequence = register(
-    "embed_sequence", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
-)
+# without normalisation.
+_embed_sequence = register("embed_sequence", fake=_fake, differentiable=(2, 3, 4, 5), check=_check_data)

@@ -73,31 +73,6 @@ def _fake(x_gates: Tensor, weight_hh: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x_gates.new_empty(rows, hidden), x_gates.new_empty(rows, 4 * hidden)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_gates, weight_hh, offsets, bias_hh, ctx.max_len = inputs
-    h, saved = output
-    ctx.mark_non_differentiable(saved)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x_gates, weight_hh, offsets, bias_hh, h, saved)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x_gates, weight_hh, offsets, bias_hh, h, saved = ctx.saved_tensors
-    grads = _gru_backward(grad, x_gates, weight_hh, offsets, bias_hh, h, saved, ctx.max_len)
-    return grads[0], grads[1], None, None if bias_hh is None else grads[2], None
-
-
-def _fake_backward(
-    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x_gates, memory_format=torch.contiguous_format),
-        torch.empty_like(weight_hh, memory_format=torch.contiguous_format),
-        weight_hh.new_empty(0 if bias_hh is None else bias_hh.shape[0]),
-    )
-
-
 # saved [T, 4H] = (r, z, n, a_n), so that the backward pass computes no gate again; x_gates is there for the
 # reference, which differentiates its own forward pass. grad_bias is empty without a bias.
-_gru = register("gru", fake=_fake, setup_context=_setup_context, backward=_backward, check=check_gru_data)
-_gru_backward = register("gru_backward", fake=_fake_backward)
+_gru = register("gru", fake=_fake, differentiable=(0, 1, 3), with_output=True, check=check_gru_data)

@@ -88,39 +88,15 @@ def check_rows(rows: Tensor | None, events: int) -> None:
         raise IndexError(f"rows holds {int(wrong[0])}, expected 0 <= row < {events}, the number of events")
 
 
-def _check_data(
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    *_: Any,
-) -> None:
-    check_gru_data(x_gates, weight_hh, offsets, bias_hh, max_len)
+def _check_data(x_gates: Tensor, *arguments: Any) -> None:
+    check_gru_data(x_gates, *arguments[:4])
+    rows, item_weight, targets, negatives = arguments[6:10]
     check_rows(rows, x_gates.shape[0])
     check_sampled_data(item_weight, targets, negatives)
 
 
-def _fake(
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    *_: Any,
-) -> tuple[Tensor, ...]:
+def _fake(x_gates: Tensor, weight_hh: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    dense_weight, _, rows, _, _, negatives = arguments[3:9]
     wide = torch.promote_types(x_gates.dtype, torch.float32)
     events, hidden = x_gates.shape[0], weight_hh.shape[1]
     counted = events if rows is None else rows.shape[0]
@@ -134,39 +110,6 @@ def _fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
-    ctx.tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *output[1:])
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    arguments = list(ctx.plain)
-    for i, tensor in zip(ctx.tensors, ctx.saved_tensors, strict=False):
-        arguments[i] = tensor
-    saved = ctx.saved_tensors[len(ctx.tensors) :]
-    grads = _gru_sampled_loss_backward(grad, *arguments, *saved)
-    result: list[Tensor | None] = [None] * len(arguments)
-    for i, value in zip(_DIFFERENTIABLE, grads, strict=True):
-        result[i] = None if arguments[i] is None else value
-    return tuple(result)
-
-
-def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        grad.new_empty(0)
-        if arguments[i] is None
-        else torch.empty_like(arguments[i], memory_format=torch.contiguous_format)
-        for i in _DIFFERENTIABLE
-    )
-
-
 # Beside the losses: h and gates as of gru, y [N, d] the projected rows, d_y and d_scores as of sampled_loss.
-# Places of x_gates, weight_hh, bias_hh, dense_weight, dense_bias, item_weight.
-_DIFFERENTIABLE = (0, 1, 3, 5, 6, 8)
-_gru_sampled_loss = register(
-    "gru_sampled_loss", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
-)
-_gru_sampled_loss_backward = register("gru_sampled_loss_backward", fake=_fake_backward)
+# Gradients: of x_gates, weight_hh, bias_hh, dense_weight, dense_bias, item_weight.
+_gru_sampled_loss = register("gru_sampled_loss", fake=_fake, differentiable=(0, 1, 3, 5, 6, 8), check=_check_data)

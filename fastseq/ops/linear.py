@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,24 +45,5 @@ def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    dx = torch.empty_like(x, memory_format=contiguous)
-    return dx, torch.empty_like(weight, memory_format=contiguous), weight.new_empty(weight.shape[0] if has_bias else 0)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.bfloat16 = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dweight, dbias = _linear_backward(grad, *ctx.saved_tensors, ctx.has_bias, ctx.bfloat16)
-    return dx, dweight, dbias if ctx.has_bias else None, None
-
-
-_linear_backward = register("linear_backward", fake=_fake_backward)
-
 # bfloat16: float32 operands are rounded to it before they are multiplied; other types take no notice.
-_linear = register("linear", fake=_fake, setup_context=_setup_context, backward=_backward)
+_linear = register("linear", fake=_fake, differentiable=(0, 1, 2))

@@ -162,31 +162,6 @@ def _fake(h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *_
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    h, item_weight, targets, negatives, ctx.loss, log_q, ctx.beta, ctx.padding_idx = inputs
-    _, d_h, d_scores = output
-    ctx.mark_non_differentiable(d_h, d_scores)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h, item_weight, targets, negatives, log_q, d_h, d_scores)
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    h, item_weight, targets, negatives, log_q, d_h, d_scores = ctx.saved_tensors
-    arguments = (h, item_weight, targets, negatives, ctx.loss, log_q, ctx.beta, ctx.padding_idx)
-    grad_h, grad_item = _sampled_loss_backward(grad, *arguments, d_h, d_scores)
-    return grad_h, grad_item, None, None, None, None, None, None
-
-
-def _fake_backward(grad: Tensor, h: Tensor, item_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(h, memory_format=torch.contiguous_format),
-        torch.empty_like(item_weight, memory_format=torch.contiguous_format),
-    )
-
-
 # rows [N]: the losses. d_h [N, d] = d rows_i / d h_i and d_scores [N, 1 + K] = d rows_i / d s_ij (the target first), so
 # that the backward pass reads the item table no more. All three in float32 or float64.
-_sampled_loss = register(
-    "sampled_loss", fake=_fake, setup_context=_setup_context, backward=_backward, check=_check_data
-)
-_sampled_loss_backward = register("sampled_loss_backward", fake=_fake_backward)
+_sampled_loss = register("sampled_loss", fake=_fake, differentiable=(0, 1), check=_check_data)

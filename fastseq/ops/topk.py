@@ -54,8 +54,8 @@ def topk(
         raise ValueError("seen_offsets and seen_items go together: one of them is None")
     if seen_offsets is not None and seen_items is not None:
         if seen_offsets.dtype not in (torch.int32, torch.int64) or seen_offsets.shape != (h.shape[0] + 1,):
-            found = f"{seen_offsets.dtype} {list(seen_offsets.shape)}"
-            raise ValueError(f"seen_offsets is {found}, expected int32 or int64 [{h.shape[0] + 1}]")
+            actual = f"{seen_offsets.dtype} {list(seen_offsets.shape)}"
+            raise ValueError(f"seen_offsets is {actual}, expected int32 or int64 [{h.shape[0] + 1}]")
         if seen_items.dtype != torch.int64 or seen_items.dim() != 1:
             raise ValueError(f"seen_items is {seen_items.dtype} {list(seen_items.shape)}, expected torch.int64 [S]")
     result: tuple[Tensor, Tensor] = _topk(

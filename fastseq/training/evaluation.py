@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -23,6 +24,7 @@ from fastseq import _version, ops
 from fastseq.data.split import EvalPart, Part, Split
 from fastseq.errors import CheckpointError, DataError
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.recommend import evaluating
 
 from .distributed import Ranks
 from .metrics import COVERAGE, parse_metric, ranking_metrics, worst_order
@@ -117,13 +119,13 @@ def evaluate(
     if isinstance(model, SequentialRecommender):
         if model.n_items != n_items:
             raise DataError(f"the model was built for {model.n_items} items, the data has {n_items}")
-        source: _Source = _ModelSource(model)
+        source: _ModelSource | _ScorerSource = _ModelSource(model)
     else:
         source = _ScorerSource(model)
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     covered = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
-    with source:
+    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext():
         for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, filter_seen):
             source.read(users)
             if protocol == "full":
@@ -272,44 +274,15 @@ def _sampled_candidates(
     return torch.from_numpy(candidates)
 
 
-class _Source(Protocol):
-    """Scores of one batch of users at a time."""
-
-    max_len: int | None
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: object) -> None: ...
-
-    def read(self, users: _Users) -> None:
-        """Takes the next batch."""
-
-    def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
-        """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
-
-    def at(self, items: Tensor) -> Tensor:
-        """Scores [B, C] of ``items`` [B, C]; −inf where an item is −1."""
-
-
 class _ModelSource:
-    """A model's scores, from its hidden states: only the best items of a user are ever kept."""
+    """A model's scores of one batch of users at a time, from hidden states: only a user's best items are ever kept."""
 
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
-        self._was_training = model.training
-        self._no_gradients = torch.inference_mode()
         self.max_len: int | None = model.max_seq_len
 
-    def __enter__(self) -> _ModelSource:
-        self._was_training = self._model.training
-        self._model.eval()
-        self._no_gradients.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._no_gradients.__exit__(*error)
-        self._model.train(self._was_training)
-
     def read(self, users: _Users) -> None:
+        """Takes the next batch."""
         device = self._model.item_embedding.weight.device
         indices = users.users.to(device)
         self._h = self._model.encode_last(users.items.to(device), users.offsets.to(device), indices, users.max_len)
@@ -320,6 +293,7 @@ class _ModelSource:
             )
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
+        """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
         weight = self._model.item_embedding.weight[:-1]
         device = weight.device
         scores, items = ops.topk(
@@ -332,23 +306,18 @@ class _ModelSource:
         return scores.cpu(), items.cpu()
 
     def at(self, items: Tensor) -> Tensor:
+        """Scores [B, C] of ``items`` [B, C]; −inf where an item is −1."""
         scores = self._model.score(self._h, items.clamp(min=0).to(self._h.device)).cpu()
         return scores.masked_fill_(items < 0, float("-inf"))
 
 
 class _ScorerSource:
-    """A scorer's rows of the catalogue, a batch at a time."""
+    """The same of a scorer, from whole rows of the catalogue."""
 
     max_len: int | None = None
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-
-    def __enter__(self) -> _ScorerSource:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
 
     def read(self, users: _Users) -> None:
         self._scores = self._scorer.score(users.users, users.items, users.offsets)

@@ -65,15 +65,9 @@ class TrainingOptions:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
-        for name, low in (
-            ("epochs", 1),
-            ("seed", 0),
-            ("warmup_steps", 0),
-            ("validate_every", 1),
-            ("patience", 1),
-            ("grace_period", 0),
-            ("evaluation_batch_size", 1),
-        ):
+        least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size"), 1)
+        least |= dict.fromkeys(("seed", "warmup_steps", "grace_period"), 0)
+        for name, low in least.items():
             value = getattr(self, name)
             optional = name in ("epochs", "patience")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"
+FILES = (
+    "checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl", "evaluation.json", "curve.png",
+    "ids.safetensors", "config.yaml",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -39,6 +43,13 @@ class RunFolder:
         overwrite: delete what an earlier run left there (only the files named above).
         lock: keep other processes from training in the folder until ``unlock`` or the end of this one.
 
+    Attributes:
+        last_path: what resuming needs; best_path: the weights of the best epoch.
+        metrics_path: one JSON object a line, one line an epoch; curve_path: its picture.
+        evaluation_path: the evaluation with its protocol.
+        ids_path: the raw ids of users and items.
+        config_path: the resolved configuration.
+
     Raises:
         CheckpointError: if the folder is not empty and neither option is given, or both are; if another process has
             locked it; or if it cannot be made.
@@ -48,6 +59,12 @@ class RunFolder:
         self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False, lock: bool = False
     ) -> None:
         self.path = Path(path)
+        # What could be resumed or loaded comes first: a folder half cleared must not pass for the old run.
+        self._files = [self.path / name for name in FILES]
+        (
+            self.last_path, self.best_path, self.metrics_path, self.evaluation_path, self.curve_path, self.ids_path,
+            self.config_path,
+        ) = self._files  # fmt: skip
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
         try:
@@ -55,8 +72,8 @@ class RunFolder:
                 self.refuse_used(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked() if lock else None
-            if overwrite:
-                self._clear()
+            for file in self._files if overwrite else ():
+                file.unlink(missing_ok=True)
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
@@ -119,41 +136,6 @@ class RunFolder:
             raise
         ranks.any(False)
         return folder
-
-    @property
-    def config_path(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object a line, one line an epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curve_path(self) -> Path:
-        """The picture of ``metrics_path``."""
-        return self.path / "curve.png"
-
-    @property
-    def evaluation_path(self) -> Path:
-        """The evaluation with its protocol."""
-        return self.path / "evaluation.json"
-
-    @property
-    def ids_path(self) -> Path:
-        """The raw ids of users and items."""
-        return self.path / "ids.safetensors"
-
-    @property
-    def last_path(self) -> Path:
-        """What resuming needs."""
-        return self.path / "checkpoints" / "last.safetensors"
-
-    @property
-    def best_path(self) -> Path:
-        """The weights of the best epoch."""
-        return self.path / "checkpoints" / "best.safetensors"
 
     @property
     def model_path(self) -> Path:
@@ -246,28 +228,11 @@ class RunFolder:
     def _write(self, path: Path, text: str) -> None:
         checkpoint.atomic_write(path, lambda file: file.write(text.encode()))
 
-    def _clear(self) -> None:
-        # What could be resumed or loaded goes first: a folder half cleared must not pass for the old run.
-        for path in (
-            self.last_path,
-            self.best_path,
-            self.metrics_path,
-            self.evaluation_path,
-            self.curve_path,
-            self.ids_path,
-            self.config_path,
-        ):
-            path.unlink(missing_ok=True)
-
 
 def catalogue(users: IdMap, items: IdMap) -> dict[str, Any]:
     """What identifies a catalogue in a checkpoint: sizes and digests of the raw ids."""
-    return {
-        "n_users": len(users),
-        "n_items": len(items),
-        "user_ids": users.digest(),
-        "item_ids": items.digest(),
-    }
+    sizes = {"n_users": len(users), "n_items": len(items)}
+    return sizes | {"user_ids": users.digest(), "item_ids": items.digest()}
 
 
 def load(path: str | os.PathLike[str]) -> SequentialRecommender:
@@ -316,14 +281,14 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit {name} with its own parameters: {error}") from error
-    folder = path.parent.parent
-    if source.is_dir() and known and not (folder / "ids.safetensors").is_file():
+    ids_path = path.parent.parent / "ids.safetensors"
+    if source.is_dir() and known and not ids_path.is_file():
         raise CheckpointError(
-            f"{folder / 'ids.safetensors'}: missing, so raw ids are unknown; restore it, or load the checkpoint "
+            f"{ids_path}: missing, so raw ids are unknown; restore it, or load the checkpoint "
             "file itself and use indices"
         )
-    if known and (folder / "ids.safetensors").is_file():
-        users, items = RunFolder.existing(folder).read_ids()
+    if known and ids_path.is_file():
+        users, items = RunFolder.existing(ids_path.parent).read_ids()
         checkpoint.check_same(path, "catalogue", known, catalogue(users, items))
         model.catalogue = Catalogue(items, users)
     return model.eval()

@@ -1,8 +1,9 @@
-"""Tensors to C++ and back, as contiguous buffers of float32 or float64 (half types as float32), and matrix products."""
+"""Calls of C++ on contiguous buffers of float32 or float64 (half types as float32), and matrix products."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,14 +27,18 @@ def matrix(x: Tensor, kind: torch.dtype) -> Tensor:
     return x.detach().to(kind).reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()  # -1 knows no [T, 0]
 
 
-def array(x: Tensor | None) -> Any:
-    """The numpy view of a prepared tensor (shares memory); None for None."""
-    return None if x is None else x.detach().numpy()
+def optional(x: Tensor | None, kind: torch.dtype | None = None) -> Tensor | None:
+    """``prepared(x, kind)``; None for None."""
+    return None if x is None else prepared(x, kind)
 
 
-def optional_array(x: Tensor | None, kind: torch.dtype | None = None) -> Any:
-    """The numpy view of ``prepared(x, kind)``; None for None."""
-    return None if x is None else array(prepared(x, kind))
+def call(kernel: Callable[..., Any], *arguments: Any, threads: int = 0) -> Any:
+    """What a function of ``fastseq._C`` returns for these arguments and a number of threads, 0: PyTorch's.
+
+    Tensors are passed as numpy views that share their memory, so they must be prepared.
+    """
+    views = (x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments)
+    return kernel(*views, threads or torch.get_num_threads())
 
 
 def seed_and_step(rng: Tensor | None) -> tuple[int, int]:
@@ -49,12 +54,12 @@ def product(
     Source: csrc/linear.cpp, whose bits do not depend on the number of threads.
     """
     out = torch.empty(a.shape[0], b.shape[0], dtype=a.dtype) if out is None else out
-    _C.product(array(a.contiguous()), array(b), optional_array(bias), array(out), bfloat16, torch.get_num_threads())
+    call(_C.product, a.contiguous(), b, optional(bias), out, bfloat16)
     return out
 
 
 def transposed_product(a: Tensor, b: Tensor, *, bfloat16: bool = False) -> Tensor:
     """aᵀ b for prepared a [T, M] and b [T, N], as a weight has for gradient; bfloat16: operands rounded to it."""
     out = torch.empty(a.shape[1], b.shape[1], dtype=a.dtype)
-    _C.transposed_product(array(a), array(b), array(out), bfloat16, torch.get_num_threads())
+    call(_C.transposed_product, a, b, out, bfloat16)
     return out

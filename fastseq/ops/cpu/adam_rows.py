@@ -9,29 +9,14 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared
+from ._arrays import call, prepared
 
 
-def adam_rows(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grad: Tensor,
-    step: Tensor,
-    *settings: Any,
-) -> None:
+def adam_rows(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, *update: Any) -> None:
+    rows, grad, step, *settings = update
     updated = (weight, exp_avg, exp_avg_sq, last_step)
     buffers = [*(prepared(tensor) for tensor in updated[:3]), last_step.contiguous()]
-    _C.adam_rows(
-        *(array(buffer) for buffer in buffers),
-        array(rows.contiguous()),
-        array(prepared(grad)),
-        int(step),
-        *settings,
-        torch.get_num_threads(),
-    )
+    call(_C.adam_rows, *buffers, rows.contiguous(), prepared(grad), int(step), *settings)
     for tensor, buffer in zip(updated, buffers, strict=True):
         if tensor.data_ptr() != buffer.data_ptr():  # a half type or a stride that C++ does not take
             tensor.copy_(buffer)

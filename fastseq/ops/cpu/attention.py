@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,27 +10,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, prepared, seed_and_step
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return _forward(_C.causal_attention, q, k, v, offsets, *settings)
-
-
-def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return _forward(_C.last_query_attention, q, k, v, offsets, *settings)
-
-
-def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(_C.causal_attention_backward, grad, q, k, v, out, lse, offsets, *settings)
-
-
-def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(_C.last_query_attention_backward, grad, q, k, v, out, lse, offsets, *settings)
+from ._arrays import call, compute_type, prepared, seed_and_step
 
 
 def _head_rows(x: Tensor) -> Tensor:
@@ -38,63 +19,28 @@ def _head_rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
-def _forward(
-    kernel: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_len: int,
-    dropout_p: float,
-    rng: Tensor | None,
-    site: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _settings(offsets: Tensor, max_len: int, p: float, rng: Tensor | None, site: int, scale: float) -> tuple[Any, ...]:
+    return offsets.contiguous(), max_len, p, *seed_and_step(rng), site, scale
+
+
+def _forward(kernel: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=compute_type(q.dtype))
     lse = torch.empty(q.shape[:2], dtype=out.dtype)
-    kernel(
-        *(array(_head_rows(x)) for x in (q, k, v)),
-        array(out),
-        array(lse),
-        array(offsets.contiguous()),
-        max_len,
-        dropout_p,
-        *seed_and_step(rng),
-        site,
-        scale,
-        torch.get_num_threads(),
-    )
+    call(kernel, *map(_head_rows, (q, k, v)), out, lse, *_settings(*settings))
     return out.to(q.dtype), lse
 
 
 def _backward(
-    kernel: Any,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    max_len: int,
-    dropout_p: float,
-    rng: Tensor | None,
-    site: int,
-    scale: float,
+    kernel: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    *settings, _, lse = settings_and_saved
     grads = [torch.empty(x.shape, dtype=lse.dtype) for x in (q, k, v)]
-    kernel(
-        array(prepared(grad)),
-        *(array(_head_rows(x)) for x in (q, k, v)),
-        array(lse.contiguous()),
-        *(array(x) for x in grads),
-        array(offsets.contiguous()),
-        max_len,
-        dropout_p,
-        *seed_and_step(rng),
-        site,
-        scale,
-        torch.get_num_threads(),
-    )
+    call(kernel, prepared(grad), *map(_head_rows, (q, k, v)), lse.contiguous(), *grads, *_settings(*settings))
     grad_q, grad_k, grad_v = (x.to(q.dtype) for x in grads)
     return grad_q, grad_k, grad_v
+
+
+causal_attention = partial(_forward, _C.causal_attention)
+last_query_attention = partial(_forward, _C.last_query_attention)
+causal_attention_backward = partial(_backward, _C.causal_attention_backward)
+last_query_attention_backward = partial(_backward, _C.last_query_attention_backward)

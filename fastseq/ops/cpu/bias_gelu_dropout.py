@@ -7,22 +7,14 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, matrix, prepared, seed_and_step
+from ._arrays import call, compute_type, matrix, prepared, seed_and_step
 
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     kind = compute_type(x.dtype)
     source = matrix(x, kind)
     result = torch.empty_like(source)
-    _C.bias_gelu_dropout(
-        array(source),
-        array(prepared(bias, kind)),
-        array(result),
-        p,
-        *seed_and_step(rng),
-        site,
-        torch.get_num_threads(),
-    )
+    call(_C.bias_gelu_dropout, source, prepared(bias, kind), result, p, *seed_and_step(rng), site)
     return result.view(x.shape).to(x.dtype)
 
 
@@ -32,15 +24,5 @@ def bias_gelu_dropout_backward(
     kind = compute_type(x.dtype)
     source, b = matrix(x, kind), prepared(bias, kind)
     dx, dbias = torch.empty_like(source), torch.empty_like(b)
-    _C.bias_gelu_dropout_backward(
-        array(matrix(grad, kind)),
-        array(source),
-        array(b),
-        array(dx),
-        array(dbias),
-        p,
-        *seed_and_step(rng),
-        site,
-        torch.get_num_threads(),
-    )
+    call(_C.bias_gelu_dropout_backward, matrix(grad, kind), source, b, dx, dbias, p, *seed_and_step(rng), site)
     return dx.view(x.shape).to(x.dtype), dbias.to(bias.dtype)

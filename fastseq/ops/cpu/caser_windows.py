@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, prepared
+from ._arrays import call, prepared
 
 
 def caser_windows(
@@ -19,8 +19,7 @@ def caser_windows(
     size, horizontal = stops.shape[0], bias_h.numel()
     out = torch.empty(size, weight_v.shape[0] * x.shape[1] + horizontal, dtype=source.dtype)
     position = torch.empty(size, horizontal, dtype=torch.int32)
-    inputs = map(array, (source, *indices, *floats))
-    _C.caser_windows(*inputs, array(out), array(position), torch.get_num_threads())
+    call(_C.caser_windows, source, *indices, *floats, out, position)
     return out.to(x.dtype), position
 
 
@@ -31,6 +30,5 @@ def caser_windows_backward(
     source, *floats = map(prepared, (x, *weights))
     indices = [a.contiguous() for a in (offsets, sequences, stops)]
     grads = [torch.zeros_like(a) for a in (source, *floats)]
-    inputs = map(array, (prepared(grad), source, *indices, *floats, position.contiguous()))
-    _C.caser_windows_backward(*inputs, *map(array, grads), torch.get_num_threads())
+    call(_C.caser_windows_backward, prepared(grad), source, *indices, *floats, position.contiguous(), *grads)
     return tuple(g.to(x.dtype) for g in grads)

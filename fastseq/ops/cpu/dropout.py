@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, matrix, seed_and_step
+from ._arrays import call, compute_type, matrix, seed_and_step
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     source = matrix(x, compute_type(x.dtype))
     result = torch.empty_like(source)
-    _C.dropout(array(source), array(result), p, *seed_and_step(rng), site, torch.get_num_threads())
+    call(_C.dropout, source, result, p, *seed_and_step(rng), site)
     return result.view(x.shape).to(x.dtype)

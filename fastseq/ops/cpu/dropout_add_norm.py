@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, compute_type, matrix, optional_array, prepared, seed_and_step
+from ._arrays import call, compute_type, matrix, optional, prepared, seed_and_step
 
 
 def dropout_add_norm(
@@ -19,33 +19,31 @@ def dropout_add_norm(
     y = torch.empty_like(source)
     mean = torch.empty(source.shape[0], dtype=kind)
     rstd = torch.empty_like(mean)
-    _C.dropout_add_norm(
-        array(source), array(matrix(residual, kind)), array(prepared(weight, kind)), array(prepared(bias, kind)),
-        optional_array(x_bias, kind), array(y), array(mean), array(rstd),
-        eps, p, *seed_and_step(rng), site, torch.get_num_threads(),
+    call(
+        _C.dropout_add_norm, source, matrix(residual, kind), prepared(weight, kind), prepared(bias, kind),
+        optional(x_bias, kind), y, mean, rstd, eps, p, *seed_and_step(rng), site,
     )  # fmt: skip
     return y.view(x.shape).to(x.dtype), mean.view(x.shape[:-1]), rstd.view(x.shape[:-1])
 
 
 def dropout_add_norm_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
-    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     kind = compute_type(x.dtype)
     source, w = matrix(x, kind), prepared(weight, kind)
     dx, dresidual = torch.empty_like(source), torch.empty_like(source)
     dweight, dbias = torch.empty_like(w), torch.empty_like(w)
     dx_bias = torch.empty(0 if x_bias is None else w.shape[0], dtype=kind)
-    _C.dropout_add_norm_backward(
-        array(matrix(grad, kind)), array(source), array(matrix(residual, kind)), array(w),
-        optional_array(x_bias, kind), array(prepared(mean.flatten(), kind)),
-        array(prepared(rstd.flatten(), kind)), array(dx), array(dresidual), array(dweight), array(dbias),
-        None if x_bias is None else array(dx_bias), p, *seed_and_step(rng), site, torch.get_num_threads(),
+    call(
+        _C.dropout_add_norm_backward, matrix(grad, kind), source, matrix(residual, kind), w, optional(x_bias, kind),
+        prepared(mean.flatten(), kind), prepared(rstd.flatten(), kind), dx, dresidual, dweight, dbias,
+        None if x_bias is None else dx_bias, p, *seed_and_step(rng), site,
     )  # fmt: skip
     return (
         dx.view(x.shape).to(x.dtype),
         dresidual.view(x.shape).to(residual.dtype),
         dweight.to(weight.dtype),
-        dbias.to(weight.dtype),
+        dbias.to(bias.dtype),
         dx_bias.to(x.dtype if x_bias is None else x_bias.dtype),
     )

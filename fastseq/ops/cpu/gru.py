@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, optional_array, prepared, transposed_product
+from ._arrays import call, optional, prepared, transposed_product
 
 
 def gru(
@@ -18,46 +18,23 @@ def gru(
     rows, hidden = x.shape[0], weight.shape[1]
     h = torch.empty(rows, hidden, dtype=x.dtype)
     saved = torch.empty(rows, 4 * hidden, dtype=x.dtype)
-    _C.gru(
-        array(x),
-        array(weight),
-        optional_array(bias_hh, x.dtype),
-        array(offsets.contiguous()),
-        max_len,
-        array(h),
-        array(saved),
-        torch.get_num_threads(),
-    )
+    call(_C.gru, x, weight, optional(bias_hh, x.dtype), offsets.contiguous(), max_len, h, saved)
     return h.to(x_gates.dtype), saved.to(x_gates.dtype)
 
 
 def gru_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    h: Tensor,
-    saved: Tensor,
-    max_len: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
+    h: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     state = prepared(h)
     grad_x = torch.empty(x_gates.shape, dtype=state.dtype)
     grad_hidden = torch.empty_like(grad_x)
     previous = torch.empty_like(state)
     carry = torch.empty(offsets.shape[0] - 1, state.shape[1], dtype=state.dtype)
-    _C.gru_backward(
-        array(prepared(grad, state.dtype)),
-        array(prepared(weight_hh, state.dtype)),
-        array(offsets.contiguous()),
-        array(state),
-        array(prepared(saved)),
-        array(grad_x),
-        array(grad_hidden),
-        array(previous),
-        array(carry),
-        torch.get_num_threads(),
-    )
+    call(
+        _C.gru_backward, prepared(grad, state.dtype), prepared(weight_hh, state.dtype), offsets.contiguous(), state,
+        prepared(saved), grad_x, grad_hidden, previous, carry,
+    )  # fmt: skip
     grad_weight = transposed_product(grad_hidden, previous)
     grad_bias = grad_hidden.new_empty(0) if bias_hh is None else grad_hidden.sum(0)
     return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)

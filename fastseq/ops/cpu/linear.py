@@ -21,15 +21,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool) -> Te
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, bfloat16: bool
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if x.dtype == torch.bfloat16:
         g, rows = matrix(grad, x.dtype), matrix(x, x.dtype)
-        dbias = g.sum(0) if has_bias else g.new_empty(0)
+        dbias = g.sum(0) if bias is not None else g.new_empty(0)
         return torch.mm(g, weight).view(x.shape), torch.mm(g.t(), rows), dbias
     kind = compute_type(x.dtype)
     g = matrix(grad, kind)
     dx = product(g, weight.detach().to(kind).t(), bfloat16=bfloat16)
     dweight = transposed_product(g, matrix(x, kind), bfloat16=bfloat16)
-    dbias = g.sum(0) if has_bias else g.new_empty(0)
+    dbias = g.sum(0) if bias is not None else g.new_empty(0)
     return dx.view(x.shape).to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)

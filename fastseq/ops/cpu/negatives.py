@@ -9,36 +9,19 @@ from fastseq import _C
 
 from .. import _checks
 from ..negatives import check_ascending, nothing_left
-from ._arrays import array, optional_array, seed_and_step
+from ._arrays import call, optional, seed_and_step
 
 
 def sample_negatives(
-    users: Tensor,
-    positives: Tensor,
-    seen_offsets: Tensor,
-    seen_items: Tensor,
-    k: int,
-    n_items: int,
-    rng: Tensor,
-    probability: Tensor | None,
-    alias: Tensor | None,
-    first: int,
-    threads: int,
-) -> Tensor:
+    users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
+    probability: Tensor | None, alias: Tensor | None, first: int, threads: int,
+) -> Tensor:  # fmt: skip
     result = torch.empty((users.shape[0], k), dtype=torch.int64)
-    failed = _C.sample_negatives(
-        array(users.contiguous()),
-        array(positives.contiguous()),
-        array(seen_offsets.contiguous()),
-        array(seen_items.contiguous()),
-        n_items,
-        *seed_and_step(rng),
-        optional_array(probability, torch.int64),
-        optional_array(alias, torch.int64),
-        first,
-        array(result),
-        threads or torch.get_num_threads(),
-    )
+    failed = call(
+        _C.sample_negatives, *(ids.contiguous() for ids in (users, positives, seen_offsets, seen_items)), n_items,
+        *seed_and_step(rng), optional(probability, torch.int64), optional(alias, torch.int64), first, result,
+        threads=threads,
+    )  # fmt: skip
     if _checks.demanded():
         check_ascending(seen_offsets, seen_items)
     if failed >= 0:
@@ -50,12 +33,6 @@ def sample_shared_negatives(
     size: int, n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None, threads: int
 ) -> Tensor:
     result = torch.empty(size, dtype=torch.int64)
-    _C.sample_shared_negatives(
-        n_items,
-        *seed_and_step(rng),
-        optional_array(probability, torch.int64),
-        optional_array(alias, torch.int64),
-        array(result),
-        threads or torch.get_num_threads(),
-    )
+    table = optional(probability, torch.int64), optional(alias, torch.int64)
+    call(_C.sample_shared_negatives, n_items, *seed_and_step(rng), *table, result, threads=threads)
     return result

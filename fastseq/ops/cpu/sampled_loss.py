@@ -9,19 +9,13 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import array, optional_array, prepared, product, transposed_product
+from ._arrays import call, optional, prepared, product, transposed_product
 
 
 def sampled_loss(
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
+    h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = prepared(h)
     table = prepared(item_weight, x.dtype)
     negatives = negatives.contiguous()
@@ -32,19 +26,10 @@ def sampled_loss(
     if negatives.dim() == 1:
         shared = table.index_select(0, negatives)
         d_scores[:, 1:] = product(x, shared)
-    _C.sampled_loss(
-        array(x),
-        array(table),
-        array(targets.contiguous()),
-        array(negatives),
-        loss,
-        optional_array(log_q, x.dtype),
-        beta,
-        array(rows),
-        array(d_h),
-        array(d_scores),
-        torch.get_num_threads(),
-    )
+    call(
+        _C.sampled_loss, x, table, targets.contiguous(), negatives, loss, optional(log_q, x.dtype), beta, rows, d_h,
+        d_scores,
+    )  # fmt: skip
     if shared is not None:
         d_h += product(d_scores[:, 1:], shared.t())
     return rows, d_h, d_scores
@@ -66,12 +51,7 @@ def sampled_loss_backward(
         source = x
         ids = torch.cat((targets.unsqueeze(1), negatives), dim=1)
     grad_item = torch.empty(item_weight.shape, dtype=x.dtype)
-    _C.item_gradient(
-        array(ids),
-        array(coefficients.contiguous()),
-        array(source),
-        -1 if padding_idx is None else padding_idx,
-        array(grad_item),
-        torch.get_num_threads(),
+    call(
+        _C.item_gradient, ids, coefficients.contiguous(), source, -1 if padding_idx is None else padding_idx, grad_item
     )
     return (scale * d_h).to(h.dtype), grad_item.to(item_weight.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastseq import _C
 
 from ..topk import check_ends
-from ._arrays import array, prepared, product
+from ._arrays import call, optional, prepared, product
 
 TILE_BYTES = 16 << 20  # of scores: still in cache when they are ranked
 TILE_USERS = 512  # enough for the matrix product to run at full speed
@@ -21,7 +21,7 @@ FEWEST_PACKED = 64  # users from which packing the items pays; below, the users 
 def topk(
     h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    users, items, shift = prepared(h), prepared(weight), None if bias is None else prepared(bias)
+    users, items, shift = prepared(h), prepared(weight), optional(bias)
     if seen_offsets is None or seen_items is None:
         starts, seen = torch.zeros(h.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     else:
@@ -29,7 +29,7 @@ def topk(
     check_ends(starts, seen)
     best = torch.full((h.shape[0], k), float("-inf"), dtype=users.dtype)
     ids = torch.full((h.shape[0], k), -1, dtype=torch.int64)
-    n_users, n_items, threads = users.shape[0], items.shape[0], torch.get_num_threads()
+    n_users, n_items = users.shape[0], items.shape[0]
     tile_users = max(1, min(n_users, TILE_USERS))
     tile_items = max(1, TILE_BYTES // (tile_users * users.element_size()))
     # Tiles as equal as can be: a last one of a few items would be added in another order, and equal items not tie.
@@ -38,8 +38,8 @@ def topk(
     buffer = users.new_empty(tile_users * min(tile_items, n_items))
     for first in range(0, n_users, tile_users):
         rows = slice(first, min(first + tile_users, n_users))
-        heaps = array(best[rows]), array(ids[rows])
-        row_starts = array(starts[first : rows.stop + 1])
+        heaps = best[rows], ids[rows]
+        row_starts = starts[first : rows.stop + 1]
         for item, stop in pairwise(edges):
             columns = slice(item, stop)
             shape = rows.stop - first, stop - item
@@ -50,6 +50,6 @@ def topk(
                 scores += 0.0 if bias_part is None else bias_part
             else:
                 product(users[rows], items[columns], bias_part, out=scores)
-            _C.topk_merge(array(scores), row_starts, array(seen), *heaps, first, item, n_items, threads)
-        _C.topk_sort(*heaps, threads)
+            call(_C.topk_merge, scores, row_starts, seen, *heaps, first, item, n_items)
+        call(_C.topk_sort, *heaps)
     return best.to(h.dtype), ids

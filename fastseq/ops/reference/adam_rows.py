@@ -7,19 +7,9 @@ from torch import Tensor
 
 
 def adam_rows(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grad: Tensor,
-    step: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    lazy: bool,
-) -> None:
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor, grad: Tensor, step: Tensor,
+    lr: float, beta1: float, beta2: float, eps: float, lazy: bool,
+) -> None:  # fmt: skip
     wide = torch.promote_types(weight.dtype, torch.float32)
     if not lazy:
         grad = torch.zeros_like(weight).index_copy(0, rows, grad)

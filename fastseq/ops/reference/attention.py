@@ -12,16 +12,9 @@ from .philox import apply_dropout
 
 
 def causal_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_len: int,
-    dropout_p: float,
-    rng: Tensor | None,
-    site: int,
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float, rng: Tensor | None, site: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     bounds = offsets.tolist()
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     outs = [q[:0]]  # so that an empty batch has a gradient too
@@ -35,16 +28,9 @@ def causal_attention(
 
 
 def last_query_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_len: int,
-    dropout_p: float,
-    rng: Tensor | None,
-    site: int,
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float, rng: Tensor | None, site: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     bounds = offsets.tolist()
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     outs = [q[:0]]
@@ -62,15 +48,8 @@ def last_query_attention(
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Tensor,
-    dropout_p: float,
-    rng: Tensor | None,
-    site: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, dropout_p: float, rng: Tensor | None, site: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The last n queries [n, H, D] of one sequence, rows ``rows`` of the batch, over its keys [m, H, D]."""
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     queries, keys, values = (x.to(kind).transpose(0, 1) for x in (q, k, v))  # [H, ., D]
@@ -84,8 +63,8 @@ def _attend(
 
 
 def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
-    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float,
+    rng: Tensor | None, site: int, scale: float, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
     grad_q, grad_k, grad_v = vjp(lambda *a: causal_attention(*a)[0], arguments, grad, (0, 1, 2))
@@ -93,8 +72,8 @@ def causal_attention_backward(
 
 
 def last_query_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, max_len: int,
-    dropout_p: float, rng: Tensor | None, site: int, scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_len: int, dropout_p: float,
+    rng: Tensor | None, site: int, scale: float, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (q, k, v, offsets, max_len, dropout_p, rng, site, scale)
     grad_q, grad_k, grad_v = vjp(lambda *a: last_query_attention(*a)[0], arguments, grad, (0, 1, 2))

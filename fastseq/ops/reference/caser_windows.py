@@ -10,16 +10,9 @@ from ._autograd import vjp
 
 
 def caser_windows(
-    x: Tensor,
-    offsets: Tensor,
-    sequences: Tensor,
-    stops: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
-    weight_v: Tensor,
-    bias_v: Tensor,
-    padding_row: Tensor,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor,
+    bias_v: Tensor, padding_row: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     length, n_h = bias_h.shape
     size = stops.shape[0]
     starts = torch.maximum(offsets.long()[sequences], stops - length)

@@ -35,9 +35,9 @@ def dropout_add_norm(
 
 
 def dropout_add_norm_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None,
-    mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None, site: int,
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arguments = (x, residual, weight, torch.zeros_like(weight), x_bias, eps, p, rng, site)
+    arguments = (x, residual, weight, bias, x_bias, eps, p, rng, site)
     dx, dresidual, dweight, dbias, dx_bias = vjp(_output, arguments, grad, wanted=(0, 1, 2, 3, 4))
     return dx, dresidual, dweight, dbias, x.new_empty(0) if dx_bias is None else dx_bias

@@ -49,10 +49,9 @@ def embed_sequence(
 
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
-    norm_weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
+    padding_idx: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    norm_bias = None if norm_weight is None else torch.zeros_like(norm_weight)
     arguments = (
         items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, p, rng, site, padding_idx
     )  # fmt: skip

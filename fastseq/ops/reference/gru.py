@@ -37,15 +37,9 @@ def gru(
 
 
 def gru_backward(
-    grad: Tensor,
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    h: Tensor,
-    saved: Tensor,
-    max_len: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
+    h: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (x_gates, weight_hh, offsets, bias_hh, max_len)
     grad_x, grad_weight, grad_bias = vjp(lambda *a: gru(*a)[0], arguments, grad, (0, 1, 3))
     return grad_x, grad_weight, grad_weight.new_empty(0) if grad_bias is None else grad_bias

@@ -20,41 +20,19 @@ def _project(h: Tensor, dense_weight: Tensor, dense_bias: Tensor, rows: Tensor |
 
 
 def gru_sampled_loss(
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int, dense_weight: Tensor,
+    dense_bias: Tensor, rows: Tensor | None, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str,
+    log_q: Tensor | None, beta: float, padding_idx: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     h, gates = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
     y = _project(h, dense_weight, dense_bias, rows)
     losses, d_y, d_scores = sampled_loss(y, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
     return losses, h, gates, y, d_y, d_scores
 
 
-def _losses(
-    x_gates: Tensor,
-    weight_hh: Tensor,
-    offsets: Tensor,
-    bias_hh: Tensor | None,
-    max_len: int,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    rows: Tensor | None,
-    *loss_arguments: Any,
-) -> Tensor:
-    h, _ = gru(x_gates, weight_hh, offsets, bias_hh, max_len)
-    return loss_rows(_project(h, dense_weight, dense_bias, rows), *loss_arguments)
+def _losses(*arguments: Any) -> Tensor:
+    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    return loss_rows(_project(gru(*gru_arguments)[0], dense_weight, dense_bias, rows), *arguments[8:])
 
 
 def gru_sampled_loss_backward(

@@ -19,8 +19,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool) -> Te
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, bfloat16: bool
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     operands = (rounded(x, bfloat16), rounded(weight, bfloat16), None)
     dx, dweight, _ = vjp(F.linear, operands, rounded(grad, bfloat16), wanted=(0, 1, 2))
-    return dx, dweight, grad.flatten(0, -2).sum(0) if has_bias else weight.new_empty(0)
+    return dx, dweight, grad.flatten(0, -2).sum(0) if bias is not None else weight.new_empty(0)

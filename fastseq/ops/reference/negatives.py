@@ -35,18 +35,9 @@ def _masses(probability: list[int], alias: list[int]) -> list[int]:
 
 
 def sample_negatives(
-    users: Tensor,
-    positives: Tensor,
-    seen_offsets: Tensor,
-    seen_items: Tensor,
-    k: int,
-    n_items: int,
-    rng: Tensor,
-    probability: Tensor | None,
-    alias: Tensor | None,
-    first: int,
-    threads: int,
-) -> Tensor:
+    users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
+    probability: Tensor | None, alias: Tensor | None, first: int, threads: int,
+) -> Tensor:  # fmt: skip
     offsets, items = seen_offsets.tolist(), seen_items.cpu().numpy()
     result = np.empty((users.shape[0], k), np.int64)
     if k == 0:

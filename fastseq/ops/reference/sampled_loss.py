@@ -49,15 +49,9 @@ def _losses(
 
 
 def loss_rows(
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
+    h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The loss of every row, [N]; differentiable."""
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
     scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
@@ -65,15 +59,9 @@ def loss_rows(
 
 
 def sampled_loss(
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
+    h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
     scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
     rows, d_positive, d_negative = _losses(*scores, negatives != targets[:, None], loss, log_q, beta)
@@ -82,18 +70,9 @@ def sampled_loss(
 
 
 def sampled_loss_backward(
-    grad: Tensor,
-    h: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    loss: str,
-    log_q: Tensor | None,
-    beta: float,
-    padding_idx: int | None,
-    d_h: Tensor,
-    d_scores: Tensor,
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None,
+    beta: float, padding_idx: int | None, d_h: Tensor, d_scores: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     arguments = (h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
     grad_h, grad_item = vjp(loss_rows, arguments, grad, (0, 1))
     return grad_h, grad_item
