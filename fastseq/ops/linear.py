@@ -14,10 +14,10 @@ from ._dispatch import bfloat16_products, register
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weightᵀ + bias``, as torch.nn.functional.linear.
 
-    On the CPU products of float32 are C++ (csrc/linear.cpp): as fast as oneDNN, which PyTorch keeps for other types,
-    and on AVX-512 processors that are not Intel's twice as fast as MKL, which it takes; bits do not depend on the
-    number of threads. Under ``torch.autocast("cpu", torch.bfloat16)`` operands are rounded to bfloat16 and
-    multiplied in it, sums and results stay float32. On other devices PyTorch's own linear is the fast path.
+    On the CPU products of float32 are C++ (csrc/linear.cpp), whose bits do not depend on the number of threads. They
+    are as fast as MKL, which PyTorch takes, or up to twice as fast, by the processor (docs/performance.md). Under
+    ``torch.autocast("cpu", torch.bfloat16)`` operands are rounded to bfloat16 and multiplied in it; sums and results
+    stay float32. On other devices PyTorch's own linear is the fast path.
 
     Args:
         x: [..., K], any floating type.
