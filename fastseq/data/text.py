@@ -1,8 +1,8 @@
 """Delimited text to factorised columns, through polars.
 
 The file is read in blocks of ``BLOCK`` bytes, so beside the columns there is never more than one block and its frame.
-polars splits a block whose records are plain. Python splits what polars takes differently (quotes inside of a field,
-spaces before a quote, text that is not UTF-8 in a column that is not read); it also finds the line of an error.
+polars splits every stretch of records that it takes as we do. Python splits the records between them, ``BATCH`` bytes
+at a time (a quote inside of a field beside quoted fields, spaces before a quote); it also finds the line of an error.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from .ids import IdMap, factorise
 
 BLOCK = 8 << 20  # bytes per read
 LONGEST_RECORD = 1 << 28
-BATCH = 1 << 16  # records that Python splits at a time
+BATCH = 1 << 13  # bytes that Python splits at a time; what follows is tried with polars again
 BLANKS = " \t\r"
+BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+REPLACEMENT = "\ufffd"  # what lossy decoding makes of bytes that are not UTF-8
 WORD = re.compile(rb"[^ \t\r\n]+")
 UNUSED = b"\x1f"  # stands for a separator of several bytes: polars takes one
 MISSING = ("", "NaN", "nan", "null", "NULL", "None")
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+NOT_ZERO = r"^[^eE]*[1-9]"
 DATETIME = (
     r"^(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})"
     r"(?:[T ](?P<minute>[0-9]{2}:[0-9]{2})(?::(?P<second>[0-5][0-9])(?:\.(?P<fraction>[0-9]+))?)?"
@@ -93,21 +96,20 @@ class _Splitter:
         between = re.escape((separator or ",").encode())
         plain = rb"(?:(?!%b)[^\n])*+" % between
         lead = b"" if separator and separator[0] == " " else b" *+"
+        self.opening = re.compile(rb'(?:\n|\A|%b)%b"' % (between, lead))  # in front of every quoted field
         self._field = re.compile(rb'%b(?:"((?:[^"]++|"")*+)"(%b)|(?!")(%b))(%b|\n)' % (lead, plain, plain, between))
 
-    def records(self, text: bytes, line: int) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Line, end in ``text`` and fields of every record; a blank line has no fields.
+    def records(self, text: bytes, line: int, begin: int = 0) -> Iterator[tuple[int, int, list[bytes]]]:
+        """Line, end in ``text`` and fields of every record from ``begin`` on; a blank line has no fields.
 
         Stops before a quote that ``text`` does not close.
         """
         if self.words:
-            end = 0
-            for raw in text.split(b"\n")[:-1]:
-                end += len(raw) + 1
-                yield line, end, WORD.findall(raw)
-                line += 1
+            while end := text.find(b"\n", begin) + 1:
+                yield line, end, WORD.findall(text, begin, end)
+                begin, line = end, line + 1
             return
-        fields, start, end = [], 0, 0
+        fields, start, end = [], begin, begin
         while match := self._field.match(text, end):
             inside, after, plain, stop = match.groups()
             fields.append((plain if inside is None else inside.replace(b'""', b'"') + after).strip(BLANKS.encode()))
@@ -133,22 +135,49 @@ class _TextReader:
         self.splitter = _Splitter(separator)
         self.users, self.items = _Ids("user"), _Ids("item")
         self.times = _Times() if len(columns) == 3 else None
-        if len(self.separator) == 1:
-            field = rb'(?:"(?:[^"]++|"")*+"|[^"\n%b]*+)' % re.escape(self.separator)
+        self._orderly = None
+        if len(self.separator) == 1 and self.separator != b"\r":
+            between = re.escape(self.separator)
+            field = rb'(?:"(?:[^"]++|"")*+"|[^"\n%b]*+)' % between
             # Records of the right number of fields with quotes around whole fields alone: what polars reads as we do.
+            # Blank lines may follow; they are no part of the group.
             self._orderly = re.compile(
-                rb"(?:%b(?:%b%b){%d}\r?\n)*+" % (field, re.escape(self.separator), field, len(names) - 1)
+                rb"((?:%b(?:%b%b){%d}\r?\n)*+)(?:[%b]*+\n)*+"
+                % (field, between, field, len(names) - 1, BLANKS.encode().replace(self.separator, b""))
             )
 
     def feed(self, text: bytes) -> int:
         """Reads the records of ``text`` that are complete; returns how many bytes they took."""
-        quoted = bool(self.separator) and b'"' in text
-        size = len(text)
-        if quoted:
-            size = match.end() if len(self.separator) == 1 and (match := self._orderly.match(text)) else 0
-        if size and not self._read_plain(text[:size], quoted):
-            size = 0
-        return size if size == len(text) else size + self._read_exactly(text[size:])
+        start, room = 0, len(text)  # polars gets at most ``room`` bytes: half as many where it failed
+        while start < len(text):
+            end, quoted = self._stretch(text, start, min(start + room, len(text)))
+            if end > start and self._read_plain(text[start:end], quoted):
+                start, room = end, 2 * room
+            elif end > start and room > 2 * BATCH:
+                room //= 2
+            elif (end := self._read_exactly(text, start)) > start:
+                start = end
+            else:
+                break
+        return start
+
+    def _stretch(self, text: bytes, start: int, stop: int) -> tuple[int, bool]:
+        """The end of the records from ``start`` on that are one for polars, and whether it has to mind their quotes.
+
+        It is ``start`` where there are so few of them that Python is as fast.
+        """
+        quote = text.find(b'"', start, stop) if self.separator else -1
+        opening = self.splitter.opening.search(text, max(start - 1, 0), stop) if quote >= 0 else None
+        if opening is None:
+            return text.rfind(b"\n", start, stop) + 1 or start, False
+        end = start
+        if self._orderly:
+            while (match := self._orderly.match(text, end, stop)) and match.end() > end:
+                end = match.end()
+        if end == stop or end - start >= BATCH:
+            return end, True
+        end = text.rfind(b"\n", start, opening.end()) + 1
+        return (end if end - start >= BATCH else start), False
 
     def _read_plain(self, text: bytes, quoted: bool) -> bool:
         """Reads whole records through polars; False, with nothing read, where it does not split them as we do."""
@@ -165,13 +194,17 @@ class _TextReader:
 
     def _fields(self, text: bytes, quoted: bool) -> Rows | None:
         pl, separator, width = self.pl, self.separator, len(self.names)
-        plain = text.lstrip(b"\r\n")  # polars counts the columns of the first line
+        plain = text
+        if quoted and self._orderly and BLANK_LINE.search(text):
+            plain = b"".join(self._orderly.findall(text))
+        plain = plain.lstrip(b"\n" if separator == b"\r" else b"\r\n")  # polars counts the columns of the first line
         if plain.startswith(b"\xef\xbb\xbf"):  # which polars drops; here it is text
             return None
         if len(separator) > 1 or separator == b"\r":
             if UNUSED in text:
                 return None
             plain, separator = plain.replace(separator, UNUSED), UNUSED
+        lossy = not _is_utf8(plain)
         frame = pl.read_csv(
             plain,
             has_header=False,
@@ -179,13 +212,17 @@ class _TextReader:
             columns=sorted({*self.columns, width - 1}),  # with the last one, a line of more fields is an error
             separator=separator.decode(),
             quote_char='"' if quoted else None,
+            encoding="utf8-lossy" if lossy else "utf8",
         )
         if not quoted:  # blank lines are rows of nulls, and so are the fields that a short line lacks
             frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
             if plain.count(separator) != len(frame) * (width - 1):
                 return None
+        read = [frame[str(column)] for column in self.columns]
+        if lossy and any(texts.str.contains(REPLACEMENT, literal=True).any() for texts in read):
+            return None
         lines = (line for line, _, fields in self.splitter.records(text, self.line) if fields)
-        return [frame[str(column)] for column in self.columns], lambda row: next(islice(lines, row, None))
+        return read, lambda row: next(islice(lines, row, None))
 
     def _words(self, text: bytes) -> Rows | None:
         pl = self.pl
@@ -199,28 +236,27 @@ class _TextReader:
             return None
         return [frame["words"].list.get(column) for column in self.columns], frame["line"].__getitem__
 
-    def _read_exactly(self, text: bytes) -> int:
-        """Reads the complete records one by one; returns how many bytes they took."""
-        records, total = self.splitter.records(text, self.line), 0
-        while batch := list(islice(records, BATCH)):
-            rows: list[tuple[int, list[str]]] = []
-            problem = None
-            for line, _, fields in batch:
-                try:
-                    rows += self._decoded(line, fields)
-                except DataError as error:
-                    problem = error
-                    break
-            columns = [[texts[column] for _, texts in rows] for column in range(len(self.columns))]
-            self._keep(
-                [self.pl.Series(column, dtype=self.pl.String) for column in columns],
-                [line for line, _ in rows].__getitem__,
-            )
-            if problem:  # a record before it may have been worse
-                raise problem
-            total = batch[-1][1]
-        self.line += text.count(b"\n", 0, total)
-        return total
+    def _read_exactly(self, text: bytes, start: int) -> int:
+        """Reads complete records from ``start`` on one by one, ``BATCH`` bytes or one more; returns their end."""
+        rows: list[tuple[int, list[str]]] = []
+        problem, end = None, start
+        for line, end, fields in self.splitter.records(text, self.line, start):
+            try:
+                rows += self._decoded(line, fields)
+            except DataError as error:
+                problem = error
+                break
+            if end - start >= BATCH:
+                break
+        columns = [[texts[column] for _, texts in rows] for column in range(len(self.columns))]
+        self._keep(
+            [self.pl.Series(column, dtype=self.pl.String) for column in columns],
+            [line for line, _ in rows].__getitem__,
+        )
+        if problem:  # a record before it may have been worse
+            raise problem
+        self.line += text.count(b"\n", start, end)
+        return end
 
     def _decoded(self, line: int, fields: list[bytes]) -> list[tuple[int, list[str]]]:
         """The rows of a record: its line, and user, item and time as text."""
@@ -352,7 +388,8 @@ def _numbers(texts: Any, pl: Any) -> Any:
     if (integers := _integers(texts, pl)) is not None:
         return integers
     numbers = texts.cast(pl.Float64, strict=False)
-    return pl.select(pl.when(texts.str.contains(NUMBER) & numbers.is_finite()).then(numbers)).to_series()
+    underflow = (numbers == 0) & texts.str.contains(NOT_ZERO)
+    return pl.select(pl.when(texts.str.contains(NUMBER) & numbers.is_finite() & ~underflow).then(numbers)).to_series()
 
 
 def _microseconds(texts: Any, pl: Any) -> Any:
@@ -374,7 +411,16 @@ def _microseconds(texts: Any, pl: Any) -> Any:
     ).to_series()
 
 
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _shown(text: str | bytes) -> str:
-    """A field for messages: at most 60 bytes, those that are no ASCII as ``\\x…``."""
+    """A field for messages: at most 60 bytes, printable ASCII as it is and others as ``\\x`` and two hex digits."""
     raw = text if isinstance(text, bytes) else text.encode()
-    return f"'{repr(raw[:60])[2:-1]}{'…' * (len(raw) > 60)}'"
+    shown = "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in raw[:60])
+    return f"'{shown}{'…' * (len(raw) > 60)}'"
