@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.measure import MODEL_NAMES, ratios, seconds, spread  # noqa: E402
+from benchmarks.measure import ratios, seconds, spread  # noqa: E402
 from fastseq import ops  # noqa: E402
 from fastseq._process import peak_rss_mb, reset_peak_rss  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=WORK)
     parser.add_argument("--data", type=Path, help="evaluate: interactions in any format fastseq reads")
-    parser.add_argument("--model", default="SASRec", choices=MODEL_NAMES, help="evaluate, recommend")
+    parser.add_argument("--model", default="SASRec", choices=MODELS, help="evaluate, recommend")
     parser.add_argument("--max-len", type=int, default=50, help="evaluate, recommend")
     args = parser.parse_args()
     if args.work == "evaluate" and args.data is None:

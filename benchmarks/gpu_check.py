@@ -10,7 +10,8 @@ speed   targets/s of the trainer's loop, host time of a step; on a GPU also how 
         synchronisations a step, peak memory, the ten costliest kernels.
 graph   one step captured as a CUDA graph on one resident batch: what remains without the host.
 peer    plain PyTorch for the same model, padded: what it has to beat.
-steps   one training step of every op in tiny sizes, float32: what compute-sanitizer watches.
+steps   one training step of every op in tiny sizes, in every type that benchmarks.ops measures but tf32: on a GPU
+        float32 and bfloat16. What compute-sanitizer watches.
 summary the facts of FILE as lines to read; exit status 1 if a stage or a fact failed, or if none passed.
 
 A measurement that fails is a line with "failed" and the place, not the end; the exit status is 1 then. Nothing but
@@ -46,23 +47,27 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import softplus  # noqa: E402
 
-from benchmarks.measure import MODEL_NAMES, Watch, append  # noqa: E402
+from benchmarks.measure import Watch, append  # noqa: E402
 from benchmarks.ops import report  # noqa: E402
+from benchmarks.ops.case import TF32  # noqa: E402
 from benchmarks.ops.check import Prepared, products  # noqa: E402
-from benchmarks.ops.suite import FILES, tiny  # noqa: E402
+from benchmarks.ops.suite import FILES, specs, tiny  # noqa: E402
 from benchmarks.ops.timing import clock_of, cuda_graph, timed  # noqa: E402
 from fastseq import load  # noqa: E402
 from fastseq.data.interactions import Interactions, build_interactions  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.data.synthetic import make_demo  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
+from fastseq.models.hyperparameters import LOSSES  # noqa: E402
 from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
+from fastseq.training.options import PRECISIONS  # noqa: E402
 from fastseq.training.throughput import everything, reference_params  # noqa: E402
 from tests.models.restatement import PLAIN  # noqa: E402
 
 MAX_LEN = {"SASRec": 200, "GRU4Rec": 50, "Caser": 20}
 SMALL_LEN = 50  # of parity and fit, on the demo data
 PARITY_BATCH = 1024
+KINDS = [*PRECISIONS, "tf32"]  # "tf32": float32 with such products
 LEAST_STEPS = 5  # of a measurement
 RESIDENT = 8  # batches of the peer, made beforehand
 
@@ -296,12 +301,14 @@ def peer(model: str, batch: int, precision: str, device: str, data: Interactions
 
 
 def steps(file: str, device: str) -> dict[str, Any]:
-    cases = tiny(torch.device(device), [file])
-    for case in cases:
-        Prepared(case, "fastseq", "float32").once()
+    where = torch.device(device)
+    dtypes = {dtype: None for spec in specs(where.type, [file]) for dtype in spec.dtypes if dtype != TF32}
+    cases = tiny(where, [file])
+    for case, dtype in itertools.product(cases, dtypes):
+        Prepared(case, "fastseq", dtype).once()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return {"cases": [f"{case.op} {case.shape}" for case in cases]}
+    return {"dtypes": [*dtypes], "cases": [f"{case.op} {case.shape}" for case in cases]}
 
 
 def worst_ratios(path: Path) -> str:
@@ -345,10 +352,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=(*STAGES, "summary"))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--models", nargs="+", default=MODEL_NAMES, choices=MODEL_NAMES)
+    parser.add_argument("--models", nargs="+", default=[*MODELS], choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[2048, 16384], help="targets")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "tf32", "bf16"], choices=("fp32", "tf32", "bf16"))
-    parser.add_argument("--losses", nargs="+", default=["bpr"])
+    parser.add_argument("--precisions", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--losses", nargs="+", default=["bpr"], choices=LOSSES)
     parser.add_argument("--only", nargs="+", default=FILES, choices=FILES, help="steps: ops, by their files")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--data", type=Path, help="ml-1m.txt")
@@ -358,7 +365,7 @@ def main() -> int:
         return int(not summary(args.facts))
     inputs: dict[str, Any] = {"device": args.device}
     if args.stage == "parity":
-        runs = [(name, precision, "bpr") for precision in ("fp32", "bf16") for name in args.models]
+        runs = [(name, precision, "bpr") for precision in PRECISIONS for name in args.models]
         runs.append(("SASRec", "fp32", "cross_entropy"))
         work = [dict(zip(("model", "precision", "loss"), run, strict=True)) for run in runs]
     elif args.stage == "fit":

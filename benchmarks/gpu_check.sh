@@ -167,8 +167,8 @@ models first 40 speed --models GRU4Rec --batches $few --precisions fp32 --second
 
 # B. Proof. Nothing is timed here, so all of it runs at once.
 together models parity 150 parity
-together tests gpu_tests 150 5 tests/gpu/test_gpu.py "equals_the_reference or same_bits or cuda_graph or replayed"
-together tests op_tests 150 6 tests/ops "triton or segments"
+together tests gpu_tests 150 5 tests/gpu/test_gpu.py "equals_the_reference or same_bits or cuda_graph or replayed or inductor"
+together tests op_tests 150 6 tests/ops "triton or segments or test_kernels"
 together sanitized memcheck 150
 wait
 

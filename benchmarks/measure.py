@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_NAMES = ("SASRec", "GRU4Rec", "Caser")
 TAIL = 30  # lines shown of a process that failed
 
 

@@ -29,11 +29,13 @@ import numpy as np
 import torch
 
 from benchmarks import quality
-from benchmarks.measure import MODEL_NAMES, ROOT, append, ratios, records, spread, train_throughput
+from benchmarks.measure import ROOT, append, ratios, records, spread, train_throughput
 from fastseq._process import SPIN_COUNT
 from fastseq.data import leave_one_out, read_interactions
 from fastseq.data.split import Split
+from fastseq.models import MODELS
 from fastseq.training import evaluate
+from fastseq.training.options import PRECISIONS
 from fastseq.training.throughput import everything, reference_params, versions
 
 SEED = 1  # of the peer
@@ -121,14 +123,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, choices=("warprec", "rectools", "recbole"))
+    parser.add_argument("--peer", required=True, choices=quality.PEER_NAMES)
     parser.add_argument("--peer-python", help="interpreter of the peer's environment; default: what `make peers` made")
-    parser.add_argument("--model", default="SASRec", choices=MODEL_NAMES)
+    parser.add_argument("--model", default="SASRec", choices=MODELS)
     parser.add_argument("--data", type=Path, required=True, help="interactions in any format fastseq reads")
     parser.add_argument("--max-len", type=int, help="of throughput")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each fastseq measurement")
-    variants = ("fp32", "bf16", PER_TARGET)
+    variants = (*PRECISIONS, PER_TARGET)
     parser.add_argument("--variants", nargs="+", choices=variants, default=["fp32"], help="of fastseq, in each round")
     sizes = f"targets, or sequences (RecTools); default {SPEED_BATCH}, with --epochs quality.py's ({QUALITY_BATCH})"
     parser.add_argument("--peer-batch-size", type=int, help=sizes)

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import MODEL_NAMES, Recorded, Watch, seconds, table
+from benchmarks.measure import Recorded, Watch, seconds, table
 from fastseq._process import own_process
 
 ROUNDS = 5
@@ -60,22 +60,24 @@ def flops(model: Any, batch: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, choices=MODEL_NAMES)
-    parser.add_argument("--data", type=Path, help="interactions in any format fastseq reads; default: the demo data")
-    parser.add_argument("--max-len", type=int, help="default: 200, Caser 20")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--loss", choices=("bpr", "cross_entropy"))
-    parser.add_argument("--steps", type=int, default=40)
-    args = parser.parse_args()
-    own_process()
-
+    own_process()  # before torch
     import torch
 
     from fastseq.models import MODELS
+    from fastseq.models.hyperparameters import LOSSES
     from fastseq.ops import linear
     from fastseq.training import Trainer, TrainingOptions
+    from fastseq.training.options import PRECISIONS
     from fastseq.training.throughput import everything, read, reference_params
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, choices=MODELS)
+    parser.add_argument("--data", type=Path, help="interactions in any format fastseq reads; default: the demo data")
+    parser.add_argument("--max-len", type=int, help="default: 200, Caser 20")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--loss", choices=LOSSES)
+    parser.add_argument("--steps", type=int, default=40)
+    args = parser.parse_args()
 
     data = read(args.data)
     params = reference_params(args.model, args.max_len, loss=args.loss)

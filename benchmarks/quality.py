@@ -111,7 +111,6 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, pre
 
 
 def study(args: argparse.Namespace) -> None:
-    own_process()
     import torch
 
     from fastseq.data import leave_one_out, read_interactions
@@ -300,6 +299,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    own_process()  # before torch
+    from fastseq.training.options import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     added = commands.add_parser("train", help="the runs, resumable")
@@ -310,7 +312,7 @@ def main() -> None:
     added.add_argument("--batches", nargs="+", help="strides, or 'L', 'per-target'; default: L, L/2, 1 and per-target")
     added.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     added.add_argument("--epochs", type=int, help=f"default, shared and single sequences: {EPOCHS}")
-    added.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    added.add_argument("--precision", default="fp32", choices=PRECISIONS)
     added.add_argument("--threads", type=int, help="default: torch's")
     added = commands.add_parser("report", help="Markdown tables, and the figure")
     added.set_defaults(run=report)

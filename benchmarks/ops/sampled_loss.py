@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops import gbce_beta, sampled_loss
+from fastseq.ops.sampled_loss import LOSSES
 
 from .case import BATCHES, EVENTS, HALF, ITEMS, PRODUCTS, WIDTH, Case, Cases
 
@@ -80,11 +81,10 @@ def case(
 def cases(shared: bool) -> Cases:
     """Those with shared negatives, whose scores are a matrix product, or the others."""
     shapes, large = ([shape for shape in sizes if shape[3] == shared] for sizes in (SHAPES, LARGE))
-    losses = ("bpr", "bce", "gbce", "sampled_softmax")
     return Cases(
         "sampled_loss", case, "loss data count shared rows", cpu=[(*shape, EVENTS) for shape in shapes],
         cuda=[*((*shape, rows) for rows in BATCHES for shape in shapes), *((*shape, EVENTS) for shape in large)],
-        tiny=[(loss, "tiny", 4, shared, 5, 9, 16) for loss in losses], cuda_dtypes=PRODUCTS if shared else HALF,
+        tiny=[(loss, "tiny", 4, shared, 5, 9, 16) for loss in LOSSES], cuda_dtypes=PRODUCTS if shared else HALF,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from .console import Json, stdout
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
-Model = Annotated[str, typer.Option(help="SASRec, GRU4Rec or Caser, in its reference configuration.")]
+Model = Annotated[str, typer.Option(help="As in a configuration; its reference configuration is measured.")]
 Data = Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).")]
 MaxLen = Annotated[int | None, typer.Option(help="max_seq_len (default: the model's).", min=1)]
 

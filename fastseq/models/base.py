@@ -1,4 +1,4 @@
-"""What the three models share: WarpRec's constructor, the door to padded batches, losses, scores."""
+"""What the three models share: WarpRec's constructor, the entry for padded batches, losses, scores."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class SequentialRecommender(nn.Module, ABC):
             last_only=True,
         )
 
-    # The door: WarpRec's padded batches.
+    # The entry for WarpRec's padded batches.
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """The output after each history.

@@ -1,4 +1,4 @@
-"""The door between WarpRec's padded batches and the jagged ones that everything behind it computes on."""
+"""From WarpRec's padded batches to the jagged ones that everything else computes on."""
 
 from __future__ import annotations
 

@@ -75,14 +75,15 @@ class RunFolder:
             for file in self._files if overwrite else ():
                 file.unlink(missing_ok=True)
             (self.path / "checkpoints").mkdir(exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be used as run folder ({error.strerror or error})") from error
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{self.path}: cannot be used as run folder ({reason})") from error
 
     def _locked(self) -> FileLock:
         """The lock of the folder, held; the system drops it with the process, however it ends."""
         path = self.path / LOCK
-        holder = path.read_text().strip() if path.is_file() else ""  # read first: filelock 3 empties the file
-        lock = FileLock(path, thread_local=False)
+        holder = path.read_text().strip() if path.is_file() else ""
+        lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a soft lock outlives a killed process
         try:
             lock.acquire(timeout=0)
         except Timeout:

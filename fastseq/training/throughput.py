@@ -126,18 +126,26 @@ def predict_throughput(
     built = _built(model, reference_params(model, max_len), interactions).eval()
     offsets, tape = interactions.offsets, interactions.items
     users = itertools.cycle(np.random.default_rng(0).permutation(interactions.n_users).tolist())
-    times: list[float] = []
-    reset_peak_rss()
-    while sum(times[3:]) < seconds:  # three calls warm up
-        some = list(itertools.islice(users, batch_size))
-        histories = [tape[offsets[user] : offsets[user + 1]] for user in some]
+
+    def call_seconds() -> float:
+        batch = list(itertools.islice(users, batch_size))
+        histories = [tape[offsets[user] : offsets[user + 1]] for user in batch]
         before = time.perf_counter()
-        built.recommend(histories, k, users=some if built.needs_user else None)
-        times.append(time.perf_counter() - before)
-    p50, p99 = (round(1e3 * float(np.percentile(times[3:], share)), 3) for share in (50, 99))
+        built.recommend(histories, k, users=batch if built.needs_user else None)
+        return time.perf_counter() - before
+
+    reset_peak_rss()
+    for _ in range(3):
+        call_seconds()  # warms up
+    times: list[float] = []
+    total = 0.0
+    while total < seconds:
+        times.append(call_seconds())
+        total += times[-1]
+    p50, p99 = (round(1e3 * float(np.percentile(times, share)), 3) for share in (50, 99))
     return {
-        "histories_per_s": round(batch_size * len(times[3:]) / sum(times[3:]), 1),
-        "calls": len(times[3:]),
+        "histories_per_s": round(batch_size * len(times) / total, 1),
+        "calls": len(times),
         "p50_ms": p50,
         "p99_ms": p99,
         "batch_size": batch_size,

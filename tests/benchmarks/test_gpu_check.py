@@ -86,7 +86,8 @@ def test_arguments(environment: dict[str, str], tmp_path: Path) -> None:
         assert done.returncode == 2 and message in done.stderr
     lines = [line for line in check(environment, "--dry-run").stdout.splitlines() if ": " in line]
     assert [line.split()[0].rstrip(":") for line in lines] == STAGES
-    assert "tests/gpu/test_gpu.py" in lines[4] and "--tool racecheck" in lines[15]
+    assert "tests/gpu/test_gpu.py" in lines[4] and "inductor" in lines[4] and "--tool racecheck" in lines[15]
+    assert "triton or segments or test_kernels" in lines[5]
     one = check(environment, "--dry-run", "--only", "graph", "--device", "cpu", "--out", tmp_path / "out").stdout
     assert one.splitlines()[1:] == ["graph: skipped, needs a GPU"] and not (tmp_path / "out").exists()
 
@@ -192,6 +193,7 @@ def test_stages_of_whole_models_run_on_the_cpu() -> None:
     rng = np.random.default_rng(0)
     data = gpu_check.build_interactions(np.repeat(np.arange(60), 20), rng.integers(0, 40, 1200))
     assert gpu_check.steps("negatives", "cpu")["cases"][0] == "sample_negatives uniform, 5 targets, 2 each"
+    assert gpu_check.steps("attention", "cpu")["dtypes"] == ["float32", "bfloat16"]
     ours = gpu_check.speed("Caser", 64, "bf16", "cpu", data, 0.05, "cross_entropy")
     plain = gpu_check.peer("SASRec", 400, "fp32", "cpu", data, 0.05)
     assert ours["steps"] >= 1 and ours["targets_per_s"] > 0 < plain["targets_per_s"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import measure, peers, quality
+from benchmarks import measure, peers, quality, speed_figure
 
 # In the place of the peer's interpreter: answers as peer_worker.py would, from what it is given.
 PEER = """#!{python}
@@ -155,3 +155,14 @@ def test_quality_runs_are_resumed_and_reported(data: Path, tmp_path: Path, capsy
     assert "| stride 50  | 1 " in text and "- stride 50 minus per target, NDCG@10 at 2 epochs" in text
     assert "| GRU4Rec, stride 50 | 1     | 2 " in text and "| RecBole 1.2.1, GRU4Rec | 1.50 " in text
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_the_figure_of_speed_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the results that are kept; without arguments the usage is shown."""
+    monkeypatch.setattr(sys, "argv", ["speed_figure"])
+    with pytest.raises(SystemExit):
+        speed_figure.main()
+    results, target = measure.ROOT / "benchmarks" / "results" / "peers_2026-11-24.jsonl", tmp_path / "speed.png"
+    monkeypatch.setattr(sys, "argv", ["speed_figure", str(results), str(target)])
+    speed_figure.main()
+    assert target.stat().st_size > 1000

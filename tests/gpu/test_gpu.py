@@ -1,6 +1,6 @@
 """Every op on the GPU, in every type that it takes; without one in tiny sizes in C++ and in Triton's interpreter.
 
-What is asked is in py. The last three tests see that a fault would be found.
+benchmarks/ops/check.py compares the results with the reference. The last three tests see that a fault would be found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from benchmarks.ops.case import BFLOAT16, FLOAT16, FLOAT32, INT64, TF32, Case
 from benchmarks.ops.check import Mismatch, Prepared, products, step
 from benchmarks.ops.suite import FILES, specs, tiny
 from benchmarks.ops.timing import cuda_graph
+from fastseq.data.synthetic import make_demo
+from fastseq.models import MODELS
 from fastseq.ops import dropout, make_rng, set_backend
+from fastseq.training import Trainer, TrainingOptions
+from fastseq.training.throughput import everything, reference_params
 from tests.ops.backends import needs_triton
 
 GPU = torch.cuda.is_available()
@@ -129,6 +133,24 @@ def test_a_replayed_graph_draws_by_its_rng() -> None:
             assert torch.equal(out, dropout(x, 0.5, rng))
         masks.append(out.clone())
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+
+
+@pytest.mark.skipif(not GPU, reason="tests/ops/test_every_op.py compiles the same for the CPU")
+def test_inductor_compiles_a_training_step() -> None:
+    """SASRec's loss and gradients, its own and inductor's kernels in one graph, equal eager's."""
+    data = make_demo(n_users=20)
+    model = MODELS["SASRec"](reference_params("SASRec", 8), {"n_users": data.n_users, "n_items": data.n_items})
+    trainer = Trainer(model.to(DEVICE), everything(data), TrainingOptions(epochs=1, validation_metric=None))
+    batch = next(trainer.loader.batches(0)).to(DEVICE)
+    results = []
+    for loss in (model.loss, torch.compile(model.loss, fullgraph=True, backend="inductor")):
+        model.zero_grad()
+        model.rng.copy_(make_rng(3))
+        value = loss(batch)
+        value.backward()
+        results.append([value.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
 @needs_triton

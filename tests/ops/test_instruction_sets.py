@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,10 @@ def test_smaller_instruction_sets(isa: str) -> None:
         pytest.skip(f"this process already runs on {_C.isa()}")
     names = " or ".join(f"(test_{file} and ({tests}))" for file, tests in TESTS.items())
     files = [str(Path(__file__).with_name(f"test_{file}.py")) for file in TESTS]
-    command = ["-m", "pytest", "-q", "-x", "-k", f"({names}) and not triton", *files]
-    run_python(*command, cwd=Path(__file__).parents[2], FASTSEQ_CPU_ISA=isa)
+    command = ["-m", "pytest", "-q", "-x", "-rp", "-k", f"({names}) and not triton", *files]
+    done = run_python(*command, cwd=Path(__file__).parents[2], FASTSEQ_CPU_ISA=isa)
+    passed = set(re.findall(r"^PASSED tests/ops/test_(\w+)\.py::", done.stdout, re.MULTILINE))
+    assert passed == TESTS.keys(), f"the names select no test of {', '.join(TESTS.keys() - passed)}"
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:

@@ -20,8 +20,8 @@ esac
 tree=$PWD/build/sanitize/$kind
 mkdir -p "$tree"
 FASTSEQ_SANITIZE=$sanitizers "$python" setup.py -q build_ext --build-lib "$tree/lib" >&2
-rm -rf "$tree/fastseq" "$tree/tests"
-cp -r fastseq tests pyproject.toml "$tree"
+rm -rf "$tree/fastseq" "$tree/kernels" "$tree/tests"
+cp -r fastseq kernels tests pyproject.toml "$tree"
 rm -f "$tree"/fastseq/*.so
 cp "$tree"/lib/fastseq/_C*.so "$tree/fastseq"
 cd "$tree"

@@ -1,1 +1,1 @@
-"""CPU implementations: the doors to C++ (fastseq._C)."""
+"""CPU implementations: the calls of C++ (fastseq._C)."""

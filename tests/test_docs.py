@@ -1,0 +1,41 @@
+"""The documents: what they link to and name exists, and prose stays within 120 columns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+FOLDERS = "benchmarks|csrc|docs|examples|fastseq|kernels|tests"
+HISTORY = {"CHANGELOG.md"}  # names what was removed
+
+
+def prose(page: Path) -> list[str]:
+    """The lines outside of code blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    return [line for line in text.splitlines() if not line.startswith("    ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in HISTORY], ids=lambda page: page.name)
+def test_paths_and_modules_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*\w)(?![\w<*{{/-])", text):
+        assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
+    for module in re.findall(r"python[\d.]* -m ((?:benchmarks|tests)[\w.]*\w)", text):
+        file = ROOT.joinpath(*module.split("."))
+        assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_is_narrow(page: Path) -> None:
+    wide = [line for line in prose(page) if len(line) > 120 and not line.startswith(("|", "!["))]
+    assert not wide, wide
