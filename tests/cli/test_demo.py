@@ -14,7 +14,7 @@ from fastseq.training import Trainer, TrainingOptions, evaluate
 from tests.data.baselines import Markov, shuffled
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
-# Of 15 to 20: as many as it takes to pass the baselines by a third or more.
+# Of the 15 to 20 of the demonstration: as many as it takes to pass the baselines clearly.
 EPOCHS = {"Caser": 8, "GRU4Rec": 6, "SASRec": 6}
 MODELS = {entry.name: entry for entry in load_config(DEMO).models}
 
