@@ -215,14 +215,14 @@ void horizontal(const CaserPlan& plan, const CaserInputs<T>& in, T* out, int32_t
     const Buffer<Row> all_rows(plan.max_rows * threads);
     const Buffer<typename S::Value> all_values(plan.max_rows * threads);
     const Buffer<Best<T>> all_bests(most_bests * threads);
-    const Buffer<int64_t> all_places(2 * most_sequences * threads);
+    const Buffer<int64_t> all_offsets(2 * most_sequences * threads);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num();
         Row* rows = all_rows.get() + thread * plan.max_rows;
         auto* values = all_values.get() + thread * plan.max_rows;
         Best<T>* bests = all_bests.get() + thread * most_bests;
-        int64_t* where = all_places.get() + thread * 2 * most_sequences;
+        int64_t* where = all_offsets.get() + thread * 2 * most_sequences;
         int64_t* slots = where + most_sequences;
 #pragma omp for schedule(dynamic)
         for (int b = 0; b < n_blocks; ++b) pack(in, blocks[b]);

@@ -55,10 +55,10 @@ struct Targets {
         }
     }
 
-    // found[l] = how many entries of list l are at most value[l]; with `rank`, of its entries less their index, which
+    // at_most[l] = how many entries of list l are at most value[l]; with `rank`, of its entries less their index, which
     // counts the seen items that come before the unseen item number value[l].
     template <bool rank>
-    void search(const int64_t* value, int64_t* found) const {
+    void search(const int64_t* value, int64_t* at_most) const {
         int64_t passed[kLanes] = {};
         int64_t bit = 1;
         while (bit <= longest) bit *= 2;
@@ -70,7 +70,7 @@ struct Targets {
                 passed[l] += bit & -static_cast<int64_t>((next <= size[l]) & (entry <= value[l]));
             }
         }
-        std::copy_n(passed, kLanes, found);
+        std::copy_n(passed, kLanes, at_most);
     }
 
     // Whether `item` is in list l, of which `at_most` entries are at most `item`.
@@ -181,13 +181,13 @@ int64_t negatives_uniform(const NegativesProblem& problem, const Rng& rng, int64
         uint32_t words[4][kLanes];
         for (int64_t j = 0; j < k; ++j) {
             if (j % 4 == 0) philox_rows(rng, static_cast<uint32_t>(j / 4), row, kSite, words);
-            int64_t value[kLanes], found[kLanes];
+            int64_t value[kLanes], seen_before[kLanes];
             for (int l = 0; l < kLanes; ++l) {
                 value[l] = scaled(words[j % 4][l], left[l]);
                 value[l] += value[l] >= skip[l];
             }
-            targets.search<true>(value, found);
-            for (int l = 0; l < targets.count; ++l) out[(targets.first + l) * k + j] = value[l] + found[l];
+            targets.search<true>(value, seen_before);
+            for (int l = 0; l < targets.count; ++l) out[(targets.first + l) * k + j] = value[l] + seen_before[l];
         }
     }
     return failed == problem.targets ? -1 : failed;
@@ -208,14 +208,15 @@ int64_t negatives_weighted(const NegativesProblem& problem, const AliasTable& ta
             for (int64_t j = 0; j < k; ++j) {
                 uint32_t words[4][kLanes];
                 philox_rows(rng, static_cast<uint32_t>(j * kBlocksPerNegative), row, kSite, words);
-                int64_t drawn[2][kLanes], found[kLanes];
+                int64_t drawn[2][kLanes], at_most[kLanes];
                 bool good[2][kLanes];
                 for (int a = 0; a < 2; ++a) {
                     for (int l = 0; l < kLanes; ++l)
                         drawn[a][l] = pick(table, problem.n_items, words[2 * a][l], words[2 * a + 1][l]);
-                    targets.search<false>(drawn[a], found);
+                    targets.search<false>(drawn[a], at_most);
                     for (int l = 0; l < kLanes; ++l)
-                        good[a][l] = drawn[a][l] != targets.positive[l] && !targets.contains(l, found[l], drawn[a][l]);
+                        good[a][l] = drawn[a][l] != targets.positive[l] &&
+                                     !targets.contains(l, at_most[l], drawn[a][l]);
                 }
                 for (int l = 0; l < targets.count; ++l) {
                     const int64_t item = good[0][l]   ? drawn[0][l]

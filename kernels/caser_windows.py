@@ -151,8 +151,8 @@ def _histories(
             total += weight[None, :, None] * value[:, None, :]
         total += tl.load(bias_v + filters, mask=filters < NV, other=0.0).to(tl.float32)[None, :, None]
         written = inside[:, None, None] & (filters < NV)[None, :, None] & (column < D)[None, None, :]
-        place3 = (filters * D)[None, :, None] + column[None, None, :]
-        tl.store(target[:, None, None] + place3, total.to(out.dtype.element_ty), mask=written)
+        offset = (filters * D)[None, :, None] + column[None, None, :]
+        tl.store(target[:, None, None] + offset, total.to(out.dtype.element_ty), mask=written)
     else:
         lane = (tl.program_id(1) - vertical) * COLUMNS + tl.arange(0, COLUMNS)
         taken = inside[:, None] & (lane < LENGTH * FILTERS)[None, :]

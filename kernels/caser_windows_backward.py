@@ -231,7 +231,7 @@ def _grad_vertical(
     """sums [chunks, parts of D, NV, LENGTH + 1]: gradients of weight_v and, last, bias_v. grad_padding [..., D]."""
     filters = tl.program_id(1) * VERTICAL + tl.arange(0, VERTICAL)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
-    places = tl.arange(0, STEPS)
+    step = tl.arange(0, STEPS)
     total = tl.zeros((VERTICAL, STEPS), tl.float32)
     padding = tl.zeros((WIDTH,), tl.float32)
     for tile in range(0, tiles):
@@ -242,18 +242,18 @@ def _grad_vertical(
         offset = (filters * D)[None, :, None] + column[None, None, :]
         known = inside[:, None, None] & (filters < NV)[None, :, None] & (column < D)[None, None, :]
         slope = tl.load(source[:, None, None] + offset, mask=known, other=0.0).to(tl.float32)
-        total += tl.where(places[None, :] == LENGTH, tl.sum(tl.sum(slope, 2), 0)[:, None], 0.0)
+        total += tl.where(step[None, :] == LENGTH, tl.sum(tl.sum(slope, 2), 0)[:, None], 0.0)
         beyond = tl.zeros((HISTORIES, VERTICAL), tl.float32)  # weights that met padding
         for at in range(0, LENGTH):
             value = window_row(x, padding_row, stop, real_rows, at, column, inside, D)
             part = tl.sum(tl.sum(slope * value[:, None, :], 2), 0)
-            total += tl.where(places[None, :] == at, part[:, None], 0.0)
+            total += tl.where(step[None, :] == at, part[:, None], 0.0)
             weight = tl.load(weight_v + filters * LENGTH + at, mask=filters < NV, other=0.0).to(tl.float32)
             beyond += tl.where((at >= real_rows)[:, None], weight[None, :], 0.0)
         padding += tl.sum(tl.sum(beyond[:, :, None] * slope, 1), 0)
     chunk = tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)
-    offset = (chunk * NV + filters)[:, None] * (LENGTH + 1) + places[None, :]
-    tl.store(sums + offset, total, mask=(filters < NV)[:, None] & (places <= LENGTH)[None, :])
+    offset = (chunk * NV + filters)[:, None] * (LENGTH + 1) + step[None, :]
+    tl.store(sums + offset, total, mask=(filters < NV)[:, None] & (step <= LENGTH)[None, :])
     row = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     tl.store(grad_padding + row * D + column, padding, mask=column < D)
 

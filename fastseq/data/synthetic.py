@@ -105,9 +105,9 @@ def _walk(rng: np.random.Generator, lengths: Int64Array, catalogue: Catalogue) -
     last, before = by_cluster.draw(taste.draw(users, rng), rng), by_cluster.draw(taste.draw(users, rng), rng)
     for t in range(longest):
         follow = rng.random(n_users) < FOLLOW
-        chosen = np.where(follow, catalogue.next_cluster[cluster[last]], taste.draw(users, rng))
+        clusters = np.where(follow, catalogue.next_cluster[cluster[last]], taste.draw(users, rng))
         styled = rng.random(n_users) < KEEP_STYLE
-        drawn = np.where(styled, by_style.draw(chosen * STYLES + style[before], rng), by_cluster.draw(chosen, rng))
+        drawn = np.where(styled, by_style.draw(clusters * STYLES + style[before], rng), by_cluster.draw(clusters, rng))
         repeat = (rng.random(n_users) < REPEAT) & (t > 0)
         grid[:, t] = np.where(repeat, grid[users, (rng.random(n_users) * t).astype(np.int64)], drawn)
         before, last = last, grid[:, t]
@@ -132,5 +132,5 @@ class Rows:
 
     def draw(self, rows: Int64Array, rng: np.random.Generator) -> Int64Array:
         """A column from each of ``rows`` [m], int64 [m]."""
-        places = np.searchsorted(self.flat, rows + rng.random(len(rows)), side="right")
-        return np.minimum(places - rows * self.width, self.width - 1)
+        indices = np.searchsorted(self.flat, rows + rng.random(len(rows)), side="right")
+        return np.minimum(indices - rows * self.width, self.width - 1)

@@ -25,7 +25,7 @@ def from_environment() -> bool | None:
     return True if os.environ.get("FASTSEQ_CHECK", "") not in ("", "0") else None
 
 
-_chosen = from_environment()
+_override = from_environment()
 
 
 class check_data:  # a class in lower case: used as a function and as a context, like torch.set_grad_enabled
@@ -38,25 +38,25 @@ class check_data:  # a class in lower case: used as a function and as a context,
     """
 
     def __init__(self, on: bool | None) -> None:
-        global _chosen
-        self._previous, _chosen = _chosen, on
+        global _override
+        self._previous, _override = _override, on
 
     def __enter__(self) -> check_data:
         return self
 
     def __exit__(self, *error: object) -> None:
-        global _chosen
-        _chosen = self._previous
+        global _override
+        _override = self._previous
 
 
 def demanded() -> bool:
     """Whether FASTSEQ_CHECK=1 or check_data(True) asks for checks everywhere."""
-    return _chosen is True
+    return _override is True
 
 
 def wanted(device: str) -> bool:
     """Whether to look at data on this type of device now."""
-    if not (device == "cpu" if _chosen is None else _chosen):
+    if not (device == "cpu" if _override is None else _override):
         return False
     return device != "cuda" or not torch.cuda.is_current_stream_capturing()
 

@@ -156,8 +156,8 @@ def _check_data(
     wrong = ((ends[0] < 0) | (ends[0] > ends[1]) | (ends[1] > entries)).nonzero()
     if wrong.shape[0]:
         u = int(wrong[0])
-        found = f"seen_offsets of user {u} are {int(seen_offsets[u])}, {int(seen_offsets[u + 1])}"
-        raise ValueError(f"{found}, expected 0 <= begin <= end <= {entries}")
+        problem = f"seen_offsets of user {u} are {int(seen_offsets[u])}, {int(seen_offsets[u + 1])}"
+        raise ValueError(f"{problem}, expected 0 <= begin <= end <= {entries}")
     _checks.in_range("seen_items", seen_items, n_items, f"0 <= value < {n_items}")
     check_ascending(seen_offsets, seen_items)
     _check_table(n_items, probability, alias)
@@ -169,11 +169,11 @@ def check_ascending(seen_offsets: Tensor, seen_items: Tensor) -> None:
     falls = seen_items.diff() <= 0
     edges = seen_offsets[(seen_offsets > 0) & (seen_offsets < entries)]
     falls[edges - 1] = False  # from one user's list to the next one's
-    if (places := falls.nonzero()).shape[0]:
-        i = int(places[0]) + 1
+    if (indices := falls.nonzero()).shape[0]:
+        i = int(indices[0]) + 1
         user = int(torch.searchsorted(seen_offsets, i, right=True)) - 1
-        found = f"seen_items[{i}] is {int(seen_items[i])} after {int(seen_items[i - 1])}"
-        raise ValueError(f"{found}: those of user {user} must be strictly ascending")
+        problem = f"seen_items[{i}] is {int(seen_items[i])} after {int(seen_items[i - 1])}"
+        raise ValueError(f"{problem}: those of user {user} must be strictly ascending")
 
 
 def _check_table(n_items: int, probability: Tensor | None, alias: Tensor | None) -> None:

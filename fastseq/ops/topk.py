@@ -74,8 +74,8 @@ def _check_data(
     falls = (seen_offsets.diff() < 0).nonzero()
     if falls.shape[0]:
         i = int(falls[0]) + 1
-        found = f"seen_offsets decreases at index {i}: {int(seen_offsets[i - 1])} then {int(seen_offsets[i])}"
-        raise ValueError(f"{found}, expected ranges of {entries} seen items")
+        problem = f"seen_offsets decreases at index {i}: {int(seen_offsets[i - 1])} then {int(seen_offsets[i])}"
+        raise ValueError(f"{problem}, expected ranges of {entries} seen items")
     _checks.in_range("seen_items", seen_items, items, f"0 <= id < {items}")
 
 

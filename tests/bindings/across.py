@@ -56,25 +56,25 @@ def same(x: Array, y: Array) -> bool:
 
 
 def main(path: Path) -> int:
-    found = outputs()
+    arrays = outputs()
     if not path.exists():
-        np.savez(path.open("wb"), **found)
-        print(f"{_C.isa()}: {len(found)} arrays written")
+        np.savez(path.open("wb"), **arrays)
+        print(f"{_C.isa()}: {len(arrays)} arrays written")
         return 0
     with np.load(path) as expected:
-        if found.keys() != set(expected.files):
+        if arrays.keys() != set(expected.files):
             print(f"{path} was written by another version of the tests")
             return 1
         differ, bits = [], 0
-        for name, x in found.items():
+        for name, x in arrays.items():
             y = expected[name]
             bits += x.tobytes() == y.tobytes()
             if not same(y, x):
                 differ.append(name)
-    floats = sum(x.dtype.kind == "f" for x in found.values())
+    floats = sum(x.dtype.kind == "f" for x in arrays.values())
     for name in differ:
         print(name)
-    print(f"{_C.isa()}: {len(found)} arrays, {floats} of floats; {bits} have the same bits, {len(differ)} differ")
+    print(f"{_C.isa()}: {len(arrays)} arrays, {floats} of floats; {bits} have the same bits, {len(differ)} differ")
     return bool(differ)
 
 

@@ -179,10 +179,10 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
 
 def test_evaluate_takes_part_cutoffs_and_protocol(folder: Path) -> None:
     ask = ("evaluate", "runs/data/SASRec")
-    found = answer(*ask, "--part", "validation", "-k", 3, folder=folder)
-    assert found["protocol"]["part"] == "validation" and "NDCG@3" in found["metrics"]
-    found = answer(*ask, "--sampled", 7, "-k", 2, "-k", 4, folder=folder)
-    assert found["protocol"]["ks"] == [2, 4] and "7 items drawn" in found["protocol"]["candidates"]
+    evaluation = answer(*ask, "--part", "validation", "-k", 3, folder=folder)
+    assert evaluation["protocol"]["part"] == "validation" and "NDCG@3" in evaluation["metrics"]
+    evaluation = answer(*ask, "--sampled", 7, "-k", 2, "-k", 4, folder=folder)
+    assert evaluation["protocol"]["ks"] == [2, 4] and "7 items drawn" in evaluation["protocol"]["candidates"]
     code, out, _ = here(*ask, folder=folder)
     assert code == 0 and "NDCG@10" in out and "pessimistic" in out
     for arguments, message in ((("-k", 0), "-k"), (("--sampled", 0), "--sampled"), (("--part", "train"), "train")):
@@ -266,7 +266,7 @@ def test_what_configuration_and_data_contradict_is_named(
 
 
 def test_a_user_who_has_seen_everything_is_named_before_training(tmp_path: Path) -> None:
-    rows = [f"all,i{place % 4},{place}" for place in range(6)] + [f"some,i{i},{i}" for i in range(4)]
+    rows = [f"all,i{i % 4},{i}" for i in range(6)] + [f"some,i{i},{i}" for i in range(4)]
     (tmp_path / "data.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
     err = refusal("train", write_config(tmp_path, GRU4Rec=MODELS["GRU4Rec"]), folder=tmp_path)
     assert "user 'all' has seen every one of the 4 items" in err and "neg_samples: 0" in err

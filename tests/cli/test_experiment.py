@@ -57,9 +57,9 @@ def splitter(strategy: str, key: str, test: float, validation: float | None = No
 )
 def test_splits_are_those_of_the_functions(path: Path, section: dict[str, Any], make: Any) -> None:
     data = read_interactions(path, **COLUMNS)
-    found, want = experiment.split(config(path, splitter=section), data), make(data)
-    assert (found.train_stop == want.train_stop).all() and (found.validation_stop == want.validation_stop).all()
-    assert found.n_train < data.n_events
+    split, expected = experiment.split(config(path, splitter=section), data), make(data)
+    assert (split.train_stop == expected.train_stop).all() and (split.validation_stop == expected.validation_stop).all()
+    assert split.n_train < data.n_events
 
 
 def test_a_split_that_contradicts_itself_is_named(path: Path) -> None:
@@ -75,12 +75,12 @@ def test_a_split_that_contradicts_itself_is_named(path: Path) -> None:
 def test_filters_are_applied_in_order(path: Path) -> None:
     data = read_interactions(path, **COLUMNS)
     limits = {"ItemMin": {"min_interactions": 25}, "UserMin": {"min_interactions": 5}}
-    found = experiment.read(config(path, filtering=limits | {"IterativeKCore": {"min_interactions": 4}}))
-    want = filter_interactions(data, min_user=5, min_item=1)
-    want = filter_interactions(want, min_user=1, min_item=25)
-    want = filter_interactions(want, min_user=4, min_item=4)
-    assert found.data_hash == want.data_hash and found.filters == want.filters
-    assert 0 < found.n_events <= data.n_events and len(found.filters) == 3
+    filtered = experiment.read(config(path, filtering=limits | {"IterativeKCore": {"min_interactions": 4}}))
+    expected = filter_interactions(data, min_user=5, min_item=1)
+    expected = filter_interactions(expected, min_user=1, min_item=25)
+    expected = filter_interactions(expected, min_user=4, min_item=4)
+    assert filtered.data_hash == expected.data_hash and filtered.filters == expected.filters
+    assert 0 < filtered.n_events <= data.n_events and len(filtered.filters) == 3
 
 
 def test_every_option_reaches_the_trainer(path: Path) -> None:
@@ -94,8 +94,8 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
         },
         "early_stopping": {"patience": 4, "min_delta": 0.01, "grace_period": 2},
     }
-    chosen = config(path, model, evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"})
-    assert experiment.options_of(chosen, chosen.models[0]) == TrainingOptions(
+    custom = config(path, model, evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"})
+    assert experiment.options_of(custom, custom.models[0]) == TrainingOptions(
         seed=7,
         precision="bf16",
         clip_norm=0.5,
@@ -109,10 +109,10 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
         evaluation_batch_size=31,
         filter_seen=False,
     )
-    assert chosen.models[0].params.keys() == MODELS["GRU4Rec"].keys()
+    assert custom.models[0].params.keys() == MODELS["GRU4Rec"].keys()
     plain = config(path, splitter={"validation_splitting": None})
     assert experiment.options_of(plain, plain.models[0]) == TrainingOptions(validation_metric=None)
-    built = experiment.build_model(chosen.models[0], read_interactions(path, **COLUMNS))
+    built = experiment.build_model(custom.models[0], read_interactions(path, **COLUMNS))
     assert built.seed == 7 and built.catalogue is not None and not np.isnan(built.learning_rate)
 
 

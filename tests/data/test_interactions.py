@@ -126,7 +126,7 @@ def test_filters(rows: list[tuple[int, int, int]], min_user: int, min_item: int,
     data = build_interactions(users, items, times)
     left = sorted(rows, key=lambda row: (row[0], row[2]))
     if duplicates != "keep":
-        left = [left[place] for place in sorted(_kept(left, 1 if duplicates == "first" else -1))]
+        left = [left[index] for index in sorted(_kept(left, 1 if duplicates == "first" else -1))]
     while True:
         by_user, by_item = Counter(r[0] for r in left), Counter(r[1] for r in left)
         core = [r for r in left if by_user[r[0]] >= min_user and by_item[r[1]] >= min_item]
@@ -145,11 +145,11 @@ def test_filters(rows: list[tuple[int, int, int]], min_user: int, min_item: int,
 
 
 def _kept(rows: list[tuple[int, int, int]], step: int) -> list[int]:
-    """Places of the first (step 1) or last (−1) row of each user and item."""
-    places: dict[tuple[int, int], int] = {}
-    for place in range(len(rows))[::step]:
-        places.setdefault(rows[place][:2], place)
-    return list(places.values())
+    """Indices of the first (step 1) or last (−1) row of each user and item."""
+    indices: dict[tuple[int, int], int] = {}
+    for index in range(len(rows))[::step]:
+        indices.setdefault(rows[index][:2], index)
+    return list(indices.values())
 
 
 @pytest.mark.parametrize("arguments", [{"min_user": -1}, {"min_item": 1.5}, {"duplicates": "drop"}, {"min_user": True}])

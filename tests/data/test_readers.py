@@ -529,8 +529,8 @@ path, draw, buffer = Path(sys.argv[1]), random.Random(100), io.BytesIO()
 pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
 good = buffer.getvalue()
 for _ in range(400):
-    place, junk = draw.randrange(len(good)), draw.randbytes(draw.randint(1, 8))
-    path.write_bytes(good[:place] + junk + good[place + len(junk) :])
+    offset, junk = draw.randrange(len(good)), draw.randbytes(draw.randint(1, 8))
+    path.write_bytes(good[:offset] + junk + good[offset + len(junk) :])
     try:
         assert read_interactions(path, timestamp=None).n_events >= 2
     except DataError as error:
@@ -546,10 +546,10 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("place", [0, -4])
-def test_parquet_without_its_mark(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("offset", [0, -4])
+def test_parquet_without_its_mark(tmp_path: Path, offset: int) -> None:
     damaged = bytearray(parquet())
-    damaged[place] ^= 0xFF
+    damaged[offset] ^= 0xFF
     path = write(tmp_path, "damaged.parquet", bytes(damaged))
     try:
         assert read_interactions(path, timestamp=None).n_events == 3  # the mark at the end is the one that counts

@@ -104,8 +104,8 @@ def test_shuffled_keeps_all_but_order(demo: Interactions) -> None:
 def test_shuffled_is_uniform() -> None:
     data = build_interactions([u for u in range(4_000) for _ in range(3)], [0, 1, 2] * 4_000)
     firsts = shuffled(data).items.reshape(-1, 3)
-    for place in range(3):
-        assert np.bincount(firsts[:, place], minlength=3) == pytest.approx(4_000 / 3, abs=130)  # 4.3 sigma
+    for position in range(3):
+        assert np.bincount(firsts[:, position], minlength=3) == pytest.approx(4_000 / 3, abs=130)  # 4.3 sigma
 
 
 @pytest.mark.parametrize("arguments", [{"n_users": 0}, {"n_items": 5}, {"mean_length": 1.0}, {"mean_length": 1e6}])

@@ -37,9 +37,9 @@ def test_rows_of_an_item_table(table: Tensor) -> None:
     offsets = torch.tensor([0, 3], dtype=torch.int32)
     h = torch.randn(1, WIDTH, dtype=torch.float16)
     with ops.set_backend("triton"):
-        found = ops.embed_sequence(items, offsets, table, padding_idx=None)
+        rows = ops.embed_sequence(items, offsets, table, padding_idx=None)
         loss = ops.sampled_loss(h, table, items[:1], items[None, 1:])
-    assert torch.equal(found, table[items])
+    assert torch.equal(rows, table[items])
     with ops.set_backend("reference"):
         small = torch.tensor([3, 0, 2])
         expected = ops.sampled_loss(h, table[-4:], small[:1], small[None, 1:])
@@ -56,7 +56,7 @@ def test_rows_far_apart(name: str, table: Tensor) -> None:
     offsets = torch.tensor([0, 2], dtype=torch.int32)
     op = getattr(ops, name)
     with ops.set_backend("triton"):
-        found = op(q, far, far, offsets, max_len=2)
+        output = op(q, far, far, offsets, max_len=2)
     with ops.set_backend("reference"):
         expected = op(q, far.contiguous(), far.contiguous(), offsets, max_len=2)
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(output, expected, rtol=2e-3, atol=2e-3)

@@ -161,8 +161,8 @@ def test_last_query_is_the_last_row_of_the_full_pass() -> None:
     values, _ = inputs(causal_attention, lengths, 32)
     last = (offsets_of(lengths)[1:] - 1).long()
     full = over(causal_attention, lengths)(**values)
-    found = over(last_query_attention, lengths)(**values | {"q": values["q"][last]})
-    torch.testing.assert_close(found, full[last], rtol=1e-13, atol=1e-14)
+    output = over(last_query_attention, lengths)(**values | {"q": values["q"][last]})
+    torch.testing.assert_close(output, full[last], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize(

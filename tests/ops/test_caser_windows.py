@@ -243,11 +243,10 @@ def triton(arguments: Arguments, upstream: Tensor, position: Tensor | None = Non
     """Output, positions and the six gradients, with given positions or its own."""
     moved = [a.to(DEVICE) for a in arguments]
     with ops.set_backend("triton"), record_served() as calls:
-        output, found = forward(*moved)
-        chosen = found if position is None else position.to(DEVICE)
-        grads = backward(upstream.to(DEVICE), *moved, chosen)
+        output, argmax = forward(*moved)
+        grads = backward(upstream.to(DEVICE), *moved, argmax if position is None else position.to(DEVICE))
     assert calls == [("caser_windows", "triton"), ("caser_windows_backward", "triton")]
-    return tuple(t.cpu() for t in (output, found, *grads))
+    return tuple(t.cpu() for t in (output, argmax, *grads))
 
 
 @needs_triton

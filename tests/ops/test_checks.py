@@ -246,8 +246,8 @@ def test_any_stride_is_read(name: str, backend: str) -> None:
         key: torch.stack((x, x), -1)[..., 0] if isinstance(x, Tensor) and x.dim() else x for key, x in arguments.items()
     }
     with ops.set_backend(backend):
-        found, expected = results(name, gaps), results(name, arguments)
-    for x, y in zip(found, expected, strict=True):
+        strided, expected = results(name, gaps), results(name, arguments)
+    for x, y in zip(strided, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
@@ -277,9 +277,9 @@ def test_when_data_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     with ops.check_data(False):
         assert [_checks.wanted("cpu"), _checks.wanted("cuda")] == [False, False]
     assert [_checks.wanted("cpu"), _checks.wanted("cuda")] == [True, False]
-    for value, chosen in (("", None), ("0", None), ("1", True)):
+    for value, expected in (("", None), ("0", None), ("1", True)):
         monkeypatch.setenv("FASTSEQ_CHECK", value)
-        assert _checks.from_environment() is chosen
+        assert _checks.from_environment() is expected
 
 
 def test_tensors_of_two_devices_are_named() -> None:

@@ -73,13 +73,13 @@ def test_agrees_with_pytorch(backend: str, softcap: float | None) -> None:
 
     for reduction in ("none", "mean", "sum"):
         upstream = torch.rand(33) if reduction == "none" else torch.tensor(1.7)
-        found = run(op(targets, reduction=reduction, softcap=softcap), values, upstream, backend, set())
+        results = run(op(targets, reduction=reduction, softcap=softcap), values, upstream, backend, set())
         leaves = {name: x.clone().requires_grad_() for name, x in values.items()}
         expected = pytorch(**leaves, reduction=reduction)
         expected.backward(upstream)
-        torch.testing.assert_close(found["output"], expected.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(results["output"], expected.detach(), rtol=1e-5, atol=1e-5)
         for name, x in leaves.items():
-            torch.testing.assert_close(found[f"gradient of {name}"], x.grad, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(results[f"gradient of {name}"], x.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_large_logits() -> None:
@@ -218,9 +218,9 @@ def test_triton_half(dtype: torch.dtype) -> None:
             settings = (arguments[2], lse, arguments[3], -100, None, False)
             return torch.ops.fastseq.linear_cross_entropy_backward(grad, arguments[0], arguments[1], *settings)[0]
 
-    found, exact = slopes(scaled, "triton"), slopes({name: x.double() for name, x in scaled.items()}, "reference")
+    half, exact = slopes(scaled, "triton"), slopes({name: x.double() for name, x in scaled.items()}, "reference")
     step = 2.0**-24  # of float16 near 0
-    assert found.any() and (found.double() - exact).abs().max() <= 0.51 * step + 1e-3 * exact.abs().max()
+    assert half.any() and (half.double() - exact).abs().max() <= 0.51 * step + 1e-3 * exact.abs().max()
 
 
 @needs_triton
@@ -249,8 +249,8 @@ def test_triton_extremes() -> None:
         assert op(targets, reduction="none")(**moved(values, "triton")).isnan().all()
         values["weight"][200] = 0.0
         with check_data(False):
-            found = op(torch.tensor([3, 300, 3, -1, -100, 3]), reduction="none")(**moved(values, "triton"))
-    assert found.isnan().tolist() == [False, True, False, True, False, False]
+            losses = op(torch.tensor([3, 300, 3, -1, -100, 3]), reduction="none")(**moved(values, "triton"))
+    assert losses.isnan().tolist() == [False, True, False, True, False, False]
     for ids, h in ((torch.full((6,), -100), values["h"]), (targets[:0], values["h"][:0])):
         results = run(op(ids), {**values, "h": h}, torch.ones(()), "triton", set())
         assert all(torch.equal(x, torch.zeros_like(x)) for x in results.values()), "mean of nothing is 0"

@@ -79,7 +79,7 @@ def test_opcheck(name: str, backend: str, change: dict[str, Any], monkeypatch: p
                 for x in arguments
             ]
             torch.library.opcheck(getattr(torch.ops.fastseq, op).default, tuple(given))
-    assert {found for _, found in served} == {backend}
+    assert {by for _, by in served} == {backend}
 
 
 def test_no_op_is_left_out() -> None:
@@ -96,9 +96,9 @@ def test_one_full_graph(name: str, backend: str, change: dict[str, Any]) -> None
     with ops.set_backend(backend), ops.record_served() as served:
         expected = forward_and_backward(results, name, backend, change)
         compiled = torch.compile(results, fullgraph=True, backend="aot_eager")
-        found = forward_and_backward(compiled, name, backend, change)
+        actual = forward_and_backward(compiled, name, backend, change)
     assert {by for _, by in served} == {backend}
-    for x, y in zip(found, expected, strict=True):
+    for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
 
 

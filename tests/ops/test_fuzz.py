@@ -41,8 +41,8 @@ def _contents(rng: np.random.Generator, x: Tensor) -> Tensor:
 def _size(rng: np.random.Generator, x: Tensor) -> Tensor:
     axis = int(rng.integers(x.dim()))
     size = max(0, x.shape[axis] + int(rng.integers(-3, 4)))
-    places = torch.arange(size).clamp(max=max(x.shape[axis] - 1, 0))
-    return x.index_select(axis, places) if x.numel() else x
+    indices = torch.arange(size).clamp(max=max(x.shape[axis] - 1, 0))
+    return x.index_select(axis, indices) if x.numel() else x
 
 
 def _rank(rng: np.random.Generator, x: Tensor) -> Tensor:

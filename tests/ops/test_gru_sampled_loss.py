@@ -28,13 +28,13 @@ def inputs(*, rows: bool, bias: bool, shared: bool, dtype: torch.dtype = torch.f
         name: (torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.25).to(dtype)
         for name, shape in zip(FLOATS, shapes, strict=True)
     }
-    chosen = torch.randperm(events, generator=generator)[: events // 2] if rows else None
-    counted = events if chosen is None else len(chosen)
+    row_indices = torch.randperm(events, generator=generator)[: events // 2] if rows else None
+    counted = events if row_indices is None else len(row_indices)
     shape = (COUNT,) if shared else (counted, COUNT)
     return {
         **floats,
         "bias_hh": floats["bias_hh"] if bias else None,
-        "rows": chosen,
+        "rows": row_indices,
         "targets": torch.randint(0, ITEMS + 1, (counted,), generator=generator),
         "negatives": torch.randint(0, ITEMS + 1, shape, generator=generator),
         "grad": torch.randn(counted, generator=generator, dtype=torch.float64).to(dtype),

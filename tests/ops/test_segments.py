@@ -46,10 +46,10 @@ def test_triton(
         assert ids.flatten().bincount().max() > 3 * CHUNK
     for padding_idx in (None, 0):
         arguments = (ids.to(DEVICE), None if weights is None else weights.to(DEVICE), source.to(DEVICE))
-        found = segment_sum(*arguments, padding_idx, n_rows)
-        assert torch.equal(found, segment_sum(*arguments, padding_idx, n_rows))
+        sums = segment_sum(*arguments, padding_idx, n_rows)
+        assert torch.equal(sums, segment_sum(*arguments, padding_idx, n_rows))
         exact = dense(ids, None if weights is None else weights.double(), source.double(), padding_idx, n_rows)
-        assert_as_accurate(found.cpu(), dense(ids, weights, source, padding_idx, n_rows), exact, 3, "table")
+        assert_as_accurate(sums.cpu(), dense(ids, weights, source, padding_idx, n_rows), exact, 3, "table")
 
 
 @needs_triton
@@ -62,10 +62,10 @@ def test_triton_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(40).repeat_interleave(torch.tensor([*range(20), *range(0, 100, 5)]))
     ids = ids[torch.randperm(len(ids))]
     coefficients, source = torch.randint(-3, 4, ids.shape).float(), torch.randint(-3, 4, (len(ids), 5)).half()
-    found = segments.segment_sum(ids.to(DEVICE), coefficients.to(DEVICE), source.to(DEVICE), 7, 40, torch.bfloat16)
-    assert found.dtype == torch.bfloat16
+    sums = segments.segment_sum(ids.to(DEVICE), coefficients.to(DEVICE), source.to(DEVICE), 7, 40, torch.bfloat16)
+    assert sums.dtype == torch.bfloat16
     expected = dense(ids, coefficients, source.float(), 7, 40)
-    assert torch.equal(found.float().cpu(), expected.bfloat16().float())
+    assert torch.equal(sums.float().cpu(), expected.bfloat16().float())
 
 
 @needs_triton

@@ -43,10 +43,10 @@ def test_round_trip_is_exact_and_readable_by_the_library(path: Path) -> None:
     checkpoint.save(path, TENSORS, METADATA)
     tensors, metadata = checkpoint.load(path)
     assert metadata == {"format_version": checkpoint.FORMAT_VERSION, **METADATA}
-    for found in (tensors, load_file(path)):
-        assert found.keys() == TENSORS.keys()
+    for loaded in (tensors, load_file(path)):
+        assert loaded.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
-            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+            assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
 
@@ -138,7 +138,7 @@ def test_where_folders_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.Mon
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=12), st.sampled_from(["x.safetensors", "m.pth"]))
 def test_damaged_files_are_errors_that_name_the_file(
-    tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes, name: str
+    tmp_path_factory: pytest.TempPathFactory, offset: int, junk: bytes, name: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / name
     if name == "m.pth":
@@ -146,8 +146,8 @@ def test_damaged_files_are_errors_that_name_the_file(
     else:
         checkpoint.save(path, TENSORS, METADATA)
     whole = path.read_bytes()
-    place %= len(whole)
-    path.write_bytes(whole[:place] + junk + whole[place + len(junk) :])
+    offset %= len(whole)
+    path.write_bytes(whole[:offset] + junk + whole[offset + len(junk) :])
     try:
         checkpoint.load_warprec(path) if name == "m.pth" else checkpoint.load(path)
     except CheckpointError as error:
@@ -187,11 +187,11 @@ def test_reads_warprecs_files_whatever_their_artifacts(tmp_path: Path, foreign: 
     content = warprec_content(artifacts={"seed": 42, "object": foreign})
     content["info"]["features"] = foreign
     torch.save(content, tmp_path / "m.pth")
-    found = checkpoint.load_warprec(tmp_path / "m.pth")
-    assert (found["name"], found["params"]) == ("GRU4Rec", {"embedding_size": 4})
-    assert found["info"]["n_items"] == 3
+    loaded = checkpoint.load_warprec(tmp_path / "m.pth")
+    assert (loaded["name"], loaded["params"]) == ("GRU4Rec", {"embedding_size": 4})
+    assert loaded["info"]["n_items"] == 3
     for name, tensor in content["state_dict"].items():
-        assert torch.equal(found["state_dict"][name], tensor)
+        assert torch.equal(loaded["state_dict"][name], tensor)
 
 
 def test_what_fastseqs_models_inside_warprec_save_is_loaded(tmp_path: Path) -> None:

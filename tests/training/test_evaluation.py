@@ -41,21 +41,21 @@ class Table:
 
 def by_hand(score: Scorer, split: Split, part: Any, filter_seen: bool) -> dict[str, float]:
     """Metrics by sorting each user's candidates, ties against the targets."""
-    tape, chosen = split.interactions.items, split.part(part)
+    tape, eval_part = split.interactions.items, split.part(part)
     sums: dict[str, float] = {}
     covered: dict[int, set[int]] = {k: set() for k in KS}
-    for row in range(len(chosen)):
-        user = int(chosen.users[row])
-        history = tape[chosen.history_start[row] : chosen.history_stop[row]]
-        targets = set(tape[chosen.target_start[row] : chosen.target_stop[row]].tolist())
+    for row in range(len(eval_part)):
+        user = int(eval_part.users[row])
+        history = tape[eval_part.history_start[row] : eval_part.history_stop[row]]
+        targets = set(tape[eval_part.target_start[row] : eval_part.target_stop[row]].tolist())
         offsets = torch.tensor([0, len(history)], dtype=torch.int32)
         scores = score.score(torch.tensor([user]), torch.from_numpy(history), offsets)[0].tolist()
         hidden = set(history.tolist()) - targets if filter_seen else set()
         candidates = [item for item in range(len(scores)) if item not in hidden]
         ranked = sorted(candidates, key=lambda item: (-scores[item], item in targets))
-        found = [item in targets for item in ranked]
+        relevance = [item in targets for item in ranked]
         for k in KS:
-            hits = [r + 1 for r, hit in enumerate(found[:k]) if hit]
+            hits = [r + 1 for r, hit in enumerate(relevance[:k]) if hit]
             ideal = sum(1 / math.log2(r + 1) for r in range(1, min(k, len(targets)) + 1))
             values = {
                 "HR": float(bool(hits)),
@@ -67,7 +67,7 @@ def by_hand(score: Scorer, split: Split, part: Any, filter_seen: bool) -> dict[s
             for name, value in values.items():
                 sums[f"{name}@{k}"] = sums.get(f"{name}@{k}", 0.0) + value
             covered[k] |= set(ranked[:k])
-    result = {name: value / len(chosen) for name, value in sums.items()}
+    result = {name: value / len(eval_part) for name, value in sums.items()}
     return result | {f"Coverage@{k}": len(items) / split.interactions.n_items for k, items in covered.items()}
 
 
@@ -79,20 +79,20 @@ def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, filter_s
     split = SPLITS[how](make_interactions())
     data = split.interactions
     scorer = Table(torch.randint(0, levels, (data.n_users, data.n_items)).float())
-    found = evaluate(scorer, split, part, ks=KS, filter_seen=filter_seen, batch_size=7)
+    evaluation = evaluate(scorer, split, part, ks=KS, filter_seen=filter_seen, batch_size=7)
     expected = by_hand(scorer, split, part, filter_seen)
-    assert found.metrics.keys() == expected.keys()
+    assert evaluation.metrics.keys() == expected.keys()
     for name, value in expected.items():
         if levels > 3 or not name.startswith("Coverage"):  # which of the tied items are in a list is free
-            assert found[name] == pytest.approx(value, abs=1e-12), name
-    assert found["NDCG@20"] > 0
+            assert evaluation[name] == pytest.approx(value, abs=1e-12), name
+    assert evaluation["NDCG@20"] > 0
 
 
 def test_equal_scores_for_everything_are_worth_nothing() -> None:
     split = make_split()
     data = split.interactions
-    found = evaluate(Table(torch.zeros(data.n_users, data.n_items)), split, ks=(1, 3), filter_seen=False)
-    assert {name: value for name, value in found.metrics.items() if value and "Coverage" not in name} == {}
+    evaluation = evaluate(Table(torch.zeros(data.n_users, data.n_items)), split, ks=(1, 3), filter_seen=False)
+    assert {name: value for name, value in evaluation.metrics.items() if value and "Coverage" not in name} == {}
 
 
 def test_ties_put_targets_last() -> None:
@@ -122,12 +122,12 @@ def test_a_models_ranking_equals_that_of_its_scores(how: str, tied: bool) -> Non
                 model.train()
                 return rows
 
-    found = evaluate(model, split, ks=KS, batch_size=5)
+    evaluation = evaluate(model, split, ks=KS, batch_size=5)
     assert model.training
     expected = by_hand(Rows(), split, "test", True)
     for name, value in expected.items():
         if not (tied and name.startswith("Coverage")):
-            assert found[name] == pytest.approx(value, abs=1e-12), name
+            assert evaluation[name] == pytest.approx(value, abs=1e-12), name
 
 
 @pytest.mark.parametrize("how", SPLITS)
@@ -142,7 +142,7 @@ def test_sampling_every_unseen_item_is_full_ranking(how: str) -> None:
 
 def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
     split = make_split(n_users=30, n_items=30, longest=12)
-    data, chosen = split.interactions, split.part("test")
+    data, eval_part = split.interactions, split.part("test")
 
     counts = np.zeros((data.n_users, data.n_items), np.int64)
     repeats = 200
@@ -163,7 +163,7 @@ def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
         patch.setattr(evaluation, "_sampled_candidates", record)
         for seed in range(repeats):
             evaluate(scorer, split, protocol="sampled", n_negatives=5, seed=seed)
-    for row, user in enumerate(chosen.users.tolist()):
+    for row, user in enumerate(eval_part.users.tolist()):
         taken = data.items[data.offsets[user] : data.offsets[user + 1]]
         unseen = np.setdiff1d(np.arange(data.n_items), taken)
         assert counts[user, taken].sum() == 0, "a seen item or the target was drawn"
@@ -189,9 +189,9 @@ def test_baselines_are_scorers_and_structure_shows() -> None:
 
 def test_the_protocol_is_complete_and_json() -> None:
     split = make_split()
-    found = evaluate(Popularity(split), split, "validation", ks=(10, 5))
-    tree = json.loads(found.to_json())
-    assert tree["metrics"] == found.metrics
+    evaluation = evaluate(Popularity(split), split, "validation", ks=(10, 5))
+    tree = json.loads(evaluation.to_json())
+    assert tree["metrics"] == evaluation.metrics
     protocol = tree["protocol"]
     assert protocol["split"]["data_hash"] == split.interactions.data_hash
     assert (protocol["part"], protocol["ks"], protocol["filter_seen"]) == ("validation", [5, 10], True)

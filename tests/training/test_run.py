@@ -149,11 +149,11 @@ def test_load_gives_the_model_back(tmp_path: Path) -> None:
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(5)
     np.random.seed(5)
-    found = load(run.path)
+    loaded = load(run.path)
     assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
-    assert type(found) is GRU4Rec and not found.training and found.get_params() == model.get_params()
-    assert same_weights(found, model)
-    assert found.catalogue is not None and found.catalogue.items == split.interactions.item_ids
+    assert type(loaded) is GRU4Rec and not loaded.training and loaded.get_params() == model.get_params()
+    assert same_weights(loaded, model)
+    assert loaded.catalogue is not None and loaded.catalogue.items == split.interactions.item_ids
     assert load(run.best_path).catalogue is not None
     save_warprec(tmp_path / "m.pth", model)
     content = torch.load(tmp_path / "m.pth", weights_only=True)
