@@ -142,7 +142,7 @@ void sampled_loss(const LossInputs<T>& in, T* loss, T* grad_h, T* grad_scores, i
                 loss[i] = bce(positive, negatives, target, count, kept, static_cast<T>(in.beta), scores,
                               grad_positive);
                 break;
-            default:
+            case SampledLoss::sampled_softmax:
                 loss[i] = sampled_softmax(positive, negatives, target, count, kept, log_q, scores, grad_positive);
         }
         scores[-1] = grad_positive;

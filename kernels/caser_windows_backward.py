@@ -163,7 +163,7 @@ def _grad_filters(
             product = tl.dot(tl.trans(sums.to(x.dtype.element_ty)), value, input_precision=PRECISION)
             inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
             address = target + filter_offset(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
-            before = tl.load(address, mask=inside & (tile > 0), other=0.0)
+            before = tl.load(address, mask=inside & (tile > tl.zeros_like(lane))[:, None], other=0.0)
             tl.store(address, before + product, mask=inside)
         tl.debug_barrier()  # the next tile adds to what other threads may have written
 

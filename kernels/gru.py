@@ -124,6 +124,7 @@ def _forward(
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
     inputs = tl.arange(0, CHUNK)
+    start = tl.zeros_like(length)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
     if CHUNK == WIDTH:
         w_r = _weight(weight, 0, inputs[:, None], unit, HIDDEN).to(kind)
         w_z = _weight(weight, 1, inputs[:, None], unit, HIDDEN).to(kind)
@@ -154,7 +155,7 @@ def _forward(
             a_n = tl.zeros((SEQUENCES, WIDTH), tl.float32)
             for chunk in range(0, WIDTH, CHUNK):
                 some = chunk + inputs
-                known = (length > t) & (t > 0) & (some < HIDDEN)[None, :]
+                known = (length > t) & (t > start) & (some < HIDDEN)[None, :]
                 before = tl.load(h + (row - 1) * HIDDEN + some[None, :], mask=known, other=0.0)
                 v_r = _weight(weight, 0, some[:, None], unit, HIDDEN).to(kind)
                 a_r = tl.dot(before, v_r, a_r, input_precision=PRECISION)
@@ -186,6 +187,7 @@ def _backward(
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
     outputs = tl.arange(0, CHUNK)
+    start = tl.zeros_like(length)
     if CHUNK == WIDTH:
         w_r = _weight(weight, 0, unit, outputs[:, None], HIDDEN).to(kind)
         w_z = _weight(weight, 1, unit, outputs[:, None], HIDDEN).to(kind)
@@ -197,16 +199,16 @@ def _backward(
     address = saved + row * (4 * HIDDEN) + unit
     r, z, n = _load_gates(address, active, HIDDEN)
     a_n = tl.load(address + 3 * HIDDEN, mask=active, other=0.0)
-    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (longest > 1), other=0.0)
+    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (length > 1), other=0.0)
     total = tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0)
     for i in range(0, longest):
         t = longest - 1 - i
         # What the event before needs is on its way while this one multiplies.
-        early = (t > 0) & (length >= t) & inside
+        early = (length >= t) & (t > start) & inside
         address -= 4 * HIDDEN
         early_r, early_z, early_n = _load_gates(address, early, HIDDEN)
         early_a = tl.load(address + 3 * HIDDEN, mask=early, other=0.0)
-        early_before = tl.load(h + (row - 2) * HIDDEN + unit, mask=early & (t > 1), other=0.0)
+        early_before = tl.load(h + (row - 2) * HIDDEN + unit, mask=early & (t > start + 1), other=0.0)
         early_total = tl.load(grad + (row - 1) * HIDDEN + unit, mask=early, other=0.0)
 
         z = z.to(tl.float32)
@@ -284,7 +286,7 @@ def _step_backward(
     address = saved + row * (4 * HIDDEN) + unit
     r, z, n = _load_gates(address, active, HIDDEN)
     a_n = tl.load(address + 3 * HIDDEN, mask=active, other=0.0)
-    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (t > 0), other=0.0)
+    before = tl.load(h + (row - 1) * HIDDEN + unit, mask=active & (t > tl.zeros_like(row)), other=0.0)
     carries = carry + sequence * HIDDEN + unit
     total = tl.load(carries, mask=active, other=0.0)
     total += tl.load(grad + row * HIDDEN + unit, mask=active, other=0.0).to(tl.float32)

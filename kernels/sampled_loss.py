@@ -46,7 +46,8 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
     target = tl.load(targets + row)
     an_item = (target >= 0) & (target < n_items)
     hidden = tl.load(h + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    target_row = tl.load(table + target * width + column, mask=inside & an_item, other=0.0).to(tl.float32)
+    known = column < tl.where(an_item, width, 0)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
+    target_row = tl.load(table + target * width + column, mask=known, other=0.0).to(tl.float32)
     # An id that is no row of the table must not be read, nor pass for one: its score is NaN.
     positive = tl.where(an_item, tl.sum(hidden * target_row, axis=0), nan)
 
@@ -117,6 +118,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
             derivative = tl.exp(tl.where(counted, logit - bounded, float("-inf"))) * scale
             tl.store(scores + first + number, derivative, mask=some)
     else:
+        tl.static_assert(LOSS == "bce")
         value, derivative = softplus(-positive)
         loss += beta * share * value
         d_positive = -beta * share * derivative

@@ -34,10 +34,10 @@ Outside: TypeAlias = Callable[[str, str, str], Path]
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what measures and what Triton's interpreter runs, but for each op's call in test_every_op.py."""
+    """Marks as slow what Triton's interpreter runs, but for each op's call in test_every_op.py."""
     for item in items:
         interpreted = "triton" in item.name and "tests/ops/" in item.nodeid and "test_every_op" not in item.nodeid
-        if interpreted or item.nodeid.startswith(("tests/benchmarks/", "tests/gpu/")):
+        if interpreted or item.nodeid.startswith("tests/gpu/"):
             item.add_marker(pytest.mark.slow)
 
 

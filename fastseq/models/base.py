@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
+from ..ops.sampled_loss import needs_log_q
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, set_seed
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
@@ -241,7 +242,7 @@ class SequentialRecommender(nn.Module, ABC):
             raise ValueError(f"positives have shape {list(jagged.targets.shape)}, expected [{size}]")
         if "neg" in fields:
             jagged.negatives = self._check_negatives(fields["neg"], size)
-            if self.loss_name == "sampled_softmax":
+            if needs_log_q(self.loss_name):
                 jagged.log_q = self._uniform_log_q(jagged.negatives)
         jagged.l2_items = fields["seq"].long().reshape(-1)
         return self.loss(jagged)
@@ -256,7 +257,7 @@ class SequentialRecommender(nn.Module, ABC):
     def _uniform_log_q(self, negatives: Tensor) -> Tensor:
         if self.negative_distribution != "uniform":
             raise ValueError(
-                f"loss 'sampled_softmax' with negative_distribution {self.negative_distribution!r} needs the "
+                f"loss {self.loss_name!r} with negative_distribution {self.negative_distribution!r} needs the "
                 "negatives' probabilities, which WarpRec's batches do not carry: use loss(batch) with log_q set"
             )
         return -torch.full(negatives.shape, float(self.n_items), device=negatives.device).log()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data.batch import JaggedBatch
+from ..ops.sampled_loss import needs_log_q
 from .base import SequentialRecommender
 from .jagged import select_rows
 
@@ -84,7 +85,7 @@ class GRU4Rec(SequentialRecommender):
             batch.negatives,
             max_len=batch.max_len,
             loss=self.loss_name,
-            log_q=batch.log_q if self.loss_name == "sampled_softmax" else None,
+            log_q=batch.log_q if needs_log_q(self.loss_name) else None,
             beta=self._beta,
             reduction="sum",
             padding_idx=self.n_items,

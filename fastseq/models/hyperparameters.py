@@ -1,4 +1,8 @@
-"""Hyperparameters: what each may be, what may be left out, and errors that name the key."""
+"""Hyperparameters: what each may be, what may be left out, and errors that name the key.
+
+The default of one of WarpRec's keys is the value of the model's class attribute (sasrec.py, gru4rec.py, caser.py);
+without one the key is required.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The objective: a main loss over hidden states, and WarpRec's L2 term over the embeddings a batch uses."""
+"""The objective: a main loss over hidden states, and WarpRec's L2 term over the embeddings a batch uses.
+
+Names and formulas of the sampled losses: ops/sampled_loss.py. The full softmax: ops/cross_entropy.py.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.sampled_loss import needs_log_q
 
 
 def summed_loss(
@@ -26,7 +30,7 @@ def summed_loss(
             has none as a target or negative, as nn.Embedding(padding_idx) gives none.
         targets: int64 [N].
         negatives, log_q: [N, K] or shared [S]; None with cross-entropy.
-        loss: "bpr", "bce", "gbce", "sampled_softmax" or "cross_entropy".
+        loss: one of ``hyperparameters.LOSSES``.
         beta: of gBCE.
     """
     if loss == "cross_entropy":
@@ -38,7 +42,7 @@ def summed_loss(
         targets,
         negatives,
         loss=loss,
-        log_q=log_q if loss == "sampled_softmax" else None,
+        log_q=log_q if needs_log_q(loss) else None,
         beta=beta,
         reduction="sum",
         padding_idx=item_weight.shape[0] - 1,

@@ -15,6 +15,11 @@ LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
 REDUCTIONS = ("none", "mean", "sum")
 
 
+def needs_log_q(loss: str) -> bool:
+    """Whether ``loss`` reads the negatives' probabilities."""
+    return loss == "sampled_softmax"
+
+
 def sampled_loss(
     h: Tensor,
     item_weight: Tensor,
@@ -131,11 +136,11 @@ def check_sampled_loss(
     if padding_idx is not None and not 0 <= padding_idx < item_weight.shape[0]:
         last = item_weight.shape[0] - 1
         raise ValueError(f"padding_idx is {padding_idx}, expected a row of item_weight, 0 ... {last}, or None")
-    if loss != "sampled_softmax":
+    if not needs_log_q(loss):
         if log_q is not None:
             raise ValueError(f"log_q is given, but loss {loss!r} has no use for it: leave it out")
     elif log_q is None:
-        raise ValueError("log_q is None: sampled_softmax needs the log of each negative's probability")
+        raise ValueError(f"log_q is None: {loss} needs the log of each negative's probability")
     elif log_q.shape != negatives.shape:
         raise ValueError(f"log_q has shape {list(log_q.shape)}, expected {list(negatives.shape)} as negatives")
 

@@ -19,6 +19,7 @@ from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue
+from fastseq.ops.sampled_loss import needs_log_q
 
 from . import state as states
 from .curve import draw_curve
@@ -410,7 +411,7 @@ class Trainer:
                 mode=cast(Mode, model.negatives),
                 distribution=cast(Distribution, model.negative_distribution),
                 alpha=model.negative_alpha,
-                with_log_q=model.loss_name == "sampled_softmax",
+                with_log_q=needs_log_q(model.loss_name),
             )
             sampler.check_drawable()
         return Loader(

@@ -165,7 +165,7 @@ class RunFolder:
             for kind, ids in (("users", users), ("items", items))
             for name, array in ids.to_arrays().items()
         }
-        checkpoint.save(self.ids_path, tensors, catalogue(users, items))
+        checkpoint.save(self.ids_path, tensors, catalogue_digest(users, items))
 
     def read_ids(self) -> tuple[IdMap, IdMap]:
         """The raw ids of users and items.
@@ -183,7 +183,7 @@ class RunFolder:
             )
         except DataError as error:
             raise CheckpointError(f"{self.ids_path}: {error}") from error
-        checkpoint.check_same(self.ids_path, "catalogue", metadata, catalogue(users, items))
+        checkpoint.check_same(self.ids_path, "catalogue", metadata, catalogue_digest(users, items))
         return users, items
 
     def append_metrics(self, record: Mapping[str, Any]) -> int:
@@ -230,7 +230,7 @@ class RunFolder:
         checkpoint.atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def catalogue(users: IdMap, items: IdMap) -> dict[str, Any]:
+def catalogue_digest(users: IdMap, items: IdMap) -> dict[str, Any]:
     """What identifies a catalogue in a checkpoint: sizes and digests of the raw ids."""
     sizes = {"n_users": len(users), "n_items": len(items)}
     return sizes | {"user_ids": users.digest(), "item_ids": items.digest()}
@@ -290,7 +290,7 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         )
     if known and ids_path.is_file():
         users, items = RunFolder.existing(ids_path.parent).read_ids()
-        checkpoint.check_same(path, "catalogue", known, catalogue(users, items))
+        checkpoint.check_same(path, "catalogue", known, catalogue_digest(users, items))
         model.catalogue = Catalogue(items, users)
     return model.eval()
 

@@ -17,7 +17,7 @@ from fastseq.models.base import SequentialRecommender
 
 from . import checkpoint
 from .options import TrainingOptions
-from .run import catalogue
+from .run import catalogue_digest
 
 StopReason = Literal["finished", "patience", "interrupted", "max_seconds"]
 # Options and hyperparameters that resuming may change: they say how far and how watched, not what a step does.
@@ -71,7 +71,7 @@ def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
         "model": type(model).__name__,
         "params": model.get_params(),
         "info": {"n_users": model.n_users, "n_items": model.n_items},
-        "catalogue": catalogue(data.user_ids, data.item_ids),
+        "catalogue": catalogue_digest(data.user_ids, data.item_ids),
         "split": split.describe(),
     }
 

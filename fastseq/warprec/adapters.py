@@ -20,6 +20,7 @@ from ..models import Caser as CaserCore
 from ..models import GRU4Rec as GRU4RecCore
 from ..models import SASRec as SASRecCore
 from ..models import SequentialRecommender
+from ..ops.sampled_loss import needs_log_q
 from ..training.checkpoint import is_builtin
 from ..training.options import PRECISIONS
 from .parameters import KEYS, core_params
@@ -112,7 +113,7 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         )
         core, sampler = self._core, None
         if self.neg_samples > 0:
-            sampler = NegativeSampler(data, self.neg_samples, with_log_q=core.loss_name == "sampled_softmax")
+            sampler = NegativeSampler(data, self.neg_samples, with_log_q=needs_log_q(core.loss_name))
             sampler.check_drawable()
 
         def build(rank: int, world_size: int) -> Loader:

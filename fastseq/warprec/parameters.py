@@ -44,7 +44,7 @@ class FastKeys(RecomModel):
     Attributes:
         window_stride: 1 … max_seq_len: shared windows, each counting its last ``window_stride`` positions. Left out:
             WarpRec's own batches, one target a row.
-        loss: bpr, bce, gbce, sampled_softmax or cross_entropy. Left out: as neg_samples says, as in WarpRec.
+        loss: one of fastseq's, ``fastseq.models.hyperparameters.LOSSES``. Left out: as neg_samples says, as in WarpRec.
         precision: fp32, or bf16: forward and loss under bfloat16 autocast, weights and optimizer in float32.
     """
 

@@ -52,6 +52,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_every_kernel_that_is_launched_is_recorded() -> None:
     """And a wrapper sees the chip that is compiled for: of a GRU's weight H100 holds more than A100."""
@@ -91,6 +92,7 @@ def test_faults(change: dict[str, Any], faults: list[str]) -> None:
     assert [line for line in lines if ": " in line] == [f"gru._forward on sm_80, gru, H=128: {x}" for x in faults]
 
 
+@pytest.mark.slow
 @needs_triton
 def test_planted_faults_are_found() -> None:
     done = python("-c", PLANTED)
@@ -99,6 +101,7 @@ def test_planted_faults_are_found() -> None:
     assert "cross_entropy._losses on sm_90" in done.stdout and "no matrix instruction, expected for tf32" in done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_report() -> None:
     """Every launch of a kernel, compiled for two makers' chips."""

@@ -92,12 +92,14 @@ def test_arguments(environment: dict[str, str], tmp_path: Path) -> None:
     assert one.splitlines()[1:] == ["graph: skipped, needs a GPU"] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu_is_said_at_once(environment: dict[str, str]) -> None:
     done = check(environment | {"PYTHON": sys.executable})
     assert done.returncode == 2 and "PyTorch sees no GPU" in done.stderr and "==" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str], tmp_path: Path) -> None:
     """And of what lies there the last run's files alone are removed."""
     out, logs = tmp_path / "out", tmp_path / "logs"
@@ -118,6 +120,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(environment: dict[str, str]
     assert "before" not in (out / "ops.json").read_text() + (logs / "gpu_tests.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, str], tmp_path: Path) -> None:
     """Also in the background, where the shell would have it ignore the signal."""
     environment |= {"HANG": "1", "STAGE_SECONDS": "0.02"}
@@ -128,6 +131,7 @@ def test_a_stage_that_takes_too_long_says_its_last_words(environment: dict[str, 
     assert "FAILED parity: verdict timeout, seconds" in done.stdout and "ValueError: quoted  words" in done.stdout
 
 
+@pytest.mark.slow
 def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     only = ("--out", tmp_path / "out", "--only", "gpu_tests")
     done = check(environment | {"GPU_TESTS": "231 skipped in 1.32s"}, *only)
@@ -136,6 +140,7 @@ def test_tests_that_all_skip_prove_nothing(environment: dict[str, str], tmp_path
     assert some.returncode == 0, some.stdout + some.stderr
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_and_the_rest_runs(environment: dict[str, str], tmp_path: Path) -> None:
     tools, out = tmp_path / "tools", tmp_path / "out"
     (tools / "compute-sanitizer").unlink()
@@ -183,6 +188,7 @@ def test_ml_1m_is_read_in_both_forms(tmp_path: Path) -> None:
     assert (drawn.n_users, drawn.n_items) == (6040, 3416) and 5e5 < drawn.n_events < 2e6
 
 
+@pytest.mark.slow
 def test_stages_of_whole_models_run_on_the_cpu() -> None:
     """Two sides of one device agree to the last bit, and a run cut off by a signal goes on to the same weights."""
     same = gpu_check.parity("GRU4Rec", "fp32", "bpr", "cpu")

@@ -279,6 +279,7 @@ def test_evaluation_and_training_are_both_checked(wrong_in: str) -> None:
         Prepared(replace(case, functions={"fastseq": wrong}), "fastseq", FLOAT32).check(known)
 
 
+@pytest.mark.slow
 @each_file
 def test_every_rival_computes_the_same_and_is_measured(file: str) -> None:
     """One after the other on the same case: an op that works in place must leave the next one its inputs."""
@@ -390,6 +391,7 @@ def test_ctrl_c_keeps_what_was_measured_and_a_wrong_op_is_no_success(
     assert status == expected and json.loads(out)["results"][0]["median"] == 0.002
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_more_than_the_core() -> None:
     """On a machine with PyTorch and little else: what gpu_check.sh runs there."""
     program = (

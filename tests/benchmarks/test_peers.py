@@ -108,12 +108,14 @@ def test_a_peer_that_fails_says_why(args: argparse.Namespace) -> None:
         peers.compare(args)
 
 
+@pytest.mark.slow
 def test_fastseq_runs_in_a_process_of_its_own(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
     figures = measure.train_throughput("GRU4Rec", Path("data.txt"), 5, "--seconds", 0.1, "--warmup", 0)
     assert figures["targets_per_s"] > 0 and figures["config"]["max_seq_len"] == 5
 
 
+@pytest.mark.slow
 def test_the_worker_reads_what_peers_writes(args: argparse.Namespace, tmp_path: Path) -> None:
     """Its file imports nothing of fastseq, and its padding keeps the last known items."""
     code = "import sys, peer_worker; print([m for m in sys.modules if m.startswith(('fastseq', 'benchmarks'))])"
@@ -133,6 +135,7 @@ def test_the_worker_reads_what_peers_writes(args: argparse.Namespace, tmp_path: 
     assert last_items([np.array([1])], np.array([0, 5]), 2, left=True)[0].tolist() == [[0, 5]]
 
 
+@pytest.mark.slow
 def test_quality_runs_are_resumed_and_reported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs.jsonl"
     command = ["quality", "train", "--data", data, "--out", out, "--models", "GRU4Rec", "--seeds", 1, "--epochs", 2]

@@ -18,6 +18,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import fill_empty, offsets_of, trailing_lengths, unpad
 from fastseq.models.losses import row_counts, sum_of_squares
+from fastseq.ops.sampled_loss import LOSSES
 from tests import run_python
 
 from .exactness import INFO, N_ITEMS, padded_batch
@@ -293,7 +294,7 @@ def jagged(model: SequentialRecommender, negatives: Tensor | None, log_q: Tensor
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("loss", ["bpr", "bce", "gbce", "sampled_softmax"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_losses_are_their_formulas(loss: str, shared: bool, layers: int) -> None:
     changes = {"loss": loss, "negatives": "shared" if shared else "per_target", "neg_samples": 3, "num_layers": layers}
     model = gru(**changes).double()
@@ -313,6 +314,7 @@ def test_losses_are_their_formulas(loss: str, shared: bool, layers: int) -> None
         logits = torch.cat((positive, negative - log_q - math.log(3)), dim=1)
         expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
     else:
+        assert loss in ("bce", "gbce")
         expected = ((beta * F.softplus(-positive).squeeze(1) + F.softplus(negative).sum(1)) / 4).mean()
     torch.testing.assert_close(model.loss(batch), expected, rtol=1e-6, atol=0)  # log_q is float32
     batch.n_targets_global = 20

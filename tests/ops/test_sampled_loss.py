@@ -87,6 +87,7 @@ def plain_loss(case: dict[str, Tensor], loss: str, dtype: torch.dtype, padding_i
             logits = scores - log_q[kept].to(dtype) - math.log(max(count, 1))
             losses.append(F.cross_entropy(torch.cat((positive[None], logits)), torch.tensor(0)))
         else:
+            assert loss in ("bce", "gbce")
             weight = 0.3 if loss == "gbce" else 1.0
             losses.append((weight * softplus(-positive) + softplus(scores).sum()) / (count + 1))
     rows = torch.stack(losses) if losses else (h * 0).sum(1)

@@ -7,7 +7,7 @@
 # PYTHON names the interpreter, FASTSEQ_FUZZ_EXAMPLES how many bad calls of each kind are tried.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python=$(command -v "${PYTHON:-python3}")
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")")  # as it is, a link of an environment, from any folder
 kind=${1:?address or thread}
 shift
 case $kind in

@@ -42,6 +42,8 @@ def _losses(
         logits = torch.cat((positive[:, None], torch.where(kept, logits, -torch.inf)), dim=1)
         probability = logits.softmax(1)
         return logits.logsumexp(1) - positive, probability[:, 0] - 1, probability[:, 1:]
+    if loss not in ("bce", "gbce"):
+        raise ValueError(f"loss {loss!r} has no reference")
     share = 1 / (count + 1)
     weight = share * (beta if loss == "gbce" else 1.0)
     terms = weight * _softplus(-positive) + share * (kept * _softplus(negative)).sum(1)
