@@ -1,7 +1,7 @@
 """docs/speed.png: training throughput of fastseq beside its peers, from what benchmarks.peers wrote.
 
-python -m benchmarks.peers … >> benchmarks/results/peers_2026-11-24.jsonl    # a line for every comparison
-python -m benchmarks.speed_figure benchmarks/results/peers_2026-11-24.jsonl docs/speed.png
+python -m benchmarks.peers … >> FILE.jsonl                 # a line for every comparison
+python -m benchmarks.speed_figure FILE.jsonl docs/speed.png
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from benchmarks.quality import PEER_NAMES
 
 
 def draw(source: Path, target: Path) -> None:
-    """One group of bars for every comparison, targets/s on a logarithmic axis, the ratio beside fastseq's bar."""
+    """One group of bars for every comparison in fp32, targets/s on a logarithmic axis, the ratio beside fastseq's bar."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in source.read_text().splitlines()][::-1]
+    rows = [row for row in rows if "fp32" in row["fastseq"]]
     figure = Figure(figsize=(8, 0.75 * len(rows) + 1), layout="constrained")
     axis = figure.add_subplot()
     for position, row in enumerate(rows):

@@ -118,7 +118,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
             derivative = tl.exp(tl.where(counted, logit - bounded, float("-inf"))) * scale
             tl.store(scores + first + number, derivative, mask=some)
     else:
-        tl.static_assert(LOSS == "bce")
+        tl.static_assert(LOSS == "bce", "this loss has no kernel")
         value, derivative = softplus(-positive)
         loss += beta * share * value
         d_positive = -beta * share * derivative

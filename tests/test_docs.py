@@ -19,18 +19,26 @@ def prose(page: Path) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("    ")]
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind its #: a heading in small letters, blanks as hyphens, other marks left out."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert target.startswith("https://") or file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in HISTORY], ids=lambda page: page.name)
 def test_paths_and_modules_exist(page: Path) -> None:
     text = page.read_text()
-    for path in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*\w)(?![\w<*{{/-])", text):
+    for path in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*\w/?)(?![\w<*{{/-])", text):
         assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
-    for module in re.findall(r"python[\d.]* -m ((?:benchmarks|tests)[\w.]*\w)", text):
+    for module in re.findall(r"python[\d.]* -m ((?:benchmarks|tests|fastseq)[\w.]*\w)", text):
         file = ROOT.joinpath(*module.split("."))
         assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
 

@@ -24,7 +24,7 @@ BLOCK = 8 << 20  # bytes per read
 LONGEST_RECORD = 1 << 28
 BATCH = 1 << 13  # bytes that Python splits at a time; what follows is tried with polars again
 BLANKS = " \t\r"
-BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+BLANK_LINE = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 REPLACEMENT = "\ufffd"  # what lossy decoding makes of bytes that are not UTF-8
 WORD = re.compile(rb"[^ \t\r\n]+")
 UNUSED = b"\x1f"  # stands for a separator of several bytes: polars takes one
@@ -74,7 +74,7 @@ def read_text(
                 "closed?"
             )
     if rest and reader.feed(rest + b"\n") <= len(rest):
-        raise DataError(f"line {reader.line}: a quote that is opened here is never closed")
+        raise DataError(f"line {reader.line}: a quote opened in this record is never closed")
     return reader.users.finish(), reader.items.finish(), reader.times.finish() if reader.times else None
 
 
@@ -152,7 +152,7 @@ class _TextReader:
         while start < len(text):
             end, quoted = self._stretch(text, start, min(start + room, len(text)))
             if end > start and self._read_plain(text[start:end], quoted):
-                start, room = end, 2 * room
+                start, room = end, min(2 * room, len(text))
             elif end > start and room > 2 * BATCH:
                 room //= 2
             elif (end := self._read_exactly(text, start)) > start:
@@ -209,15 +209,16 @@ class _TextReader:
             plain,
             has_header=False,
             schema={str(column): pl.String for column in range(width)},
-            columns=sorted({*self.columns, width - 1}),  # with the last one, a line of more fields is an error
+            columns=sorted(self.columns),
             separator=separator.decode(),
             quote_char='"' if quoted else None,
             encoding="utf8-lossy" if lossy else "utf8",
         )
-        if not quoted:  # blank lines are rows of nulls, and so are the fields that a short line lacks
-            frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
-            if plain.count(separator) != len(frame) * (width - 1):
+        if not quoted:  # polars fills up a short line, may cut off a long one, and makes a row of a blank one
+            full = _full_lines(plain, separator, width)
+            if full is None or len(full) != len(frame):
                 return None
+            frame = frame.filter(pl.Series(full))
         read = [frame[str(column)] for column in self.columns]
         if lossy and any(texts.str.contains(REPLACEMENT, literal=True).any() for texts in read):
             return None
@@ -409,6 +410,17 @@ def _microseconds(texts: Any, pl: Any) -> Any:
     return parts.select(
         minute.to_physical() + number(pl.col("second")) * 1_000_000 + number(fraction) - zone * 60_000_000
     ).to_series()
+
+
+def _full_lines(text: bytes, separator: bytes, width: int) -> NDArray[np.bool_] | None:
+    """Which lines have ``width`` fields: bool [lines]; None where one of the others is not blank."""
+    raw = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(raw == ord("\n"))
+    separators = np.diff(np.searchsorted(np.flatnonzero(raw == separator[0]), ends), prepend=0)
+    full = separators == width - 1
+    others, lengths = ends[~full], np.diff(ends, prepend=-1)[~full]
+    blank = (lengths == 1) | ((lengths == 2) & (raw[others - 1] == ord("\r")))
+    return full if blank.all() else None
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -64,7 +64,7 @@ def wanted(device: str) -> bool:
 def explained(check: Callable[..., None], arguments: Sequence[Any]) -> None:
     """Raises what the check of an op finds in arguments that C++ has refused; nothing where it finds nothing.
 
-    A check expects the shapes that a public op has seen to. Where it fails on others, C++'s own error stands.
+    Where the check itself fails, C++'s own error stands.
     """
     try:
         check(*arguments)

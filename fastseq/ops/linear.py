@@ -14,8 +14,9 @@ from ._dispatch import bfloat16_products, register
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weightᵀ + bias``, as torch.nn.functional.linear.
 
-    On the CPU products of float32 are C++ (csrc/linear.cpp), whose bits do not depend on the number of threads. They
-    are as fast as MKL, which PyTorch takes, or up to twice as fast, by the processor (docs/performance.md). Under
+    On the CPU products of float32 are C++ (csrc/linear.cpp), whose bits do not depend on the number of threads. Beside
+    MKL, which PyTorch takes, they are twice as fast on one AMD processor and within 8% on another, where MKL is ahead
+    (docs/performance.md). Under
     ``torch.autocast("cpu", torch.bfloat16)`` operands are rounded to bfloat16 and multiplied in it; sums and results
     stay float32. On other devices PyTorch's own linear is the fast path.
 

@@ -67,22 +67,25 @@ class RunFolder:
         ) = self._files  # fmt: skip
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
+        self._lock: FileLock | None = None
         try:
             if not (resume or overwrite):
                 self.refuse_used(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked() if lock else None
+            if lock:
+                self._lock = self._locked()
             for file in self._files if overwrite else ():
                 file.unlink(missing_ok=True)
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+            self.unlock()
             reason = getattr(error, "strerror", None) or error
             raise CheckpointError(f"{self.path}: cannot be used as run folder ({reason})") from error
 
     def _locked(self) -> FileLock:
         """The lock of the folder, held; the system drops it with the process, however it ends."""
         path = self.path / LOCK
-        holder = path.read_text().strip() if path.is_file() else ""
+        holder = path.read_text(errors="replace").strip() if path.is_file() else ""
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a soft lock outlives a killed process
         try:
             lock.acquire(timeout=0)

@@ -243,10 +243,13 @@ ODD += ['"s"t', "9223372036854775808", "1.5", "2020-01-01", "2020-01-01 10:00:00
 
 @settings(deadline=None, max_examples=200)
 @given(
-    st.lists(st.lists(st.sampled_from(ODD), min_size=2, max_size=4), max_size=6),
+    st.lists(st.lists(st.sampled_from(ODD), min_size=1, max_size=6), max_size=6),
     st.sampled_from([",", "::", " ", "\r"]),
-    st.sampled_from(["uit", "unit", "uitn"]),
+    st.sampled_from(["uit", "unit", "uitn", "nuit", "nuitn"]),
 )
+@example([["A", "1", "2", "1"], ["B", "000", "1", "3", "1"], ["C", "2", "5"], ["D", "2", "6", "1"]], ",", "nuit")
+@example([["1", "1", "2", "1"], ["3"], ["4", "2", "5", "1"]], ",", "nuit")
+@example([["1", "2", "3", "x"], ["1", "3"], ["", "", "", "", "", ""], ["2", "5", "6", "x"]], ",", "uitn")
 @example([['"a\rb"', "2", "3"]], "\r", "uit")
 @example([['"a"', "2", "3"], [""], ["", "2", '"3"'], ["", "", ""]], ",", "uit")
 def test_polars_and_python_split_alike(records: list[list[str]], separator: str, names: str) -> None:
@@ -393,7 +396,7 @@ HEADER = "user_id,item_id,timestamp\n"
         ("a.csv", HEADER + "1,nan,3\n", "line 2, column 'item_id': the id is missing"),
         ("a.csv", HEADER + '1,"2\n3",4\n1,2\n', "line 4: 2 fields, expected 3"),
         ("a.csv", HEADER + "1,2,3,4\n", "line 2: 4 fields, expected 3"),
-        ("a.csv", HEADER + '1,2,3\n1,"2,3\n', "line 3: a quote that is opened here is never closed"),
+        ("a.csv", HEADER + '1,2,3\n1,"2,3\n', "line 3: a quote opened in this record is never closed"),
         ("a.csv", HEADER.encode() + b"1,\xff\xfe,3\n", r"line 2, column 'item_id': '\\xff\\xfe' is not UTF-8"),
         ("a.csv", HEADER.encode() + b"1,a\0b,3\n", "line 2, column 'item_id'"),
         ("a.csv", HEADER.encode("utf-16"), "line 1: the header is not UTF-8"),

@@ -251,6 +251,13 @@ def test_any_stride_is_read(name: str, backend: str) -> None:
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
+def test_shapes_that_no_public_op_passes_are_refused_by_the_cpp_itself() -> None:
+    """Its words stand: the check that explains data would stumble over the shape."""
+    x, offsets = torch.zeros(2, 1, 4), int32(0, 2)
+    with pytest.raises(ValueError, match=r"offsets has shape \[\]"):
+        torch.ops.fastseq.causal_attention(x, x, x, offsets[0], 2, 0.0, None, 0, 0.5)
+
+
 @needs_triton
 def test_too_wide_for_a_row_on_chip() -> None:
     x = torch.zeros(1, 32769, device=DEVICE)

@@ -249,3 +249,12 @@ def test_triton_makes_unknown_ids_nan(name: str) -> None:
         with ops.check_data(False):
             rows, grad_h, _ = served_loss(case, "bce", "triton")
         assert rows.isnan().tolist() == grad_h.isnan().any(1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_a_loss_without_a_formula_is_refused(backend: str) -> None:
+    """A new name in LOSSES never passes for one of the others."""
+    case = moved(inputs(3, 2, 4, 5, shared=False), backend)
+    arguments = [case[name] for name in ("h", "item_weight", "targets", "negatives")]
+    with ops.set_backend(backend), pytest.raises(Exception, match="hinge|this loss has no kernel"):
+        torch.ops.fastseq.sampled_loss(*arguments, "hinge", None, 1.0, None)

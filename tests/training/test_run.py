@@ -201,6 +201,16 @@ def test_one_training_process_a_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", resume=True, lock=True).unlock()
 
 
+def test_a_folder_that_cannot_be_made_is_not_locked(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    (tmp_path / ".lock").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="cannot be used as run folder") as error:  # held, as a notebook holds it
+        RunFolder(tmp_path, overwrite=True, lock=True)
+    (tmp_path / "checkpoints").unlink()
+    RunFolder(tmp_path, overwrite=True, lock=True).unlock()
+    assert error
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys, time; from fastseq.training.run import RunFolder; folder = RunFolder(sys.argv[1], lock=True); "
