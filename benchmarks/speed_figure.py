@@ -14,7 +14,7 @@ from benchmarks.quality import PEER_NAMES
 
 
 def draw(source: Path, target: Path) -> None:
-    """One group of bars for every comparison in fp32, targets/s on a logarithmic axis, the ratio beside fastseq's bar."""
+    """A group of bars for every comparison in fp32, targets/s on a logarithmic axis, the ratio beside fastseq's bar."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in source.read_text().splitlines()][::-1]

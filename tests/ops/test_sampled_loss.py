@@ -256,5 +256,5 @@ def test_a_loss_without_a_formula_is_refused(backend: str) -> None:
     """A new name in LOSSES never passes for one of the others."""
     case = moved(inputs(3, 2, 4, 5, shared=False), backend)
     arguments = [case[name] for name in ("h", "item_weight", "targets", "negatives")]
-    with ops.set_backend(backend), pytest.raises(Exception, match="hinge|this loss has no kernel"):
+    with ops.set_backend(backend), pytest.raises(Exception, match=r"hinge|this loss has no kernel"):
         torch.ops.fastseq.sampled_loss(*arguments, "hinge", None, 1.0, None)
