@@ -15,7 +15,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weightᵀ + bias``, as torch.nn.functional.linear.
 
     On the CPU products of float32 are C++ (csrc/linear.cpp), whose bits do not depend on the number of threads. Beside
-    MKL, which PyTorch takes, they are twice as fast on one AMD processor and within 8% on another, where MKL is ahead
+    MKL, which PyTorch takes, they are twice as fast on one AMD processor, and 0.9 to 1.25 times as fast on another
     (docs/performance.md). Under
     ``torch.autocast("cpu", torch.bfloat16)`` operands are rounded to bfloat16 and multiplied in it; sums and results
     stay float32. On other devices PyTorch's own linear is the fast path.

@@ -165,7 +165,7 @@ def test_the_figure_of_speed_is_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "argv", ["speed_figure"])
     with pytest.raises(SystemExit):
         speed_figure.main()
-    results, target = measure.ROOT / "benchmarks" / "results" / "peers_2026-11-24.jsonl", tmp_path / "speed.png"
+    results, target = measure.ROOT / "benchmarks" / "results" / "peers_2026-11-29.jsonl", tmp_path / "speed.png"
     monkeypatch.setattr(sys, "argv", ["speed_figure", str(results), str(target)])
     speed_figure.main()
     assert target.stat().st_size > 1000
