@@ -136,9 +136,8 @@ def evaluate(
         raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
     model = _load(run)
     config = experiment.config_of_run(RunFolder.existing(run))
-    data = experiment.read(config)
-    parts = experiment.split(config, data)
-    _check_catalogue(run, model, data)
+    parts = experiment.split(config, experiment.read(config))
+    _check_catalogue(run, model, parts.interactions)
     if k:
         config.evaluation.top_k = sorted(set(k))
     if sampled:
@@ -183,14 +182,18 @@ def recommend(
     model = _load(run)
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
-        data = experiment.read(experiment.config_of_run(RunFolder.existing(run)))
-        _check_catalogue(run, model, data)
-        known = data.user_ids.values
+        config = experiment.config_of_run(RunFolder.existing(run))
+        data = experiment.read(config)
+        trained = experiment.split(config, data).interactions
+        _check_catalogue(run, model, trained)
+        known = trained.user_ids.values
         step = max(1, len(known) // sample) if sample else 1
-        names_of_users = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
+        names_of_users = [_raw(trained.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
         for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
-            requests.append((name, name, list(data.history(name))))
+            events = data.history(name)
+            in_catalogue = trained.item_ids.encode(events, unknown="-1") >= 0
+            requests.append((name, name, [event for event, there in zip(events, in_catalogue, strict=True) if there]))
     items = model.catalogue.items if model.catalogue is not None else None
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]

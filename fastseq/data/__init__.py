@@ -10,7 +10,8 @@ from .interactions import Interactions, filter_interactions
 from .loader import Loader
 from .negatives import NegativeSampler
 from .readers import from_sequences, read_interactions
-from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
+from .split import Split, global_temporal, leave_k_out, leave_one_out, ratio
+from .strategies import warprec_split
 from .synthetic import make_demo
 from .windows import Windows, pack_windows
 
@@ -26,11 +27,12 @@ __all__ = [
     "Windows",
     "filter_interactions",
     "from_sequences",
+    "global_temporal",
     "leave_k_out",
     "leave_one_out",
     "make_demo",
     "pack_windows",
     "ratio",
     "read_interactions",
-    "temporal_holdout",
+    "warprec_split",
 ]
