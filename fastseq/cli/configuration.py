@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..data.filters import check_filter
 from ..data.split import History
 from ..data.strategies import STRATEGIES
 from ..errors import ConfigError
@@ -54,20 +55,6 @@ class Reader(Section):
     reading_method: Literal["local"] = "local"
     header: Literal[True] = True
     rating_type: Literal["implicit", "explicit"] = "implicit"
-
-
-class FilterOptions(Section):
-    """Parameters of one filter."""
-
-    min_interactions: int = Field(ge=1)
-
-
-class Filtering(Section):
-    """Filters, by WarpRec's names; applied in this order."""
-
-    UserMin: FilterOptions | None = None
-    ItemMin: FilterOptions | None = None
-    IterativeKCore: FilterOptions | None = None
 
 
 class Splitting(Section):
@@ -257,12 +244,18 @@ class Config(Section):
     """A whole file."""
 
     reader: Reader = Field(default_factory=Reader)
-    filtering: Filtering = Field(default_factory=Filtering)
+    filtering: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     splitter: Splitter = Field(default_factory=lambda: Splitter(validation_splitting=Splitting(k=1)))
     models: list[ModelConfig]
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
     general: General = Field(default_factory=General)
+
+    @field_validator("filtering")
+    @classmethod
+    def known_filters(cls, value: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+        """WarpRec's filters, in the written order."""
+        return {check_filter(name, parameters or {}): parameters or {} for name, parameters in value.items()}
 
     @property
     def dataset_name(self) -> str:

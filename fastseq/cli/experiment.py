@@ -15,7 +15,8 @@ import torch
 
 from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
-from ..data.interactions import Interactions, filter_interactions
+from ..data.filters import RATED, apply_filter
+from ..data.interactions import Interactions
 from ..data.readers import read_interactions
 from ..data.split import Split
 from ..data.strategies import warprec_split
@@ -70,17 +71,11 @@ def read(config: Config) -> Interactions:
             item=labels.item_id_label,
             timestamp=labels.timestamp_label,
             separator=reader.sep if kind in (None, "csv", "tsv") else None,
+            rating=labels.rating_label if set(RATED) & config.filtering.keys() else None,
             keep_order=random,
         )
-    filters = config.filtering
-    if filters.UserMin is not None:
-        keep = filters.UserMin.min_interactions
-        data = filter_interactions(data, min_user=keep, min_item=1)
-    if filters.ItemMin is not None:
-        data = filter_interactions(data, min_user=1, min_item=filters.ItemMin.min_interactions)
-    if filters.IterativeKCore is not None:
-        core = filters.IterativeKCore.min_interactions
-        data = filter_interactions(data, min_user=core, min_item=core)
+    for name, parameters in config.filtering.items():
+        data = apply_filter(data, name, **(parameters or {}))
     return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import DataError
 from .baselines import Popularity
 from .batch import JaggedBatch
+from .filters import apply_filter
 from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .loader import Loader
@@ -25,6 +26,7 @@ __all__ = [
     "Popularity",
     "Split",
     "Windows",
+    "apply_filter",
     "filter_interactions",
     "from_sequences",
     "global_temporal",

@@ -237,7 +237,7 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
     assert here("train", config, folder=tmp_path)[0] == 0
     run = tmp_path / "runs/data/GRU4Rec"
     protocol = json.loads((run / "evaluation.json").read_text())["protocol"]
-    assert protocol["split"]["filters"] == [{"min_user": 3, "min_item": 1, "duplicates": "keep"}]
+    assert protocol["split"]["filters"] == [{"filter": "UserMin", "min_interactions": 3}]
     before = (run / "checkpoints/last.safetensors").stat().st_mtime_ns
     assert "--overwrite" in refusal("train", config, folder=tmp_path)
     assert (run / "checkpoints/last.safetensors").stat().st_mtime_ns == before

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastseq.cli import experiment
-from fastseq.cli.configuration import Config, parse_config
-from fastseq.data.interactions import filter_interactions
+from fastseq.cli.configuration import Config, load_config, parse_config
+from fastseq.data.filters import apply_filter
 from fastseq.data.readers import read_interactions
 from fastseq.data.strategies import warprec_split
 from fastseq.errors import ConfigError
@@ -80,15 +80,20 @@ def test_a_split_that_leaves_nothing_is_named(path: Path) -> None:
         experiment.split(config(path, splitter={"test_splitting": {**SLICES, "timestamp": "tomorrow"}}), data)
 
 
-def test_filters_are_applied_in_order(path: Path) -> None:
-    data = read_interactions(path, **COLUMNS)
-    limits = {"ItemMin": {"min_interactions": 25}, "UserMin": {"min_interactions": 5}}
-    filtered = experiment.read(config(path, filtering=limits | {"IterativeKCore": {"min_interactions": 4}}))
-    expected = filter_interactions(data, min_user=5, min_item=1)
-    expected = filter_interactions(expected, min_user=1, min_item=25)
-    expected = filter_interactions(expected, min_user=4, min_item=4)
-    assert filtered.data_hash == expected.data_hash and filtered.filters == expected.filters
-    assert 0 < filtered.n_events <= data.n_events and len(filtered.filters) == 3
+def test_filters_are_applied_in_the_written_order(path: Path) -> None:
+    limits = {"ItemMin": {"min_interactions": 25}, "usermin": {"min_interactions": 5}}
+    limits["UserTailN"] = {"num_interactions": 6}
+    hashes = set()
+    for names in (("ItemMin", "usermin", "UserTailN"), ("UserTailN", "usermin", "ItemMin")):
+        settings = config(path, filtering={name: limits[name] for name in names})
+        again = load_config(settings.resolved(settings.models[0], settings.models[0].params))
+        expected = read_interactions(path, **COLUMNS)
+        for name in names:
+            expected = apply_filter(expected, name, **limits[name])
+        filtered = experiment.read(again)
+        assert filtered.data_hash == expected.data_hash and filtered.filters == expected.filters
+        hashes.add(filtered.data_hash)
+    assert len(hashes) == 2
 
 
 def test_every_option_reaches_the_trainer(path: Path) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from warprec.data import Dataset
 from warprec.data.eval_loaders import SampledEvaluationDataset
+from warprec.data.filtering import apply_filtering
 from warprec.data.schema import SplitSpec
 from warprec.data.splitting import Splitter
 from warprec.evaluation.evaluator import Evaluator
+from warprec.utils.registry import filter_registry
 
 from fastseq import SASRec
 from fastseq.data import Interactions, Split, read_interactions, warprec_split
+from fastseq.data.filters import FILTERS, apply_filter
 from fastseq.training import evaluate, evaluation
 from fastseq.training.metrics import LIST_METRICS
 
@@ -69,6 +72,43 @@ def in_time(frame: Any) -> Rows:
     """Rows of WarpRec's frame by user and time; ties as they stand."""
     wanted = frame.to_native().select("user_id", "item_id", "timestamp").rows()
     return sorted(wanted, key=lambda row: (row[0], row[2]))
+
+
+RATED = [
+    ("MinRating", {"min_rating": 3}),
+    ("UserAverage", {}),
+    ("ItemAverage", {}),
+]
+COUNTED = [
+    ("UserMin", {"min_interactions": 21}),
+    ("UserMax", {"max_interactions": 60}),
+    ("ItemMin", {"min_interactions": 10}),
+    ("ItemMax", {"max_interactions": 25}),
+    ("IterativeKCore", {"min_interactions": 9}),
+    ("NRoundsKCore", {"rounds": 1, "min_interactions": 12}),
+    ("UserHeadN", {"num_interactions": 5}),
+    ("UserTailN", {"num_interactions": 5}),
+    ("DropUser", {"user_ids_to_filter": [3, 4, 12345]}),
+    ("DropItem", {"item_ids_to_filter": 7}),
+]
+
+
+ALONE = [[each] for each in RATED + COUNTED]
+
+
+@pytest.mark.parametrize("filters", [*ALONE, [COUNTED[1], RATED[1], COUNTED[6]], COUNTED[1::-1]])
+def test_filters(frame: real.pl.DataFrame, filters: list[tuple[str, dict[str, Any]]]) -> None:
+    """Each alone, then several: every one sees what those before it left."""
+    data, want = read(frame), real.nw.from_native(frame)
+    for name, parameters in filters:
+        data = apply_filter(data, name, **parameters)
+        want = apply_filtering(want, [filter_registry.get(name, **parameters)])
+    assert rows_of(data) == in_time(want) and 0 < data.n_events < len(frame)
+
+
+def test_every_filter_of_warprec_is_there() -> None:
+    theirs = {name.upper() for name in filter_registry.list_registered()}
+    assert {name.upper() for name in FILTERS} == theirs | {"DUPLICATES"}
 
 
 HOLDOUT = {"strategy": "temporal_holdout", "ratio": 0.1}
