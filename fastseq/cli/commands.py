@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -101,6 +102,8 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
                 stderr.print(
                     f"{settings.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
                 )
+                for note in experiment.notes(baseline):
+                    stderr.print(note, highlight=False, markup=False, soft_wrap=True)
 
         for outcome in experiment.train(
             settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
@@ -150,6 +153,8 @@ def evaluate(
     for name, value in evaluation.metrics.items():
         table.add_row(name, f"{value:.4f}")
     stdout.print(table)
+    for note in experiment.notes(evaluation):
+        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     for name, value in evaluation.protocol.items():
         stdout.print(f"[dim]{name}: {value}[/dim]", highlight=False)
 
@@ -180,6 +185,11 @@ def recommend(
     from . import experiment
 
     model = _load(run)
+    evaluation_path = RunFolder.existing(run).evaluation_path
+    if evaluation_path.is_file():
+        untrained = json.loads(evaluation_path.read_text())["protocol"]["split"].get("items_without_training")
+        if untrained:
+            stderr.print(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
         config = experiment.config_of_run(RunFolder.existing(run))
@@ -313,6 +323,7 @@ def main() -> None:
 def _answer() -> None:
     """Runs the command and ends with its exit code."""
     own_process()
+    warnings.formatwarning = lambda message, *_, **__: f"fastseq: {message}\n"
     from ..training import TrainingError
 
     try:

@@ -232,6 +232,31 @@ def score(
     return evaluation
 
 
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the scores must know about their targets, one line each."""
+    protocol, split, lines = evaluation.protocol, evaluation.protocol["split"], []
+    if short := split["dropped"].get("short_users"):
+        lines.append(f"{short:,} users are too short for the split and left out")
+    if dropped := split["dropped"].get(protocol["part"]):
+        lines.append(
+            f"{dropped:,} {protocol['part']} targets are left out: their user or item has no training event "
+            "(splitter.cold: keep counts them as misses)"
+        )
+    if unknown := split[f"{protocol['part']}_targets_without_training"]:
+        lines.append(
+            f"{unknown:,} of {protocol['targets']:,} {protocol['part']} targets are items without a training event, "
+            "ranked by chance (splitter.cold: drop leaves them out)"
+        )
+    if masked := protocol["masked_targets"]:
+        lines.append(
+            f"{masked:,} of {protocol['targets']:,} {protocol['part']} targets can never be ranked: they are among the "
+            "seen items left out, and count as misses (evaluation.mask_seen: none ranks them)"
+        )
+    elif repeated := protocol["repeated_targets"]:
+        lines.append(f"{repeated:,} of {protocol['targets']:,} {protocol['part']} targets were seen in training")
+    return lines
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or Python says that an allocation failed."""
     return isinstance(error, MemoryError) or any(

@@ -164,7 +164,7 @@ def evaluate(
         lists = ranks.sum(lists)
         for k, row in zip(ks, lists, strict=True):
             metrics |= list_metrics(row, len(targets_of_part), k)
-        untrained = float(lists[-1][torch.from_numpy(~split.trained_items)].sum() / lists[-1].sum())
+        untrained = float(lists[-1][torch.from_numpy(~split.trained_items)].sum() / lists[-1].sum().clamp(min=1))
         if untrained > 0.01:
             warnings.warn(
                 f"{untrained:.0%} of all best {ks[-1]} are items without a training event: the model ranks them by "

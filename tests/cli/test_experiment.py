@@ -11,11 +11,12 @@ import torch
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import Config, load_config, parse_config
+from fastseq.data.baselines import Popularity
 from fastseq.data.filters import apply_filter
-from fastseq.data.readers import read_interactions
+from fastseq.data.readers import from_sequences, read_interactions
 from fastseq.data.strategies import warprec_split
 from fastseq.errors import ConfigError
-from fastseq.training import TrainingOptions
+from fastseq.training import TrainingOptions, evaluate
 
 from .test_commands import MODELS, write_data
 
@@ -78,6 +79,17 @@ def test_a_split_that_leaves_nothing_is_named(path: Path) -> None:
         experiment.split(config(path, splitter=late), data)
     with pytest.raises(ConfigError, match="expected a number, an ISO 8601 date or 'best'"):
         experiment.split(config(path, splitter={"test_splitting": {**SLICES, "timestamp": "tomorrow"}}), data)
+
+
+def test_what_the_scores_do_not_show_is_said() -> None:
+    """User 0's target stands in its training part, user 1's item has no training event, user 2 is too short."""
+    data = from_sequences([[0, 1, 2, 0], [0, 1, 2, 9], [1], [2, 0, 1, 2]])
+    last = {"strategy": "temporal_leave_k_out", "k": 1}
+    for cold, word in (("drop", "1 test targets are left out"), ("keep", "1 of 3 test targets are items without")):
+        split = warprec_split(data, last, cold=cold)
+        lines = experiment.notes(evaluate(Popularity(split), split, coverage=False))
+        assert "1 users are too short" in lines[0] and word in lines[1]
+        assert "2 of" in lines[2] and "can never be ranked" in lines[2] and len(lines) == 3
 
 
 def test_filters_are_applied_in_the_written_order(path: Path) -> None:
