@@ -80,13 +80,6 @@ class Trainer:
                 f"the model was built for {model.n_users} users and {model.n_items} items, "
                 f"the data has {data.n_users} and {data.n_items}"
             )
-        untrained = int((~split.trained_items).sum())
-        if untrained:
-            warnings.warn(
-                f"{untrained} of {data.n_items} items have no training event and are recommended all the same; "
-                "Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
-                stacklevel=2,
-            )
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
@@ -121,6 +114,13 @@ class Trainer:
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
         try:
+            untrained = int((~self.split.trained_items).sum())
+            if untrained and self.ranks.is_first:
+                warnings.warn(
+                    f"{untrained} of {self.model.n_items} items have no training event and are recommended all the "
+                    "same; Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
+                    stacklevel=2,
+                )
             return self._fit()
         finally:
             if self.run is not None:

@@ -184,7 +184,7 @@ def test_items_without_training_are_pointed_out() -> None:
         protocol = evaluate(scorer, split, ks=(2,)).protocol
     assert protocol["untrained_share"] == 1.0 and protocol["split"]["test_targets_without_training"] == 2
     with pytest.warns(UserWarning, match=r"3 of 6 items have no training event.*Split\.warm"):
-        Trainer(make_model(split), split, TrainingOptions(validation_metric=None))
+        Trainer(make_model(split), split, TrainingOptions(epochs=1, validation_metric=None)).fit()
     warm = evaluate(Popularity(split.warm()), split.warm(), ks=(2,)).protocol
     assert (warm["untrained_share"], warm["users"], warm["split"]["dropped"]) == (0.0, 1, {"validation": 2, "test": 2})
 
