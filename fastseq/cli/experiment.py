@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
-from ..data.interactions import Interactions, filter_interactions
+from ..data.filters import RATED, apply_filter
+from ..data.interactions import Interactions
 from ..data.readers import read_interactions
-from ..data.split import Split, leave_k_out, ratio, temporal_holdout
+from ..data.split import Split
+from ..data.strategies import warprec_split
 from ..data.synthetic import make_demo
 from ..errors import ConfigError, DataError
 from ..models import MODELS
@@ -48,8 +51,11 @@ def read(config: Config) -> Interactions:
         DataError: naming file, line and column.
     """
     reader, labels = config.reader, config.reader.labels
+    strategies = [config.splitter.test_splitting, config.splitter.validation_splitting]
+    random = any(each is not None and each.strategy.startswith("random") for each in strategies)
     if reader.local_path is None:
         data = make_demo()
+        data = dataclasses.replace(data, order=np.arange(data.n_events)) if random else data
     else:
         tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
@@ -65,16 +71,11 @@ def read(config: Config) -> Interactions:
             item=labels.item_id_label,
             timestamp=labels.timestamp_label,
             separator=reader.sep if kind in (None, "csv", "tsv") else None,
+            rating=labels.rating_label if set(RATED) & config.filtering.keys() else None,
+            keep_order=random,
         )
-    filters = config.filtering
-    if filters.UserMin is not None:
-        keep = filters.UserMin.min_interactions
-        data = filter_interactions(data, min_user=keep, min_item=1)
-    if filters.ItemMin is not None:
-        data = filter_interactions(data, min_user=1, min_item=filters.ItemMin.min_interactions)
-    if filters.IterativeKCore is not None:
-        core = filters.IterativeKCore.min_interactions
-        data = filter_interactions(data, min_user=core, min_item=core)
+    for name, parameters in config.filtering.items():
+        data = apply_filter(data, name, **(parameters or {}))
     return data
 
 
@@ -85,30 +86,21 @@ def split(config: Config, data: Interactions) -> Split:
         ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
-    test = config.splitter.test_splitting
+    splitter = config.splitter
+    test, validation = splitter.test_splitting, splitter.validation_splitting
     try:
-        parts = _split(config, data)
-    except DataError:
-        raise
+        parts = warprec_split(data, test.spec, None if validation is None else validation.spec, splitter.cold)
+    except DataError as error:
+        raise DataError(f"splitter: {error}") from error
     except ValueError as error:
         raise ConfigError(f"splitter: {error}") from error
-    if not len(parts.part("test")):
+    if not len(parts.part("test", config.evaluation.history)):
         longest = int(data.lengths.max())
         raise ConfigError(
             f"splitter.test_splitting ({test.strategy}: {test.k or test.ratio or test.timestamp}) leaves no test "
             f"events: the longest of {data.n_users} users has {longest}; hold out less"
         )
     return parts
-
-
-def _split(config: Config, data: Interactions) -> Split:
-    test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
-    if test.strategy == "temporal_leave_k_out":
-        return leave_k_out(data, test.k or 1, validation=validation is not None)
-    if test.strategy == "temporal_holdout":
-        return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
-    moment = validation.timestamp if validation is not None else None
-    return temporal_holdout(data, timestamp=test.timestamp, validation_timestamp=moment)
 
 
 def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
@@ -135,17 +127,21 @@ def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommende
 
 def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     """The trainer's options of one model of a configuration."""
-    optimization, stopping = model.optimization, model.early_stopping
+    optimization, stopping, evaluation = model.optimization, model.early_stopping, config.evaluation
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
         clip_norm=optimization.gradient_clip,
         schedule=optimization.lr_scheduler.name,
         warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
-        validation_metric=config.evaluation.validation_metric,
+        validation_metric=evaluation.validation_metric,
         validate_every=optimization.eval_every_n,
-        evaluation_batch_size=config.evaluation.batch_size,
-        filter_seen=config.evaluation.mask_seen != "none",
+        evaluation_batch_size=evaluation.batch_size,
+        protocol=evaluation.strategy,
+        n_negatives=evaluation.num_negatives,
+        evaluation_seed=evaluation.seed,
+        mask_seen=evaluation.mask,
+        history=evaluation.history,
     )
     if config.splitter.validation_splitting is None and stopping is None:
         options = dataclasses.replace(options, validation_metric=None)
@@ -178,8 +174,8 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: see the functions above and Trainer.
     """
-    data = read(config)
-    parts = split(config, data)
+    parts = split(config, read(config))
+    data = parts.interactions
     # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     for entry in config.models:
         _device(config, entry)
@@ -227,12 +223,38 @@ def score(
         protocol=options.strategy,
         n_negatives=options.num_negatives,
         seed=options.seed,
-        filter_seen=options.mask_seen != "none",
+        mask_seen=options.mask,
+        history=options.history,
         batch_size=options.batch_size,
         ranks=ranks,
     )
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
     return evaluation
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the scores must know about their targets, one line each."""
+    protocol, split, lines = evaluation.protocol, evaluation.protocol["split"], []
+    if short := split["dropped"].get("short_users"):
+        lines.append(f"{short:,} users are too short for the split and left out")
+    if dropped := split["dropped"].get(protocol["part"]):
+        lines.append(
+            f"{dropped:,} {protocol['part']} targets are left out: their user or item has no training event "
+            "(splitter.cold: keep counts them as misses)"
+        )
+    if unknown := split[f"{protocol['part']}_targets_without_training"]:
+        lines.append(
+            f"{unknown:,} of {protocol['targets']:,} {protocol['part']} targets are items without a training event, "
+            "ranked by chance (splitter.cold: drop leaves them out)"
+        )
+    if masked := protocol["masked_targets"]:
+        lines.append(
+            f"{masked:,} of {protocol['targets']:,} {protocol['part']} targets can never be ranked: they are among the "
+            "seen items left out, and count as misses (evaluation.mask_seen: none ranks them)"
+        )
+    elif repeated := protocol["repeated_targets"]:
+        lines.append(f"{repeated:,} of {protocol['targets']:,} {protocol['part']} targets were seen in training")
+    return lines
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from fastseq.errors import DataError
 
@@ -25,6 +25,7 @@ FORMATS = {
 }
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".inter": "inter", ".parquet": "parquet", ".pq": "parquet"}
 LONGEST_HEADER = 1 << 20
+Extra: TypeAlias = tuple[str | None, bool]  # the column of ratings, whether to keep the order
 
 
 def read_interactions(
@@ -36,6 +37,8 @@ def read_interactions(
     timestamp: str | None = "timestamp",
     separator: str | None = None,
     columns: Sequence[str] | None = None,
+    rating: str | None = None,
+    keep_order: bool = False,
 ) -> Interactions:
     """Reads interactions: sorted by user, then time; equal timestamps keep the order of the source.
 
@@ -51,6 +54,8 @@ def read_interactions(
         separator: between the fields of "csv" and "tsv", one or more characters; None: a comma (for "csv", whichever of
             ``, ; | tab`` separates the named columns of the header), a tab for "tsv".
         columns: names of the columns of a "csv" or "tsv" file that has no header.
+        rating: the column of ratings, numbers, which some filters need; None: not read. A second pass reads it in text.
+        keep_order: keep each event's place in the source, by which the splits ``random_*`` draw.
 
     Raises:
         DataError: if the source cannot be read as that, naming file, line and column.
@@ -58,17 +63,20 @@ def read_interactions(
         ImportError: if ``source`` is a file and polars is not installed.
     """
     names = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
+    extra = rating, keep_order
     if len(set(names.values())) < len(names):
         raise DataError(f"user, item and timestamp must be different columns: {names}")
     if not isinstance(source, str | os.PathLike):
         if format is not None:
             raise DataError(f"format={format!r} is for files, and the source is a {type(source).__name__}")
         if frames.is_frame(source):
-            return _from_frame(source, names)
+            return _from_frame(source, names, extra)
+        if rating is not None or keep_order:
+            raise DataError("rating and keep_order are for files and data frames")
         return from_sequences(source)
     path = Path(source)
     try:
-        return _read_file(path, format, names, separator, columns)
+        return _read_file(path, format, names, separator, columns, extra)
     except DataError as error:
         raise DataError(f"{path}{', ' if str(error).startswith(('line ', 'row ')) else ': '}{error}") from None
 
@@ -102,7 +110,12 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
 
 
 def _read_file(
-    path: Path, format: str | None, names: dict[str, str], separator: str | None, columns: Sequence[str] | None
+    path: Path,
+    format: str | None,
+    names: dict[str, str],
+    separator: str | None,
+    columns: Sequence[str] | None,
+    extra: Extra,
 ) -> Interactions:
     format = format or EXTENSIONS.get(path.suffix.lower()) or _guess(path, names)
     if format not in FORMATS:
@@ -110,10 +123,13 @@ def _read_file(
     if format not in ("csv", "tsv") and (separator is not None or columns is not None):
         raise DataError(f"separator and columns are for formats 'csv' and 'tsv', not {format!r}")
     if format == "parquet":
-        return _from_frame(frames.read_parquet(path, list(names.values())), names)
+        wanted = [*names.values(), *([extra[0]] if extra[0] is not None else [])]
+        return _from_frame(frames.read_parquet(path, wanted), names, extra)
     with open(path, "rb") as file:
         if format in ("sequences", "pairs"):
-            return _from_text(file, None, ["user", "item"] if format == "pairs" else [], [0, 1], 1)
+            if extra[0] is not None:
+                raise DataError(f"format {format!r} has no column of ratings")
+            return _from_text(file, None, ["user", "item"] if format == "pairs" else [], [0, 1], 1, None, extra[1])
         line, header = (1, "") if columns is not None else _header(file)
         separator = separator or ("\t" if format in ("tsv", "inter") else _separator(header, names))
         if "\n" in separator or '"' in separator:
@@ -121,35 +137,48 @@ def _read_file(
         present = list(columns) if columns is not None else _split(header, separator)
         if format == "inter":
             present = [name.split(":")[0] for name in present]
-        return _from_text(
-            file, separator, present, [_position(present, name, role) for role, name in names.items()], line
-        )
+        positions = [_position(present, name, role) for role, name in names.items()]
+        rating = None if extra[0] is None else _position(present, extra[0], "rating")
+        return _from_text(file, separator, present, positions, line, rating, extra[1])
 
 
 def _from_text(
-    file: IO[bytes], separator: str | None, present: list[str], columns: list[int], line: int
+    file: IO[bytes],
+    separator: str | None,
+    present: list[str],
+    columns: list[int],
+    line: int,
+    rating: int | None,
+    keep_order: bool,
 ) -> Interactions:
     """The rest of the file, as ``read_text`` takes it."""
     if file.tell() == 0 and file.read(3) != b"\xef\xbb\xbf":
         file.seek(0)
+    start = file.tell()
     users, items, times = read_text(file, separator, present, columns, line)
     if not len(users[1]):
         raise DataError(
             "no events: the file is empty" if file.tell() == 0 else "no events: nothing but a header or blank lines"
         )
-    return tape_from_codes(*users, *items, times)
+    ratings = None
+    if rating is not None:
+        file.seek(start)
+        ratings = read_text(file, separator, present, [*columns[:2], rating], line)[2]
+    return tape_from_codes(*users, *items, times, ratings, keep_order)
 
 
-def _from_frame(frame: Any, names: dict[str, str]) -> Interactions:
+def _from_frame(frame: Any, names: dict[str, str], extra: Extra) -> Interactions:
     present = [str(name) for name in frame.columns]
-    for role, name in names.items():
+    rating, keep_order = extra
+    for role, name in (names | ({} if rating is None else {"rating": rating})).items():
         _position(present, name, role)
     if not len(frame):
         raise DataError("no events: the data frame has no rows")
     user_ids, user_codes = frames.ids(frame[names["user"]], names["user"])
     item_ids, item_codes = frames.ids(frame[names["item"]], names["item"])
     times = frames.times(frame[names["timestamp"]], names["timestamp"]) if "timestamp" in names else None
-    return tape_from_codes(user_ids, user_codes, item_ids, item_codes, times)
+    ratings = None if rating is None else frames.times(frame[rating], rating)
+    return tape_from_codes(user_ids, user_codes, item_ids, item_codes, times, ratings, keep_order)
 
 
 def _header(file: IO[bytes]) -> tuple[int, str]:
@@ -189,7 +218,7 @@ def _position(present: list[str], name: str, role: str) -> int:
         raise DataError(f"column {name!r} occurs {present.count(name)} times in the header")
     nearest = difflib.get_close_matches(name, present, 1, 0.0)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    label = {"user": "user_id_label", "item": "item_id_label", "timestamp": "timestamp_label"}[role]
+    label = {"user": "user_id", "item": "item_id"}.get(role, role) + "_label"
     remedy = f"name the column with {role}=… (in a configuration: reader.labels.{label})" + (
         ", or pass timestamp=None (null) to keep the order given" if role == "timestamp" else ""
     )
