@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,8 @@ FORMATS = {
     "inter": "RecBole's atomic file: tabs, header of `name:type`",
     "parquet": "Parquet",
     "pairs": "`user item` per line, no header; lines in time order",
-    "sequences": "one user per line, item ids in time order; users are line numbers from 1",
+    "sequences": "one user per line, item ids in time order and nothing else; users are line numbers from 1",
+    "user_sequences": "one user per line: the user's id, then item ids in time order",
 }
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".inter": "inter", ".parquet": "parquet", ".pq": "parquet"}
 LONGEST_HEADER = 1 << 20
@@ -112,8 +114,9 @@ def _read_file(
     if format == "parquet":
         return _from_frame(frames.read_parquet(path, list(names.values())), names)
     with open(path, "rb") as file:
-        if format in ("sequences", "pairs"):
-            return _from_text(file, None, ["user", "item"] if format == "pairs" else [], [0, 1], 1)
+        if format in ("sequences", "user_sequences", "pairs"):
+            names_of = {"pairs": ["user", "item"], "user_sequences": ["user"], "sequences": []}
+            return _from_text(file, None, names_of[format], [0, 1], 1)
         line, header = (1, "") if columns is not None else _header(file)
         separator = separator or ("\t" if format in ("tsv", "inter") else _separator(header, names))
         if "\n" in separator or '"' in separator:
@@ -211,13 +214,40 @@ def _guess(path: Path, names: dict[str, str]) -> str:
         return "inter"
     if {names["user"], names["item"]} <= set(_split(lines[0], _separator(lines[0], names))):
         return "csv"
-    counts = {len(line.split()) for line in lines}
+    words = [line.split() for line in lines]
+    counts = {len(line) for line in words}
     if not any(mark in line for line in lines for mark in ",;|\0\ufffd"):
         if counts == {2}:
             return "pairs"
         if len(counts) > 1 and not any("\t" in line for line in lines):
-            return "sequences"
+            return _guess_sequences(words)
     raise DataError(f"the format is not clear from the extension {path.suffix!r} or the first lines; {_choices()}")
+
+
+def _guess_sequences(lines: list[list[str]]) -> str:
+    """Whether lines of words start with the user's id, where that is certain.
+
+    Raises:
+        DataError: naming both formats.
+    """
+    first, second = [line[0] for line in lines], [line[1] for line in lines if len(line) > 1]
+    if 1 + sum(a != b for a, b in pairwise(first)) > len(set(first)):
+        return "sequences"  # a word comes back: a user has one line, or lines in a row
+    # Users are numbered one by one, and second words are not: 1 2 3, 2 3 4, … may be items.
+    if len(first) >= 20 and _count_up(first) and not _count_up(second):
+        return "user_sequences"
+    # Users are words and items numbers, or the other way round.
+    kinds = [{word.isdecimal() for word in words} for words in (first, {word for line in lines for word in line[1:]})]
+    if kinds in ([{True}, {False}], [{False}, {True}]):
+        return "user_sequences"
+    raise DataError(
+        f"it is not clear whether the first word of a line, {first[0]!r}, is the user or the user's first item: "
+        "pass format='user_sequences' or format='sequences' (in a configuration: reader.file_format)"
+    )
+
+
+def _count_up(words: list[str]) -> bool:
+    return all(a.isdecimal() and b.isdecimal() and int(b) == int(a) + 1 for a, b in pairwise(words))
 
 
 def _choices() -> str:

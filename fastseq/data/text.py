@@ -48,8 +48,8 @@ def read_text(
     Args:
         file: at the start of line ``line``.
         separator: between fields, of any length; None: runs of spaces and tabs, and then nothing is quoted.
-        names: the file's columns. Every record has as many fields. Empty: every line holds the items of one user,
-            whose id is the line's number.
+        names: the file's columns. Every record has as many fields. Of words alone: empty where every line holds the
+            items of one user, whose id is the line's number; ``["user"]`` where that id stands in front of them.
         columns: positions in ``names`` of user, item and, if it is read, timestamp.
         line: number of the next line, from 1.
 
@@ -132,6 +132,7 @@ class _TextReader:
         self.line = line
         self.separator = (separator or "").encode()  # empty: words
         self.names, self.columns = names, columns
+        self.of_one_user = separator is None and len(names) < 2
         self.splitter = _Splitter(separator)
         self.users, self.items = _Ids("user"), _Ids("item")
         self.times = _Times() if len(columns) == 3 else None
@@ -230,9 +231,12 @@ class _TextReader:
         lines = pl.Series([text.decode()]).str.split("\n").explode()
         frame = pl.DataFrame({"words": lines.str.extract_all(r"[^ \t\r]+")}).with_row_index("line", self.line)
         frame = frame.filter(pl.col("words").list.len() > 0)
-        if not self.names:
+        if self.of_one_user:
+            if self.names:
+                user, items = pl.col("words").list.first(), pl.col("words").list.slice(1)
+                frame = frame.filter(pl.col("words").list.len() > 1).select("line", user=user, words=items)
             frame = frame.explode("words")
-            return [frame["line"].cast(pl.String), frame["words"]], frame["line"].__getitem__
+            return [frame["user" if self.names else "line"].cast(pl.String), frame["words"]], frame["line"].__getitem__
         if (frame["words"].list.len() != len(self.names)).any():
             return None
         return [frame["words"].list.get(column) for column in self.columns], frame["line"].__getitem__
@@ -262,9 +266,13 @@ class _TextReader:
     def _decoded(self, line: int, fields: list[bytes]) -> list[tuple[int, list[str]]]:
         """The rows of a record: its line, and user, item and time as text."""
         width = len(self.names)
-        if width and fields and len(fields) != width:
+        if self.of_one_user:
+            user, items = (fields[0], fields[1:]) if width and fields else (b"%d" % line, fields)
+            rows = [[user, item] for item in items]
+        elif fields and len(fields) != width:
             raise DataError(f"line {line}: {len(fields)} field{'s' * (len(fields) != 1)}, expected {width}")
-        rows = [[fields[c] for c in self.columns]] if width and fields else [[b"%d" % line, item] for item in fields]
+        else:
+            rows = [[fields[c] for c in self.columns]] if fields else []
         try:
             return [(line, [field.decode() for field in row]) for row in rows]
         except UnicodeDecodeError as error:
@@ -272,7 +280,7 @@ class _TextReader:
             raise DataError(f"line {line}{self._label(column)}: {_shown(error.object)} is not UTF-8 text") from None
 
     def _label(self, column: int) -> str:
-        return f", column {self.names[self.columns[column]]!r}" if self.names else ""
+        return "" if self.of_one_user else f", column {self.names[self.columns[column]]!r}"
 
     def _keep(self, columns: list[Any], line_of: Callable[[int], int]) -> None:
         """Adds columns of text to what is read; ``line_of`` gives the line of a row."""

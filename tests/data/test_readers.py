@@ -119,8 +119,35 @@ def test_text_without_header(tmp_path: Path) -> None:
     assert same(read_interactions(pairs, format="pairs"), want)
     sequences = write(tmp_path, "sequences.txt", "3 1 2\n\n4\nb")
     want = build_interactions([1, 1, 1, 3, 4], ["3", "1", "2", "4", "b"])
-    assert same(read_interactions(sequences), want)
     assert same(read_interactions(sequences, format="sequences"), want)
+    users = write(tmp_path, "users.txt", "3 1 2\n\n4\nb 1 \r\n3 1")
+    want = build_interactions(["3", "3", "b", "3"], [1, 2, 1, 1])
+    assert same(read_interactions(users, format="user_sequences"), want)
+
+
+RING = [f"{n} {n + 1} {n + 2}{' 7' * (n % 2)}\n" for n in range(1, 31)]
+
+
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        ("".join(f"{n} {n * 7 % 31} 5{' 6' * (n % 3)}\n" for n in range(1, 31)), "user_sequences"),
+        ("u1 11 12 13\nu2 12 15\n", "user_sequences"),
+        ("1 a b c\n2 a\n", "user_sequences"),
+        ("7 1 2\n3 4\n7 2 5 6\n", "sequences"),
+        ("1 11 12 13\n2 12 15\n", None),
+        ("5 11 12\n5 11 12 13\n9 12 15\n", None),
+        ("a b\nb\n", None),
+        ("".join(RING), None),
+    ],
+)
+def test_whether_lines_start_with_a_user(tmp_path: Path, text: str, format: str | None) -> None:
+    path = write(tmp_path, "a.txt", text)
+    if format is None:
+        with pytest.raises(DataError, match=r"not clear.*format='user_sequences' or format='sequences'"):
+            read_interactions(path)
+    else:
+        assert same(read_interactions(path), read_interactions(path, format=format))
 
 
 def test_in_memory() -> None:
@@ -215,16 +242,17 @@ BODY = st.lists(
 @settings(deadline=None, max_examples=400)
 @given(
     separator=st.sampled_from([",", "::", None, "\t", " ", ";", "\0", "é", "\r", "\x1f"]),
-    names=st.sampled_from(["", "ui", "uit", "aubit"]), times=st.booleans(), line=st.sampled_from([1, 2, 2**61]),
+    names=st.sampled_from(["", "u", "ui", "uit", "aubit"]), times=st.booleans(), line=st.sampled_from([1, 2, 2**61]),
     block=st.sampled_from([1, 7, 1 << 20]), batch=st.sampled_from([1, 1 << 16]), body=BODY,
 )  # fmt: skip
 def test_any_text(
     separator: str | None, names: str, times: bool, line: int, block: int, batch: int, body: bytes
 ) -> None:
     """Any bytes become columns of equal length, or an error that names the line."""
-    if not names:
+    if len(names) < 2:
         separator = None  # only words have lines of any number of fields
-    columns = [names.index(name) for name in "uit" if name in names and (times or name != "t")] if names else [0, 1]
+    columns = [names.index(name) for name in "uit" if name in names and (times or name != "t")]
+    columns = columns if len(names) > 1 else [0, 1]
     with mock.patch.multiple(text_module, BLOCK=block, BATCH=batch):
         try:
             users, items, moments = columns_of(body, separator, list(names), columns, line)
@@ -569,6 +597,7 @@ def test_parquet_without_its_mark(tmp_path: Path, offset: int) -> None:
         ("ml-1m.txt", (6_040, 3_416, 987_019)),
         ("ml-100k.inter", (943, 1_682, 100_000)),
         ("beauty.txt", (40_226, 54_542, 353_962)),
+        ("s3_beauty.txt", (22_363, 12_101, 198_502)),
     ],
 )
 def test_real_data(shared_data: Path, name: str, counts: tuple[int, int, int]) -> None:
