@@ -42,7 +42,9 @@ class Reader(Section):
     """Where the interactions come from. Without a path: the embedded demo data set."""
 
     local_path: Path | None = None
-    file_format: Literal["auto", "tabular", "csv", "tsv", "parquet", "inter", "pairs", "sequences", "user_sequences"] = "auto"
+    file_format: Literal[
+        "auto", "tabular", "csv", "tsv", "parquet", "inter", "pairs", "sequences", "user_sequences"
+    ] = "auto"
     sep: str | None = None
     labels: Labels = Field(default_factory=Labels)
     # Accepted because WarpRec requires them; each has one value that applies here.

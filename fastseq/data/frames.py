@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,38 @@ from .times import as_times
 def is_frame(source: object) -> bool:
     """Whether ``source`` is a polars or pandas data frame."""
     return type(source).__name__ == "DataFrame" and _library(source) in ("polars", "pandas")
+
+
+def index_names(frame: Any) -> list[Any]:
+    """Names of the index of a pandas frame, as ``set_index`` leaves them; polars has no index."""
+    return list(frame.index.names) if _library(frame) == "pandas" else []
+
+
+def keyed(source: Any) -> Iterator[tuple[Any, Any]] | None:
+    """Pairs of key and value of a mapping, or of a pandas Series (or its groups) with an index of its own; else None.
+
+    An index 0, 1, … that pandas made (a RangeIndex) is none: such a Series is a list.
+    """
+    if isinstance(source, Mapping):
+        return iter(source.items())
+    if type(source).__name__ == "SeriesGroupBy":
+        return iter(source)
+    if type(source).__name__ != "Series" or not hasattr(source, "index") or _library(source) == "polars":
+        return None
+    index = source.index
+    made = type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1
+    return None if made else zip(index.tolist(), source.tolist(), strict=True)
+
+
+def as_list(values: Any) -> list[Any] | None:
+    """An ordered collection (list, array, tensor, Series, generator, …) as a list; None where ``values`` is none."""
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
+        return None
+    if is_frame(values):
+        return None
+    method = getattr(values, "tolist", None) or getattr(values, "to_list", None)
+    listed = list(values) if method is None else method()
+    return listed if isinstance(listed, list) else None
 
 
 def import_polars(purpose: str) -> Any:
@@ -120,4 +153,9 @@ def _refuse_missing(series: Any, name: str, what: str) -> None:
 
 
 def _not_ids(series: Any, name: str) -> DataError:
-    return DataError(f"column {name!r} is {series.dtype}: ids are integers or strings, cast it to one of them")
+    remedy = (
+        f"frame.explode({name!r}) gives each a row"
+        if str(series.dtype).startswith(("List", "Array"))
+        else "cast it to one of them"
+    )
+    return DataError(f"column {name!r} is {series.dtype}: ids are integers or strings, {remedy}")

@@ -12,7 +12,7 @@ from typing import IO, Any
 from fastseq.errors import DataError
 
 from . import frames
-from .ids import RawId
+from .ids import RawId, brief
 from .interactions import Interactions, build_interactions, tape_from_codes
 from .text import read_text, split_record
 
@@ -79,27 +79,24 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
     """Histories in memory, oldest event first.
 
     Args:
-        sequences: a list of lists of item ids, whose users are 0, 1, …; or a mapping from user id to such a list.
-            A user with an empty list is left out.
+        sequences: lists of item ids (or arrays, tensors, Series, generators). In a mapping or a pandas Series with an
+            index of its own, users are its keys; in any other collection they are 0, 1, … A user with an empty list
+            is left out.
 
     Raises:
         DataError: if ids are mixed or missing, or no user has two events.
     """
-    pairs = sequences.items() if isinstance(sequences, Mapping) else None
-    if pairs is None:
-        if isinstance(sequences, str | bytes) or not isinstance(sequences, Iterable):
-            raise DataError(
-                f"expected a path, a data frame, lists of item ids or a mapping, got {type(sequences).__name__}"
-            )
-        pairs = enumerate(sequences)  # type: ignore[assignment]
+    if isinstance(sequences, str | bytes | set | frozenset) or not isinstance(sequences, Iterable):
+        raise DataError(
+            f"expected a path, a data frame, lists of item ids or a mapping, got {type(sequences).__name__}"
+        )
     users: list[Any] = []
     items: list[Any] = []
-    for name, history in pairs:  # type: ignore[union-attr]
-        if isinstance(history, str | bytes) or not isinstance(history, Iterable):
-            raise DataError(f"user {name!r}: expected a list of item ids, got {history!r}")
-        before = len(items)
-        items.extend(history)
-        users.extend([name] * (len(items) - before))
+    for name, history in frames.keyed(sequences) or enumerate(sequences):
+        if (listed := frames.as_list(history)) is None:
+            raise DataError(f"user {name!r}: expected a list of item ids, oldest first, got {brief(history)}")
+        items.extend(listed)
+        users.extend([name] * len(listed))
     return build_interactions(users, items)
 
 
@@ -144,6 +141,8 @@ def _from_text(
 
 
 def _from_frame(frame: Any, names: dict[str, str]) -> Interactions:
+    if not set(names.values()) <= set(frame.columns) and set(names.values()) & set(frames.index_names(frame)):
+        frame = frame.reset_index()
     present = [str(name) for name in frame.columns]
     for role, name in names.items():
         _position(present, name, role)

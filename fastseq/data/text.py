@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from fastseq.errors import DataError
 
 from .frames import import_polars
-from .ids import IdMap, factorise
+from .ids import BLANKS, IdMap, factorise
 
 BLOCK = 8 << 20  # bytes per read
 LONGEST_RECORD = 1 << 28
 BATCH = 1 << 13  # bytes that Python splits at a time; what follows is tried with polars again
-BLANKS = " \t\r"
 BLANK_LINE = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 REPLACEMENT = "\ufffd"  # what lossy decoding makes of bytes that are not UTF-8
 WORD = re.compile(rb"[^ \t\r\n]+")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastseq.errors import DataError
 
-from .ids import is_int64
+from .ids import is_int64, is_missing
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,7 +59,7 @@ def _from_array(values: NDArray[Any], name: str) -> NDArray[Any]:
 def _number(value: Any, datetimes: bool, row: int, name: str) -> int | float:
     """One timestamp as a number; ``datetimes``: what the column's first one is."""
     where = f"row {row + 1}, column {name!r}"
-    if value is None or value != value or value == "":
+    if is_missing(value) or (isinstance(value, str) and not value):
         raise DataError(f"{where}: {_missing(value)}")
     number: int | float | None = None
     if datetimes and isinstance(value, str):

@@ -157,6 +157,25 @@ def test_in_memory() -> None:
     assert same(read_interactions(by_user), from_sequences(by_user))
 
 
+def test_users_are_kept_where_they_are_names() -> None:
+    """Keys and indexes are users, in whatever holds the histories; places are where there are none."""
+    frame = pd.DataFrame({"user_id": [7, 9, 7], "item_id": [1, 1, 2], "t": [5, 4, 6]})
+    groups = frame.groupby("user_id")["item_id"]
+    want = build_interactions([7, 7, 9], [1, 2, 1])
+    for source in (groups.agg(list), groups, dict(list(groups)), {7: np.array([1, 2]), 9: (i for i in [1])}):
+        assert same(read_interactions(source), want)
+    assert same(read_interactions(frame.set_index("user_id"), timestamp="t"), read_interactions(frame, timestamp="t"))
+    histories = [[1, 2], [1]]
+    for source in (pd.Series(histories), pl.Series(histories), (np.array(history) for history in histories)):
+        assert same(read_interactions(source), build_interactions([0, 0, 1], [1, 2, 1]))
+    for refused in ([frame, frame], {1: {2: 3}}, {1: {2, 3}}, [[1, [2]]], [[1, pd.NA]], groups.agg(list).reset_index()):
+        with pytest.raises(DataError) as caught:
+            read_interactions(refused, timestamp=None)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"explode\('item_id'\)"):
+        read_interactions(pl.from_pandas(frame).group_by("user_id").agg("item_id"), timestamp=None)
+
+
 def test_times(tmp_path: Path) -> None:
     def times(*texts: str) -> np.ndarray:
         lines = "".join(f"1,{i},{text}\n" for i, text in enumerate(texts))
