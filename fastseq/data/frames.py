@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastseq.errors import DataError
 
-from .ids import IdMap, factorise
+from .ids import BLANKS, MISSING, IdMap, factorise, missing_id, stripped
 from .times import as_times
 
 
@@ -102,18 +102,21 @@ def ids(series: Any, name: str) -> tuple[IdMap, NDArray[np.int32]]:
             return factorise(series.to_numpy(np.uint64 if series.dtype.kind == "u" else np.int64), name)
         if series.dtype.kind in "fbcmM":
             raise _not_ids(series, name)
-        return factorise(series.astype(object).tolist(), name)
+        return factorise(stripped(series.astype(object).tolist(), name), name)
     import polars as pl
 
     if series.dtype.is_integer():
-        return factorise(series.to_numpy(), name)
+        return factorise(_integers(series, name), name)
     if series.dtype in (pl.String, pl.Categorical, pl.Enum):
-        texts = series.cast(pl.String)
+        texts = series.cast(pl.String).str.strip_chars(BLANKS)
+        if (bad := texts.is_in(MISSING)).any():
+            row = int(bad.arg_max())
+            raise DataError(f"row {row + 1}, column {name!r}: {missing_id(texts[row])}")
         distinct = texts.unique().sort()
         codes = texts.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
         return IdMap.from_sorted(distinct.to_list()), codes
     if series.dtype == pl.Object:
-        return factorise(series.to_list(), name)
+        return factorise(stripped(series.to_list(), name), name)
     raise _not_ids(series, name)
 
 
@@ -136,9 +139,24 @@ def times(series: Any, name: str) -> NDArray[Any]:
 
     if series.dtype.is_temporal() and series.dtype in (pl.Date, pl.Datetime):
         return series.cast(pl.Datetime("us")).to_physical().to_numpy()
-    if series.dtype.is_float() or series.dtype.is_integer():
+    if series.dtype.is_integer():
+        return as_times(_integers(series, name), name)
+    if series.dtype.is_float():
         return as_times(series.to_numpy(), name)
     return as_times(series.to_list(), name)
+
+
+def _integers(series: Any, name: str) -> NDArray[Any]:
+    """A polars column of integers; NumPy has none of 128 bits."""
+    if "128" not in str(series.dtype):
+        return series.to_numpy()
+    import polars as pl
+
+    narrow = series.cast(pl.Int64, strict=False)
+    if narrow.null_count():
+        row = int(narrow.is_null().arg_max())
+        raise DataError(f"row {row + 1}, column {name!r}: {series[row]} does not fit a 64-bit signed integer")
+    return narrow.to_numpy()
 
 
 def _library(thing: object) -> str:

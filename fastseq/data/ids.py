@@ -17,6 +17,7 @@ RawId: TypeAlias = int | str
 Int64Array: TypeAlias = NDArray[np.int64]
 
 INT64 = np.iinfo(np.int64)
+MISSING = ("", "NaN", "nan", "null", "NULL", "None")  # texts that are no id
 BLANKS = " \t\r"  # around an id they do not count
 INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # as Python prints it
 
@@ -211,6 +212,20 @@ class IdMap:
         if any(a >= b for a, b in pairwise(texts)):
             raise DataError("saved ids: the strings must be strictly increasing")
         return cls.from_sorted(texts)
+
+
+def stripped(values: Iterable[Any], name: str) -> list[Any]:
+    """Raw ids with the blanks around strings dropped; DataError naming row and column of a missing one."""
+    result = [value.strip(BLANKS) if isinstance(value, str) else value for value in values]
+    for row, value in enumerate(result):
+        if isinstance(value, str) and value in MISSING:
+            raise DataError(f"row {row + 1}, column {name!r}: {missing_id(value)}")
+    return result
+
+
+def missing_id(text: str) -> str:
+    """What to say of a text that is no id."""
+    return f"the id is missing ({text!r}); drop the row or name the id"
 
 
 def factorise(values: Sequence[RawId] | NDArray[Any], name: str) -> tuple[IdMap, NDArray[np.int32]]:

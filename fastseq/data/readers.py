@@ -12,7 +12,7 @@ from typing import IO, Any
 from fastseq.errors import DataError
 
 from . import frames
-from .ids import RawId, brief
+from .ids import RawId, brief, stripped
 from .interactions import Interactions, build_interactions, tape_from_codes
 from .text import read_text, split_record
 
@@ -42,7 +42,7 @@ def read_interactions(
     """Reads interactions: sorted by user, then time; equal timestamps keep the order of the source.
 
     Ids in text are integers where every one of the column is (as Python prints it: ``7``, not ``07``), and strings
-    otherwise; they never pass through a float. Spaces around a field do not count. Timestamps are integers, floats or
+    otherwise; they never pass through a float. Blanks around an id do not count. Timestamps are integers, floats or
     datetimes (``YYYY-MM-DD[ HH:MM[:SS]]``, kept as microseconds since 1970 UTC). Other columns are not read.
 
     Args:
@@ -97,7 +97,7 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
             raise DataError(f"user {name!r}: expected a list of item ids, oldest first, got {brief(history)}")
         items.extend(listed)
         users.extend([name] * len(listed))
-    return build_interactions(users, items)
+    return build_interactions(stripped(users, "user"), stripped(items, "item"))
 
 
 def _read_file(

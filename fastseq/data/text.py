@@ -8,6 +8,7 @@ at a time (a quote inside of a field beside quoted fields, spaces before a quote
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import IO, Any, TypeAlias
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from fastseq.errors import DataError
 
 from .frames import import_polars
-from .ids import BLANKS, IdMap, factorise
+from .ids import BLANKS, MISSING, IdMap, factorise
+from .times import EXACT, doubt, rounded
 
 BLOCK = 8 << 20  # bytes per read
 LONGEST_RECORD = 1 << 28
@@ -27,7 +29,6 @@ BLANK_LINE = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 REPLACEMENT = "\ufffd"  # what lossy decoding makes of bytes that are not UTF-8
 WORD = re.compile(rb"[^ \t\r\n]+")
 UNUSED = b"\x1f"  # stands for a separator of several bytes: polars takes one
-MISSING = ("", "NaN", "nan", "null", "NULL", "None")
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 NOT_ZERO = r"^[^eE]*[1-9]"
 DATETIME = (
@@ -60,7 +61,8 @@ def read_text(
         DataError: naming line and column.
         ImportError: if polars is not installed.
     """
-    reader = _TextReader(separator, names, columns, line)
+    name = getattr(file, "name", None)
+    reader = _TextReader(separator, names, columns, line, f"{name}, " if isinstance(name, str) else "")
     rest = b""
     while block := file.read(BLOCK):
         rest += block
@@ -126,7 +128,9 @@ class _TextReader:
         line: number of the first line not read yet.
     """
 
-    def __init__(self, separator: str | None, names: list[str], columns: list[int], line: int) -> None:
+    def __init__(
+        self, separator: str | None, names: list[str], columns: list[int], line: int, source: str = ""
+    ) -> None:
         self.pl = import_polars("reading a text file")
         self.line = line
         self.separator = (separator or "").encode()  # empty: words
@@ -135,6 +139,7 @@ class _TextReader:
         self.splitter = _Splitter(separator)
         self.users, self.items = _Ids("user"), _Ids("item")
         self.times = _Times() if len(columns) == 3 else None
+        self.source = source
         self._orderly = None
         if len(self.separator) == 1 and self.separator != b"\r":
             between = re.escape(self.separator)
@@ -293,6 +298,10 @@ class _TextReader:
         if problems:
             row, column, what = min(problems)
             raise DataError(f"line {line_of(row)}{self._label(column)}: {what}")
+        if self.times and self.times.doubt:
+            row, what = self.times.doubt
+            self.times.doubt = None
+            warnings.warn(f"{self.source}line {line_of(row)}{self._label(2)}: {what}", stacklevel=2)
 
 
 class _Ids:
@@ -353,19 +362,24 @@ class _Times:
     def __init__(self) -> None:
         self.parts: list[NDArray[Any]] = []
         self.datetimes: bool | None = None  # None before the first
+        self.fractions = self.wide = False  # whether there were floats, and integers that a float cannot hold
+        self.unit: int | None = None
+        self.doubt: Problem | None = None  # of the rows added last; a column has one at most
+        self.doubted = False
 
     def add(self, texts: Any, pl: Any) -> Problem | None:
         """Adds a series of texts; or adds nothing and returns the first that is no time, or of the other kind."""
         if not self.datetimes and (numbers := _integers(texts, pl)) is not None:
-            self.parts.append(numbers.to_numpy())
             self.datetimes = False
-            return None
+            return self._add_numbers(numbers, texts, pl)
         texts = texts.str.strip_chars(BLANKS).fill_null("")
         numbers = _numbers(texts, pl)
         if self.datetimes is None:
             self.datetimes = numbers[0] is None and _microseconds(texts[:1], pl)[0] is not None
         values = _microseconds(texts, pl) if self.datetimes else numbers
         if values.null_count() == 0:
+            if not self.datetimes:
+                return self._add_numbers(values, texts, pl)
             self.parts.append(values.to_numpy())
             return None
         row = int(values.is_null().arg_max())
@@ -377,6 +391,21 @@ class _Times:
         if _microseconds(texts[row : row + 1], pl)[0] is not None:
             return row, f"{_shown(text)} is a datetime, the timestamps before it are numbers"
         return row, f"{_shown(text)} is not a timestamp (an integer, a float, or YYYY-MM-DD[ HH:MM[:SS]])"
+
+    def _add_numbers(self, numbers: Any, texts: Any, pl: Any) -> Problem | None:
+        integers = numbers if numbers.dtype == pl.Int64 else texts.cast(pl.Int64, strict=False)
+        fractions, wide = integers.is_null(), ((integers > EXACT) | (integers < -EXACT)).fill_null(False)
+        rows = [0 if before else mask.arg_max() for before, mask in ((self.fractions, fractions), (self.wide, wide))]
+        self.fractions, self.wide = self.fractions or fractions.any(), self.wide or wide.any()
+        if self.fractions and self.wide:
+            row = max(rows)
+            return row, rounded(_shown(texts[row]))
+        times = numbers.to_numpy()
+        self.unit, problem = doubt(times, self.unit)
+        if problem is not None and not self.doubted:
+            self.doubt, self.doubted = problem, True
+        self.parts.append(times)
+        return None
 
     def finish(self) -> NDArray[Any]:
         """The times [rows]."""

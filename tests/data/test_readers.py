@@ -202,6 +202,56 @@ def test_times(tmp_path: Path) -> None:
     assert result.timestamps is not None and result.timestamps.tolist() == [DAY - offset, 2 * DAY - offset]
 
 
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_times_whose_order_is_lost(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one record cannot show is seen across blocks, with its line."""
+    monkeypatch.setattr(text_module, "BLOCK", block)
+
+    def read(*times: object) -> Interactions:
+        lines = "".join(f"1,{number},{time}\n" for number, time in enumerate(times))
+        return read_interactions(write(tmp_path, "a.csv", "user_id,item_id,timestamp\n" + lines))
+
+    with pytest.warns(
+        UserWarning, match=r"a\.csv, line 4, column 'timestamp': 1717171717000 looks like milli"
+    ) as caught:
+        read(1717171717, 5, 1717171717000, 1717171717001)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"a\.csv, line 3, column 'timestamp': .* is a float beyond 2\^53"):
+        read("0.5", "1717171717171717171.0")
+    for times in ((1.5, 2**53, 2**53 + 1), (1, 2**53 + 1, "1e3")):
+        with pytest.raises(DataError, match=r"line 4, column 'timestamp': with .* floats and integers beyond 2\^53"):
+            read(*times)
+
+
+def test_blanks_around_ids_do_not_count(tmp_path: Path) -> None:
+    """One item, however often blanks stand around it, and whatever holds it."""
+    items = ["a", " a", "a\t", " a ", "b c"]
+    want = build_interactions(["u"] * 5, ["a", "a", "a", "a", "b c"])
+    frame = pl.DataFrame({"user_id": ["u", " u"] * 2 + ["u"], "item_id": items})
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_csv(tmp_path / "quoted.csv", quote_style="always")
+    categorical = frame.cast(pl.Categorical)
+    files = [tmp_path / name for name in ("a.parquet", "a.csv", "quoted.csv")]
+    for source in (*files, frame, categorical, frame.to_pandas(), {"u ": items}):
+        assert same(read_interactions(source, timestamp=None), want), source
+    for text in ("", " \t", "nan"):
+        blank = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", text]})
+        blank.write_csv(tmp_path / "a.csv")
+        for source in (tmp_path / "a.csv", blank, blank.to_pandas(), [["a", text]]):
+            with pytest.raises(DataError, match=r"(line 3|row 2).*the id is missing"):
+                read_interactions(source, timestamp=None)
+
+
+def test_integers_of_128_bits() -> None:
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
+    frame = pl.DataFrame(columns).cast(pl.Int128)
+    assert same(read_interactions(frame), WANT)
+    for name in columns:
+        with pytest.raises(DataError, match=f"row 1, column '{name}': {2**70} does not fit a 64-bit"):
+            read_interactions(frame.with_columns(pl.lit(2**70).cast(pl.Int128).alias(name)))
+
+
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
     def ids(*texts: str) -> list[Any]:
         lines = "".join(f"u,{text}\n" for text in texts)
@@ -239,6 +289,7 @@ def test_blank_lines_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (users, items, times.tolist()) == ([1, 1], [2, 3], [DAY, 0])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # numbers of any size
 @settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)] * 3), min_size=12, max_size=60))
 def test_agrees_with_polars(rows: list[tuple[int, int, int]]) -> None:
@@ -258,6 +309,7 @@ BODY = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # times of any size
 @settings(deadline=None, max_examples=400)
 @given(
     separator=st.sampled_from([",", "::", None, "\t", " ", ";", "\0", "é", "\r", "\x1f"]),
@@ -528,6 +580,7 @@ WORDS += [b"9" * 19, b"2020-13-01T99:00", b"PAR1", b"user_id,item_id,timestamp\n
 fuzz = st.binary(max_size=200) | st.lists(st.sampled_from(ALPHABET + WORDS), max_size=40).map(b"".join)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # times of any size
 @settings(deadline=None, max_examples=400)
 @given(
     fuzz, st.sampled_from([*FORMATS, None]), st.sampled_from(["timestamp", None]), st.sampled_from([None, ",", "::"])
