@@ -15,7 +15,7 @@ import torch
 from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
 from ..data.interactions import Interactions, filter_interactions
-from ..data.readers import read_interactions
+from ..data.readers import read_interactions, read_split
 from ..data.split import Split, leave_k_out, ratio, temporal_holdout
 from ..data.synthetic import make_demo
 from ..errors import ConfigError, DataError
@@ -24,7 +24,7 @@ from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
 from ..training.distributed import Ranks
-from .configuration import Config, ModelConfig, load_config
+from .configuration import Config, Filtering, ModelConfig, Reader, SplitReading, load_config
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,25 @@ def read(config: Config) -> Interactions:
     Raises:
         DataError: naming file, line and column.
     """
-    reader, labels = config.reader, config.reader.labels
+    reader = config.reader
+    if reader.loading_strategy == "split" and reader.split is not None:
+        if config.filtering != Filtering():
+            raise ConfigError("filtering does not apply to reader.loading_strategy: split; filter before you split")
+        return _given_split(reader, reader.split).interactions
     if reader.local_path is None:
         data = make_demo()
     else:
         tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
-        if not reader.local_path.is_file():
-            what = "is a folder, expected a file" if reader.local_path.is_dir() else "does not exist"
+        if not reader.local_path.exists():
             raise ConfigError(
-                f"reader.local_path: {reader.local_path} {what} (a relative path counts from {Path.cwd()})"
+                f"reader.local_path: {reader.local_path} does not exist (a relative path counts from {Path.cwd()})"
             )
         data = read_interactions(
             reader.local_path,
             format=kind,
-            user=labels.user_id_label,
-            item=labels.item_id_label,
-            timestamp=labels.timestamp_label,
             separator=reader.sep if kind in (None, "csv", "tsv") else None,
+            **_columns(reader, reader.header),
         )
     filters = config.filtering
     if filters.UserMin is not None:
@@ -78,6 +79,45 @@ def read(config: Config) -> Interactions:
     return data
 
 
+def _columns(reader: Reader, header: bool) -> dict[str, Any]:
+    """The columns as ``read_interactions`` takes them; without a header as WarpRec orders them, or by number."""
+    labels, types = reader.labels, reader.dtypes
+    names = {"user": labels.user_id_label, "item": labels.item_id_label, "timestamp": labels.timestamp_label}
+    if not header:
+        order = {"user": 0, "item": 1, "timestamp": 3}  # 2 is the rating
+        names = {role: order[role] if isinstance(name, str) else name for role, name in names.items()}
+    declared = {"user": types.user_id_type, "item": types.item_id_type}
+    id_types = {role: "str" if kind == "str" else "int" for role, kind in declared.items() if kind is not None}
+    return {**names, "header": header, "id_types": id_types}
+
+
+def _given_split(reader: Reader, given: SplitReading) -> Split:
+    """The three files of ``reader.split``; validation may be absent."""
+    if not given.file("validation").exists() and (given.local_path / "1").is_dir():
+        raise ConfigError(
+            f"reader.split.local_path: {given.local_path} holds folds and no validation{given.extension}: WarpRec's "
+            "pipelines train one model a fold, fastseq train does not"
+        )
+    for part in ("train", "test"):
+        if not given.file(part).exists():
+            raise ConfigError(
+                f"reader.split.local_path: {given.file(part)} does not exist (a relative path counts from {Path.cwd()})"
+            )
+    tabular = given.file_format == "tabular"
+    validation = given.file("validation") if given.file("validation").exists() else None
+    parts = read_split(
+        given.file("train"),
+        validation,
+        given.file("test"),
+        format=("tsv" if given.sep == "\t" else "csv") if tabular else "parquet",
+        separator=given.sep if tabular else None,
+        **_columns(reader, given.header or not tabular),
+    )
+    if not len(parts.part("test")):
+        raise ConfigError(f"reader.split.local_path: no user of {given.file('test')} has training events")
+    return parts
+
+
 def split(config: Config, data: Interactions) -> Split:
     """The data split as the configuration says.
 
@@ -85,6 +125,8 @@ def split(config: Config, data: Interactions) -> Split:
         ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
+    if config.reader.loading_strategy == "split" and config.reader.split is not None:
+        return _given_split(config.reader, config.reader.split)
     test = config.splitter.test_splitting
     try:
         parts = _split(config, data)
@@ -147,7 +189,8 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
         evaluation_batch_size=config.evaluation.batch_size,
         filter_seen=config.evaluation.mask_seen != "none",
     )
-    if config.splitter.validation_splitting is None and stopping is None:
+    given = config.reader.loading_strategy == "split"
+    if not given and config.splitter.validation_splitting is None and stopping is None:
         options = dataclasses.replace(options, validation_metric=None)
     if stopping is not None:
         options = dataclasses.replace(

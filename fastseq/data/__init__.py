@@ -9,7 +9,7 @@ from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .loader import Loader
 from .negatives import NegativeSampler
-from .readers import from_sequences, read_interactions
+from .readers import from_sequences, read_interactions, read_split
 from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
 from .synthetic import make_demo
 from .windows import Windows, pack_windows
@@ -32,5 +32,6 @@ __all__ = [
     "pack_windows",
     "ratio",
     "read_interactions",
+    "read_split",
     "temporal_holdout",
 ]

@@ -20,6 +20,30 @@ def is_frame(source: object) -> bool:
     return type(source).__name__ == "DataFrame" and _library(source) in ("polars", "pandas")
 
 
+def is_table(source: object) -> bool:
+    """Whether ``source`` is what ``as_frame`` takes."""
+    name, library = type(source).__name__, _library(source)
+    return (
+        is_frame(source)
+        or (library == "polars" and name == "LazyFrame")
+        or (library == "pyarrow" and name in ("Table", "RecordBatch"))
+    )
+
+
+def as_frame(table: Any, columns: list[Any]) -> Any:
+    """A polars or pandas frame; of a polars LazyFrame or an Arrow table no more than the columns named."""
+    if is_frame(table):
+        return table
+    pl = import_polars("reading Arrow tables")
+    lazy = type(table).__name__ == "LazyFrame"
+    present = table.collect_schema().names() if lazy else table.schema.names
+    missing = any(name not in present for name in columns)
+    table = table.select(present if missing else columns)
+    if lazy:
+        return (table.head(0) if missing else table).collect()
+    return pl.from_arrow(table)
+
+
 def index_names(frame: Any) -> list[Any]:
     """Names of the index of a pandas frame, as ``set_index`` leaves them; polars has no index."""
     return list(frame.index.names) if _library(frame) == "pandas" else []

@@ -41,7 +41,7 @@ Problem: TypeAlias = tuple[int, str]  # row and what is wrong with its field
 
 
 def read_text(
-    file: IO[bytes], separator: str | None, names: list[str], columns: list[int], line: int
+    file: IO[bytes], separator: str | None, names: list[str], columns: list[int], line: int, source: str = ""
 ) -> tuple[tuple[IdMap, NDArray[np.int32]], tuple[IdMap, NDArray[np.int32]], NDArray[Any] | None]:
     """The rest of a file as columns.
 
@@ -52,6 +52,7 @@ def read_text(
             items of one user, whose id is the line's number; ``["user"]`` where that id stands in front of them.
         columns: positions in ``names`` of user, item and, if it is read, timestamp.
         line: number of the next line, from 1.
+        source: what warnings have in front of the line, such as the name of the file.
 
     Returns:
         ``(user ids, codes)``, ``(item ids, codes)`` and times: codes int32 [events]; times int64 or float64 [events],
@@ -61,8 +62,7 @@ def read_text(
         DataError: naming line and column.
         ImportError: if polars is not installed.
     """
-    name = getattr(file, "name", None)
-    reader = _TextReader(separator, names, columns, line, f"{name}, " if isinstance(name, str) else "")
+    reader = _TextReader(separator, names, columns, line, source)
     rest = b""
     while block := file.read(BLOCK):
         rest += block

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +22,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fastseq.data import files as files_module
 from fastseq.data import text as text_module
 from fastseq.data.interactions import Interactions, build_interactions
-from fastseq.data.readers import FORMATS, from_sequences, read_interactions
+from fastseq.data.readers import FORMATS, from_sequences, read_interactions, read_split
 from fastseq.data.text import read_text
 from fastseq.errors import DataError
 from tests import run_python
@@ -79,6 +84,147 @@ def same(data: Interactions, want: Interactions) -> bool:
 )
 def test_tables(tmp_path: Path, name: str, text: str, arguments: dict[str, Any]) -> None:
     assert same(read_interactions(write(tmp_path, name, text), **arguments), WANT)
+
+
+def packed(path: Path, text: bytes) -> Path:
+    """A file with the bytes packed as its name says."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(path.stem, text)
+    elif path.suffix == ".zst":
+        pyarrow = pytest.importorskip("pyarrow")
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(text)
+    else:
+        path.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[path.suffix].compress(text))  # type: ignore[attr-defined]
+    return path
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip", "zst"])
+def test_packed_files(tmp_path: Path, ending: str) -> None:
+    text = ("\ufeff" + table(",")).encode()
+    assert same(read_interactions(packed(tmp_path / f"a.csv.{ending}", text)), WANT)
+    assert same(read_interactions(packed(tmp_path / f"a.txt.{ending}", table("|").encode())), WANT)
+    path = packed(tmp_path / f"bad.csv.{ending}", text + b"1,2,x\n")
+    with pytest.raises(DataError, match=f"bad.csv.{ending}, line 8, column 'timestamp': 'x'"):
+        read_interactions(path)
+    whole = packed(tmp_path / f"cut.csv.{ending}", b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 50_000).read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no such thing", b""):
+        with pytest.raises(DataError, match=r"cut.csv.*(cannot be unpacked|no events)"):
+            read_interactions(write(tmp_path, f"cut.csv.{ending}", damaged))
+
+
+def test_packed_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.csv", "1")
+        archive.writestr("b.csv", "1")
+    with pytest.raises(DataError, match=r"two\.zip: the archive holds 2 files, expected one"):
+        read_interactions(tmp_path / "two.zip")
+    with pytest.raises(DataError, match="packed Parquet"):
+        read_interactions(packed(tmp_path / "a.parquet.gz", parquet()))
+    monkeypatch.setattr(files_module, "ZSTD", {"no_such_module": None})
+    with pytest.raises(DataError, match=r"a.zst: zst needs .*pip install zstandard, or unpack it"):
+        read_interactions(write(tmp_path, "a.zst", b""))
+
+
+def test_columns_have_numbers_without_a_header(tmp_path: Path) -> None:
+    body = table(",").split("\n", 1)[1]
+    numbers: dict[str, Any] = {"user": 0, "item": 1, "timestamp": 2, "header": False}
+    for name, separator in (("u.data", "\t"), ("ratings.dat", "::"), ("a.csv", ","), ("a.tsv", "\t"), ("a.csv", "|")):
+        path = write(tmp_path, name, "\ufeff\n" + body.replace(",", separator))
+        assert same(read_interactions(path, **numbers), WANT)
+    path = write(tmp_path, "a.csv", body)
+    swapped = read_interactions(path, header=False, user=1, item=0, timestamp=None)
+    assert swapped.history(30) == [7, -2]
+    for arguments, message in (
+        ({"timestamp": 3}, "timestamp is column 3, and the first line has columns 0 to 2"),
+        ({"user": "user_id"}, "user is 'user_id', give its number"),
+        ({"header": True}, "no column 0.*header=False"),
+        ({"format": "inter"}, "header=False, separator and columns are for"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_interactions(path, **{**numbers, **arguments})
+    with pytest.raises(DataError, match="line 1, column '1': the id is missing"):
+        read_interactions(write(tmp_path, "a.csv", "1,,3\n"), **numbers)
+    frame = pd.DataFrame(ROWS)
+    assert same(read_interactions(frame, user=0, item=1, timestamp=2), WANT)
+    with pytest.raises(DataError, match="no column 'user_id'"):
+        read_interactions(frame)
+    with pytest.raises(DataError, match=r"no column '0'; the nearest is 0 \(columns: 0, 1, 2\)"):
+        read_interactions(frame, user="0")
+
+
+def test_several_files_and_folders(tmp_path: Path) -> None:
+    """Parts of any kind are one below the other; ids are text where those of one part are."""
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
+    frame = pl.DataFrame(columns)
+    for name in ("_SUCCESS", ".hidden"):
+        write(tmp_path, name, "")
+    (tmp_path / "day=2").mkdir()
+    frame[:2].write_parquet(tmp_path / "day=1.parquet")
+    frame[:0].write_parquet(tmp_path / "day=1b.parquet")
+    frame[2:].cast(pl.Int32).write_parquet(tmp_path / "day=2" / "b.parquet")
+    assert same(read_interactions(tmp_path), WANT)
+    frame[2:].write_csv(tmp_path / "b.csv")
+    assert same(read_interactions([tmp_path / "day=1.parquet", str(tmp_path / "b.csv")]), WANT)
+    frame[2:].with_columns(item_id=pl.format("i{}", "item_id")).write_csv(tmp_path / "b.csv")
+    mixed = read_interactions([tmp_path / "day=1.parquet", tmp_path / "b.csv"])
+    assert mixed.history(7) == ["i10", "30", "i20"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none: the folder has no files"):
+        read_interactions(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        read_interactions([tmp_path / "x.csv"])
+    frame.with_columns(pl.col("timestamp") + 1_717_171_717_000).write_csv(tmp_path / "ms.csv")
+    frame.with_columns(pl.col("timestamp") + 1_717_171_717).write_csv(tmp_path / "s.csv")
+    with pytest.warns(UserWarning, match="times in seconds and in milliseconds"):
+        read_interactions([tmp_path / "ms.csv", tmp_path / "s.csv"])
+
+
+def test_lazy_frames_and_arrow_tables() -> None:
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
+    frame = pl.DataFrame({"rating": [1.0] * len(ROWS), **columns})
+    pytest.importorskip("pyarrow")
+    for source in (frame.lazy(), frame.to_arrow(), frame.to_arrow().to_batches()[0]):
+        assert same(read_interactions(source), WANT)
+        with pytest.raises(DataError, match="no column 'user'; the nearest is 'user_id'"):
+            read_interactions(source, user="user")
+
+
+def test_declared_types_of_ids(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "user_id,item_id\n1,007\n1,7\n1,10\n")
+    assert read_interactions(path, timestamp=None).history(1) == ["007", "7", "10"]
+    as_int = read_interactions(path, timestamp=None, id_types={"item": "int", "user": "str"})
+    assert as_int.history("1") == [7, 7, 10]
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [10, 9]})
+    assert read_interactions(frame, timestamp=None, id_types={"item": "str"}).history(1) == ["10", "9"]
+    with pytest.raises(DataError, match="column 'item_id' is to be of integers, and 'a' is none"):
+        read_interactions(
+            write(tmp_path, "a.csv", "user_id,item_id\n1,a\n1,7\n"), timestamp=None, id_types={"item": "int"}
+        )
+    with pytest.raises(DataError, match="id_types is"):
+        read_interactions(path, id_types={"item": "float"})
+
+
+def test_data_that_is_split_already(tmp_path: Path) -> None:
+    header = "user_id,item_id,timestamp\n"
+    train = write(tmp_path, "train.csv", header + "2,20,2\n1,11,2\n1,10,1\n3,30,1\n")
+    validation = pl.DataFrame({"user_id": [1], "item_id": [12], "timestamp": [3]})
+    test = write(tmp_path, "test.csv", header + "2,21,9\n1,14,5\n1,13,4\n4,40,1\n")
+    split = read_split(train, validation, test)
+    data = split.interactions
+    assert [data.history(user) for user in (1, 2, 3, 4)] == [[10, 11, 12, 13, 14], [20, 21], [30], [40]]
+    assert split.train_stop.tolist() == [2, 6, 8, 8] and split.validation_stop.tolist() == [3, 6, 8, 8]
+    assert data.timestamps is not None and data.timestamps.tolist() == [1, 2, 3, 4, 5, 2, 9, 1, 1]
+    assert split.strategy == "given" and split.part("test").users.tolist() == [0, 1]
+    untimed = read_split(train, None, test, timestamp=None)
+    assert untimed.interactions.history(1) == [11, 10, 14, 13] and untimed.interactions.timestamps is None
+    assert untimed.train_stop.tolist() == untimed.validation_stop.tolist()
+    write(tmp_path, "test.csv", header + "1,14,1\n")
+    with pytest.warns(UserWarning, match="1 times an event of a later part is older .*first: user 1"):
+        assert read_split(train, None, test).interactions.history(1) == [10, 11, 14]
+    with pytest.raises(DataError, match="test is a list, expected a file or a data frame"):
+        read_split(train, None, [[1, 2]])
 
 
 def test_parquet_and_frames(tmp_path: Path) -> None:
