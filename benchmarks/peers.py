@@ -89,7 +89,7 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
             scores = np.load(folder / f"{told['epoch']}.npz")
             for part in ("validation", "test"):
                 scorer = StoredScores(split.part(part).users, scores[part])
-                quality.add_scores(points, evaluate(scorer, split, part, coverage=False), part)
+                quality.add_scores(points, evaluate(scorer, split, part, mask_seen="history", coverage=False), part)
             (folder / f"{told['epoch']}.npz").unlink()
             print(args.peer, told["epoch"], points["test NDCG@10"][-1], file=sys.stderr, flush=True)
     about = {"kind": "peer", "peer": args.peer, "model": args.model, "data": args.data.name, "seed": SEED}

@@ -93,7 +93,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, pre
             for key in CLOCKS:
                 curve[key].append(round(spent[key], 6))  # a tiny run takes milliseconds
             for part in ("validation", "test"):
-                add_scores(curve, evaluate(model, split, part, coverage=False), part)
+                add_scores(curve, evaluate(model, split, part, mask_seen="history", coverage=False), part)
         start()
 
     options = TrainingOptions(

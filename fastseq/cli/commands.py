@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -101,6 +102,8 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
                 stderr.print(
                     f"{settings.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
                 )
+                for note in experiment.notes(baseline):
+                    stderr.print(note, highlight=False, markup=False, soft_wrap=True)
 
         for outcome in experiment.train(
             settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
@@ -136,9 +139,8 @@ def evaluate(
         raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
     model = _load(run)
     config = experiment.config_of_run(RunFolder.existing(run))
-    data = experiment.read(config)
-    parts = experiment.split(config, data)
-    _check_catalogue(run, model, data)
+    parts = experiment.split(config, experiment.read(config))
+    _check_catalogue(run, model, parts.interactions)
     if k:
         config.evaluation.top_k = sorted(set(k))
     if sampled:
@@ -151,6 +153,8 @@ def evaluate(
     for name, value in evaluation.metrics.items():
         table.add_row(name, f"{value:.4f}")
     stdout.print(table)
+    for note in experiment.notes(evaluation):
+        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     for name, value in evaluation.protocol.items():
         stdout.print(f"[dim]{name}: {value}[/dim]", highlight=False)
 
@@ -181,16 +185,25 @@ def recommend(
     from . import experiment
 
     model = _load(run)
+    evaluation_path = RunFolder.existing(run).evaluation_path
+    if evaluation_path.is_file():
+        untrained = json.loads(evaluation_path.read_text())["protocol"]["split"].get("items_without_training")
+        if untrained:
+            stderr.print(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
-        data = experiment.read(experiment.config_of_run(RunFolder.existing(run)))
-        _check_catalogue(run, model, data)
-        known = data.user_ids.values
+        config = experiment.config_of_run(RunFolder.existing(run))
+        data = experiment.read(config)
+        trained = experiment.split(config, data).interactions
+        _check_catalogue(run, model, trained)
+        known = trained.user_ids.values
         step = max(1, len(known) // sample) if sample else 1
-        names_of_users = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
+        names_of_users = [_raw(trained.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
         for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
-            requests.append((name, name, list(data.history(name))))
+            events = data.history(name)
+            in_catalogue = trained.item_ids.encode(events, unknown="-1") >= 0
+            requests.append((name, name, [event for event, there in zip(events, in_catalogue, strict=True) if there]))
     items = model.catalogue.items if model.catalogue is not None else None
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
@@ -310,6 +323,7 @@ def main() -> None:
 def _answer() -> None:
     """Runs the command and ends with its exit code."""
     own_process()
+    warnings.formatwarning = lambda message, *_, **__: f"fastseq: {message}\n"
     from ..training import TrainingError
 
     try:

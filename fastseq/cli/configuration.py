@@ -9,15 +9,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..data.filters import check_filter
+from ..data.split import History
+from ..data.strategies import STRATEGIES
 from ..errors import ConfigError
 from ..models import MODELS
-from ..training.metrics import parse_metric
+from ..training.metrics import MaskSeen, parse_metric
 from ..training.options import Precision
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
@@ -94,34 +98,37 @@ class Reader(Section):
         return self
 
 
-class FilterOptions(Section):
-    """Parameters of one filter."""
-
-    min_interactions: int = Field(ge=1)
-
-
-class Filtering(Section):
-    """Filters, by WarpRec's names; applied in this order."""
-
-    UserMin: FilterOptions | None = None
-    ItemMin: FilterOptions | None = None
-    IterativeKCore: FilterOptions | None = None
-
-
 class Splitting(Section):
-    """How one part is held out. All are suffixes of a user's history in time."""
+    """How one part is held out, by WarpRec's strategies."""
 
-    strategy: Literal["temporal_leave_k_out", "temporal_holdout", "timestamp_slicing"] = "temporal_leave_k_out"
+    strategy: str = "temporal_leave_k_out"
     k: int | None = Field(default=None, ge=1)
     ratio: float | None = Field(default=None, gt=0, lt=1)
-    timestamp: float | None = None
+    timestamp: int | float | str | None = None
+    seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @field_validator("timestamp", mode="before")
+    @classmethod
+    def text(cls, value: Any) -> Any:
+        """YAML reads a date as one."""
+        return value.isoformat() if isinstance(value, date) else value
+
+    @field_validator("strategy")
+    @classmethod
+    def known(cls, value: str) -> str:
+        """One of WarpRec's that leave each model one training part, in which its users and items occur."""
+        if value == "k_fold_cross_validation":
+            raise ValueError("folds train one model each: WarpRec's pipelines do that, fastseq train does not")
+        if value in ("item_cold_start", "user_cold_start"):
+            raise ValueError("these models know a user or an item by its training events alone")
+        if value not in STRATEGIES:
+            raise ValueError(f"expected one of {', '.join(STRATEGIES)}")
+        return value
 
     @model_validator(mode="after")
     def complete(self) -> Splitting:
         """Each strategy has its one parameter."""
-        needs = {"temporal_leave_k_out": "k", "temporal_holdout": "ratio", "timestamp_slicing": "timestamp"}[
-            self.strategy
-        ]
+        needs = STRATEGIES[self.strategy]
         if needs == "k" and self.k is None:
             self.k = 1
         if getattr(self, needs) is None:
@@ -131,25 +138,19 @@ class Splitting(Section):
                 raise ValueError(f"strategy {self.strategy} takes {needs!r}, not {key!r}")
         return self
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As ``warprec_split`` takes it."""
+        key = STRATEGIES[self.strategy]
+        return {"strategy": self.strategy, key: getattr(self, key), "seed": self.seed}
+
 
 class Splitter(Section):
-    """Test and validation splits; leave-one-out twice by default. `validation_splitting: null` for none."""
+    """Test and validation splits: validation is cut from what the test split leaves. Left out: no validation."""
 
     test_splitting: Splitting = Field(default_factory=lambda: Splitting(k=1))
-    validation_splitting: Splitting | None = Field(default_factory=lambda: Splitting(k=1))
-
-    @model_validator(mode="after")
-    def alike(self) -> Splitter:
-        """Both parts are cut by the same strategy."""
-        other = self.validation_splitting
-        if other is not None and other.strategy != self.test_splitting.strategy:
-            raise ValueError(
-                f"validation_splitting.strategy is {other.strategy}, but test_splitting.strategy is "
-                f"{self.test_splitting.strategy}: use one strategy for both"
-            )
-        if other is not None and other.k != self.test_splitting.k:
-            raise ValueError(f"validation_splitting.k is {other.k}, but test_splitting.k is {self.test_splitting.k}")
-        return self
+    validation_splitting: Splitting | None = None
+    cold: Literal["drop", "keep"] = "drop"
 
 
 class Evaluation(Section):
@@ -161,8 +162,14 @@ class Evaluation(Section):
     batch_size: int = Field(default=256, ge=1)
     strategy: Literal["full", "sampled"] = "full"
     num_negatives: int = Field(default=99, ge=1)
-    mask_seen: Literal["auto", "pair", "none"] = "auto"
+    mask_seen: Literal["auto", "pair", "history", "none"] = "auto"
+    history: History = "all"
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @property
+    def mask(self) -> MaskSeen:
+        """``mask_seen`` as ``evaluate`` takes it: without contexts "auto" is "pair"."""
+        return "pair" if self.mask_seen == "auto" else self.mask_seen
 
     @field_validator("top_k")
     @classmethod
@@ -278,12 +285,18 @@ class Config(Section):
     """A whole file."""
 
     reader: Reader = Field(default_factory=Reader)
-    filtering: Filtering = Field(default_factory=Filtering)
-    splitter: Splitter = Field(default_factory=Splitter)
+    filtering: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    splitter: Splitter = Field(default_factory=lambda: Splitter(validation_splitting=Splitting(k=1)))
     models: list[ModelConfig]
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
     general: General = Field(default_factory=General)
+
+    @field_validator("filtering")
+    @classmethod
+    def known_filters(cls, value: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+        """WarpRec's filters, in the written order."""
+        return {check_filter(name, parameters or {}): parameters or {} for name, parameters in value.items()}
 
     @property
     def dataset_name(self) -> str:

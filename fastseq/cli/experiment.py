@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
-from ..data.interactions import Interactions, filter_interactions
+from ..data.filters import RATED, apply_filter
+from ..data.interactions import Interactions
 from ..data.readers import read_interactions, read_split
-from ..data.split import Split, leave_k_out, ratio, temporal_holdout
+from ..data.split import Split
+from ..data.strategies import warprec_split
 from ..data.synthetic import make_demo
 from ..errors import ConfigError, DataError
 from ..models import MODELS
@@ -24,7 +27,7 @@ from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
 from ..training.distributed import Ranks
-from .configuration import Config, Filtering, ModelConfig, Reader, SplitReading, load_config
+from .configuration import Config, ModelConfig, Reader, load_config
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,15 @@ def read(config: Config) -> Interactions:
         DataError: naming file, line and column.
     """
     reader = config.reader
-    if reader.loading_strategy == "split" and reader.split is not None:
-        if config.filtering != Filtering():
+    if reader.loading_strategy == "split":
+        if config.filtering:
             raise ConfigError("filtering does not apply to reader.loading_strategy: split; filter before you split")
-        return _given_split(reader, reader.split).interactions
+        return _given_split(config).interactions
+    strategies = [config.splitter.test_splitting, config.splitter.validation_splitting]
+    random = any(each is not None and each.strategy.startswith("random") for each in strategies)
     if reader.local_path is None:
         data = make_demo()
+        data = dataclasses.replace(data, order=np.arange(data.n_events)) if random else data
     else:
         tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
@@ -65,34 +71,31 @@ def read(config: Config) -> Interactions:
             reader.local_path,
             format=kind,
             separator=reader.sep if kind in (None, "csv", "tsv") else None,
-            **_columns(reader, reader.header),
+            keep_order=random,
+            **_columns(reader, reader.header, bool(set(RATED) & config.filtering.keys())),
         )
-    filters = config.filtering
-    if filters.UserMin is not None:
-        keep = filters.UserMin.min_interactions
-        data = filter_interactions(data, min_user=keep, min_item=1)
-    if filters.ItemMin is not None:
-        data = filter_interactions(data, min_user=1, min_item=filters.ItemMin.min_interactions)
-    if filters.IterativeKCore is not None:
-        core = filters.IterativeKCore.min_interactions
-        data = filter_interactions(data, min_user=core, min_item=core)
+    for name, parameters in config.filtering.items():
+        data = apply_filter(data, name, **(parameters or {}))
     return data
 
 
-def _columns(reader: Reader, header: bool) -> dict[str, Any]:
+def _columns(reader: Reader, header: bool, rated: bool = False) -> dict[str, Any]:
     """The columns as ``read_interactions`` takes them; without a header as WarpRec orders them, or by number."""
     labels, types = reader.labels, reader.dtypes
     names = {"user": labels.user_id_label, "item": labels.item_id_label, "timestamp": labels.timestamp_label}
+    names["rating"] = labels.rating_label if rated else None
     if not header:
-        order = {"user": 0, "item": 1, "timestamp": 3}  # 2 is the rating
+        order = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
         names = {role: order[role] if isinstance(name, str) else name for role, name in names.items()}
     declared = {"user": types.user_id_type, "item": types.item_id_type}
     id_types = {role: "str" if kind == "str" else "int" for role, kind in declared.items() if kind is not None}
     return {**names, "header": header, "id_types": id_types}
 
 
-def _given_split(reader: Reader, given: SplitReading) -> Split:
+def _given_split(config: Config) -> Split:
     """The three files of ``reader.split``; validation may be absent."""
+    reader, given = config.reader, config.reader.split
+    assert given is not None  # the configuration has seen to it
     if not given.file("validation").exists() and (given.local_path / "1").is_dir():
         raise ConfigError(
             f"reader.split.local_path: {given.local_path} holds folds and no validation{given.extension}: WarpRec's "
@@ -113,6 +116,8 @@ def _given_split(reader: Reader, given: SplitReading) -> Split:
         separator=given.sep if tabular else None,
         **_columns(reader, given.header or not tabular),
     )
+    if config.splitter.cold == "drop":
+        parts = parts.warm()
     if not len(parts.part("test")):
         raise ConfigError(f"reader.split.local_path: no user of {given.file('test')} has training events")
     return parts
@@ -125,32 +130,23 @@ def split(config: Config, data: Interactions) -> Split:
         ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
-    if config.reader.loading_strategy == "split" and config.reader.split is not None:
-        return _given_split(config.reader, config.reader.split)
-    test = config.splitter.test_splitting
+    if config.reader.loading_strategy == "split":
+        return _given_split(config)
+    splitter = config.splitter
+    test, validation = splitter.test_splitting, splitter.validation_splitting
     try:
-        parts = _split(config, data)
-    except DataError:
-        raise
+        parts = warprec_split(data, test.spec, None if validation is None else validation.spec, splitter.cold)
+    except DataError as error:
+        raise DataError(f"splitter: {error}") from error
     except ValueError as error:
         raise ConfigError(f"splitter: {error}") from error
-    if not len(parts.part("test")):
+    if not len(parts.part("test", config.evaluation.history)):
         longest = int(data.lengths.max())
         raise ConfigError(
             f"splitter.test_splitting ({test.strategy}: {test.k or test.ratio or test.timestamp}) leaves no test "
             f"events: the longest of {data.n_users} users has {longest}; hold out less"
         )
     return parts
-
-
-def _split(config: Config, data: Interactions) -> Split:
-    test, validation = config.splitter.test_splitting, config.splitter.validation_splitting
-    if test.strategy == "temporal_leave_k_out":
-        return leave_k_out(data, test.k or 1, validation=validation is not None)
-    if test.strategy == "temporal_holdout":
-        return ratio(data, test=test.ratio or 0.0, validation=(validation.ratio or 0.0) if validation else 0.0)
-    moment = validation.timestamp if validation is not None else None
-    return temporal_holdout(data, timestamp=test.timestamp, validation_timestamp=moment)
 
 
 def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
@@ -177,17 +173,21 @@ def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommende
 
 def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     """The trainer's options of one model of a configuration."""
-    optimization, stopping = model.optimization, model.early_stopping
+    optimization, stopping, evaluation = model.optimization, model.early_stopping, config.evaluation
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
         clip_norm=optimization.gradient_clip,
         schedule=optimization.lr_scheduler.name,
         warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
-        validation_metric=config.evaluation.validation_metric,
+        validation_metric=evaluation.validation_metric,
         validate_every=optimization.eval_every_n,
-        evaluation_batch_size=config.evaluation.batch_size,
-        filter_seen=config.evaluation.mask_seen != "none",
+        evaluation_batch_size=evaluation.batch_size,
+        protocol=evaluation.strategy,
+        n_negatives=evaluation.num_negatives,
+        evaluation_seed=evaluation.seed,
+        mask_seen=evaluation.mask,
+        history=evaluation.history,
     )
     given = config.reader.loading_strategy == "split"
     if not given and config.splitter.validation_splitting is None and stopping is None:
@@ -221,8 +221,8 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: see the functions above and Trainer.
     """
-    data = read(config)
-    parts = split(config, data)
+    parts = split(config, read(config))
+    data = parts.interactions
     # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     for entry in config.models:
         _device(config, entry)
@@ -270,12 +270,38 @@ def score(
         protocol=options.strategy,
         n_negatives=options.num_negatives,
         seed=options.seed,
-        filter_seen=options.mask_seen != "none",
+        mask_seen=options.mask,
+        history=options.history,
         batch_size=options.batch_size,
         ranks=ranks,
     )
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
     return evaluation
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the scores must know about their targets, one line each."""
+    protocol, split, lines = evaluation.protocol, evaluation.protocol["split"], []
+    if short := split["dropped"].get("short_users"):
+        lines.append(f"{short:,} users are too short for the split and left out")
+    if dropped := split["dropped"].get(protocol["part"]):
+        lines.append(
+            f"{dropped:,} {protocol['part']} targets are left out: their user or item has no training event "
+            "(splitter.cold: keep counts them as misses)"
+        )
+    if unknown := split[f"{protocol['part']}_targets_without_training"]:
+        lines.append(
+            f"{unknown:,} of {protocol['targets']:,} {protocol['part']} targets are items without a training event, "
+            "ranked by chance (splitter.cold: drop leaves them out)"
+        )
+    if masked := protocol["masked_targets"]:
+        lines.append(
+            f"{masked:,} of {protocol['targets']:,} {protocol['part']} targets can never be ranked: they are among the "
+            "seen items left out, and count as misses (evaluation.mask_seen: none ranks them)"
+        )
+    elif repeated := protocol["repeated_targets"]:
+        lines.append(f"{repeated:,} of {protocol['targets']:,} {protocol['part']} targets were seen in training")
+    return lines
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from ..errors import DataError
 from .baselines import Popularity
 from .batch import JaggedBatch
+from .filters import apply_filter
 from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .loader import Loader
 from .negatives import NegativeSampler
 from .readers import from_sequences, read_interactions, read_split
-from .split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
+from .split import Split, global_temporal, leave_k_out, leave_one_out, ratio
+from .strategies import warprec_split
 from .synthetic import make_demo
 from .windows import Windows, pack_windows
 
@@ -24,8 +26,10 @@ __all__ = [
     "Popularity",
     "Split",
     "Windows",
+    "apply_filter",
     "filter_interactions",
     "from_sequences",
+    "global_temporal",
     "leave_k_out",
     "leave_one_out",
     "make_demo",
@@ -33,5 +37,5 @@ __all__ = [
     "ratio",
     "read_interactions",
     "read_split",
-    "temporal_holdout",
+    "warprec_split",
 ]

@@ -30,7 +30,9 @@ class Interactions:
         item_ids: raw item ids; every item occurs on the tape.
         timestamps: int64 or float64 [n_events] beside ``items``, or None where the given order is the order in time.
             Datetimes are microseconds since 1970-01-01 UTC; numbers are as given.
-        filters: arguments of each ``filter_interactions`` that made this, in order; every score names them.
+        filters: name and arguments of each filter that made this, in order; every score names them.
+        order: int64 [n_events], the place of each event in the source, or None where it was not kept.
+        ratings: float64 [n_events], or None where they were not read.
     """
 
     items: Int64Array
@@ -39,6 +41,8 @@ class Interactions:
     item_ids: IdMap
     timestamps: NDArray[Any] | None = None
     filters: tuple[dict[str, Any], ...] = ()
+    order: Int64Array | None = None
+    ratings: NDArray[np.float64] | None = None
 
     @property
     def n_users(self) -> int:
@@ -113,18 +117,32 @@ def tape_from_codes(
     item_ids: IdMap,
     item_codes: NDArray[np.int32],
     times: NDArray[Any] | None,
+    ratings: NDArray[Any] | None = None,
+    keep_order: bool = False,
 ) -> Interactions:
-    """As ``build_interactions``, from indices into the id maps, int32 [n_events], and int64 or float64 times."""
+    """As ``build_interactions``, from indices into the id maps, int32 [n_events], and int64 or float64 times.
+
+    ``keep_order`` keeps the place of each event in the columns; ``ratings`` are [n_events].
+    """
     n = len(user_codes)
     offsets, tape = np.empty(len(user_ids) + 1, np.int64), np.empty(n, np.int64)
     tape_times = None if times is None else np.empty_like(times)
-    _C.build_tape(user_codes, item_codes, times, offsets, tape, tape_times, torch.get_num_threads())
+    beside: dict[str, Any] = {}
+    if keep_order or ratings is not None:
+        order = np.empty(n, np.int64)
+        rows = np.arange(n, dtype=np.int32)
+        _C.build_tape(user_codes, rows, times, offsets, order, tape_times, torch.get_num_threads())
+        tape = item_codes[order].astype(np.int64)
+        beside["order"] = order if keep_order else None
+        beside["ratings"] = None if ratings is None else ratings[order].astype(np.float64)
+    else:
+        _C.build_tape(user_codes, item_codes, times, offsets, tape, tape_times, torch.get_num_threads())
     if n and np.diff(offsets).max() < 2:
         raise DataError(
             f"no user has 2 or more events ({len(user_ids)} users, {n} events): there is nothing to predict; "
             "check which column holds the users"
         )
-    return Interactions(tape, offsets, user_ids, item_ids, tape_times)
+    return Interactions(tape, offsets, user_ids, item_ids, tape_times, **beside)
 
 
 def filter_interactions(
@@ -172,22 +190,30 @@ def filter_interactions(
         raise DataError(f"no event is left of {interactions.n_events} after filtering with {limits}; lower the limits")
     filters = (*interactions.filters, {"min_user": min_user, "min_item": min_item, "duplicates": duplicates})
     whole = len(kept) == interactions.n_events
-    return replace(interactions if whole else _take(interactions, kept, limits), filters=filters)
+    return replace(interactions if whole else take(interactions, kept, f"filtering with {limits}"), filters=filters)
 
 
-def _take(interactions: Interactions, kept: Int64Array, limits: str) -> Interactions:
-    """The events at tape rows ``kept`` [k], increasing; users and items without an event are dropped."""
+def take(interactions: Interactions, kept: Int64Array, what: str) -> Interactions:
+    """The events at tape rows ``kept`` [k], user after user; users and items without an event are dropped.
+
+    Raises:
+        DataError: if no user keeps two events after ``what``.
+    """
     lengths = np.bincount(interactions.event_users[kept], minlength=interactions.n_users)
     counts = np.bincount(interactions.items[kept], minlength=interactions.n_items)
     if lengths.max() < 2:
-        raise DataError(f"no user keeps 2 or more events after filtering with {limits}; lower the limits")
+        raise DataError(f"no user keeps 2 or more events after {what}; lower the limits")
     users, items = np.flatnonzero(lengths), np.flatnonzero(counts)
     rank = np.cumsum(counts > 0) - 1
-    times = interactions.timestamps
-    return Interactions(
+    beside: dict[str, Any] = {}
+    for name in ("timestamps", "order", "ratings"):
+        array = getattr(interactions, name)
+        beside[name] = None if array is None else array[kept]
+    return replace(
+        interactions,
         items=rank[interactions.items[kept]],
         offsets=np.concatenate([[0], np.cumsum(lengths[users])]),
         user_ids=interactions.user_ids.take(users),
         item_ids=interactions.item_ids.take(items),
-        timestamps=None if times is None else times[kept],
+        **beside,
     )

@@ -22,12 +22,12 @@ from . import frames
 from .files import files_of, unpacked
 from .ids import IdMap, RawId, brief, stripped
 from .interactions import Interactions, build_interactions, tape_from_codes
-from .split import Split
+from .split import TEST, TRAINING, VALIDATION, Split, split_by_parts
 from .text import read_text, split_record
 from .times import EXACT, UNITS, doubt, rounded
 
-# User ids and each event's user, item ids and each event's item (int32 codes), and times or None.
-Columns: TypeAlias = tuple[IdMap, NDArray[np.int32], IdMap, NDArray[np.int32], NDArray[Any] | None]
+# User ids and each event's user, item ids and each event's item (int32 codes), times or None, ratings or None.
+Columns: TypeAlias = tuple[IdMap, NDArray[np.int32], IdMap, NDArray[np.int32], NDArray[Any] | None, NDArray[Any] | None]
 
 FORMATS = {
     "csv": "separated values with a header (or `columns`)",
@@ -53,6 +53,8 @@ def read_interactions(
     columns: Sequence[str] | None = None,
     header: bool = True,
     id_types: Mapping[str, str] | None = None,
+    rating: str | int | None = None,
+    keep_order: bool = False,
 ) -> Interactions:
     """Reads interactions: sorted by user, then time; equal timestamps keep the order of the source.
 
@@ -73,6 +75,8 @@ def read_interactions(
         header: False for a "csv" or "tsv" file without a header, whose columns have numbers.
         id_types: "int" or "str" for "user" and "item", in place of what the ids look like: ``007`` is 7 as "int", and
             ``7`` is a string as "str".
+        rating: the column of ratings, numbers, which some filters need; None: not read. A second pass reads it.
+        keep_order: keep each event's place in the source, by which the splits ``random_*`` draw.
 
     Raises:
         DataError: if the source cannot be read as that, naming file, line and column.
@@ -83,11 +87,13 @@ def read_interactions(
     if paths is None and not frames.is_table(source):
         if format is not None:
             raise DataError(f"format={format!r} is for files, and the source is a {type(source).__name__}")
+        if rating is not None or keep_order:
+            raise DataError("rating and keep_order are for files and data frames")
         return from_sequences(source)
-    layout = _Layout(user, item, timestamp, format, separator, columns, header, id_types or {})
+    layout = _Layout(user, item, timestamp, format, separator, columns, header, id_types or {}, rating)
     columns_read = _read([source] if paths is None else paths, layout)
     try:
-        return tape_from_codes(*columns_read)
+        return tape_from_codes(*columns_read, keep_order)
     except DataError as error:
         raise error if paths is None else DataError(f"{source}: {error}") from None
 
@@ -95,7 +101,7 @@ def read_interactions(
 def read_split(train: Any, validation: Any, test: Any, **arguments: Any) -> Split:
     """Interactions that are split already: each part as ``read_interactions`` takes it, with the same arguments.
 
-    A user's events are those of training, then of validation, then of test, each in time.
+    A user's events are those of training, then of validation, then of test, each in time; see ``Split.in_time``.
 
     Args:
         train, test: files or frames.
@@ -112,27 +118,20 @@ def read_split(train: Any, validation: Any, test: Any, **arguments: Any) -> Spli
             raise DataError(f"{name} is a {type(part).__name__}, expected a file or a data frame")
         if part is not None:
             parts.append(_read([part] if paths is None else paths, layout))
-    users, user_codes, items, item_codes, times = _joined(parts)
-    sizes = np.array([len(part[1]) for part in parts])
-    number = np.repeat([0, 1, 2] if validation is not None else [0, 2], sizes)
-    order = np.arange(len(number)) if times is None else np.argsort(times, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    data = tape_from_codes(users, user_codes, items, item_codes, number * len(rank) + rank)
-    keys = data.timestamps
-    assert keys is not None
-    tape_number, rank = keys // len(rank), keys % len(rank)
-    own_times = None if times is None else times[order[rank]]
-    inner = np.diff(data.event_users) == 0
-    if own_times is not None and (late := np.flatnonzero(inner & (np.diff(own_times) < 0))).size:
+    columns = _joined(parts)
+    given = np.repeat([TRAINING, VALIDATION, TEST] if len(parts) == 3 else [TRAINING, TEST], [len(p[1]) for p in parts])
+    data = tape_from_codes(*columns, keep_order=True)
+    assert data.order is not None
+    number = given[data.order].astype(np.int8)
+    early = np.flatnonzero((np.diff(data.event_users) == 0) & (np.diff(number) < 0))
+    if len(early):
         warnings.warn(
-            f"{len(late)} times an event of a later part is older than the user's last one of an earlier part (the "
-            f"first: user {data.user_ids.decode(data.event_users[late[:1]])[0]!r}): training comes first all the same",
+            f"{len(early)} times an event of a later part is older than the user's next one of an earlier part (the "
+            f"first: user {data.user_ids.decode(data.event_users[early[:1]])[0]!r}): the parts stay as they are, and "
+            "histories are the training part alone",
             stacklevel=2,
         )
-    counts = [np.bincount(data.event_users[tape_number <= part], minlength=data.n_users) for part in (0, 1)]
-    starts = data.offsets[:-1]
-    return Split(replace(data, timestamps=own_times), starts + counts[0], starts + counts[1], "given")
+    return split_by_parts(replace(data, order=None), number, "given", {}, not len(early))
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,8 @@ class _Layout:
     columns: Sequence[str] | None = None
     header: bool = True
     id_types: Mapping[str, str] = field(default_factory=dict)
+    rating: str | int | None = None
+    third: str = "timestamp"  # what the column of times is: of ratings in the pass that reads those
 
     def __post_init__(self) -> None:
         if len(set(self.names.values())) < len(self.names):
@@ -159,7 +160,7 @@ class _Layout:
     def names(self) -> dict[str, Any]:
         """Column by role."""
         names = {"user": self.user, "item": self.item}
-        return names if self.timestamp is None else {**names, "timestamp": self.timestamp}
+        return names if self.timestamp is None else {**names, self.third: self.timestamp}
 
 
 class _NoEventsError(DataError):
@@ -186,7 +187,7 @@ def _read(sources: Sequence[Any], layout: _Layout) -> Columns:
     parts, empty = [], None
     for source in sources:
         try:
-            parts.append(_read_file(source, layout) if isinstance(source, Path) else _from_frame(source, layout))
+            parts.append(_read_one(source, layout))
         except DataError as error:
             text = str(error)
             if isinstance(source, Path):
@@ -199,6 +200,16 @@ def _read(sources: Sequence[Any], layout: _Layout) -> Columns:
     return _joined(parts)
 
 
+def _read_one(source: Any, layout: _Layout) -> Columns:
+    """The columns of a file or a frame, ratings in a pass of their own."""
+    read = _read_file if isinstance(source, Path) else _from_frame
+    columns = read(source, layout)
+    if layout.rating is None:
+        return columns
+    ratings = read(source, replace(layout, timestamp=layout.rating, rating=None, third="rating"))[4]
+    return *columns[:5], ratings
+
+
 def _joined(parts: list[Columns]) -> Columns:
     """Columns one below the other: the ids of all, as text where those of one part are."""
     if len(parts) == 1:
@@ -206,8 +217,10 @@ def _joined(parts: list[Columns]) -> Columns:
     users = _joined_ids([part[:2] for part in parts])
     items = _joined_ids([part[2:4] for part in parts])
     times = [part[4] for part in parts if part[4] is not None]
+    each = [part[5] for part in parts if part[5] is not None]
+    ratings = np.concatenate(each) if each else None
     if not times:
-        return *users, *items, None
+        return *users, *items, None, ratings
     wide = [column for column in times if column.dtype == np.int64 and max(column.max(), -column.min()) > EXACT]
     if wide and any(column.dtype == np.float64 for column in times):
         raise DataError(rounded(int(wide[0].max())))
@@ -215,7 +228,7 @@ def _joined(parts: list[Columns]) -> Columns:
     if len(units) > 1:
         what = " and in ".join(UNITS[unit] for unit in units)
         warnings.warn(f"the files have times in {what} since 1970: convert them to one unit first", stacklevel=4)
-    return *users, *items, np.concatenate(times)
+    return *users, *items, np.concatenate(times), ratings
 
 
 def _joined_ids(columns: list[tuple[IdMap, NDArray[np.int32]]]) -> tuple[IdMap, NDArray[np.int32]]:
@@ -284,6 +297,8 @@ def _read_file(path: Path, layout: _Layout) -> Columns:
         return _from_frame(frames.read_parquet(path, list(layout.names.values())), layout)
     with unpacked(path) as (file, _):
         if format in ("sequences", "user_sequences", "pairs"):
+            if layout.third == "rating":
+                raise DataError(f"format {format!r} has no column of ratings")
             names = {"pairs": ["user", "item"], "user_sequences": ["user"], "sequences": []}[format]
             return _from_text(file, None, names, [0, 1], 1, path, layout)
         line, first = 1, ""
@@ -340,7 +355,7 @@ def _from_text(
 def _typed(users: IdMap, user_codes: Any, items: IdMap, item_codes: Any, times: Any, layout: _Layout) -> Columns:
     users, user_codes = _as_type(users, user_codes, layout.id_types.get("user"), layout.user)
     items, item_codes = _as_type(items, item_codes, layout.id_types.get("item"), layout.item)
-    return users, user_codes, items, item_codes, times
+    return users, user_codes, items, item_codes, times, None
 
 
 def _from_frame(table: Any, layout: _Layout) -> Columns:
@@ -355,7 +370,7 @@ def _from_frame(table: Any, layout: _Layout) -> Columns:
         raise _NoEventsError("no events: the data frame has no rows")
     user_ids, user_codes = frames.ids(frame[names["user"]], names["user"])
     item_ids, item_codes = frames.ids(frame[names["item"]], names["item"])
-    times = frames.times(frame[names["timestamp"]], names["timestamp"]) if "timestamp" in names else None
+    times = frames.times(frame[names[layout.third]], names[layout.third]) if layout.third in names else None
     return _typed(user_ids, user_codes, item_ids, item_codes, times, layout)
 
 
@@ -398,7 +413,7 @@ def _position(present: list[Any], name: str | int, role: str) -> int:
     texts = [str(column) for column in present]
     nearest = difflib.get_close_matches(str(name), texts, 1, 0.0)
     hint = f"; the nearest is {present[texts.index(nearest[0])]!r}" if nearest else ""
-    label = {"user": "user_id_label", "item": "item_id_label", "timestamp": "timestamp_label"}[role]
+    label = {"user": "user_id", "item": "item_id"}.get(role, role) + "_label"
     remedy = f"name the column with {role}=… (in a configuration: reader.labels.{label})" + (
         ", or pass timestamp=None (null) to keep the order given" if role == "timestamp" else ""
     )

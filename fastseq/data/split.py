@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
@@ -16,10 +16,12 @@ from fastseq.errors import DataError
 from fastseq.native import _C
 
 from .ids import Int64Array
-from .interactions import Interactions
+from .interactions import Interactions, take
 from .times import microseconds
 
 Part: TypeAlias = Literal["validation", "test"]
+History: TypeAlias = Literal["all", "training"]
+TRAINING, VALIDATION, TEST, GONE = range(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +29,9 @@ class EvalPart:
     """Whom to evaluate in one part, and on what; all int64 [n], boundaries on the tape ``Interactions.items``.
 
     Attributes:
-        users: user indices, increasing; those with at least one target and at least one event before it.
-        history_start, history_stop: the history: all events before the part's targets, which are also the items to
-            filter from the ranking.
-        target_start, target_stop: the targets; ``target_start == history_stop``.
+        users: user indices, increasing; those with at least one target and a history.
+        history_start, history_stop: the history.
+        target_start, target_stop: the targets.
     """
 
     users: Int64Array
@@ -58,6 +59,10 @@ class Split:
             targets ``items[validation_stop[u]:offsets[u + 1]]``.
         strategy: name of the function that made the split.
         parameters: its arguments.
+        in_time: whether the parts of a user follow each other in time; where not, each of the three is in time order
+            and a history is the training part.
+        dropped: how many ``"validation"`` and ``"test"`` events ``warm`` left out, and how many ``"short_users"`` a
+            splitter.
     """
 
     interactions: Interactions
@@ -65,6 +70,8 @@ class Split:
     validation_stop: Int64Array
     strategy: str = "custom"
     parameters: dict[str, Any] = field(default_factory=dict)
+    in_time: bool = True
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         offsets = self.interactions.offsets
@@ -87,8 +94,11 @@ class Split:
         """Training events."""
         return int((self.train_stop - self.interactions.offsets[:-1]).sum())
 
-    def part(self, name: Part) -> EvalPart:
-        """The users, histories and targets of ``"validation"`` or ``"test"``."""
+    def part(self, name: Part, history: History = "all") -> EvalPart:
+        """The users, histories and targets of ``"validation"`` or ``"test"``.
+
+        A history is all events before the part's targets, or the user's "training" part alone.
+        """
         start, end = self.interactions.offsets[:-1], self.interactions.offsets[1:]
         if name == "validation":
             first, stop = self.train_stop, self.validation_stop
@@ -96,8 +106,11 @@ class Split:
             first, stop = self.validation_stop, end
         else:
             raise ValueError(f"part is {name!r}, expected 'validation' or 'test'")
-        users = np.flatnonzero((stop > first) & (first > start))
-        return EvalPart(users, start[users], first[users], first[users], stop[users])
+        if history not in ("all", "training"):
+            raise ValueError(f"history is {history!r}, expected 'all' or 'training'")
+        known = first if history == "all" and self.in_time else self.train_stop
+        users = np.flatnonzero((stop > first) & (known > start))
+        return EvalPart(users, start[users], known[users], first[users], stop[users])
 
     def seen(self) -> tuple[Int64Array, Int64Array]:
         """What each user has seen in training, for negative sampling; made once. Not to be changed in place.
@@ -125,6 +138,31 @@ class Split:
         """Training events of each item, int64 [n_items]."""
         return np.bincount(self._training_events()[1], minlength=self.interactions.n_items)
 
+    @cached_property
+    def trained_items(self) -> NDArray[np.bool_]:
+        """Whether each item has a training event, [n_items]."""
+        return self.item_counts() > 0
+
+    def warm(self) -> Split:
+        """The same split without held-out events whose user or item has no training event, as WarpRec evaluates.
+
+        Users and items without an event leave the catalogue: what was never trained is neither ranked nor recommended.
+        """
+        data, users, rows = self.interactions, self.interactions.event_users, np.arange(self.interactions.n_events)
+        parts = (rows >= self.train_stop[users]).astype(np.int8) + (rows >= self.validation_stop[users])
+        cold = ~(self.trained_items[data.items] & (self.train_stop > data.offsets[:-1])[users])
+        counts = np.bincount(parts[cold], minlength=3).tolist()
+        if not cold.any():
+            return self
+        parts[cold] = GONE
+        dropped = self.dropped | {"validation": counts[VALIDATION], "test": counts[TEST]}
+        return replace(split_by_parts(data, parts, self.strategy, self.parameters, self.in_time), dropped=dropped)
+
+    def _cold_targets(self, part: EvalPart) -> int:
+        """Targets whose item has no training event."""
+        before = np.concatenate([[0], np.cumsum(~self.trained_items[self.interactions.items])])
+        return int((before[part.target_stop] - before[part.target_start]).sum())
+
     def _training_events(self) -> tuple[Int64Array, Int64Array]:
         """User and item of every training event."""
         data = self.interactions
@@ -148,6 +186,10 @@ class Split:
             "validation_targets": validation.n_targets,
             "test_users": len(test),
             "test_targets": test.n_targets,
+            "items_without_training": int((~self.trained_items).sum()),
+            "validation_targets_without_training": self._cold_targets(validation),
+            "test_targets_without_training": self._cold_targets(test),
+            "dropped": dict(self.dropped),
         }
 
 
@@ -188,7 +230,7 @@ def ratio(interactions: Interactions, test: float = 0.1, validation: float = 0.1
     return _from_counts(interactions, counts[0], counts[1], "ratio", {"test": test, "validation": validation})
 
 
-def temporal_holdout(
+def global_temporal(
     interactions: Interactions,
     *,
     timestamp: float | datetime | None = None,
@@ -213,10 +255,10 @@ def temporal_holdout(
     """
     times = interactions.timestamps
     if times is None:
-        raise DataError("temporal_holdout needs timestamps and this data has none; use leave_one_out or ratio")
+        raise DataError("global_temporal needs timestamps and this data has none; use leave_one_out or ratio")
     test = _moment(times, timestamp, quantile, "")
     if test is None:
-        raise ValueError("temporal_holdout needs timestamp=… or quantile=…")
+        raise ValueError("global_temporal needs timestamp=… or quantile=…")
     validation = _moment(times, validation_timestamp, validation_quantile, "validation_")
     if validation is not None and validation > test:
         raise ValueError(f"validation starts at {validation}, after the test part ({test})")
@@ -230,8 +272,29 @@ def temporal_holdout(
     parameters = {"timestamp": test, "validation_timestamp": validation}
     parameters |= {"quantile": quantile, "validation_quantile": validation_quantile}
     return Split(
-        interactions, stops[0], stops[1], "temporal_holdout", {k: v for k, v in parameters.items() if v is not None}
+        interactions, stops[0], stops[1], "global_temporal", {k: v for k, v in parameters.items() if v is not None}
     )
+
+
+def split_by_parts(
+    interactions: Interactions, parts: NDArray[np.int8], strategy: str, parameters: dict[str, Any], in_time: bool = True
+) -> Split:
+    """The split with the part of each event, int8 [n_events] of TRAINING, VALIDATION, TEST and GONE (in none).
+
+    Where parts do not follow each other ``in_time``, each user's events are moved so that they do on the tape.
+
+    Raises:
+        DataError: if no user keeps two events.
+    """
+    users, kept = interactions.event_users, np.flatnonzero(parts != GONE)
+    if not in_time:
+        kept = kept[np.lexsort((parts[kept], users[kept]))]
+    sizes = np.bincount(users[kept] * 3 + parts[kept], minlength=3 * interactions.n_users).reshape(-1, 3)
+    if len(kept) < interactions.n_events or not in_time:
+        interactions, sizes = take(interactions, kept, f"the split {parameters}"), sizes[sizes.any(axis=1)]
+    stops = interactions.offsets[:-1, None] + sizes.cumsum(axis=1)
+    train_stop, validation_stop = np.ascontiguousarray(stops[:, :2].T)
+    return Split(interactions, train_stop, validation_stop, strategy, parameters, in_time)
 
 
 def _from_counts(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastseq import _version, ops
-from fastseq.data.split import EvalPart, Part, Split
+from fastseq.data.interactions import Interactions
+from fastseq.data.split import EvalPart, History, Part, Split
 from fastseq.errors import CheckpointError, DataError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import evaluating
 
 from .distributed import Ranks
-from .metrics import COVERAGE, parse_metric, ranking_metrics, worst_order
+from .metrics import MaskSeen, RankingProtocol, list_metrics, parse_metric, ranking_metrics, worst_order
 
 Int64Array: TypeAlias = NDArray[np.int64]
 SCORES_AT_ONCE = 1 << 24  # of a scorer that gives whole rows: 64 MB in float32
@@ -45,9 +47,10 @@ class Evaluation:
     """Metrics and how they were measured.
 
     Attributes:
-        metrics: ``"HR@10"``, ``"NDCG@10"``, ``"MRR@10"``, ``"Recall@10"``, ``"Precision@10"`` (means over users, in
-            0 … 1) and ``"Coverage@10"`` (the share of the catalogue that occurs in some user's best 10).
-        protocol: data, split, part, candidates, filter, tie rule, cut-offs, seed and versions.
+        metrics: ``"HR@10"``, ``"NDCG@10"`` and so on: ``ranking_metrics``, means over users, and ``list_metrics``.
+        protocol: data, split, part, candidates, tie rule, cut-offs, seed and versions; how many distinct targets stand
+            in the training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what share of
+            the best of the largest cut-off are items without a training event ("untrained_share").
         seconds: how long it took.
     """
 
@@ -70,18 +73,19 @@ def evaluate(
     part: Part = "test",
     *,
     ks: Sequence[int] = (10,),
-    protocol: Literal["full", "sampled"] = "full",
-    n_negatives: int = 100,
+    protocol: RankingProtocol = "full",
+    n_negatives: int = 99,
     seed: int = 42,
-    filter_seen: bool = True,
+    mask_seen: MaskSeen = "pair",
+    history: History = "all",
     batch_size: int = 256,
     coverage: bool = True,
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Ranks the targets of one part of a split.
 
-    Users with a target in the part and at least one event before it take part; their history is every event
-    before the part's targets (for "test" it includes the validation targets).
+    Users with a target in the part and a history take part. What is left out of the ranking follows from the training
+    part or the history alone: a target that stands there is left out too, and then counts as missed.
 
     Args:
         model: a model, ranked by ``encode_last`` in evaluation mode without autocast, or a scorer.
@@ -89,12 +93,17 @@ def evaluate(
         part: "validation" or "test".
         ks: cut-offs, each at least 1.
         protocol: "full" ranks the whole catalogue. "sampled" ranks each user's targets among ``n_negatives`` items
-            drawn uniformly without repeats from those that are neither in the history nor targets (all of them
-            where there are fewer); its numbers compare only with others of the same protocol.
+            drawn uniformly without repeats from those that are neither seen nor targets (all of them where there are
+            fewer); its numbers compare only with others of the same protocol.
         seed: of those draws; a user's do not depend on batch size or number of processes.
-        filter_seen: whether items of the history are left out of the ranking. A target never is.
+        mask_seen: the items of the user that the full ranking leaves out. "pair", WarpRec's: those of the user's
+            training part. "history": those of the whole history, so in "test" those of validation too. "none". A
+            sampled ranking draws no negative that "pair" (also for "none", as WarpRec) or "history" names; only
+            "history" masks targets in it.
+        history: "all" events before the part's targets, so for "test" the validation targets too, or the "training"
+            part alone, as in WarpRec. A split at random has the second only.
         batch_size: users at a time.
-        coverage: whether to measure it (full protocol only).
+        coverage: whether to measure ``list_metrics`` (full protocol only).
         ranks: processes among which the users are divided. The result is the same in each.
 
     Raises:
@@ -105,15 +114,21 @@ def evaluate(
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1:
         raise ValueError(f"ks is {ks}, expected cut-offs of at least 1")
-    if protocol not in ("full", "sampled"):
+    if protocol not in get_args(RankingProtocol):
         raise ValueError(f"protocol is {protocol!r}, expected 'full' or 'sampled'")
+    if mask_seen not in get_args(MaskSeen):
+        raise ValueError(f"mask_seen is {mask_seen!r}, expected 'pair', 'history' or 'none'")
     for name, value in (("n_negatives", n_negatives), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     started = time.perf_counter()
     ranks = ranks or Ranks()
     n_items = split.interactions.n_items
-    targets_of_part = split.part(part)
+    for name, value in (("a cut-off of ks", ks[-1]), ("n_negatives", n_negatives if protocol == "sampled" else 0)):
+        if value > n_items:
+            warnings.warn(f"{name} is {value}, cut to the {n_items} items of the catalogue", stacklevel=2)
+    n_negatives = min(n_negatives, n_items)
+    targets_of_part = split.part(part, history)
     if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
     if isinstance(model, SequentialRecommender):
@@ -123,38 +138,53 @@ def evaluate(
     else:
         source = _ScorerSource(model)
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
-    covered = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
+    lists = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
+    counts = torch.zeros(2, dtype=torch.int64)
     with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext():
-        for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, filter_seen):
+        for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol):
             source.read(users)
+            counts += torch.tensor([users.n_repeated, users.n_masked])
             if protocol == "full":
                 width = min(n_items, ks[-1] + int(users.n_targets.max()))
                 scores, items = source.best(users, width)
             else:
-                items = _sampled_candidates(users, n_items, n_negatives, (seed, int(part == "test")), filter_seen)
+                items = _sampled_candidates(users, n_items, n_negatives, (seed, int(part == "test")))
                 scores = source.at(items)
             relevant = worst_order(scores, users.is_target(items))
             for name, values in ranking_metrics(relevant, users.n_targets, ks).items():
                 sums[name] = sums.get(name, 0.0) + values.sum()
-            if covered is not None:
+            if lists is not None:
                 for row, k in enumerate(ks):
                     best = items[:, :k].reshape(-1)
-                    covered[row, best[best >= 0]] = 1
+                    lists[row] += best[best >= 0].bincount(minlength=n_items)
     metrics = _means(sums, ks, len(targets_of_part), ranks)
-    if covered is not None:
-        shares = (ranks.sum(covered) > 0).double().mean(dim=1).tolist()
-        metrics |= {f"{COVERAGE}@{k}": share for k, share in zip(ks, shares, strict=True)}
+    untrained = None
+    if lists is not None:
+        lists = ranks.sum(lists)
+        for k, row in zip(ks, lists, strict=True):
+            metrics |= list_metrics(row, len(targets_of_part), k)
+        untrained = float(lists[-1][torch.from_numpy(~split.trained_items)].sum() / lists[-1].sum().clamp(min=1))
+        if untrained > 0.01:
+            warnings.warn(
+                f"{untrained:.0%} of all best {ks[-1]} are items without a training event: the model ranks them by "
+                "chance. Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
+                stacklevel=2,
+            )
+    repeated, masked = ranks.sum(counts).tolist()
     described = {
         "model": type(model).__name__,
         "part": part,
         "users": len(targets_of_part),
         "targets": targets_of_part.n_targets,
         "ranking": protocol,
-        "candidates": _describe_candidates(protocol, n_negatives, filter_seen),
-        "filter_seen": filter_seen,
+        "candidates": _describe_candidates(protocol, n_negatives, mask_seen),
+        "mask_seen": mask_seen,
+        "repeated_targets": repeated,
+        "masked_targets": masked,
+        "untrained_share": untrained,
         "ties": "pessimistic: every candidate that ties with a target ranks above it",
-        "history": "all events before the part's targets",
+        "history": "all events before the targets" if history == "all" and split.in_time else "training part",
         "max_seq_len": source.max_len,
         "ks": list(ks),
         "seed": seed if protocol == "sampled" else None,
@@ -175,12 +205,16 @@ def _means(sums: dict[str, Tensor], ks: tuple[int, ...], n_users: int, ranks: Ra
     return {name: value / n_users for name, value in zip(names, ranks.sum(total).tolist(), strict=True)}
 
 
-def _describe_candidates(protocol: str, n_negatives: int, filter_seen: bool) -> str:
-    history = "items of the user's history left out unless they are targets" if filter_seen else "seen items included"
+def _describe_candidates(protocol: str, n_negatives: int, mask_seen: MaskSeen) -> str:
+    where = "history" if mask_seen == "history" else "training part"
     if protocol == "full":
-        return f"the whole catalogue, {history}"
-    drawn = "neither in the history nor targets" if filter_seen else "not targets"
-    return f"the user's targets and {n_negatives} items drawn uniformly without repeats from those that are {drawn}"
+        left_out = f"items of the user's {where} left out, target or not"
+        return f"the whole catalogue, {'seen items included' if mask_seen == 'none' else left_out}"
+    kept = "targets outside the history" if mask_seen == "history" else "targets"
+    return (
+        f"the user's {kept} and {n_negatives} items drawn uniformly without repeats from those that are neither in the "
+        f"{where} nor targets"
+    )
 
 
 @dataclass(frozen=True)
@@ -190,9 +224,10 @@ class _Users:
     Attributes:
         users: int64 [B].
         items, offsets, max_len: histories, cut to the model's length; int64 [T], int32 [B + 1].
-        seen_items, seen_offsets: items to leave out of the ranking: the whole history without targets.
-        targets: int64 [m], distinct targets, user after user; target_rows: int64 [m], their row.
-        n_targets: int64 [B].
+        seen_items, seen_offsets: items to leave out of the ranking, increasing.
+        targets: int64 [m], distinct targets that are ranked, user after user; target_rows: int64 [m], their row.
+        n_targets: int64 [B], distinct targets, also those that are left out of the ranking.
+        n_repeated, n_masked: distinct targets that stand in the training part, and those left out of the ranking.
     """
 
     users: Tensor
@@ -205,6 +240,8 @@ class _Users:
     target_rows: Tensor
     n_targets: Tensor
     n_items: int
+    n_repeated: int
+    n_masked: int
 
     def is_target(self, items: Tensor) -> Tensor:
         """Whether each of ``items`` [B, C] (−1: none) is a target of its row."""
@@ -213,21 +250,22 @@ class _Users:
 
 
 def _batches(
-    split: Split, part: EvalPart, size: int, ranks: Ranks, max_len: int | None, filter_seen: bool
+    split: Split, part: EvalPart, size: int, ranks: Ranks, max_len: int | None, mask: MaskSeen, protocol: str
 ) -> Iterator[_Users]:
     data = split.interactions
     mine = np.arange(ranks.rank, len(part), ranks.world_size)
     for first in range(0, len(mine), size):
         rows = mine[first : first + size]
         start, stop = part.history_start[rows], part.history_stop[rows]
-        whole, whole_rows, _ = _gather(data.items, start, stop)
         recent = start if max_len is None else np.maximum(start, stop - max_len)
         items, _, offsets = _gather(data.items, recent, stop)
-        targets, target_rows, _ = _gather(data.items, part.target_start[rows], part.target_stop[rows])
-        pairs = np.unique(target_rows * data.n_items + targets)
-        seen = np.empty(0, np.int64)
-        if filter_seen:
-            seen = np.setdiff1d(whole_rows * data.n_items + whole, pairs)
+        targets = _pairs(data, part.target_start[rows], part.target_stop[rows])
+        trained = _pairs(data, start, split.train_stop[part.users[rows]])
+        seen = _pairs(data, start, stop) if mask == "history" else trained
+        if mask == "none" and protocol == "full":
+            seen = seen[:0]
+        # WarpRec's sampled candidates hold every target.
+        ranked = targets if mask != "history" and protocol == "sampled" else np.setdiff1d(targets, seen, True)
         edges = np.arange(len(rows) + 1) * data.n_items
         yield _Users(
             users=torch.from_numpy(part.users[rows]),
@@ -236,11 +274,19 @@ def _batches(
             max_len=int(np.diff(offsets).max()),
             seen_items=torch.from_numpy(seen % data.n_items),
             seen_offsets=torch.from_numpy(np.searchsorted(seen, edges).astype(np.int32)),
-            targets=torch.from_numpy(pairs % data.n_items),
-            target_rows=torch.from_numpy(pairs // data.n_items),
-            n_targets=torch.from_numpy(np.diff(np.searchsorted(pairs, edges))),
+            targets=torch.from_numpy(ranked % data.n_items),
+            target_rows=torch.from_numpy(ranked // data.n_items),
+            n_targets=torch.from_numpy(np.diff(np.searchsorted(targets, edges))),
             n_items=data.n_items,
+            n_repeated=len(np.intersect1d(targets, trained, True)),
+            n_masked=len(targets) - len(ranked),
         )
+
+
+def _pairs(data: Interactions, start: Int64Array, stop: Int64Array) -> Int64Array:
+    """Distinct row · n_items + item of the stretches ``data.items[start:stop]``, increasing."""
+    items, rows, _ = _gather(data.items, start, stop)
+    return np.unique(rows * data.n_items + items)
 
 
 def _gather(tape: Int64Array, start: Int64Array, stop: Int64Array) -> tuple[Int64Array, Int64Array, NDArray[np.int32]]:
@@ -251,20 +297,16 @@ def _gather(tape: Int64Array, start: Int64Array, stop: Int64Array) -> tuple[Int6
     return tape[np.arange(offsets[-1]) + (start - offsets[:-1])[rows]], rows, offsets.astype(np.int32)
 
 
-def _sampled_candidates(
-    users: _Users, n_items: int, n_negatives: int, seed: tuple[int, int], filter_seen: bool
-) -> Tensor:
-    """Targets, then negatives, of each user: int64 [B, C], filled up with −1."""
-    size, most = len(users.users), int(users.n_targets.max())
-    candidates = np.full((size, most + n_negatives), -1, np.int64)
+def _sampled_candidates(users: _Users, n_items: int, n_negatives: int, seed: tuple[int, int]) -> Tensor:
+    """Targets that are ranked, then negatives, of each user: int64 [B, C], filled up with −1."""
     target_rows, targets = users.target_rows.numpy(), users.targets.numpy()
-    stops = np.concatenate([[0], np.cumsum(users.n_targets.numpy())])
+    stops = np.searchsorted(target_rows, np.arange(len(users.users) + 1))
+    most = int(np.diff(stops).max())
+    candidates = np.full((len(users.users), most + n_negatives), -1, np.int64)
     candidates[target_rows, np.arange(len(targets)) - stops[target_rows]] = targets
     seen, offsets = users.seen_items.numpy(), users.seen_offsets.numpy()
     for row, user in enumerate(users.users.tolist()):
-        excluded = targets[stops[row] : stops[row + 1]]
-        if filter_seen:
-            excluded = np.sort(np.concatenate([excluded, seen[offsets[row] : offsets[row + 1]]]))
+        excluded = np.union1d(targets[stops[row] : stops[row + 1]], seen[offsets[row] : offsets[row + 1]])
         left = n_items - len(excluded)
         generator = np.random.Generator(np.random.Philox(key=[seed[0], 2 * user + seed[1]]))
         drawn = generator.choice(left, min(n_negatives, left), replace=False, shuffle=False)

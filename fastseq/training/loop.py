@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from . import state as states
 from .curve import draw_curve
 from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
-from .metrics import parse_metric
+from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .result import Progress, TrainResult
 from .run import RunFolder
@@ -78,6 +79,13 @@ class Trainer:
             raise ValueError(
                 f"the model was built for {model.n_users} users and {model.n_items} items, "
                 f"the data has {data.n_users} and {data.n_items}"
+            )
+        untrained = int((~split.trained_items).sum())
+        if untrained:
+            warnings.warn(
+                f"{untrained} of {data.n_items} items have no training event and are recommended all the same; "
+                "Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
+                stacklevel=2,
             )
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
@@ -271,15 +279,20 @@ class Trainer:
             Metrics, ``self.metric`` among them. With several processes, the same in each.
         """
         assert self.metric is not None
-        _, k = parse_metric(self.metric)
+        options = self.options
+        name, k = parse_metric(self.metric)
         return evaluate(
             self.model,
             self.split,
             "validation",
             ks=(k,),
-            filter_seen=self.options.filter_seen,
-            batch_size=self.options.evaluation_batch_size,
-            coverage=self.metric.startswith("Coverage"),
+            protocol=options.protocol,
+            n_negatives=options.n_negatives,
+            seed=options.evaluation_seed,
+            mask_seen=options.mask_seen,
+            history=options.history,
+            batch_size=options.evaluation_batch_size,
+            coverage=name in LIST_METRICS,
             ranks=self.ranks,
         )
 

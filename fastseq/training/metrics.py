@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastseq.errors import ConfigError
 
-METRICS = ("HR", "NDCG", "MRR", "Recall", "Precision")
-COVERAGE = "Coverage"
-_ALIASES = {"hitrate": "HR", "itemcoverage": COVERAGE} | {name.lower(): name for name in (*METRICS, COVERAGE)}
+MaskSeen: TypeAlias = Literal["pair", "history", "none"]
+RankingProtocol: TypeAlias = Literal["full", "sampled"]
+METRICS = ("HR", "NDCG", "MRR", "Recall", "Precision", "F1", "MAP", "MAR")  # means over users
+LIST_METRICS = ("Coverage", "ItemCoverage", "UserCoverage", "NumRetrieved", "Gini", "ShannonEntropy")  # of all lists
+_ALIASES = {"hitrate": "HR", "ndcgrendle2020": "NDCG"} | {name.lower(): name for name in (*METRICS, *LIST_METRICS)}
 
 
 def parse_metric(text: str) -> tuple[str, int]:
@@ -26,7 +29,11 @@ def parse_metric(text: str) -> tuple[str, int]:
     known = _ALIASES.get(name.strip().lower())
     if known is None:
         near = difflib.get_close_matches(name.lower(), list(_ALIASES), n=1, cutoff=0.4)
-        hint = f"did you mean {_ALIASES[near[0]]!r}?" if near else f"expected one of {', '.join((*METRICS, COVERAGE))}"
+        hint = (
+            f"did you mean {_ALIASES[near[0]]!r}?"
+            if near
+            else f"expected one of {', '.join((*METRICS, *LIST_METRICS))}"
+        )
         raise ConfigError(f"unknown metric {name!r}; {hint}")
     return known, int(cutoff)
 
@@ -52,7 +59,9 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
 
     With rel(r) 1 where rank r is a target, else 0, and R the user's number of targets:
     HR@k = 1 if any rel(r ≤ k); Recall@k = Σ rel / R; Precision@k = Σ rel / k; MRR@k = 1 / the first r ≤ k with rel(r),
-    else 0; NDCG@k = Σ rel(r) / log2(r + 1) over the same sum for a perfect ranking (Järvelin & Kekäläinen 2002).
+    else 0; NDCG@k = Σ rel(r) / log2(r + 1) over the same sum for a perfect ranking (Järvelin & Kekäläinen 2002);
+    F1@k = 2PR / (P + R) of Precision@k and Recall@k, or 0; MAP@k = Σ rel(r) Precision@r / min(R, k) and
+    MAR@k = Σ rel(r) Recall@r / min(R, k), sums over r ≤ k.
 
     Args:
         relevant: bool [B, C], by rank; ranks beyond C are no targets.
@@ -62,7 +71,7 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
     Returns:
         ``"NDCG@10"`` and so on → float64 [B].
     """
-    longest = max(ks)
+    longest = min(max(ks), max(relevant.shape[1], int(n_targets.max())))  # beyond it no rank holds a target
     hits = torch.zeros(relevant.shape[0], longest, dtype=torch.float64, device=relevant.device)
     width = min(longest, relevant.shape[1])
     hits[:, :width] = relevant[:, :width].double()
@@ -72,11 +81,38 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
     hits_so_far = hits.cumsum(1)
     gain = (hits * discounts).cumsum(1)
     first = torch.where(hits_so_far == 1, hits / ranks, 0.0).cumsum(1)
+    precise = (hits * hits_so_far / ranks).cumsum(1)
+    recalled = (hits * hits_so_far / n_targets.unsqueeze(1)).cumsum(1)
     result = {}
     for k in ks:
-        result[f"HR@{k}"] = (hits_so_far[:, k - 1] > 0).double()
-        result[f"NDCG@{k}"] = gain[:, k - 1] / ideal[n_targets.clamp(max=k) - 1]
-        result[f"MRR@{k}"] = first[:, k - 1]
-        result[f"Recall@{k}"] = hits_so_far[:, k - 1] / n_targets
-        result[f"Precision@{k}"] = hits_so_far[:, k - 1] / k
+        last = min(k, longest) - 1
+        result[f"HR@{k}"] = (hits_so_far[:, last] > 0).double()
+        result[f"NDCG@{k}"] = gain[:, last] / ideal[n_targets.clamp(max=k) - 1]
+        result[f"MRR@{k}"] = first[:, last]
+        recall, precision = hits_so_far[:, last] / n_targets, hits_so_far[:, last] / k
+        result[f"Recall@{k}"] = recall
+        result[f"Precision@{k}"] = precision
+        result[f"F1@{k}"] = (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
+        result[f"MAP@{k}"] = precise[:, last] / n_targets.clamp(max=k)
+        result[f"MAR@{k}"] = recalled[:, last] / n_targets.clamp(max=k)
     return result
+
+
+def list_metrics(counts: Tensor, n_users: int, k: int) -> dict[str, float]:
+    """Metrics of all users' best k items together, by WarpRec's formulas but for Coverage.
+
+    ItemCoverage is the number of items in some list, Coverage its share of the catalogue, UserCoverage the number of
+    users, NumRetrieved the mean length of a list; Gini and ShannonEntropy (natural logarithm) say how evenly the items
+    are spread over the lists.
+
+    Args:
+        counts: int64 [n_items], in how many lists each item is.
+        n_users: lists.
+        k: cut-off.
+    """
+    n_items, listed = len(counts), counts[counts > 0].double().sort().values
+    shares, places = listed / listed.sum(), torch.arange(n_items - len(listed) + 1, n_items + 1)
+    gini = ((2 * places - n_items - 1) * listed).sum() / (n_users * k * max(1, n_items - 1))
+    entropy = -(shares * shares.log()).sum()
+    values = (len(listed) / n_items, len(listed), n_users, float(listed.sum() / n_users), float(gini), float(entropy))
+    return {f"{name}@{k}": float(value) for name, value in zip(LIST_METRICS, values, strict=True)}

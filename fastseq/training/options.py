@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fastseq.data.split import History
 from fastseq.errors import ConfigError
 
-from .metrics import parse_metric
+from .metrics import LIST_METRICS, MaskSeen, RankingProtocol, parse_metric
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -32,7 +33,7 @@ class TrainingOptions:
         min_delta: by how much the metric must rise to count as an improvement.
         grace_period: epochs whose validations do not count towards ``patience``.
         evaluation_batch_size: users ranked at a time.
-        filter_seen: whether validation leaves a user's history out of the ranking.
+        protocol, n_negatives, evaluation_seed, mask_seen, history: how validation ranks; ``evaluate`` explains each.
         per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
         checkpoint_every_seconds: time between checkpoints inside an epoch; 0: every step; None: only after epochs.
         max_seconds: stop after so many seconds of training steps; None: never.
@@ -54,7 +55,11 @@ class TrainingOptions:
     min_delta: float = 0.0
     grace_period: int = 0
     evaluation_batch_size: int = 256
-    filter_seen: bool = True
+    protocol: RankingProtocol = "full"
+    n_negatives: int = 99
+    evaluation_seed: int = 42
+    mask_seen: MaskSeen = "pair"
+    history: History = "all"
     per_target: bool = False
     checkpoint_every_seconds: float | None = 300.0
     max_seconds: float | None = None
@@ -65,14 +70,16 @@ class TrainingOptions:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
-        least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size"), 1)
-        least |= dict.fromkeys(("seed", "warmup_steps", "grace_period"), 0)
+        least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size", "n_negatives"), 1)
+        least |= dict.fromkeys(("seed", "warmup_steps", "grace_period", "evaluation_seed"), 0)
         for name, low in least.items():
             value = getattr(self, name)
             optional = name in ("epochs", "patience")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
+        for name, kind in (("protocol", RankingProtocol), ("mask_seen", MaskSeen), ("history", History)):
+            require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         schedules = ("constant", "linear", "cosine")
         require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
         require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a number > 0")
@@ -81,7 +88,9 @@ class TrainingOptions:
         require("checkpoint_every_seconds", interval is None or interval >= 0, "a number >= 0")
         require("min_delta", self.min_delta >= 0, "a number >= 0")
         if self.validation_metric is not None:
-            parse_metric(self.validation_metric)
+            name, _ = parse_metric(self.validation_metric)
+            full = self.protocol == "full" or name not in LIST_METRICS
+            require("validation_metric", full, "a mean over users: a sampled ranking has no lists of the catalogue")
         elif self.patience is not None:
             raise ConfigError(f"patience is {self.patience}, but validation_metric is None: nothing to wait for")
 

@@ -218,7 +218,7 @@ def test_recommend_reads_marked_files_and_names_their_lines(folder: Path, tmp_pa
 def test_data_that_changed_since_training_is_refused(folder: Path, tmp_path: Path) -> None:
     text = (folder / "data.csv").read_text()
     try:
-        (folder / "data.csv").write_text(text + "u0,another,9999\n")
+        (folder / "data.csv").write_text(text + "".join(f"another,i{item},{item}\n" for item in range(1, 5)))
         for command in (("evaluate", "runs/data/SASRec"), ("recommend", "runs/data/SASRec", "-u", "u3")):
             assert "the data has changed since this run was trained" in refusal(*command, folder=folder)
     finally:
@@ -237,20 +237,20 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
     assert here("train", config, folder=tmp_path)[0] == 0
     run = tmp_path / "runs/data/GRU4Rec"
     protocol = json.loads((run / "evaluation.json").read_text())["protocol"]
-    assert protocol["split"]["filters"] == [{"min_user": 3, "min_item": 1, "duplicates": "keep"}]
+    assert protocol["split"]["filters"] == [{"filter": "UserMin", "min_interactions": 3}]
     before = (run / "checkpoints/last.safetensors").stat().st_mtime_ns
     assert "--overwrite" in refusal("train", config, folder=tmp_path)
     assert (run / "checkpoints/last.safetensors").stat().st_mtime_ns == before
     code, out, err = here("train", config, "--overwrite", folder=tmp_path)
     assert code == 0, err
-    assert "sampled ranking" in out and "Coverage@10" in out and "–" in out and "popularity" in out
+    assert "sampled ranking" in out and "ItemCoverage@10" in out and "–" in out and "popularity" in out
     assert (run / "checkpoints/last.safetensors").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"splitter": {part: HOLDOUT for part in SPLITS}}, "splitter: test + validation is 1.2"),
+        ({"splitter": {"test_splitting": {**HOLDOUT, "ratio": 1.5}}}, "test_splitting.ratio"),
         ({"reader": {"local_path": "data.csv"}}, "reader.labels.user_id_label"),
         ({"reader": {"local_path": "none.csv"}}, "reader.local_path: none.csv does not exist"),
         ({"general": {"device": "gpu"}}, "general.device is 'gpu'"),
@@ -349,4 +349,4 @@ def test_mistakes_are_found_before_any_model_trains(tmp_path: Path) -> None:
     config = write_config(tmp_path, GRU4Rec=no_negatives)
     tree = yaml.safe_load(config.read_text()) | {"splitter": {part: {"k": 50} for part in SPLITS}}
     config.write_text(yaml.safe_dump(tree))
-    assert "leaves no test events" in refusal("train", config, folder=tmp_path)
+    assert "no user keeps 2 or more events after the split" in refusal("train", config, folder=tmp_path)

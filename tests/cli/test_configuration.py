@@ -92,6 +92,16 @@ def test_defaults_are_written_out_and_read_back() -> None:
     assert again.resolved(again.models[0], again.models[0].params) == text
 
 
+def test_a_date_survives_the_round_trip() -> None:
+    text = """
+splitter: {test_splitting: {strategy: timestamp_slicing, timestamp: 2005-01-01}}
+models: {SASRec: {}}
+"""
+    config = load_config(text)
+    again = load_config(config.resolved(config.models[0], SASREC))
+    assert again.splitter == config.splitter and config.splitter.test_splitting.timestamp == "2005-01-01"
+
+
 def test_no_validation_survives_the_round_trip() -> None:
     config = parse_config({"splitter": {"validation_splitting": None}, "models": {"SASRec": SASREC}})
     again = load_config(config.resolved(config.models[0], SASREC))
@@ -120,8 +130,13 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         (VALID | {"evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
         (VALID | {"evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),
         (VALID | {"evaluation": {"validation_metric": "nDCG"}}, "expected name@k"),
+        (VALID | {"filtering": {"UserMni": {}}}, "unknown filter 'UserMni', expected one of MinRating"),
+        (VALID | {"filtering": {"UserMin": {"min": 3}}}, "UserMin takes min_interactions, got min"),
+        (VALID | {"filtering": {"UserMax": {"max_interactions": 0}}}, "UserMax.max_interactions is 0, expected an int"),
         (VALID | {"splitter": {"test_splitting": {"ratio": 0.2}}}, "takes 'k', not 'ratio'"),
         (VALID | {"splitter": {"test_splitting": {"strategy": "temporal_holdout"}}}, "needs the key 'ratio'"),
+        (VALID | {"splitter": {"test_splitting": {"strategy": "random"}}}, "expected one of temporal_holdout"),
+        (VALID | {"splitter": {"validation_splitting": {"strategy": "k_fold_cross_validation"}}}, "folds train one"),
     ],
 )
 def test_errors_name_key_value_and_remedy(tree: dict[str, object], message: str) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fastseq.cli import experiment
-from fastseq.cli.configuration import Config, parse_config
-from fastseq.data.interactions import filter_interactions
-from fastseq.data.readers import read_interactions
-from fastseq.data.split import leave_k_out, ratio, temporal_holdout
+from fastseq.cli.configuration import Config, load_config, parse_config
+from fastseq.data.baselines import Popularity
+from fastseq.data.filters import apply_filter
+from fastseq.data.readers import from_sequences, read_interactions
+from fastseq.data.strategies import warprec_split
 from fastseq.errors import ConfigError, DataError
-from fastseq.training import TrainingOptions
+from fastseq.training import TrainingOptions, evaluate
 
 from .test_commands import MODELS, write_data
 
@@ -41,46 +42,70 @@ def splitter(strategy: str, key: str, test: float, validation: float | None = No
     return {f"{part}_splitting": None if x is None else {"strategy": strategy, key: x} for part, x in parts.items()}
 
 
+LAST = {"strategy": "temporal_leave_k_out", "k": 1, "seed": 42}
+SLICES = {"strategy": "timestamp_slicing", "timestamp": 1009, "seed": 42}
+
+
 @pytest.mark.parametrize(
-    ("section", "make"),
+    ("section", "test", "validation"),
     [
-        ({}, lambda d: leave_k_out(d, 1)),
-        ({"validation_splitting": None}, lambda d: leave_k_out(d, 1, validation=False)),
-        (splitter("temporal_leave_k_out", "k", 3, 3), lambda d: leave_k_out(d, 3)),
-        (splitter("temporal_holdout", "ratio", 0.2, 0.3), lambda d: ratio(d, 0.2, 0.3)),
-        (
-            splitter("timestamp_slicing", "timestamp", 1009, 1005),
-            lambda d: temporal_holdout(d, timestamp=1009, validation_timestamp=1005),
-        ),
-        (splitter("timestamp_slicing", "timestamp", 1009), lambda d: temporal_holdout(d, timestamp=1009)),
+        (None, LAST, LAST),
+        ({"test_splitting": {}}, LAST, None),
+        (splitter("temporal_leave_k_out", "k", 3), {**LAST, "k": 3}, None),
+        (splitter("timestamp_slicing", "timestamp", 1009, 1005), SLICES, {**SLICES, "timestamp": 1005}),
+        ({"test_splitting": SLICES, "validation_splitting": LAST}, SLICES, LAST),
     ],
 )
-def test_splits_are_those_of_the_functions(path: Path, section: dict[str, Any], make: Any) -> None:
+def test_splits_are_those_of_the_function(path: Path, section: Any, test: Any, validation: Any) -> None:
     data = read_interactions(path, **COLUMNS)
-    split, expected = experiment.split(config(path, splitter=section), data), make(data)
+    sections = {} if section is None else {"splitter": section}
+    split, expected = experiment.split(config(path, **sections), data), warprec_split(data, test, validation)
+    assert split.describe() == expected.describe() and split.n_train < data.n_events
     assert (split.train_stop == expected.train_stop).all() and (split.validation_stop == expected.validation_stop).all()
-    assert split.n_train < data.n_events
 
 
-def test_a_split_that_contradicts_itself_is_named(path: Path) -> None:
+def test_random_splits_keep_the_order_of_the_file(path: Path) -> None:
+    section = splitter("random_holdout", "ratio", 0.25, 0.25)
+    settings = config(path, splitter=section)
+    data = experiment.read(settings)
+    assert sorted(data.order) == list(range(data.n_events))
+    assert experiment.split(settings, data).part("test").n_targets > 0
+
+
+def test_a_split_that_leaves_nothing_is_named(path: Path) -> None:
     data = read_interactions(path, **COLUMNS)
-    slices = splitter("timestamp_slicing", "timestamp", 1003, 1005)
-    with pytest.raises(ConfigError, match=r"splitter: validation starts at 1005\.0, after the test part"):
-        experiment.split(config(path, splitter=slices), data)
     late = splitter("timestamp_slicing", "timestamp", 5000)
-    with pytest.raises(DataError, match="timestamps run from 1000 to 1011"):
+    with pytest.raises(ConfigError, match="leaves no test events"):
         experiment.split(config(path, splitter=late), data)
+    with pytest.raises(ConfigError, match="expected a number, an ISO 8601 date or 'best'"):
+        experiment.split(config(path, splitter={"test_splitting": {**SLICES, "timestamp": "tomorrow"}}), data)
 
 
-def test_filters_are_applied_in_order(path: Path) -> None:
-    data = read_interactions(path, **COLUMNS)
-    limits = {"ItemMin": {"min_interactions": 25}, "UserMin": {"min_interactions": 5}}
-    filtered = experiment.read(config(path, filtering=limits | {"IterativeKCore": {"min_interactions": 4}}))
-    expected = filter_interactions(data, min_user=5, min_item=1)
-    expected = filter_interactions(expected, min_user=1, min_item=25)
-    expected = filter_interactions(expected, min_user=4, min_item=4)
-    assert filtered.data_hash == expected.data_hash and filtered.filters == expected.filters
-    assert 0 < filtered.n_events <= data.n_events and len(filtered.filters) == 3
+def test_what_the_scores_do_not_show_is_said() -> None:
+    """User 0's target stands in its training part, user 1's item has no training event, user 2 is too short."""
+    data = from_sequences([[0, 1, 2, 0], [0, 1, 2, 9], [1], [2, 0, 1, 2]])
+    last = {"strategy": "temporal_leave_k_out", "k": 1}
+    for cold, word in (("drop", "1 test targets are left out"), ("keep", "1 of 3 test targets are items without")):
+        split = warprec_split(data, last, cold=cold)
+        lines = experiment.notes(evaluate(Popularity(split), split, coverage=False))
+        assert "1 users are too short" in lines[0] and word in lines[1]
+        assert "2 of" in lines[2] and "can never be ranked" in lines[2] and len(lines) == 3
+
+
+def test_filters_are_applied_in_the_written_order(path: Path) -> None:
+    limits = {"ItemMin": {"min_interactions": 25}, "usermin": {"min_interactions": 5}}
+    limits["UserTailN"] = {"num_interactions": 6}
+    hashes = set()
+    for names in (("ItemMin", "usermin", "UserTailN"), ("UserTailN", "usermin", "ItemMin")):
+        settings = config(path, filtering={name: limits[name] for name in names})
+        again = load_config(settings.resolved(settings.models[0], settings.models[0].params))
+        expected = read_interactions(path, **COLUMNS)
+        for name in names:
+            expected = apply_filter(expected, name, **limits[name])
+        filtered = experiment.read(again)
+        assert filtered.data_hash == expected.data_hash and filtered.filters == expected.filters
+        hashes.add(filtered.data_hash)
+    assert len(hashes) == 2
 
 
 def test_every_option_reaches_the_trainer(path: Path) -> None:
@@ -94,7 +119,12 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
         },
         "early_stopping": {"patience": 4, "min_delta": 0.01, "grace_period": 2},
     }
-    custom = config(path, model, evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"})
+    custom = config(
+        path,
+        model,
+        evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"}
+        | {"strategy": "sampled", "num_negatives": 7, "seed": 3, "history": "training"},
+    )
     assert experiment.options_of(custom, custom.models[0]) == TrainingOptions(
         seed=7,
         precision="bf16",
@@ -107,7 +137,11 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
         min_delta=0.01,
         grace_period=2,
         evaluation_batch_size=31,
-        filter_seen=False,
+        protocol="sampled",
+        n_negatives=7,
+        evaluation_seed=3,
+        mask_seen="none",
+        history="training",
     )
     assert custom.models[0].params.keys() == MODELS["GRU4Rec"].keys()
     plain = config(path, splitter={"validation_splitting": None})
@@ -158,7 +192,11 @@ def test_files_without_a_header(tmp_path: Path) -> None:
 
 def test_data_that_is_split_already(tmp_path: Path) -> None:
     """WarpRec's three files; what does not apply to them is refused by name."""
-    texts = {"train": "1\t10\t5\t1\n1\t11\t5\t2\n2\t20\t5\t1\n", "validation": "1\t12\t5\t3\n", "test": "1\t13\t5\t4\n"}
+    texts = {
+        "train": "1\t10\t5\t1\n1\t11\t5\t2\n2\t12\t5\t1\n2\t13\t5\t1\n",
+        "validation": "1\t12\t5\t3\n",
+        "test": "1\t13\t5\t4\n",
+    }
     for part, text in texts.items():
         (tmp_path / f"{part}.tsv").write_text("user_id\titem_id\trating\ttimestamp\n" + text)
     reader = {"loading_strategy": "split", "split": {"local_path": str(tmp_path)}}
@@ -166,7 +204,7 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     data = experiment.read(config)
     split = experiment.split(config, data)
     assert data.history(1) == [10, 11, 12, 13] and split.interactions.data_hash == data.data_hash
-    assert split.train_stop.tolist() == [2, 5] and split.validation_stop.tolist() == [3, 5]
+    assert split.train_stop.tolist() == [2, 6] and split.validation_stop.tolist() == [3, 6]
     assert config.dataset_name == tmp_path.name
     (tmp_path / "validation.tsv").unlink()
     assert not len(experiment.split(config, data).part("validation"))

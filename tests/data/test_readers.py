@@ -221,8 +221,11 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     assert untimed.interactions.history(1) == [11, 10, 14, 13] and untimed.interactions.timestamps is None
     assert untimed.train_stop.tolist() == untimed.validation_stop.tolist()
     write(tmp_path, "test.csv", header + "1,14,1\n")
-    with pytest.warns(UserWarning, match="1 times an event of a later part is older .*first: user 1"):
-        assert read_split(train, None, test).interactions.history(1) == [10, 11, 14]
+    with pytest.warns(
+        UserWarning, match="1 times an event of a later part is older .*first: user 1.*training part alone"
+    ):
+        late = read_split(train, None, test)
+    assert late.interactions.history(1) == [10, 11, 14] and not late.in_time
     with pytest.raises(DataError, match="test is a list, expected a file or a data frame"):
         read_split(train, None, [[1, 2]])
 

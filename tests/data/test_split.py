@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,8 @@ from fastseq import _C
 from fastseq.data import split as split_module
 from fastseq.data.interactions import Interactions, build_interactions, filter_interactions
 from fastseq.data.negatives import NegativeSampler
-from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio, temporal_holdout
+from fastseq.data.split import Split, global_temporal, leave_k_out, leave_one_out, ratio
+from fastseq.data.strategies import warprec_split
 from fastseq.errors import DataError
 
 LENGTHS = [1, 2, 3, 4, 10, 25]
@@ -71,13 +73,13 @@ def test_temporal(rows: list[tuple[int, int]], moment: int, earlier: int | None)
     first = moment if earlier is None else earlier
     if first > moment:
         with pytest.raises(ValueError, match="after the test part"):
-            temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+            global_temporal(data, timestamp=moment, validation_timestamp=earlier)
         return
     if min(times) >= first or max(times) < moment:
         with pytest.raises(DataError, match="leaves no test or no training events"):
-            temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+            global_temporal(data, timestamp=moment, validation_timestamp=earlier)
         return
-    split = temporal_holdout(data, timestamp=moment, validation_timestamp=earlier)
+    split = global_temporal(data, timestamp=moment, validation_timestamp=earlier)
     own = [data.timestamps[a:b] for a, b in zip(data.offsets, data.offsets[1:], strict=False)]
     assert sizes(split) == [
         (int((t < first).sum()), int(((t >= first) & (t < moment)).sum()), int((t >= moment).sum())) for t in own
@@ -89,13 +91,13 @@ def test_temporal(rows: list[tuple[int, int]], moment: int, earlier: int | None)
 
 def test_temporal_quantiles_and_datetimes() -> None:
     data = build_interactions([0] * 10 + [1] * 10, list(range(20)), list(range(20)))
-    split = temporal_holdout(data, quantile=0.8, validation_quantile=0.4)
+    split = global_temporal(data, quantile=0.8, validation_quantile=0.4)
     assert sizes(split) == [(8, 2, 0), (0, 6, 4)]
     assert split.part("validation").users.tolist() == [0]  # user 1 has no event before its validation targets
     assert split.part("test").users.tolist() == [1]
     days = build_interactions([0, 0, 0], [1, 2, 3], ["2020-01-01", "2020-01-02", "2020-01-03"])
     for moment in (datetime(2020, 1, 3), datetime(2020, 1, 3, tzinfo=UTC)):
-        assert sizes(temporal_holdout(days, timestamp=moment)) == [(2, 0, 1)]
+        assert sizes(global_temporal(days, timestamp=moment)) == [(2, 0, 1)]
 
 
 def test_seen_holds_training_items_only() -> None:
@@ -114,7 +116,7 @@ def test_seen_holds_training_items_only() -> None:
 def test_seen_of_any_tape(rows: list[tuple[int, int]], quantile: float) -> None:
     """Repeats, one user's last item being the next one's first, and users without training events."""
     data = build_interactions(*zip(*rows, strict=True), list(range(len(rows))))
-    split = temporal_holdout(data, quantile=quantile)
+    split = global_temporal(data, quantile=quantile)
     offsets, items = split.seen()
     for user, (start, stop) in enumerate(zip(data.offsets, split.train_stop, strict=False)):
         assert items[offsets[user] : offsets[user + 1]].tolist() == sorted(set(data.items[start:stop].tolist()))
@@ -132,6 +134,42 @@ def test_seen_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
+def test_warm_leaves_out_what_was_never_trained() -> None:
+    """User 0's validation event and user 1's test target are of items without a training event."""
+    data = build_interactions([0] * 4 + [1] * 4 + [2], [1, 2, 8, 1, 2, 1, 2, 9, 2])
+    split = leave_one_out(data)
+    counts = ("items_without_training", "validation_targets_without_training", "test_targets_without_training")
+    assert [split.describe()[name] for name in counts] == [2, 1, 1]
+    warm = split.warm()
+    assert warm.interactions.item_ids.values.tolist() == [1, 2] and warm.interactions.n_users == 3
+    assert sizes(warm) == [(2, 0, 1), (2, 1, 0), (1, 0, 0)]
+    assert [warm.describe()[name] for name in counts] == [0, 0, 0]
+    assert warm.describe()["dropped"] == {"validation": 1, "test": 1} and warm.warm() is warm
+    assert warm.part("test").users.tolist() == [0]
+
+
+def test_warprecs_strategies() -> None:
+    """Counted by hand; tests/warprec compares with WarpRec's own."""
+    data = of_lengths(LENGTHS)
+    holdout = {"strategy": "temporal_holdout", "ratio": 0.3}
+    assert sizes(warprec_split(data, holdout, {**holdout, "ratio": 0.5}, "keep")) == [
+        (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 2), (3, 4, 3), (8, 9, 8),
+    ]  # fmt: skip
+    last = {"strategy": "temporal_leave_k_out", "k": 2}
+    short = warprec_split(data, last, cold="keep")
+    assert sizes(short) == [(1, 0, 2), (2, 0, 2), (8, 0, 2), (23, 0, 2)] and short.dropped == {"short_users": 2}
+    with pytest.raises(DataError, match="keep_order=True"):
+        warprec_split(data, {"strategy": "random_holdout", "ratio": 0.5})
+    drawn = warprec_split(
+        replace(data, order=np.arange(data.n_events)), {"strategy": "random_leave_k_out", "k": 1}, cold="keep"
+    )
+    test = drawn.part("test")
+    assert (test.history_stop == drawn.train_stop[test.users]).all() and not drawn.in_time
+    assert drawn.interactions.timestamps is not None
+    for start, stop in zip(drawn.interactions.offsets, drawn.train_stop, strict=False):
+        assert (np.diff(drawn.interactions.timestamps[start:stop]) > 0).all()
+
+
 def test_describe_is_json() -> None:
     data = of_lengths(LENGTHS)
     described = json.loads(json.dumps(leave_k_out(data, 2).describe()))
@@ -144,7 +182,7 @@ def test_describe_is_json() -> None:
         {"min_user": 3, "min_item": 1, "duplicates": "keep"},
         {"min_user": 2, "min_item": 1, "duplicates": "last"},
     ]
-    assert json.loads(json.dumps(temporal_holdout(data, quantile=0.5).describe()))["parameters"]["quantile"] == 0.5
+    assert json.loads(json.dumps(global_temporal(data, quantile=0.5).describe()))["parameters"]["quantile"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -154,10 +192,16 @@ def test_describe_is_json() -> None:
         (lambda d: ratio(d, 1.0, 0.0), "test is 1.0"),
         (lambda d: ratio(d, 0.5, 0.5), "test [+] validation is 1.0"),
         (lambda d: ratio(d, 0.0, 0.0), "test [+] validation is 0.0"),
-        (lambda d: temporal_holdout(d), "needs timestamp"),
-        (lambda d: temporal_holdout(d, timestamp=1, quantile=0.5), "choose one"),
-        (lambda d: temporal_holdout(d, quantile=1.0), "quantile is 1.0"),
+        (lambda d: global_temporal(d), "needs timestamp"),
+        (lambda d: global_temporal(d, timestamp=1, quantile=0.5), "choose one"),
+        (lambda d: global_temporal(d, quantile=1.0), "quantile is 1.0"),
         (lambda d: leave_one_out(d).part("train"), "part is 'train'"),
+        (lambda d: leave_one_out(d).part("test", "none"), "history is 'none'"),
+        (lambda d: warprec_split(d, {"strategy": "folds"}), "test: strategy is 'folds', expected one of temporal_hold"),
+        (lambda d: warprec_split(d, {"strategy": "temporal_holdout", "k": 1}), "takes 'ratio', not 'k'"),
+        (lambda d: warprec_split(d, {"strategy": "temporal_holdout"}), "test: ratio is None"),
+        (lambda d: warprec_split(d, {"strategy": "random_leave_k_out", "k": 0}), "test: k is 0"),
+        (lambda d: warprec_split(d, {"strategy": "timestamp_slicing", "timestamp": "x"}), "timestamp is 'x'"),
         (lambda d: Split(d, d.offsets[1:], d.offsets[:-1]), "user 0: expected start <= train_stop"),
         (lambda d: Split(d, d.offsets, d.offsets), "train_stop is int64"),
     ],
@@ -169,4 +213,4 @@ def test_refused(make: Any, message: str) -> None:
 
 def test_temporal_needs_timestamps() -> None:
     with pytest.raises(DataError, match="needs timestamps"):
-        temporal_holdout(build_interactions([0, 0], [1, 2]), quantile=0.5)
+        global_temporal(build_interactions([0, 0], [1, 2]), quantile=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 
 from fastseq.data.baselines import Popularity
+from fastseq.data.readers import from_sequences
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio
 from fastseq.errors import CheckpointError, ConfigError, DataError
 from fastseq.training.evaluation import Scorer, evaluate
-from fastseq.training.metrics import parse_metric, worst_order
+from fastseq.training.loop import Trainer
+from fastseq.training.metrics import LIST_METRICS, parse_metric, worst_order
+from fastseq.training.options import TrainingOptions
 from tests.data.baselines import Markov
 
 from .tiny import make_interactions, make_model, make_split
@@ -39,18 +43,19 @@ class Table:
         return self.table[users]
 
 
-def by_hand(score: Scorer, split: Split, part: Any, filter_seen: bool) -> dict[str, float]:
+def by_hand(score: Scorer, split: Split, part: Any, mask_seen: str, events: Any = "all") -> dict[str, float]:
     """Metrics by sorting each user's candidates, ties against the targets."""
-    tape, eval_part = split.interactions.items, split.part(part)
+    tape, eval_part = split.interactions.items, split.part(part, events)
     sums: dict[str, float] = {}
-    covered: dict[int, set[int]] = {k: set() for k in KS}
+    lists: dict[int, Counter[int]] = {k: Counter() for k in KS}
     for row in range(len(eval_part)):
         user = int(eval_part.users[row])
         history = tape[eval_part.history_start[row] : eval_part.history_stop[row]]
         targets = set(tape[eval_part.target_start[row] : eval_part.target_stop[row]].tolist())
         offsets = torch.tensor([0, len(history)], dtype=torch.int32)
         scores = score.score(torch.tensor([user]), torch.from_numpy(history), offsets)[0].tolist()
-        hidden = set(history.tolist()) - targets if filter_seen else set()
+        trained = tape[eval_part.history_start[row] : split.train_stop[user]]
+        hidden = {"pair": set(trained.tolist()), "history": set(history.tolist()), "none": set()}[mask_seen]
         candidates = [item for item in range(len(scores)) if item not in hidden]
         ranked = sorted(candidates, key=lambda item: (-scores[item], item in targets))
         relevance = [item in targets for item in ranked]
@@ -63,27 +68,42 @@ def by_hand(score: Scorer, split: Split, part: Any, filter_seen: bool) -> dict[s
                 "MRR": 1 / hits[0] if hits else 0.0,
                 "Recall": len(hits) / len(targets),
                 "Precision": len(hits) / k,
+                "F1": 2 * len(hits) / (k + len(targets)),
+                "MAP": sum(n / r for n, r in enumerate(hits, start=1)) / min(k, len(targets)),
+                "MAR": sum(n / len(targets) for n in range(1, len(hits) + 1)) / min(k, len(targets)),
             }
             for name, value in values.items():
                 sums[f"{name}@{k}"] = sums.get(f"{name}@{k}", 0.0) + value
-            covered[k] |= set(ranked[:k])
+            lists[k].update(ranked[:k])
     result = {name: value / len(eval_part) for name, value in sums.items()}
-    return result | {f"Coverage@{k}": len(items) / split.interactions.n_items for k, items in covered.items()}
+    n = split.interactions.n_items
+    for k, counts in lists.items():
+        total, spread = counts.total(), sorted([0] * (n - len(counts)) + list(counts.values()))
+        result |= {
+            f"Coverage@{k}": len(counts) / n,
+            f"ItemCoverage@{k}": len(counts),
+            f"UserCoverage@{k}": len(eval_part),
+            f"NumRetrieved@{k}": total / len(eval_part),
+            f"Gini@{k}": sum((2 * j - n - 1) * x for j, x in enumerate(spread, 1)) / (n - 1) / (k * len(eval_part)),
+            f"ShannonEntropy@{k}": -sum(x / total * math.log(x / total) for x in counts.values()),
+        }
+    return result
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 @pytest.mark.parametrize("how", SPLITS)
 @pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "distinct"])
-@pytest.mark.parametrize("filter_seen", [True, False])
-def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, filter_seen: bool) -> None:
+@pytest.mark.parametrize("mask_seen", ["pair", "history", "none"])
+@pytest.mark.parametrize("history", ["all", "training"])
+def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, mask_seen: Any, history: Any) -> None:
     split = SPLITS[how](make_interactions())
     data = split.interactions
     scorer = Table(torch.randint(0, levels, (data.n_users, data.n_items)).float())
-    evaluation = evaluate(scorer, split, part, ks=KS, filter_seen=filter_seen, batch_size=7)
-    expected = by_hand(scorer, split, part, filter_seen)
+    evaluation = evaluate(scorer, split, part, ks=KS, mask_seen=mask_seen, history=history, batch_size=7)
+    expected = by_hand(scorer, split, part, mask_seen, history)
     assert evaluation.metrics.keys() == expected.keys()
     for name, value in expected.items():
-        if levels > 3 or not name.startswith("Coverage"):  # which of the tied items are in a list is free
+        if levels > 3 or name.split("@")[0] not in LIST_METRICS:  # which of the tied items are in a list is free
             assert evaluation[name] == pytest.approx(value, abs=1e-12), name
     assert evaluation["NDCG@20"] > 0
 
@@ -91,8 +111,8 @@ def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, filter_s
 def test_equal_scores_for_everything_are_worth_nothing() -> None:
     split = make_split()
     data = split.interactions
-    evaluation = evaluate(Table(torch.zeros(data.n_users, data.n_items)), split, ks=(1, 3), filter_seen=False)
-    assert {name: value for name, value in evaluation.metrics.items() if value and "Coverage" not in name} == {}
+    evaluation = evaluate(Table(torch.zeros(data.n_users, data.n_items)), split, ks=(1, 3), mask_seen="none")
+    assert {name: value for name, value in evaluation.metrics.items() if value and name[:-2] not in LIST_METRICS} == {}
 
 
 def test_ties_put_targets_last() -> None:
@@ -124,9 +144,9 @@ def test_a_models_ranking_equals_that_of_its_scores(how: str, tied: bool) -> Non
 
     evaluation = evaluate(model, split, ks=KS, batch_size=5)
     assert model.training
-    expected = by_hand(Rows(), split, "test", True)
+    expected = by_hand(Rows(), split, "test", "pair")
     for name, value in expected.items():
-        if not (tied and name.startswith("Coverage")):
+        if not (tied and name.split("@")[0] in LIST_METRICS):
             assert evaluation[name] == pytest.approx(value, abs=1e-12), name
 
 
@@ -135,9 +155,49 @@ def test_sampling_every_unseen_item_is_full_ranking(how: str) -> None:
     split = SPLITS[how](make_interactions())
     data = split.interactions
     scorer = Table(torch.randint(0, 9, (data.n_users, data.n_items)).float())
-    full = evaluate(scorer, split, ks=KS, coverage=False)
-    sampled = evaluate(scorer, split, ks=KS, protocol="sampled", n_negatives=data.n_items)
+    full = evaluate(scorer, split, ks=KS, mask_seen="history", coverage=False)
+    sampled = evaluate(scorer, split, ks=KS, mask_seen="history", protocol="sampled", n_negatives=data.n_items)
     assert sampled.metrics == pytest.approx(full.metrics, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["full", "sampled"])
+def test_the_candidates_do_not_depend_on_the_target(protocol: Any) -> None:
+    """A target that stands in the training part is left out like every other item there, and counted."""
+    data = from_sequences([[0, 1, 2, 0, 3, 1], [0, 1, 2, 4, 3, 5]])
+    split, best_first = leave_one_out(data), Table(-torch.arange(6.0).repeat(2, 1))
+    full = evaluate(best_first, split, ks=(1, 6), protocol=protocol, n_negatives=6, coverage=False)
+    assert (full.protocol["repeated_targets"], full.protocol["masked_targets"]) == (1, int(protocol == "full"))
+    # WarpRec's sampled candidates hold every target, so there user 0's stands first, before 4 and 5.
+    assert full["HR@1"] == {"full": 0.0, "sampled": 0.5}[protocol]
+    assert full["MRR@6"] == {"full": 1 / 2 / 2, "sampled": (1 + 1 / 2) / 2}[protocol]
+    strict = evaluate(best_first, split, ks=(6,), mask_seen="history", protocol=protocol, n_negatives=6)
+    assert (strict.protocol["masked_targets"], strict["MRR@6"]) == (1, 1.0 / 2)
+    nothing = evaluate(best_first, split, ks=(6,), mask_seen="none")
+    assert nothing["MRR@6"] == (1 / 2 + 1 / 6) / 2
+
+
+def test_items_without_training_are_pointed_out() -> None:
+    """Items 3, 4 and 5 occur as targets alone; a model that likes them best fills its lists with them."""
+    split = leave_one_out(from_sequences([[0, 1, 2, 4], [1, 2, 3, 5], [0, 2, 3, 1]]))
+    scorer = Table(torch.arange(6.0).repeat(3, 1))
+    with pytest.warns(UserWarning, match=r"100% of all best 2 are items without a training event.*splitter\.cold"):
+        protocol = evaluate(scorer, split, ks=(2,)).protocol
+    assert protocol["untrained_share"] == 1.0 and protocol["split"]["test_targets_without_training"] == 2
+    with pytest.warns(UserWarning, match=r"3 of 6 items have no training event.*Split\.warm"):
+        Trainer(make_model(split), split, TrainingOptions(validation_metric=None))
+    warm = evaluate(Popularity(split.warm()), split.warm(), ks=(2,)).protocol
+    assert (warm["untrained_share"], warm["users"], warm["split"]["dropped"]) == (0.0, 1, {"validation": 2, "test": 2})
+
+
+def test_cut_offs_and_negatives_end_with_the_catalogue() -> None:
+    split = make_split()
+    scorer = Table(torch.randn(split.interactions.n_users, split.interactions.n_items))
+    with pytest.warns(UserWarning, match="ks is 3000000, cut to the 30 items"):
+        huge = evaluate(scorer, split, ks=(3_000_000,))
+    exact = evaluate(scorer, split, ks=(30,))
+    assert huge["NDCG@3000000"] == exact["NDCG@30"] and huge["Recall@3000000"] == exact["Recall@30"]
+    with pytest.warns(UserWarning, match="n_negatives is 3000000000, cut to the 30 items"):
+        evaluate(scorer, split, protocol="sampled", n_negatives=3_000_000_000)
 
 
 def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
@@ -164,7 +224,8 @@ def test_sampled_negatives_are_unseen_uniform_and_reproducible() -> None:
         for seed in range(repeats):
             evaluate(scorer, split, protocol="sampled", n_negatives=5, seed=seed)
     for row, user in enumerate(eval_part.users.tolist()):
-        taken = data.items[data.offsets[user] : data.offsets[user + 1]]
+        target = data.items[data.offsets[user + 1] - 1]
+        taken = np.append(data.items[data.offsets[user] : split.train_stop[user]], target)
         unseen = np.setdiff1d(np.arange(data.n_items), taken)
         assert counts[user, taken].sum() == 0, "a seen item or the target was drawn"
         if len(unseen) > 5:
@@ -194,7 +255,7 @@ def test_the_protocol_is_complete_and_json() -> None:
     assert tree["metrics"] == evaluation.metrics
     protocol = tree["protocol"]
     assert protocol["split"]["data_hash"] == split.interactions.data_hash
-    assert (protocol["part"], protocol["ks"], protocol["filter_seen"]) == ("validation", [5, 10], True)
+    assert (protocol["part"], protocol["ks"], protocol["mask_seen"]) == ("validation", [5, 10], "pair")
     assert "pessimistic" in protocol["ties"] and "whole catalogue" in protocol["candidates"]
     assert protocol["versions"].keys() == {"fastseq", "torch", "python"}
     sampled = evaluate(Popularity(split), split, protocol="sampled", n_negatives=7, seed=5).protocol

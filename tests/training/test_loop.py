@@ -20,6 +20,7 @@ from fastseq.errors import CheckpointError, ConfigError, DataError, TrainingErro
 from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import Evaluation, evaluate
 from fastseq.training.loop import Progress, Trainer
+from fastseq.training.metrics import METRICS
 from fastseq.training.options import TrainingOptions, learning_rate_factor
 from fastseq.training.run import RunFolder
 
@@ -156,6 +157,14 @@ def test_grace_period_and_validate_every(split: Split) -> None:
     assert epochs(patience=2, grace_period=4) == [1, 2, 3, 4, 5, 6]
 
 
+def test_validation_ranks_as_the_options_say(split: Split) -> None:
+    how: dict[str, Any] = {"protocol": "sampled", "n_negatives": 5, "mask_seen": "history", "history": "training"}
+    model, result = train(split, TrainingOptions(epochs=1, evaluation_seed=3, **how))
+    want = evaluate(model, split, "validation", seed=3, **how).metrics
+    assert result.history[0]["validation"] == want == result.history[-1]["validation"]
+    assert want != evaluate(model, split, "validation").metrics
+
+
 def test_files_and_progress(split: Split, tmp_path: Path) -> None:
     calls: list[Progress] = []
     options = TrainingOptions(epochs=3, progress_every_seconds=0.0, validation_metric="hitrate@5")
@@ -165,7 +174,7 @@ def test_files_and_progress(split: Split, tmp_path: Path) -> None:
     lines = run.read_metrics()
     assert lines == result.history and [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[-1]["step"] == trainer.total_steps
-    assert lines[-1]["validation"].keys() == {f"{m}@5" for m in ("HR", "NDCG", "MRR", "Recall", "Precision")}
+    assert lines[-1]["validation"].keys() == {f"{m}@5" for m in METRICS}
     for file in (run.last_path, run.best_path, run.ids_path):
         assert file.stat().st_size > 0
     assert run.curve_path.read_bytes().startswith(b"\x89PNG")
