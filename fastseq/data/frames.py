@@ -36,12 +36,16 @@ def as_frame(table: Any, columns: list[Any]) -> Any:
         return table
     pl = import_polars("reading Arrow tables")
     lazy = type(table).__name__ == "LazyFrame"
-    present = table.collect_schema().names() if lazy else table.schema.names
-    missing = any(name not in present for name in columns)
-    table = table.select(present if missing else columns)
-    if lazy:
-        return (table.head(0) if missing else table).collect()
-    return pl.from_arrow(table)
+    try:
+        present = table.collect_schema().names() if lazy else table.schema.names
+        if (odd := next((name for name in columns if present.count(name) != 1), None)) is not None:
+            if odd in present:
+                raise DataError(f"column {odd!r} occurs {present.count(odd)} times")
+            return pl.DataFrame(schema=present)
+        table = table.select(columns)
+        return table.collect() if lazy else pl.from_arrow(table)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"polars cannot collect the LazyFrame ({str(error).splitlines()[0][:200]})") from None
 
 
 def index_names(frame: Any) -> list[Any]:

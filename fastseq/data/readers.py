@@ -70,7 +70,7 @@ def read_interactions(
         user, item: the columns that hold the ids; where there is no header their numbers, from 0.
         timestamp: the column of times, or None where the order of the source is the order in time.
         separator: between the fields of "csv" and "tsv", one or more characters; None: a tab for "tsv", for "csv"
-            whichever of ``, tab ; |`` (without a header also ``::``) gives the columns.
+            whichever of ``, tab ; |`` (without a header also ``::`` and a space) gives the columns.
         columns: names of the columns of a "csv" or "tsv" file that has no header.
         header: False for a "csv" or "tsv" file without a header, whose columns have numbers.
         id_types: "int" or "str" for "user" and "item", in place of what the ids look like: ``007`` is 7 as "int", and
@@ -303,7 +303,7 @@ def _read_file(path: Path, layout: _Layout) -> Columns:
             return _from_text(file, None, names, [0, 1], 1, path, layout)
         line, first = 1, ""
         if numbered:
-            _, first = _header(io.BytesIO(start))
+            _, first = _header(io.BytesIO(start.decode("utf-8-sig", "replace").encode()))
         elif layout.columns is None:
             line, first = _header(file)
         separator = layout.separator or ("\t" if format in ("tsv", "inter") else _separator(first, layout))
@@ -398,7 +398,7 @@ def _split(header: str, separator: str) -> list[str]:
 
 def _separator(first: str, layout: _Layout) -> str:
     """The separator whose columns include user and item; a comma where none does."""
-    for candidate in ("::", "\t", ",", ";", "|") if not layout.header else (",", "\t", ";", "|"):
+    for candidate in ("::", "\t", ",", ";", "|", " ") if not layout.header else (",", "\t", ";", "|"):
         fields = _split(first, candidate)
         if {layout.user, layout.item} <= set(fields) if layout.header else len(fields) > 1:
             return candidate
@@ -419,6 +419,11 @@ def _position(present: list[Any], name: str | int, role: str) -> int:
     )
     if isinstance(name, int):
         remedy += "; column numbers are for files without a header: header=False (reader.header: false)"
+    elif present and all(re.fullmatch(r"[0-9.: -]+", text) for text in texts):
+        remedy = (
+            f"the first line looks like data: pass header=False and the columns' numbers, {role}=0 or another (in a "
+        )
+        remedy += "configuration: reader.header: false)"
     raise DataError(f"no column {name!r}{hint} (columns: {', '.join(map(repr, present[:20]))}): {remedy}")
 
 

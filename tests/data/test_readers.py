@@ -146,6 +146,10 @@ def test_columns_have_numbers_without_a_header(tmp_path: Path) -> None:
             read_interactions(path, **{**numbers, **arguments})
     with pytest.raises(DataError, match="line 1, column '1': the id is missing"):
         read_interactions(write(tmp_path, "a.csv", "1,,3\n"), **numbers)
+    latin = write(tmp_path, "a.dat", b"7::caf\xe9::30::5\n7::x::20::6\n")
+    assert read_interactions(latin, user=0, item=2, timestamp=3, header=False).history(7) == [30, 20]
+    with pytest.raises(DataError, match="the first line looks like data: pass header=False"):
+        read_interactions(write(tmp_path, "a.csv", body))
     frame = pd.DataFrame(ROWS)
     assert same(read_interactions(frame, user=0, item=1, timestamp=2), WANT)
     with pytest.raises(DataError, match="no column 'user_id'"):
@@ -189,6 +193,8 @@ def test_lazy_frames_and_arrow_tables() -> None:
         assert same(read_interactions(source), WANT)
         with pytest.raises(DataError, match="no column 'user'; the nearest is 'user_id'"):
             read_interactions(source, user="user")
+    with pytest.raises(DataError, match="polars cannot collect the LazyFrame"):
+        read_interactions(frame.lazy().with_columns(pl.col("rating").cast(pl.String).cast(pl.Date).alias("timestamp")))
 
 
 def test_declared_types_of_ids(tmp_path: Path) -> None:
