@@ -36,25 +36,66 @@ class Section(BaseModel):
 class Labels(Section):
     """Column names."""
 
-    user_id_label: str = "user_id"
-    item_id_label: str = "item_id"
-    timestamp_label: str | None = "timestamp"
-    rating_label: str | None = "rating"
+    user_id_label: str | int = "user_id"
+    item_id_label: str | int = "item_id"
+    timestamp_label: str | int | None = "timestamp"
+    rating_label: str | int | None = "rating"
+
+
+class DataTypes(Section):
+    """Types of columns; ids are integers of 64 bits or strings, and times are read as they are written."""
+
+    user_id_type: Literal["int16", "int32", "int64", "str"] | None = None
+    item_id_type: Literal["int16", "int32", "int64", "str"] | None = None
+    rating_type: str | None = None
+    timestamp_type: str | None = None
+
+
+class SplitReading(Section):
+    """Where train, validation and test are, each a file of that name with the extension."""
+
+    local_path: Path
+    file_format: Literal["tabular", "parquet"] = "tabular"
+    ext: str | None = None
+    sep: str = "\t"
+    header: bool = True
+
+    @property
+    def extension(self) -> str:
+        """WarpRec's default is by the format."""
+        if self.file_format == "parquet":
+            return ".parquet" if self.ext in (None, ".tsv") else str(self.ext)
+        return ".tsv" if self.ext is None else self.ext
+
+    def file(self, part: str) -> Path:
+        """The file of a part."""
+        return self.local_path / f"{part}{self.extension}"
 
 
 class Reader(Section):
     """Where the interactions come from. Without a path: the embedded demo data set."""
 
     local_path: Path | None = None
-    file_format: Literal["auto", "tabular", "csv", "tsv", "parquet", "inter", "pairs", "sequences"] = "auto"
+    file_format: Literal[
+        "auto", "tabular", "csv", "tsv", "parquet", "inter", "pairs", "sequences", "user_sequences"
+    ] = "auto"
     sep: str | None = None
     labels: Labels = Field(default_factory=Labels)
     # Accepted because WarpRec requires them; each has one value that applies here.
-    loading_strategy: Literal["dataset"] = "dataset"
+    loading_strategy: Literal["dataset", "split"] = "dataset"
+    split: SplitReading | None = None
+    dtypes: DataTypes = Field(default_factory=DataTypes)
+    header: bool = True
     data_type: Literal["transaction"] = "transaction"
     reading_method: Literal["local"] = "local"
-    header: Literal[True] = True
     rating_type: Literal["implicit", "explicit"] = "implicit"
+
+    @model_validator(mode="after")
+    def complete(self) -> Reader:
+        """The strategy split needs its files."""
+        if self.loading_strategy == "split" and self.split is None:
+            raise ValueError("loading_strategy: split needs the key split.local_path, the folder of the three files")
+        return self
 
 
 class Splitting(Section):
@@ -260,7 +301,9 @@ class Config(Section):
     @property
     def dataset_name(self) -> str:
         """The configured name, or that of the file."""
-        path = self.reader.local_path
+        given, path = self.reader.split, self.reader.local_path
+        if given is not None and self.reader.loading_strategy == "split":
+            path = given.local_path
         return self.writer.dataset_name or (path.stem if path else "demo")
 
     def run_path(self, model: str) -> Path:

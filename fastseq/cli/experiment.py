@@ -17,7 +17,7 @@ from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
 from ..data.filters import RATED, apply_filter
 from ..data.interactions import Interactions
-from ..data.readers import read_interactions
+from ..data.readers import read_interactions, read_split
 from ..data.split import Split
 from ..data.strategies import warprec_split
 from ..data.synthetic import make_demo
@@ -27,7 +27,7 @@ from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
 from ..training.distributed import Ranks
-from .configuration import Config, ModelConfig, load_config
+from .configuration import Config, ModelConfig, Reader, load_config
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ def read(config: Config) -> Interactions:
     Raises:
         DataError: naming file, line and column.
     """
-    reader, labels = config.reader, config.reader.labels
+    reader = config.reader
+    if reader.loading_strategy == "split":
+        if config.filtering:
+            raise ConfigError("filtering does not apply to reader.loading_strategy: split; filter before you split")
+        return _given_split(config).interactions
     strategies = [config.splitter.test_splitting, config.splitter.validation_splitting]
     random = any(each is not None and each.strategy.startswith("random") for each in strategies)
     if reader.local_path is None:
@@ -59,24 +63,64 @@ def read(config: Config) -> Interactions:
     else:
         tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
-        if not reader.local_path.is_file():
-            what = "is a folder, expected a file" if reader.local_path.is_dir() else "does not exist"
+        if not reader.local_path.exists():
             raise ConfigError(
-                f"reader.local_path: {reader.local_path} {what} (a relative path counts from {Path.cwd()})"
+                f"reader.local_path: {reader.local_path} does not exist (a relative path counts from {Path.cwd()})"
             )
         data = read_interactions(
             reader.local_path,
             format=kind,
-            user=labels.user_id_label,
-            item=labels.item_id_label,
-            timestamp=labels.timestamp_label,
             separator=reader.sep if kind in (None, "csv", "tsv") else None,
-            rating=labels.rating_label if set(RATED) & config.filtering.keys() else None,
             keep_order=random,
+            **_columns(reader, reader.header, bool(set(RATED) & config.filtering.keys())),
         )
     for name, parameters in config.filtering.items():
         data = apply_filter(data, name, **(parameters or {}))
     return data
+
+
+def _columns(reader: Reader, header: bool, rated: bool = False) -> dict[str, Any]:
+    """The columns as ``read_interactions`` takes them; without a header as WarpRec orders them, or by number."""
+    labels, types = reader.labels, reader.dtypes
+    names = {"user": labels.user_id_label, "item": labels.item_id_label, "timestamp": labels.timestamp_label}
+    names["rating"] = labels.rating_label if rated else None
+    if not header:
+        order = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
+        names = {role: order[role] if isinstance(name, str) else name for role, name in names.items()}
+    declared = {"user": types.user_id_type, "item": types.item_id_type}
+    id_types = {role: "str" if kind == "str" else "int" for role, kind in declared.items() if kind is not None}
+    return {**names, "header": header, "id_types": id_types}
+
+
+def _given_split(config: Config) -> Split:
+    """The three files of ``reader.split``; validation may be absent."""
+    reader, given = config.reader, config.reader.split
+    assert given is not None  # the configuration has seen to it
+    if not given.file("validation").exists() and (given.local_path / "1").is_dir():
+        raise ConfigError(
+            f"reader.split.local_path: {given.local_path} holds folds and no validation{given.extension}: WarpRec's "
+            "pipelines train one model a fold, fastseq train does not"
+        )
+    for part in ("train", "test"):
+        if not given.file(part).exists():
+            raise ConfigError(
+                f"reader.split.local_path: {given.file(part)} does not exist (a relative path counts from {Path.cwd()})"
+            )
+    tabular = given.file_format == "tabular"
+    validation = given.file("validation") if given.file("validation").exists() else None
+    parts = read_split(
+        given.file("train"),
+        validation,
+        given.file("test"),
+        format=("tsv" if given.sep == "\t" else "csv") if tabular else "parquet",
+        separator=given.sep if tabular else None,
+        **_columns(reader, given.header or not tabular),
+    )
+    if config.splitter.cold == "drop":
+        parts = parts.warm()
+    if not len(parts.part("test")):
+        raise ConfigError(f"reader.split.local_path: no user of {given.file('test')} has training events")
+    return parts
 
 
 def split(config: Config, data: Interactions) -> Split:
@@ -86,6 +130,8 @@ def split(config: Config, data: Interactions) -> Split:
         ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
+    if config.reader.loading_strategy == "split":
+        return _given_split(config)
     splitter = config.splitter
     test, validation = splitter.test_splitting, splitter.validation_splitting
     try:
@@ -143,7 +189,8 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
         mask_seen=evaluation.mask,
         history=evaluation.history,
     )
-    if config.splitter.validation_splitting is None and stopping is None:
+    given = config.reader.loading_strategy == "split"
+    if not given and config.splitter.validation_splitting is None and stopping is None:
         options = dataclasses.replace(options, validation_metric=None)
     if stopping is not None:
         options = dataclasses.replace(

@@ -194,7 +194,7 @@ def read_config(path: Path, data: Path | None) -> Config:
     if data is not None:
         reader["local_path"] = str(data)
         # Another file than the one that the configuration describes: its name says what it is.
-        for key in ("file_format", "sep", "labels"):
+        for key in ("file_format", "sep", "labels", "header", "dtypes", "loading_strategy", "split"):
             reader.pop(key, None)
     return parse_config({"reader": reader, "filtering": tree.get("filtering"), "models": models}, origin)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,9 @@ RawId: TypeAlias = int | str
 Int64Array: TypeAlias = NDArray[np.int64]
 
 INT64 = np.iinfo(np.int64)
+MISSING = ("", "NaN", "nan", "null", "NULL", "None")  # texts that are no id
+BLANKS = " \t\r"  # around an id they do not count
+INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # as Python prints it
 
 
 class IdMap:
@@ -86,8 +90,33 @@ class IdMap:
             indices = self._encode_integers(self._values, values)
         if unknown == "raise" and len(indices) and indices.min() < 0:
             missing = values[int(np.argmax(indices < 0))]
-            raise DataError(f"unknown id {_plain(missing)!r}: not among the {len(self)} known {self.kind} ids")
+            raise DataError(
+                "unknown id "
+                + (
+                    self.of_other_type(missing)
+                    or f"{_plain(missing)!r}: not among the {len(self)} known {self.kind} ids"
+                )
+            )
         return indices
+
+    def of_other_type(self, value: Any) -> str | None:
+        """What to say of an id that is unknown for its type alone: converted without loss, it is in the map."""
+        other: RawId | None
+        if isinstance(value, str):
+            was, text = "a string", value.strip(BLANKS)
+            number = int(text) if INTEGER.fullmatch(text) else None
+            other, how = (text, "id.strip()") if self.kind == "str" else (number, "int(id)")
+        elif is_int64(value) or (
+            isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) <= 2**53
+        ):
+            was, text = ("an integer", "str(id)") if is_int64(value) else ("a float", "str(int(id))")
+            other, how = (str(int(value)), text) if self.kind == "str" else (int(value), "int(id)")
+        else:
+            return None
+        if other is None or self.encode([other], unknown="-1")[0] < 0:
+            return None
+        kind = "an integer" if self.kind == "int" else "a string"
+        return f"{_plain(value)!r} is {was}, and the known id is {other!r}, {kind}: convert ids with {how}"
 
     @staticmethod
     def _encode_integers(known: Int64Array, values: Sequence[Any] | NDArray[Any]) -> Int64Array:
@@ -185,6 +214,20 @@ class IdMap:
         return cls.from_sorted(texts)
 
 
+def stripped(values: Iterable[Any], name: str) -> list[Any]:
+    """Raw ids with the blanks around strings dropped; DataError naming row and column of a missing one."""
+    result = [value.strip(BLANKS) if isinstance(value, str) else value for value in values]
+    for row, value in enumerate(result):
+        if isinstance(value, str) and value in MISSING:
+            raise DataError(f"row {row + 1}, column {name!r}: {missing_id(value)}")
+    return result
+
+
+def missing_id(text: str) -> str:
+    """What to say of a text that is no id."""
+    return f"the id is missing ({text!r}); drop the row or name the id"
+
+
 def factorise(values: Sequence[RawId] | NDArray[Any], name: str) -> tuple[IdMap, NDArray[np.int32]]:
     """The map of a column's ids, and the index of each row's id, int32 [rows].
 
@@ -239,15 +282,32 @@ def id_kind(values: Sequence[Any], name: str) -> Literal["int", "str"]:
                 raise DataError(f"{where}: {value} does not fit a 64-bit signed integer; pass the ids as strings")
             first, this = ("strings", "an integer") if want is str else ("integers", "a string")
             raise DataError(f"{where}: {_plain(value)!r} is {this}, the ids before it are {first}; make them one type")
-        if value is None or value != value:
+        if is_missing(value):
             raise DataError(f"{where}: the id is missing ({value!r}); drop the row or name the id")
-        raise DataError(f"{where}: {value!r} ({type(value).__name__}) is neither a string nor an integer")
+        raise DataError(
+            f"{where}: {brief(value)} ({type(value).__name__}) is neither a string nor an integer"
+            + ("; give each id a row (frame.explode)" if isinstance(value, list | tuple | np.ndarray) else "")
+        )
     return "str" if want is str else "int"
 
 
 def is_int64(value: Any) -> bool:
     """Whether ``value`` is an integer (a bool is none) that fits int64."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and INT64.min <= int(value) <= INT64.max
+
+
+def is_missing(value: Any) -> bool:
+    """Whether this is None, NaN, NaT or pandas' NA."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):  # NA has no truth value, nor has an array
+        return type(value).__name__ == "NAType"
+
+
+def brief(value: object) -> str:
+    """One line of a value for messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _is_unicode(value: str) -> bool:

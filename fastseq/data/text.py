@@ -8,6 +8,7 @@ at a time (a quote inside of a field beside quoted fields, spaces before a quote
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import IO, Any, TypeAlias
@@ -18,17 +19,16 @@ from numpy.typing import NDArray
 from fastseq.errors import DataError
 
 from .frames import import_polars
-from .ids import IdMap, factorise
+from .ids import BLANKS, MISSING, IdMap, factorise
+from .times import EXACT, doubt, rounded
 
 BLOCK = 8 << 20  # bytes per read
 LONGEST_RECORD = 1 << 28
 BATCH = 1 << 13  # bytes that Python splits at a time; what follows is tried with polars again
-BLANKS = " \t\r"
 BLANK_LINE = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 REPLACEMENT = "\ufffd"  # what lossy decoding makes of bytes that are not UTF-8
 WORD = re.compile(rb"[^ \t\r\n]+")
 UNUSED = b"\x1f"  # stands for a separator of several bytes: polars takes one
-MISSING = ("", "NaN", "nan", "null", "NULL", "None")
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 NOT_ZERO = r"^[^eE]*[1-9]"
 DATETIME = (
@@ -41,17 +41,18 @@ Problem: TypeAlias = tuple[int, str]  # row and what is wrong with its field
 
 
 def read_text(
-    file: IO[bytes], separator: str | None, names: list[str], columns: list[int], line: int
+    file: IO[bytes], separator: str | None, names: list[str], columns: list[int], line: int, source: str = ""
 ) -> tuple[tuple[IdMap, NDArray[np.int32]], tuple[IdMap, NDArray[np.int32]], NDArray[Any] | None]:
     """The rest of a file as columns.
 
     Args:
         file: at the start of line ``line``.
         separator: between fields, of any length; None: runs of spaces and tabs, and then nothing is quoted.
-        names: the file's columns. Every record has as many fields. Empty: every line holds the items of one user,
-            whose id is the line's number.
+        names: the file's columns. Every record has as many fields. Of words alone: empty where every line holds the
+            items of one user, whose id is the line's number; ``["user"]`` where that id stands in front of them.
         columns: positions in ``names`` of user, item and, if it is read, timestamp.
         line: number of the next line, from 1.
+        source: what warnings have in front of the line, such as the name of the file.
 
     Returns:
         ``(user ids, codes)``, ``(item ids, codes)`` and times: codes int32 [events]; times int64 or float64 [events],
@@ -61,7 +62,7 @@ def read_text(
         DataError: naming line and column.
         ImportError: if polars is not installed.
     """
-    reader = _TextReader(separator, names, columns, line)
+    reader = _TextReader(separator, names, columns, line, source)
     rest = b""
     while block := file.read(BLOCK):
         rest += block
@@ -127,14 +128,18 @@ class _TextReader:
         line: number of the first line not read yet.
     """
 
-    def __init__(self, separator: str | None, names: list[str], columns: list[int], line: int) -> None:
+    def __init__(
+        self, separator: str | None, names: list[str], columns: list[int], line: int, source: str = ""
+    ) -> None:
         self.pl = import_polars("reading a text file")
         self.line = line
         self.separator = (separator or "").encode()  # empty: words
         self.names, self.columns = names, columns
+        self.of_one_user = separator is None and len(names) < 2
         self.splitter = _Splitter(separator)
         self.users, self.items = _Ids("user"), _Ids("item")
         self.times = _Times() if len(columns) == 3 else None
+        self.source = source
         self._orderly = None
         if len(self.separator) == 1 and self.separator != b"\r":
             between = re.escape(self.separator)
@@ -230,9 +235,12 @@ class _TextReader:
         lines = pl.Series([text.decode()]).str.split("\n").explode()
         frame = pl.DataFrame({"words": lines.str.extract_all(r"[^ \t\r]+")}).with_row_index("line", self.line)
         frame = frame.filter(pl.col("words").list.len() > 0)
-        if not self.names:
+        if self.of_one_user:
+            if self.names:
+                user, items = pl.col("words").list.first(), pl.col("words").list.slice(1)
+                frame = frame.filter(pl.col("words").list.len() > 1).select("line", user=user, words=items)
             frame = frame.explode("words")
-            return [frame["line"].cast(pl.String), frame["words"]], frame["line"].__getitem__
+            return [frame["user" if self.names else "line"].cast(pl.String), frame["words"]], frame["line"].__getitem__
         if (frame["words"].list.len() != len(self.names)).any():
             return None
         return [frame["words"].list.get(column) for column in self.columns], frame["line"].__getitem__
@@ -262,9 +270,13 @@ class _TextReader:
     def _decoded(self, line: int, fields: list[bytes]) -> list[tuple[int, list[str]]]:
         """The rows of a record: its line, and user, item and time as text."""
         width = len(self.names)
-        if width and fields and len(fields) != width:
+        if self.of_one_user:
+            user, items = (fields[0], fields[1:]) if width and fields else (b"%d" % line, fields)
+            rows = [[user, item] for item in items]
+        elif fields and len(fields) != width:
             raise DataError(f"line {line}: {len(fields)} field{'s' * (len(fields) != 1)}, expected {width}")
-        rows = [[fields[c] for c in self.columns]] if width and fields else [[b"%d" % line, item] for item in fields]
+        else:
+            rows = [[fields[c] for c in self.columns]] if fields else []
         try:
             return [(line, [field.decode() for field in row]) for row in rows]
         except UnicodeDecodeError as error:
@@ -272,7 +284,7 @@ class _TextReader:
             raise DataError(f"line {line}{self._label(column)}: {_shown(error.object)} is not UTF-8 text") from None
 
     def _label(self, column: int) -> str:
-        return f", column {self.names[self.columns[column]]!r}" if self.names else ""
+        return "" if self.of_one_user else f", column {self.names[self.columns[column]]!r}"
 
     def _keep(self, columns: list[Any], line_of: Callable[[int], int]) -> None:
         """Adds columns of text to what is read; ``line_of`` gives the line of a row."""
@@ -286,6 +298,10 @@ class _TextReader:
         if problems:
             row, column, what = min(problems)
             raise DataError(f"line {line_of(row)}{self._label(column)}: {what}")
+        if self.times and self.times.doubt:
+            row, what = self.times.doubt
+            self.times.doubt = None
+            warnings.warn(f"{self.source}line {line_of(row)}{self._label(2)}: {what}", stacklevel=2)
 
 
 class _Ids:
@@ -346,19 +362,24 @@ class _Times:
     def __init__(self) -> None:
         self.parts: list[NDArray[Any]] = []
         self.datetimes: bool | None = None  # None before the first
+        self.fractions = self.wide = False  # whether there were floats, and integers that a float cannot hold
+        self.unit: int | None = None
+        self.doubt: Problem | None = None  # of the rows added last; a column has one at most
+        self.doubted = False
 
     def add(self, texts: Any, pl: Any) -> Problem | None:
         """Adds a series of texts; or adds nothing and returns the first that is no time, or of the other kind."""
         if not self.datetimes and (numbers := _integers(texts, pl)) is not None:
-            self.parts.append(numbers.to_numpy())
             self.datetimes = False
-            return None
+            return self._add_numbers(numbers, texts, pl)
         texts = texts.str.strip_chars(BLANKS).fill_null("")
         numbers = _numbers(texts, pl)
         if self.datetimes is None:
             self.datetimes = numbers[0] is None and _microseconds(texts[:1], pl)[0] is not None
         values = _microseconds(texts, pl) if self.datetimes else numbers
         if values.null_count() == 0:
+            if not self.datetimes:
+                return self._add_numbers(values, texts, pl)
             self.parts.append(values.to_numpy())
             return None
         row = int(values.is_null().arg_max())
@@ -370,6 +391,21 @@ class _Times:
         if _microseconds(texts[row : row + 1], pl)[0] is not None:
             return row, f"{_shown(text)} is a datetime, the timestamps before it are numbers"
         return row, f"{_shown(text)} is not a timestamp (an integer, a float, or YYYY-MM-DD[ HH:MM[:SS]])"
+
+    def _add_numbers(self, numbers: Any, texts: Any, pl: Any) -> Problem | None:
+        integers = numbers if numbers.dtype == pl.Int64 else texts.cast(pl.Int64, strict=False)
+        fractions, wide = integers.is_null(), ((integers > EXACT) | (integers < -EXACT)).fill_null(False)
+        rows = [0 if before else mask.arg_max() for before, mask in ((self.fractions, fractions), (self.wide, wide))]
+        self.fractions, self.wide = self.fractions or fractions.any(), self.wide or wide.any()
+        if self.fractions and self.wide:
+            row = max(rows)
+            return row, rounded(_shown(texts[row]))
+        times = numbers.to_numpy()
+        self.unit, problem = doubt(times, self.unit)
+        if problem is not None and not self.doubted:
+            self.doubt, self.doubted = problem, True
+        self.parts.append(times)
+        return None
 
     def finish(self) -> NDArray[Any]:
         """The times [rows]."""

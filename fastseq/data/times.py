@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
@@ -11,9 +12,13 @@ from numpy.typing import NDArray
 
 from fastseq.errors import DataError
 
-from .ids import is_int64
+from .ids import is_int64, is_missing
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EXACT = 2**53  # up to here every integer is a float
+UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+# From 1979 to 2128, in each unit: stretches of numbers that do not meet.
+UNIT_BOUNDS = np.array([bound * 1000.0**unit for unit in range(4) for bound in (3e8, 5e9)])
 
 
 def as_times(values: Sequence[Any] | NDArray[Any], name: str = "timestamp") -> NDArray[Any]:
@@ -32,7 +37,57 @@ def as_times(values: Sequence[Any] | NDArray[Any], name: str = "timestamp") -> N
     listed = list(values)
     datetimes = bool(listed) and isinstance(listed[0], date | str | np.datetime64)
     numbers = [_number(value, datetimes, row, name) for row, value in enumerate(listed)]
-    return np.array(numbers, np.int64 if all(isinstance(number, int) for number in numbers) else np.float64)
+    fractions = np.flatnonzero([isinstance(number, float) for number in numbers])
+    wide = np.flatnonzero([isinstance(number, int) and abs(number) > EXACT for number in numbers])
+    if len(fractions) and len(wide):
+        row = int(max(fractions[0], wide[0]))
+        raise DataError(f"row {row + 1}, column {name!r}: {rounded(numbers[row])}")
+    return _checked(np.array(numbers, np.float64 if len(fractions) else np.int64), name, datetimes)
+
+
+def rounded(value: object) -> str:
+    """What to say of the time with which a column has both floats and integers that no float can hold."""
+    return (
+        f"with {value} the column has floats and integers beyond 2^53, which as floats would lose their order; "
+        "write all times as integers"
+    )
+
+
+def doubt(times: NDArray[Any], unit: int | None = None) -> tuple[int | None, tuple[int, str] | None]:
+    """Whether the order of numbers may not be that in time: two units in one column, or floats beyond 2^53.
+
+    Args:
+        times: int64 or float64 [n].
+        unit: index in ``UNITS`` of what earlier times of the column are in, if that is known.
+
+    Returns:
+        The unit, and row and words of the first doubtful time, or None.
+    """
+    if not len(times):
+        return unit, None
+    ends = np.searchsorted(UNIT_BOUNDS, (times.min(), times.max()))
+    places = np.searchsorted(UNIT_BOUNDS, times if ends[0] != ends[1] else times[:1])  # odd: inside of a unit
+    units, inside = places // 2, places % 2 == 1
+    if inside.any():
+        unit = int(units[np.argmax(inside)]) if unit is None else unit
+        others = inside & (units != unit)
+        # Numbers between two units say that this is another scale, such as nanoseconds since a start.
+        between = ~inside & (places > 2 * units[inside].min()) & (places <= 2 * units[inside].max())
+        if others.any() and not between.any():
+            row = int(np.argmax(others))
+            return unit, (
+                row,
+                f"{times[row]} looks like {UNITS[units[row]]} since 1970, the times before it like {UNITS[unit]}: the "
+                "order in time is wrong unless all are in one unit; convert the column first",
+            )
+    if times.dtype == np.float64 and (beyond := np.abs(times) > EXACT).any():
+        row = int(np.argmax(beyond))
+        return unit, (
+            row,
+            f"{times[row]} is a float beyond 2^53: times closer than its last digit lose their order; write or cast "
+            "the column as integers",
+        )
+    return unit, None
 
 
 def microseconds(moment: date) -> int:
@@ -52,14 +107,22 @@ def _from_array(values: NDArray[Any], name: str) -> NDArray[Any]:
     if kind == "M":
         return values.astype("datetime64[us]").astype(np.int64)
     if kind == "f" or (values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max):
-        return np.ascontiguousarray(values, np.float64)
-    return np.ascontiguousarray(values, np.int64)
+        return _checked(np.ascontiguousarray(values, np.float64), name)
+    return _checked(np.ascontiguousarray(values, np.int64), name)
+
+
+def _checked(times: NDArray[Any], name: str, datetimes: bool = False) -> NDArray[Any]:
+    """The same times, with a warning where their order may not be that in time."""
+    _, problem = (None, None) if datetimes else doubt(times)
+    if problem is not None:
+        warnings.warn(f"row {problem[0] + 1}, column {name!r}: {problem[1]}", stacklevel=2)
+    return times
 
 
 def _number(value: Any, datetimes: bool, row: int, name: str) -> int | float:
     """One timestamp as a number; ``datetimes``: what the column's first one is."""
     where = f"row {row + 1}, column {name!r}"
-    if value is None or value != value or value == "":
+    if is_missing(value) or (isinstance(value, str) and not value):
         raise DataError(f"{where}: {_missing(value)}")
     number: int | float | None = None
     if datetimes and isinstance(value, str):

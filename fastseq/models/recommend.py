@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from ..data.ids import IdMap, RawId
+from ..data import frames
+from ..data.ids import IdMap, RawId, brief
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Recommendation(NamedTuple):
 @overload
 def recommend(
     model: SequentialRecommender,
-    histories: Sequence[list[Any] | tuple[Any, ...] | NDArray[Any]],
+    histories: Sequence[list[Any] | tuple[Any, ...] | NDArray[Any]] | Iterator[Any],
     k: int = 10,
     *,
     users: Sequence[RawId | None] | None = None,
@@ -55,6 +57,17 @@ def recommend(
     unknown_items: UnknownItem = "error",
     unknown_users: UnknownUser = "error",
 ) -> list[Recommendation]: ...
+@overload
+def recommend(
+    model: SequentialRecommender,
+    histories: Mapping[Any, Any],
+    k: int = 10,
+    *,
+    users: Sequence[RawId | None] | None = None,
+    filter_seen: bool = True,
+    unknown_items: UnknownItem = "error",
+    unknown_users: UnknownUser = "error",
+) -> dict[Any, Recommendation]: ...
 @overload
 def recommend(
     model: SequentialRecommender,
@@ -80,17 +93,20 @@ def recommend(
 
     Args:
         model: computes in eval mode and without gradients here; its mode is restored.
-        histories: a list of histories, each a list of item ids, oldest first; or one such history. An empty history is
-            fine; of one longer than max_seq_len the last max_seq_len events are read.
+        histories: a list of histories, each a list of item ids, oldest first; or one such history. Arrays, tensors,
+            Series and generators count as lists. A mapping, or a pandas Series of histories with an index of its own,
+            is from user to history. An empty history is fine; of one longer than max_seq_len the last max_seq_len
+            events are read.
         k: how many items, at least 1.
-        users: raw user ids, one for each history (one id for one history), for a model that needs users. None: an
-            unknown user.
+        users: raw user ids, one for each history (one id for one history), for a model that needs users. None: the
+            keys of a mapping; without keys, an unknown user.
         filter_seen: recommend no item of the whole history.
-        unknown_items: for an item the model does not know: "error", or "skip" the event.
+        unknown_items: for an item the model does not know: "error", or "skip" the event, with a warning where that
+            leaves a history empty. An item that is unknown for its type alone ("7" for 7) is always an error.
         unknown_users: for such a user: "error", or score with the "mean" user vector.
 
     Returns:
-        A list of ``Recommendation`` (items, scores), or one for one history.
+        A list of ``Recommendation`` (items, scores); one for one history; for a mapping a dict with its keys.
 
     Raises:
         ValueError: naming the history and the id that is unknown, or the argument that is wrong.
@@ -103,16 +119,34 @@ def recommend(
     ):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-    single = _is_one_history(histories)
+    keys, listed = _histories(histories)
+    single = keys is None and len(listed) > 0 and isinstance(listed[0], str | int | float | np.number)
     if single:
-        histories, users = [histories], None if users is None else [users]
-    rows = _user_indices(model, users, len(histories), unknown_users) if model.needs_user else None
+        listed, users = [listed], None if users is None else [users]
+    elif users is None:
+        users = keys
+    elif (users := frames.as_list(users)) is None:
+        raise DataError("users must be a list, with one raw user id for each history")
+    rows = _user_indices(model, users, len(listed), unknown_users) if model.needs_user else None
+    items = IdMap.from_sorted(np.arange(model.n_items)) if model.catalogue is None else model.catalogue.items
     result: list[Recommendation] = []
+    emptied: list[str] = []
     with evaluating(model):
-        for first in range(0, len(histories), HISTORIES_PER_PASS):
+        for first in range(0, len(listed), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
-            seen = [_item_indices(model, h, first + i, unknown_items) for i, h in enumerate(histories[part])]
+            seen = []
+            for number, history in enumerate(listed[part], first):
+                label = f"history {number if keys is None else brief(keys[number])}"
+                seen.append(_item_indices(items, history, label, unknown_items, emptied))
             result += _one_pass(model, seen, None if rows is None else rows[part], k, filter_seen)
+    if emptied:
+        warnings.warn(
+            f"unknown_items='skip' left {len(emptied)} of {len(listed)} histories without an event ({emptied[0]}): "
+            "they get what an empty history gets",
+            stacklevel=2,
+        )
+    if keys is not None:
+        return dict(zip(keys, result, strict=True))
     return result[0] if single else result
 
 
@@ -130,11 +164,23 @@ def evaluating(model: SequentialRecommender) -> Iterator[None]:
             model.train()
 
 
-def _is_one_history(histories: Any) -> bool:
-    """Whether this is one list of ids rather than a list of histories."""
-    if isinstance(histories, Tensor | np.ndarray):
-        return histories.ndim == 1
-    return len(histories) > 0 and isinstance(histories[0], str | int | np.integer)
+def _histories(histories: Any) -> tuple[list[Any] | None, list[Any]]:
+    """Keys where there are some, and a list: of histories, or without keys also the ids of one history."""
+    if (keyed := frames.keyed(histories)) is not None:
+        pairs = list(keyed)
+        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        if not isinstance(histories, Mapping) and values and frames.as_list(values[0]) is None:
+            return None, values  # a Series of ids: one history
+        if len(set(keys)) < len(keys):
+            raise DataError("histories has a key twice: pass a list of histories and users=[…]")
+        return keys, values
+    listed = None if frames.is_frame(histories) else frames.as_list(histories)
+    if listed is None:
+        raise DataError(
+            f"histories is a {type(histories).__name__}, expected a list of item ids, a list of such lists, or a "
+            "mapping from user to list (a data frame: read_interactions(frame).history(user))"
+        )
+    return None, listed
 
 
 def _one_pass(
@@ -172,29 +218,26 @@ def _raw_items(model: SequentialRecommender, indices: NDArray[np.int64]) -> list
     return [flat[row * width : (row + 1) * width] for row in range(indices.shape[0])]
 
 
-def _lookup(ids: IdMap | None, raw: Sequence[Any], size: int) -> NDArray[np.int64]:
-    """Indices of raw ids, −1 where unknown. Without a map an id is its own index."""
-    if ids is not None:
-        return ids.encode(raw, unknown="-1")
-    known = [isinstance(r, int | np.integer) and not isinstance(r, bool) and 0 <= r < size for r in raw]
-    return np.fromiter((int(r) if ok else -1 for r, ok in zip(raw, known, strict=True)), np.int64, len(raw))
-
-
-def _item_indices(model: SequentialRecommender, history: Any, number: int, unknown: UnknownItem) -> NDArray[np.int64]:
-    if isinstance(history, str | bytes) or not hasattr(history, "__len__"):
-        raise DataError(f"history {number} is {history!r}, expected a list of item ids")
-    history = history.tolist() if isinstance(history, Tensor) else history
-    indices = _lookup(None if model.catalogue is None else model.catalogue.items, history, model.n_items)
-    missing = indices < 0
-    if not missing.any():
-        return indices
-    if unknown == "error":
-        event = int(np.argmax(missing))
-        raise DataError(
-            f"history {number}, event {event}: item {history[event]!r} is not in the catalogue of {model.n_items} "
-            "items; pass unknown_items='skip' (--skip-unknown) to leave such events out"
-        )
-    return indices[~missing]
+def _item_indices(
+    items: IdMap, history: Any, label: str, unknown: UnknownItem, emptied: list[str]
+) -> NDArray[np.int64]:
+    """Indices of the known items of a history; ``emptied`` gets the label of one in which none is known."""
+    if (raw := frames.as_list(history)) is None:
+        raise DataError(f"{label} is {brief(history)}, expected a list of item ids, oldest first")
+    indices = items.encode(raw, unknown="-1")
+    missing = np.flatnonzero(indices < 0)
+    for event in missing.tolist():
+        if (hint := items.of_other_type(raw[event])) is not None:
+            raise DataError(f"{label}, event {event}: item {hint}")
+        if unknown == "error":
+            kind = "integers" if items.kind == "int" else "strings"
+            raise DataError(
+                f"{label}, event {event}: item {brief(raw[event])} is not in the catalogue of {len(items)} items, "
+                f"whose ids are {kind}; pass unknown_items='skip' (--skip-unknown) to leave such events out"
+            )
+    if len(missing) and len(missing) == len(indices):
+        emptied.append(label)
+    return np.delete(indices, missing)
 
 
 def _user_indices(
@@ -210,7 +253,12 @@ def _user_indices(
         return torch.full((count,), -1, dtype=torch.int64)
     if len(users) != count:
         raise ValueError(f"users has {len(users)} entries for {count} histories")
-    indices = _lookup(None if model.catalogue is None else model.catalogue.users, users, model.n_users)
+    names = None if model.catalogue is None else model.catalogue.users
+    names = IdMap.from_sorted(np.arange(model.n_users)) if names is None else names
+    indices = names.encode(users, unknown="-1")
+    for row in np.flatnonzero(indices < 0).tolist():
+        if (hint := names.of_other_type(users[row])) is not None:
+            raise DataError(f"history {row}: user {hint}")
     if unknown == "error" and (indices < 0).any():
         row = int(np.argmax(indices < 0))
         if users[row] is None:

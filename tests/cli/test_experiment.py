@@ -15,7 +15,7 @@ from fastseq.data.baselines import Popularity
 from fastseq.data.filters import apply_filter
 from fastseq.data.readers import from_sequences, read_interactions
 from fastseq.data.strategies import warprec_split
-from fastseq.errors import ConfigError
+from fastseq.errors import ConfigError, DataError
 from fastseq.training import TrainingOptions, evaluate
 
 from .test_commands import MODELS, write_data
@@ -167,3 +167,54 @@ def test_devices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert experiment._device(auto, auto.models[0]) == torch.device("cuda", 3)
     assert experiment._device(own, own.models[0]) == torch.device("cpu")
+
+
+def read_as(reader: dict[str, Any]) -> Config:
+    return parse_config({"reader": reader, "models": {"GRU4Rec": MODELS["GRU4Rec"]}})
+
+
+def test_files_without_a_header(tmp_path: Path) -> None:
+    """As WarpRec orders the columns, or by number: MovieLens' u.data and ratings.dat as they are."""
+    rows = [(7, 20, 5, 3), (7, 10, 4, 1), (9, 10, 1, 2)]
+    for name, separator in (("u.data", "\t"), ("ratings.dat", "::")):
+        (tmp_path / name).write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+        data = experiment.read(read_as({"local_path": str(tmp_path / name), "header": False}))
+        assert data.history(7) == [10, 20] and data.item_ids.kind == "int"
+    reader: dict[str, Any] = {"local_path": str(tmp_path / "u.data"), "header": False}
+    labels = {"user_id_label": 1, "item_id_label": 0, "timestamp_label": None}
+    data = experiment.read(read_as({**reader, "labels": labels, "dtypes": {"item_id_type": "str"}}))
+    assert data.history(10) == ["7", "9"]
+    with pytest.raises(DataError, match="timestamp is column 4, and the first line has columns 0 to 3"):
+        experiment.read(read_as({**reader, "labels": {"timestamp_label": 4}}))
+    with pytest.raises(ConfigError, match=r"reader\.dtypes\.item_id_type"):
+        read_as({**reader, "dtypes": {"item_id_type": "float32"}})
+
+
+def test_data_that_is_split_already(tmp_path: Path) -> None:
+    """WarpRec's three files; what does not apply to them is refused by name."""
+    texts = {
+        "train": "1\t10\t5\t1\n1\t11\t5\t2\n2\t12\t5\t1\n2\t13\t5\t1\n",
+        "validation": "1\t12\t5\t3\n",
+        "test": "1\t13\t5\t4\n",
+    }
+    for part, text in texts.items():
+        (tmp_path / f"{part}.tsv").write_text("user_id\titem_id\trating\ttimestamp\n" + text)
+    reader = {"loading_strategy": "split", "split": {"local_path": str(tmp_path)}}
+    config = read_as(reader)
+    data = experiment.read(config)
+    split = experiment.split(config, data)
+    assert data.history(1) == [10, 11, 12, 13] and split.interactions.data_hash == data.data_hash
+    assert split.train_stop.tolist() == [2, 6] and split.validation_stop.tolist() == [3, 6]
+    assert config.dataset_name == tmp_path.name
+    (tmp_path / "validation.tsv").unlink()
+    assert not len(experiment.split(config, data).part("validation"))
+    (tmp_path / "1").mkdir()
+    with pytest.raises(ConfigError, match="holds folds and no validation"):
+        experiment.read(config)
+    with pytest.raises(ConfigError, match=r"test\.parquet does not exist|train\.parquet does not exist"):
+        experiment.read(read_as({**reader, "split": {"local_path": str(tmp_path / "2"), "file_format": "parquet"}}))
+    with pytest.raises(ConfigError, match=r"split needs the key split\.local_path"):
+        read_as({"loading_strategy": "split"})
+    filtered = parse_config({"reader": reader, "filtering": {"UserMin": {"min_interactions": 2}}, "models": MODELS})
+    with pytest.raises(ConfigError, match="filtering does not apply"):
+        experiment.read(filtered)

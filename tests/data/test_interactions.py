@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from datetime import UTC, date, datetime
 from typing import Any
@@ -117,6 +118,34 @@ def test_times_of_every_kind() -> None:
     assert as_times([datetime(1970, 1, 1, 12, tzinfo=UTC)]).tolist() == [half]
     assert as_times(["1970-01-02", "1970-01-01T14:00:00+02:00"]).tolist() == [DAY, half]
     assert as_times(np.array(["1970-01-02", "1969-12-31"], "M8[D]")).tolist() == [DAY, -DAY]
+
+
+NS = 1_717_171_717_171_717_171
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([1_717_171_717, 1_717_171_717_000, 0], "row 2, column 't': 1717171717000 looks like milliseconds .* seconds"),
+        ([0.5, NS / 1000, 1_717_171_717.5], "row 3, column 't': 1717171717.5 looks like seconds .* microseconds"),
+        ([float(NS), 2.0], "row 1, column 't': .* is a float beyond 2\\^53"),
+        ([400_000_000, 400_000_000_000, 6_000_000_000], None),  # a clock of nanoseconds since its start
+        ([1, 2**40], None),
+        ([1_717_171_717, 5], None),
+        ([date(2024, 1, 1), date(1970, 1, 1)], None),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_times_whose_order_is_doubtful(times: list[Any], message: str | None, kind: Any) -> None:
+    values = kind(times) if not isinstance(times[0], date) else times
+    with contextlib.nullcontext() if message is None else pytest.warns(UserWarning, match=message):
+        as_times(values, "t")
+
+
+def test_floats_among_integers_that_no_float_holds() -> None:
+    for times in ([NS, 1.5], [1.5, NS]):
+        with pytest.raises(DataError, match=r"row 2, column 't': with .* floats and integers beyond 2\^53"):
+            as_times(times, "t")
 
 
 @settings(deadline=None)

@@ -85,6 +85,9 @@ def test_an_unknown_user_is_refused_or_takes_the_mean_vector() -> None:
     scores = (expected @ plain.item_embedding.weight[:-1].T)[0]
     scores[items] = -torch.inf
     assert best.items == scores.topk(3).indices.tolist()
+    assert model.recommend({2: history}, 3) == {2: model.recommend([history], 3, users=[2])[0]}
+    with pytest.raises(DataError, match=r"user '2' is a string, and the known id is 2, an integer"):
+        model.recommend([history], 3, users=["2"], unknown_users="mean")
     with pytest.raises(ValueError, match="users has id 7"):
         model.predict(torch.tensor([7]), items[None], torch.tensor([5]))
 

@@ -95,8 +95,57 @@ def test_without_a_catalogue_indices_are_the_ids(model: SequentialRecommender) -
 def test_unknown_items_are_an_error_or_skipped(model: SequentialRecommender) -> None:
     with pytest.raises(ValueError, match="history 1, event 2: item 'new' is not in the catalogue"):
         model.recommend([ITEMS[:1], [ITEMS[0], ITEMS[1], "new"]])
-    skipped = model.recommend([["new", ITEMS[4], "newer"], ["new"]], k=3, unknown_items="skip")
+    skipped = model.recommend([["new", ITEMS[4], "newer"]], k=3, unknown_items="skip")
+    assert skipped == model.recommend([[ITEMS[4]]], k=3)
+    with pytest.warns(UserWarning, match=r"left 1 of 2 histories without an event \(history 1\)"):
+        skipped = model.recommend([[ITEMS[4]], ["new"]], k=3, unknown_items="skip")
     assert skipped == model.recommend([[ITEMS[4]], []], k=3)
+
+
+@pytest.mark.parametrize("unknown", ["error", "skip"])
+@pytest.mark.parametrize(
+    ("known", "item", "message"),
+    [
+        (range(1000, 1030), "1001", r"'1001' is a string, and the known id is 1001, an integer: .*int\(id\)"),
+        (range(1000, 1030), 1001.0, r"1001.0 is a float, and the known id is 1001, an integer: .*int\(id\)"),
+        (
+            [str(number) for number in range(1000, 1030)],
+            1001,
+            r"1001 is an integer, and the known id is '1001', a string: .*str\(id\)",
+        ),
+        (ITEMS, " item-01", r"' item-01' is a string, and the known id is 'item-01', a string: .*id.strip\(\)"),
+        (None, "7", r"'7' is a string, and the known id is 7, an integer"),
+    ],
+)
+def test_an_item_unknown_for_its_type_alone(
+    model: SequentialRecommender, known: Any, item: Any, message: str, unknown: Any
+) -> None:
+    model.catalogue = None if known is None else Catalogue(items=IdMap(list(known)))
+    first = 3 if known is None else model.catalogue.items.values[3]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=f"history 0, event 1: item {message}"):
+        model.recommend([[first, item]], unknown_items=unknown)
+
+
+def test_histories_in_any_collection(model: SequentialRecommender) -> None:
+    """What has keys keeps them; everything else is a list."""
+    want = model.recommend(HISTORIES[:2], k=3)
+    by_user = dict(zip(["u", "w"], HISTORIES[:2], strict=True))
+    assert model.recommend(by_user, k=3) == dict(zip(["u", "w"], want, strict=True))
+    assert model.recommend((iter(history) for history in HISTORIES[:2]), k=3) == want
+    assert model.recommend(iter(HISTORIES[0]), k=3) == want[0]  # type: ignore[call-overload]
+    assert model.recommend({}) == {}
+    for refused in ("item-01", 5, None, set(HISTORIES[0]), {"u": "item-01"}, {"u": 5}):
+        with pytest.raises(ValueError, match="expected a list of item ids"):
+            model.recommend(refused)
+    pandas = pytest.importorskip("pandas")
+    assert model.recommend(pandas.Series(by_user), k=3) == dict(zip(["u", "w"], want, strict=True))
+    assert model.recommend(pandas.Series(HISTORIES[:2]), k=3) == want
+    assert model.recommend(pandas.Series(HISTORIES[0], index=[5, 6, 7]), k=3) == want[0]
+    assert model.recommend([pandas.Series(HISTORIES[0], index=[5, 6, 7])], k=3) == want[:1]
+    with pytest.raises(ValueError, match="histories is a DataFrame"):
+        model.recommend(pandas.DataFrame({"item_id": HISTORIES[0]}))
+    with pytest.raises(ValueError, match="history 'w', event 0: item 'new'"):
+        model.recommend({"u": [], "w": ["new"]})
 
 
 @pytest.mark.parametrize(
