@@ -255,14 +255,12 @@ class Config(Section):
         return self.writer.local_experiment_path / self.dataset_name / model
 
     def resolved(self, model: ModelConfig, params: dict[str, Any]) -> str:
-        """YAML that trains this one model again, every default written out."""
-        tree = self.model_dump(mode="json", exclude={"models"}, exclude_none=True)
+        """YAML that trains this one model again, every value written out: a null may differ from its default."""
+        tree = self.model_dump(mode="json", exclude={"models"})
         entry: dict[str, Any] = dict(params)
-        entry["optimization"] = model.optimization.model_dump(mode="json", exclude_none=True)
+        entry["optimization"] = model.optimization.model_dump(mode="json")
         if model.early_stopping is not None:
             entry["early_stopping"] = model.early_stopping.model_dump(mode="json")
-        if self.splitter.validation_splitting is None:
-            tree["splitter"]["validation_splitting"] = None
         tree["models"] = {model.name: entry}
         return yaml.safe_dump(tree, sort_keys=False)
 

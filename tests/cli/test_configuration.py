@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from fastseq.cli.configuration import Config, load_config, parse_config
+from fastseq.cli.configuration import Config, EarlyStopping, Optimization, Section, load_config, parse_config
 from fastseq.errors import ConfigError
+from fastseq.models import MODELS
 from tests.conftest import Outside
+from tests.models.small import small_params
 
 # The three YAML blocks of the text that fastseq was asked for with, verbatim.
 REFERENCE_BLOCKS = (
@@ -92,10 +98,92 @@ def test_defaults_are_written_out_and_read_back() -> None:
     assert again.resolved(again.models[0], again.models[0].params) == text
 
 
-def test_no_validation_survives_the_round_trip() -> None:
-    config = parse_config({"splitter": {"validation_splitting": None}, "models": {"SASRec": SASREC}})
-    again = load_config(config.resolved(config.models[0], SASREC))
-    assert again.splitter.validation_splitting is None
+# Values tried for every key: each that is accepted must come back from the run folder.
+TRIED: list[Any] = [None, False, 3, 0.25, [7, 3], ["MRR"], "MRR@3", " ", "1e3", {}, {"warmup_steps": 5}]
+# What some keys need beside them.
+BESIDE: dict[str, dict[str, Any]] = {
+    **{
+        f"splitter.{part}_splitting.{key}": {"splitter": {"test_splitting": both, "validation_splitting": both}}
+        for part in ("test", "validation")
+        for key, both in (
+            ("k", {"k": 3}),
+            ("strategy", {"strategy": "temporal_holdout", "ratio": 0.2}),
+            ("ratio", {"strategy": "temporal_holdout", "ratio": 0.2}),
+            ("timestamp", {"strategy": "timestamp_slicing", "timestamp": 9}),
+        )
+    },
+    **{
+        f"models.GRU4Rec.early_stopping.{key}": {"models": {"GRU4Rec": {"early_stopping": {"patience": 4}}}}
+        for key in EarlyStopping.model_fields
+    },
+}
+
+
+def leaves(kind: type[BaseModel], *path: str) -> Iterator[tuple[str, list[Any]]]:
+    """The path of every key of a section and of the sections inside it, with its types and words."""
+    for name, field in kind.model_fields.items():
+        types = [field.annotation, *get_args(field.annotation)]
+        for inner in types:
+            if inspect.isclass(inner) and issubclass(inner, Section):
+                yield from leaves(inner, *path, name)
+        yield ".".join((*path, name)), [word for t in types for word in get_args(t) or [t]]
+
+
+def merged(tree: Any, other: Any) -> Any:
+    """Both trees; where both have a value, that of ``other``."""
+    if not (isinstance(tree, dict) and isinstance(other, dict)):
+        return other
+    return tree | {key: merged(tree.get(key), value) for key, value in other.items()}
+
+
+KEYS = {
+    key: types
+    for section, path in (
+        (Config, ()),
+        (Optimization, ("models", "GRU4Rec", "optimization")),
+        (EarlyStopping, ("models", "GRU4Rec", "early_stopping")),
+    )
+    for key, types in leaves(section, *path)
+    if key != "models"
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_of_every_key_survives_the_round_trip(key: str) -> None:
+    base = {"models": {"GRU4Rec": small_params("GRU4Rec")}}
+    words = {word for word in KEYS[key] if isinstance(word, str)}
+    taken = []
+    for value in [*TRIED, *words]:
+        tree: Any = value
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        try:
+            config = parse_config(merged(merged(base, BESIDE.get(key, {})), tree))
+        except ConfigError:
+            continue
+        again = load_config(config.resolved(config.models[0], config.models[0].params))
+        assert again == config, f"{key}: {value!r} has become {again!r}"
+        taken.append(config)
+    differ = any(config != parse_config(base) for config in taken)
+    section = any(inspect.isclass(t) and issubclass(t, Section) for t in KEYS[key])
+    fixed = len(words) == 1 or True in KEYS[key] or key.endswith("optimizer.params")
+    assert section or fixed or differ, f"no value of {key} was tried: add one to TRIED, or what it needs to BESIDE"
+
+
+@pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "Caser"])
+def test_hyperparameters_survive_the_round_trip(name: str) -> None:
+    """Those beyond WarpRec's, each away from its default, as the run folder gets them from the model."""
+    others = [
+        {"window_stride": 2},
+        {"initializer_range": 0.02},
+        {"negatives": "shared"},
+        {"loss": "gbce", "gbce_t": 0.5},
+    ]
+    for other in [*others, {"negative_distribution": "popularity", "negative_alpha": 0.3}, {"reg_weight": 1e-7}]:
+        config = parse_config({"models": {name: small_params(name, **other)}})
+        model = MODELS[name](config.models[0].params, {"n_users": 4, "n_items": 5})
+        again = load_config(config.resolved(config.models[0], model.get_params()))
+        assert MODELS[name].check_params(again.models[0].params) == MODELS[name].check_params(config.models[0].params)
 
 
 def test_scientific_notation_without_a_dot_is_a_number() -> None:
