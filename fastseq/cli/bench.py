@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from .console import Json, stdout
+from .console import Json, show_table
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -62,7 +61,5 @@ def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures))
         return
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    stdout.print(table)
+    rows = [(name, f"{value:,.3f}" if isinstance(value, float) else value) for name, value in figures.items()]
+    show_table("", ("figure", "value"), rows)

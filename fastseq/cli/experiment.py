@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
-from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
+from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
 from .configuration import Config, ModelConfig, load_config
 
@@ -253,7 +253,26 @@ def config_of_run(run: RunFolder) -> Config:
     Raises:
         ConfigError: if it is missing or damaged.
     """
+    if not run.config_path.is_file():
+        raise ConfigError(
+            f"{run.config_path}: missing, as in a run made from Python: write its reader, splitter and models "
+            "there (docs/configuration.md), or stay in Python: evaluate(fastseq.load(run), split)"
+        )
     return load_config(run.config_path)
+
+
+def changed_since(run: RunFolder, here: Mapping[str, Any]) -> str:
+    """What differs from the data that a run was trained on, in words; empty where nothing does.
+
+    Args:
+        here: the entries of ``Split.describe`` to compare.
+    """
+    trained = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {})
+    return "; ".join(
+        f"{key} was {str(trained[key])[:12]} in training and is {str(value)[:12]} now"
+        for key, value in here.items()
+        if trained.get(key, value) != value
+    )
 
 
 def _device(config: Config, entry: ModelConfig) -> torch.device:

@@ -17,6 +17,7 @@ from ..data.ids import IdMap, RawId
 from ..errors import DataError
 
 if TYPE_CHECKING:
+    from ..data.interactions import Interactions
     from .base import SequentialRecommender
 
 HISTORIES_PER_PASS = 512
@@ -35,6 +36,31 @@ class Catalogue:
 
     items: IdMap
     users: IdMap | None = None
+
+
+def check_catalogue(model: SequentialRecommender, data: Interactions, *, users: bool) -> None:
+    """Refuses data in which an index means another item than in the model, or (``users``) another user.
+
+    Raises:
+        DataError: naming both sizes, or the first id that differs.
+    """
+    own = model.catalogue
+    kinds = [("item", model.n_items, own and own.items, data.item_ids)]
+    if users:
+        kinds.append(("user", model.n_users, own and own.users, data.user_ids))
+    for kind, size, known, ids in kinds:
+        if size != len(ids):
+            raise DataError(
+                f"the model was built for {size} {kind}s, the data has {len(ids)}; use the data that it was trained "
+                "on, or build a model for these"
+            )
+        if known is not None and known is not ids and known != ids:
+            ours, theirs = (m.decode(range(size)) for m in (known, ids))
+            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+            raise DataError(
+                f"the model's catalogue and the data name other {kind}s: number {at} is {ours[at]!r} in the model and "
+                f"{theirs[at]!r} in the data; use the data that it was trained on, or build a model for these"
+            )
 
 
 class Recommendation(NamedTuple):

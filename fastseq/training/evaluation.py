@@ -24,7 +24,7 @@ from fastseq import _version, ops
 from fastseq.data.split import EvalPart, Part, Split
 from fastseq.errors import CheckpointError, DataError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import evaluating
+from fastseq.models.recommend import check_catalogue, evaluating
 
 from .distributed import Ranks
 from .metrics import COVERAGE, parse_metric, ranking_metrics, worst_order
@@ -98,7 +98,8 @@ def evaluate(
         ranks: processes among which the users are divided. The result is the same in each.
 
     Raises:
-        DataError: if the part has no users to evaluate, or the model was built for another number of items.
+        DataError: if the part has no users to evaluate, or the model was built for other items (or users, if it reads
+            them) than the data's: it names the first that differs.
         CheckpointError: if the model's outputs are not finite.
         ValueError: if an argument is out of range.
     """
@@ -117,8 +118,7 @@ def evaluate(
     if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
     if isinstance(model, SequentialRecommender):
-        if model.n_items != n_items:
-            raise DataError(f"the model was built for {model.n_items} items, the data has {n_items}")
+        check_catalogue(model, split.interactions, users=model.needs_user)
         source: _ModelSource | _ScorerSource = _ModelSource(model)
     else:
         source = _ScorerSource(model)
