@@ -277,12 +277,31 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping, where YAML would keep the last without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise ConfigError(f"line {node.value[position][0].start_mark.line + 1}: key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merges ``<<: *base``: a key of the mapping's own wins, then that of the first base. PyYAML 6.0.4 lets a base
+        of the base win over the base."""
+        keys: list[Any] = []
+        pairs, bases = [], []
+        for key, value in node.value:
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            name = "<<" if merges else self.construct_object(key, deep=True)
+            if name in keys:
+                raise ConfigError(f"line {key.start_mark.line + 1}: key {name!r} stands twice")
+            keys.append(name)
+            if not merges:
+                pairs.append((key, value))
+                continue
+            bases += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for base in bases:
+            if not isinstance(base, yaml.MappingNode):
+                raise ConfigError(f"line {base.start_mark.line + 1}: '<<' takes a mapping, or a list of mappings")
+            self.flatten_mapping(base)
+            for key, value in base.value:
+                name = self.construct_object(key, deep=True)
+                if name not in keys:
+                    keys.append(name)
+                    pairs.append((key, value))
+        node.value = pairs
 
 
 def load_config(source: str | Path) -> Config:

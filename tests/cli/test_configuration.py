@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from fastseq.cli.configuration import Config, EarlyStopping, Optimization, Section, load_config, parse_config
+from fastseq.cli.configuration import Config, EarlyStopping, Optimization, Section, load_config, load_tree, parse_config
 from fastseq.errors import ConfigError
 from fastseq.models import MODELS
 from tests.conftest import Outside
@@ -263,3 +263,27 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
 def test_a_repeated_key_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"line 4: key 'SASRec' stands twice"):
         load_config("models:\n  SASRec:\n    epochs: 1\n  SASRec:\n    epochs: 2\n")
+
+
+def test_merge_keys_and_repeated_keys_go_together() -> None:
+    """Also of a base that merges and overrides itself, and is read after the mapping that merges it."""
+    config = load_config("""
+models:
+  SASRec: &base
+    embedding_size: 16
+    optimization: &options {gradient_clip: 1.0, eval_every_n: 3}
+  Caser:
+    <<: *base
+    embedding_size: 32
+    optimization: {<<: [{gradient_clip: 2.0}, *options], eval_every_n: 4}
+""")
+    caser = config.models[1]
+    assert caser.params == {"embedding_size": 32}
+    assert (caser.optimization.gradient_clip, caser.optimization.eval_every_n) == (2.0, 4)
+    assert load_tree("a: {b: &b {<<: {x: 1}, x: 2}}\nc: {<<: *b}\n")[0]["c"] == {"x": 2}
+    for text in ("a: {<<: {x: 1, x: 2}}\n", "a: {<<: {x: 1}, x: 2, x: 3}\n"):
+        with pytest.raises(ConfigError, match="line 1: key 'x' stands twice"):
+            load_tree(text)
+    for text in ("a: {<<: {x: 1}, <<: {y: 1}}\n", "a: {<<: 3}\n", "a: &a {<<: *a}\n"):
+        with pytest.raises(ConfigError, match="'<<' (stands twice|takes a mapping)|not valid YAML"):
+            load_tree(text)
