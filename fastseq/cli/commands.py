@@ -25,6 +25,7 @@ from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from .bench import bench
 from .console import Json, fail, say, show, show_table, stderr, write_any_text
+from .paths import expanded
 
 if TYPE_CHECKING:
     from ..training import Evaluation
@@ -44,7 +45,13 @@ app.add_typer(bench, name="bench")
 AllowChanged = Annotated[
     bool, typer.Option("--allow-changed-data", help="Go on where the data are not those of the training.")
 ]
-Run = Annotated[Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Where the interactions are, if not where the training read them.", callback=expanded),
+]
+Run = Annotated[
+    Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False, callback=expanded)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -61,9 +68,12 @@ def version(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False, callback=expanded)
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Where run folders go (default: the configuration's writer).")
+        Path | None,
+        typer.Option(help="Where run folders go (default: the configuration's writer).", callback=expanded),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the existing run folder, bit for bit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
@@ -126,6 +136,7 @@ def evaluate(
     sampled: Annotated[
         int | None, typer.Option(help="Rank among so many sampled negatives, not the whole catalogue.", min=1)
     ] = None,
+    data: Data = None,
     allow_changed_data: AllowChanged = False,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +147,7 @@ def evaluate(
     if part not in ("validation", "test"):
         raise ConfigError(f"--part is {part!r}, expected validation or test")
     model, folder = _load(run), RunFolder.existing(run)
-    config = experiment.config_of_run(folder)
+    config = experiment.config_of_run(folder, data)
     parts = experiment.split(config, experiment.read(config))
     described = parts.describe()
     changed = experiment.changed_since(folder, {key: described[key] for key in ("data_hash", "train_events")})
@@ -167,7 +178,11 @@ def recommend(
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", help="A history a line: item ids separated by tabs, else by spaces; - is stdin."),
+        typer.Option(
+            "--input",
+            help="A history a line: item ids separated by tabs, else by spaces; - is stdin.",
+            callback=expanded,
+        ),
     ] = None,
     sample: Annotated[int, typer.Option(help="So many users of the data, spread over it.", min=0)] = 0,
     k: Annotated[int, typer.Option("-k", help="Recommendations for each.", min=1)] = 10,
@@ -176,6 +191,7 @@ def recommend(
     mean_user: Annotated[
         bool, typer.Option("--mean-user", help="Caser: score users it does not know with the mean user vector.")
     ] = False,
+    data: Data = None,
     allow_changed_data: AllowChanged = False,
     as_json: Json = False,
 ) -> None:
@@ -187,14 +203,17 @@ def recommend(
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
         folder = RunFolder.existing(run)
-        data = experiment.read(experiment.config_of_run(folder))
-        _refuse_changed(run, experiment.changed_since(folder, {"data_hash": data.data_hash}), allow_changed_data)
-        known = data.user_ids.values
+        interactions = experiment.read(experiment.config_of_run(folder, data))
+        changed = experiment.changed_since(folder, {"data_hash": interactions.data_hash})
+        _refuse_changed(run, changed, allow_changed_data)
+        known = interactions.user_ids.values
         step = max(1, len(known) // sample) if sample else 1
-        names_of_users = [_raw(data.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
+        names_of_users = [_raw(interactions.user_ids, text, "user") for text in user or []] + list(
+            known[::step][:sample]
+        )
         for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
-            requests.append((name, name, list(data.history(name))))
+            requests.append((name, name, list(interactions.history(name))))
     items = model.catalogue.items if model.catalogue is not None else None
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
@@ -231,8 +250,10 @@ def recommend(
 
 @app.command()
 def verify(
-    config: Annotated[Path, typer.Option(help="YAML, fastseq's or WarpRec's.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Interactions instead of the configuration's.")] = None,
+    config: Annotated[Path, typer.Option(help="YAML, fastseq's or WarpRec's.", show_default=False, callback=expanded)],
+    data: Annotated[
+        Path | None, typer.Option(help="Interactions instead of the configuration's.", callback=expanded)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Most targets of the compared and timed batch.", min=1)] = 256,
     repeats: Annotated[int, typer.Option(help="Timed steps of each side.", min=1)] = 3,
     as_json: Json = False,
@@ -478,6 +499,6 @@ def _load(run: Path) -> Any:
 def _refuse_changed(run: Path, changed: str, allowed: bool) -> None:
     if changed and not allowed:
         raise CheckpointError(
-            f"{run}: the data has changed since this run was trained: {changed}; restore the data, train again, or go "
-            "on with --allow-changed-data"
+            f"{run}: the data has changed since this run was trained: {changed}; restore the data, name them with "
+            "--data, train again, or go on with --allow-changed-data"
         )

@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..models import MODELS
 from ..training.metrics import parse_metric
 from ..training.options import Precision
+from .paths import expanded
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
@@ -51,6 +52,8 @@ class Reader(Section):
     reading_method: Literal["local"] = "local"
     header: Literal[True] = True
     rating_type: Literal["implicit", "explicit"] = "implicit"
+
+    expand = field_validator("local_path")(expanded)
 
 
 class FilterOptions(Section):
@@ -207,6 +210,8 @@ class Writer(Section):
     writing_method: Literal["local"] = "local"
     local_experiment_path: Path = Path("runs")
 
+    expand = field_validator("local_experiment_path")(expanded)
+
     @field_validator("dataset_name")
     @classmethod
     def one_folder(cls, value: str | None) -> str | None:
@@ -255,8 +260,11 @@ class Config(Section):
         return self.writer.local_experiment_path / self.dataset_name / model
 
     def resolved(self, model: ModelConfig, params: dict[str, Any]) -> str:
-        """YAML that trains this one model again, every value written out: a null may differ from its default."""
+        """YAML that trains this one model again, from any folder. It has every value: a default may not be null."""
         tree = self.model_dump(mode="json", exclude={"models"})
+        if self.reader.local_path is not None:
+            tree["reader"]["local_path"] = str(self.reader.local_path.absolute())
+        tree["writer"]["local_experiment_path"] = str(self.writer.local_experiment_path.absolute())
         entry: dict[str, Any] = dict(params)
         entry["optimization"] = model.optimization.model_dump(mode="json")
         if model.early_stopping is not None:
@@ -281,7 +289,8 @@ class _UniqueKeys(yaml.SafeLoader):
         """Merges ``<<: *base``: a key of the mapping's own wins, then that of the first base. PyYAML 6.0.4 lets a base
         of the base win over the base."""
         keys: list[Any] = []
-        pairs, bases = [], []
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
+        bases: list[yaml.Node] = []
         for key, value in node.value:
             merges = key.tag == "tag:yaml.org,2002:merge"
             name = "<<" if merges else self.construct_object(key, deep=True)

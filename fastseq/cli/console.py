@@ -53,8 +53,9 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         return
     if title:
         say(title)
-    for fields in ([columns], *cells):
-        print("\t".join(text for cell in fields for text in cell))
+    print("\t".join(columns))
+    for row in cells:
+        print("\t".join(text for cell in row for text in cell))
 
 
 def fail(message: str, code: int) -> NoReturn:

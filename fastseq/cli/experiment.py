@@ -56,7 +56,8 @@ def read(config: Config) -> Interactions:
         if not reader.local_path.is_file():
             what = "is a folder, expected a file" if reader.local_path.is_dir() else "does not exist"
             raise ConfigError(
-                f"reader.local_path: {reader.local_path} {what} (a relative path counts from {Path.cwd()})"
+                f"reader.local_path: {reader.local_path} {what} (a relative path counts from {Path.cwd()}); "
+                "evaluate, recommend and verify take another with --data"
             )
         data = read_interactions(
             reader.local_path,
@@ -247,8 +248,8 @@ def popularity(config: Config, parts: Split) -> Evaluation:
     return score(config, None, Popularity(parts), parts)
 
 
-def config_of_run(run: RunFolder) -> Config:
-    """The configuration that a run folder was trained with.
+def config_of_run(run: RunFolder, data: Path | None = None) -> Config:
+    """The configuration that a run folder was trained with; ``data`` is where its interactions are now.
 
     Raises:
         ConfigError: if it is missing or damaged.
@@ -258,7 +259,10 @@ def config_of_run(run: RunFolder) -> Config:
             f"{run.config_path}: missing, as in a run made from Python: write its reader, splitter and models "
             "there (docs/configuration.md), or stay in Python: evaluate(fastseq.load(run), split)"
         )
-    return load_config(run.config_path)
+    config = load_config(run.config_path)
+    if data is not None:
+        config.reader.local_path = data
+    return config
 
 
 def changed_since(run: RunFolder, here: Mapping[str, Any]) -> str:

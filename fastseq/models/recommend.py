@@ -44,10 +44,12 @@ def check_catalogue(model: SequentialRecommender, data: Interactions, *, users: 
     Raises:
         DataError: naming both sizes, or the first id that differs.
     """
-    own = model.catalogue
-    kinds = [("item", model.n_items, own and own.items, data.item_ids)]
+    items_known, users_known = (
+        (None, None) if model.catalogue is None else (model.catalogue.items, model.catalogue.users)
+    )
+    kinds = [("item", model.n_items, items_known, data.item_ids)]
     if users:
-        kinds.append(("user", model.n_users, own and own.users, data.user_ids))
+        kinds.append(("user", model.n_users, users_known, data.user_ids))
     for kind, size, known, ids in kinds:
         if size != len(ids):
             raise DataError(

@@ -246,6 +246,27 @@ def test_data_that_changed_since_training_are_refused(folder: Path) -> None:
         (folder / "data.csv").write_text(text)
 
 
+def test_a_run_folder_works_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained with relative paths, and ``~`` for the run folders; its data may move."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write_data(tmp_path / "data.csv")
+    monkeypatch.setenv("HOME", str(home))
+    labels = {"user_id_label": "user", "item_id_label": "item", "timestamp_label": "time"}
+    reader = {"reader": {"local_path": "data.csv", "labels": labels}}
+    config = write_config(tmp_path, reader, GRU4Rec={**MODELS["GRU4Rec"], "epochs": 1})
+    assert here("train", config, "--out", "~/runs", folder=tmp_path)[0] == 0
+    assert not (tmp_path / "~").exists() and (home / "runs/data/GRU4Rec").is_dir()
+    run = "~/runs/data/GRU4Rec"
+    evaluation = answer("evaluate", run, folder=elsewhere)
+    recommended = answer("recommend", run, "-u", "u3", folder=elsewhere)
+    (tmp_path / "data.csv").rename(elsewhere / "moved.csv")
+    assert "--data" in refusal("evaluate", run, folder=elsewhere)
+    moved = ("--data", "moved.csv")
+    assert answer("evaluate", run, *moved, folder=elsewhere)["metrics"] == evaluation["metrics"]
+    assert answer("recommend", run, "-u", "u3", *moved, folder=elsewhere) == recommended
+
+
 def test_a_run_made_from_python_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder / "runs/data/SASRec", run)

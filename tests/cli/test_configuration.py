@@ -162,6 +162,8 @@ def test_every_value_of_every_key_survives_the_round_trip(key: str) -> None:
         except ConfigError:
             continue
         again = load_config(config.resolved(config.models[0], config.models[0].params))
+        config.reader.local_path = config.reader.local_path and config.reader.local_path.absolute()
+        config.writer.local_experiment_path = config.writer.local_experiment_path.absolute()
         assert again == config, f"{key}: {value!r} has become {again!r}"
         taken.append(config)
     differ = any(config != parse_config(base) for config in taken)
@@ -285,5 +287,23 @@ models:
         with pytest.raises(ConfigError, match="line 1: key 'x' stands twice"):
             load_tree(text)
     for text in ("a: {<<: {x: 1}, <<: {y: 1}}\n", "a: {<<: 3}\n", "a: &a {<<: *a}\n"):
-        with pytest.raises(ConfigError, match="'<<' (stands twice|takes a mapping)|not valid YAML"):
+        with pytest.raises(ConfigError, match=r"'<<' (stands twice|takes a mapping)|not valid YAML"):
             load_tree(text)
+
+
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WHERE", "some/where")
+    sections = {"reader": {"local_path": "~/x.csv"}, "writer": {"local_experiment_path": "${WHERE}/$WHERE"}}
+    config = parse_config(VALID | sections)
+    assert config.reader.local_path == tmp_path / "home" / "x.csv"
+    assert config.writer.local_experiment_path == Path("some/where/some/where")
+    monkeypatch.chdir(tmp_path)
+    Path("$odd").touch()
+    assert parse_config(VALID | {"reader": {"local_path": "$odd"}}).reader.local_path == Path("$odd")
+    for wrong, message in (
+        ("$NOWHERE/x", "variable NOWHERE is not set"),
+        ("~nobody-here/x", "home folder .*~nobody-here"),
+    ):
+        with pytest.raises(ConfigError, match=rf"reader\.local_path: .*{message}"):
+            parse_config(VALID | {"reader": {"local_path": wrong}})
