@@ -6,7 +6,6 @@ neither knows is an error that names the nearest one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
 from ..training.metrics import parse_metric
 from ..training.options import Precision
@@ -273,15 +272,6 @@ class Config(Section):
         return yaml.safe_dump(tree, sort_keys=False)
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    names = list(known)
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(key.lower(), list(lowered), n=1, cutoff=0.5)
-    if close:
-        return f": did you mean {lowered[close[0]]!r}?"
-    return f": expected one of {', '.join(sorted(names))}"
-
-
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping, where YAML would keep the last without a word."""
 
@@ -355,7 +345,7 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     tree = dict(tree)
     for key in tree:
         if key not in Config.model_fields:
-            raise ConfigError(f"{origin}: unknown section {key!r}{_nearest(str(key), Config.model_fields)}")
+            raise ConfigError(f"{origin}: unknown section {key!r}: {did_you_mean(key, Config.model_fields)}")
     models = tree.get("models")
     if not isinstance(models, dict) or not models:
         raise ConfigError(f"{origin}: 'models' must name at least one of {', '.join(MODELS)}")
@@ -371,7 +361,7 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
 def _model(name: Any, entry: Any, origin: str) -> ModelConfig:
     by_lower = {known.lower(): known for known in MODELS}
     if str(name).lower() not in by_lower:
-        raise ConfigError(f"{origin}: unknown model {name!r} in 'models'{_nearest(str(name), MODELS)}")
+        raise ConfigError(f"{origin}: unknown model {name!r} in 'models': {did_you_mean(name, MODELS)}")
     known = by_lower[str(name).lower()]
     if not isinstance(entry, dict):
         raise ConfigError(f"{origin}: models.{name} is {entry!r}, expected its hyper-parameters")
@@ -409,7 +399,7 @@ def _validated(kind: type[Any], tree: Any, origin: str, prefix: str) -> Any:
             where = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 known = _fields_at(kind, item["loc"][:-1])
-                problems.append(f"unknown key {where!r}{_nearest(str(item['loc'][-1]), known)}")
+                problems.append(f"unknown key {where!r}: {did_you_mean(item['loc'][-1], known)}")
             else:
                 shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
                 message = item["msg"].removeprefix("Value error, ")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, nearest
 
 from . import frames
 from .ids import RawId
@@ -24,6 +23,7 @@ FORMATS = {
     "sequences": "one user per line, item ids in time order; users are line numbers from 1",
 }
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".inter": "inter", ".parquet": "parquet", ".pq": "parquet"}
+SEPARATORS = (",", "\t", ";", "|")
 LONGEST_HEADER = 1 << 20
 
 
@@ -121,6 +121,8 @@ def _read_file(
         present = list(columns) if columns is not None else _split(header, separator)
         if format == "inter":
             present = [name.split(":")[0] for name in present]
+        elif columns is None:
+            _check_separator(header, separator, present, names)
         return _from_text(
             file, separator, present, [_position(present, name, role) for role, name in names.items()], line
         )
@@ -176,10 +178,23 @@ def _split(header: str, separator: str) -> list[str]:
 
 def _separator(header: str, names: dict[str, str]) -> str:
     """The separator whose columns include user and item; a comma where none does."""
-    for candidate in (",", "\t", ";", "|"):
+    for candidate in SEPARATORS:
         if {names["user"], names["item"]} <= set(_split(header, candidate)):
             return candidate
     return ","
+
+
+def _check_separator(header: str, separator: str, present: list[str], names: dict[str, str]) -> None:
+    """Names the separator that would give the columns, or that is likely where this one splits nothing."""
+    missing = [name for name in names.values() if name not in present]
+    others = [other for other in (*SEPARATORS, "::", " ") if other != separator and other in header]
+    wanted = {name.encode() for name in names.values()}
+    right = [other for other in others if wanted <= set(split_record(header.encode() + b"\n", other) or [])]
+    if missing and (right or (others and len(present) == 1)):
+        raise DataError(
+            f"split at {separator!r}, the header has no column {missing[0]!r}; is it separated by "
+            f"{(right or others)[0]!r}? Set separator= (in a configuration: reader.sep)"
+        )
 
 
 def _position(present: list[str], name: str, role: str) -> int:
@@ -187,8 +202,8 @@ def _position(present: list[str], name: str, role: str) -> int:
         return present.index(name)
     if name in present:
         raise DataError(f"column {name!r} occurs {present.count(name)} times in the header")
-    nearest = difflib.get_close_matches(name, present, 1, 0.0)
-    hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    near = nearest(name, present)
+    hint = "" if near is None else f"; did you mean {near!r}?"
     label = {"user": "user_id_label", "item": "item_id_label", "timestamp": "timestamp_label"}[role]
     remedy = f"name the column with {role}=… (in a configuration: reader.labels.{label})" + (
         ", or pass timestamp=None (null) to keep the order given" if role == "timestamp" else ""

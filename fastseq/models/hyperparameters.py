@@ -6,14 +6,13 @@ without one the key is required.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean, nearest
 from ..ops.sampled_loss import LOSSES as SAMPLED_LOSSES
 
 LOSSES = (*SAMPLED_LOSSES, "cross_entropy")
@@ -95,6 +94,17 @@ OBJECTIVE: dict[str, Any] = {
     "initializer_range": None,  # Xavier's
 }
 
+# What a configuration has beside the hyperparameters, and where.
+ELSEWHERE = {
+    "seed": "optimization.properties.seed in a configuration, the argument seed",
+    "precision": "optimization.precision in a configuration, TrainingOptions(precision=)",
+    "gradient_clip": "optimization.gradient_clip in a configuration, TrainingOptions(clip_norm=)",
+    "lr_scheduler": "optimization.lr_scheduler in a configuration, TrainingOptions(schedule=)",
+    "eval_every_n": "optimization.eval_every_n in a configuration, TrainingOptions(validate_every=)",
+    "device": "optimization.device in a configuration, model.to(device)",
+    "patience": "early_stopping.patience in a configuration, TrainingOptions(patience=)",
+}
+
 
 def check_value(model: str, key: str, value: Any) -> Any:
     """``value`` as the model keeps it.
@@ -127,8 +137,10 @@ def resolve(model: str, names: Sequence[str], defaults: Mapping[str, Any], param
     known = [*names, *(key for key in OBJECTIVE if key not in names)]
     for key in params:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            near = nearest(key, [*known, *ELSEWHERE])
+            hint = did_you_mean(key, known)
+            if near in ELSEWHERE:
+                hint = f"it is {ELSEWHERE[near]} in Python"
             raise ConfigError(f"{model}: unknown hyperparameter {key!r}; {hint}")
     values = {}
     for key in known:

@@ -208,7 +208,7 @@ class Trainer:
             kept = f" The checkpoints in {self.run.path} are from before."
         raise TrainingError(
             f"{what} at step {step} (epoch {self.state.epoch + 1}), learning rate {self._rate():g}: training has "
-            f"diverged. Lower learning_rate or set clip_norm.{kept}"
+            f"diverged. Lower learning_rate or set gradient_clip (in Python: clip_norm).{kept}"
         )
 
     def _rate(self) -> float:

@@ -53,6 +53,9 @@ def test_a_missing_hyperparameter_is_named(key: str) -> None:
 def test_an_unknown_hyperparameter_names_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"unknown hyperparameter '{key}'; did you mean '{nearest}'"):
         gru(**{key: 1})
+    for key, where in (("random_state", "optimization.properties.seed"), ("clip_norm", "TrainingOptions")):
+        with pytest.raises(ValueError, match=f"unknown hyperparameter '{key}'; it is .*{where}"):
+            gru(**{key: 1})
 
 
 @pytest.mark.parametrize(
