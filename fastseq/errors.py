@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from numbers import Integral
 
 # Words that name one thing in different libraries, configurations and files; the most usual meaning first.
 _SYNONYMS = tuple(
@@ -69,6 +70,18 @@ class CheckpointError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training that cannot go on: the loss or the weights are not finite."""
+
+
+def check_integer(name: str, value: object, low: int) -> None:
+    """Refuses what is no integer, or less than ``low``, or does not fit 64 bits.
+
+    Raises:
+        ConfigError: naming the argument, its value and what is accepted.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise ConfigError(f"{name} is {value!r}, expected an integer >= {low}")
+    if value >= 2**63:
+        raise ConfigError(f"{name} is {value!r}, expected an integer below 2**63")
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:

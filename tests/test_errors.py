@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fastseq.cli.configuration import Config, Evaluation, Labels, Reader
-from fastseq.errors import did_you_mean, nearest
+from fastseq.errors import ConfigError, check_integer, did_you_mean, nearest
 from fastseq.models import MODELS, GRU4Rec, SASRec
 
 SAS, GRU = SASRec.hyperparameter_names(), GRU4Rec.hyperparameter_names()
@@ -38,3 +39,10 @@ SAS, GRU = SASRec.hyperparameter_names(), GRU4Rec.hyperparameter_names()
 def test_near_words_and_synonyms(word: object, known: list[str], expected: str | None) -> None:
     assert nearest(word, known) == expected
     assert (f"{expected!r}?" if expected else f"expected one of {', '.join(known)}") in did_you_mean(word, known)
+
+
+@pytest.mark.parametrize("value", [2.5, "3", None, True, 0, 2**63])
+def test_what_is_no_integer_is_named(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"k is .*, expected an integer"):
+        check_integer("k", value, 1)
+    check_integer("k", np.int64(3), 1)

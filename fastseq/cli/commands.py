@@ -343,8 +343,11 @@ def _answer() -> None:
     except TrainingError as error:
         fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
+        from ..ops import BackendError
         from .experiment import out_of_memory
 
+        if isinstance(error, BackendError):
+            fail(str(error), 2)
         if not out_of_memory(error):
             raise
         fail("out of memory: lower batch_size, neg_samples, max_seq_len or evaluation.batch_size", 1)

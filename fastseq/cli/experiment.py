@@ -238,9 +238,8 @@ def score(
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or Python says that an allocation failed."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "not enough memory", "Storage size")
-    )
+    words = ("DefaultCPUAllocator", "out of memory", "not enough memory", "Storage size", "overflow")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def popularity(config: Config, parts: Split) -> Evaluation:
@@ -291,8 +290,13 @@ def _device(config: Config, entry: ModelConfig) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key} is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
+    last = max(1, torch.cuda.device_count()) - 1
+    if (device.index or 0) > last:
+        raise ConfigError(f"{key} is {name!r}, but the last one here is number {last}")
     if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return device

@@ -32,7 +32,8 @@ class Number:
     def __str__(self) -> str:
         kind = "an integer" if self.integer else "a number"
         low = f"{'>' if self.above else '>='} {self.low:g}"
-        high = "" if self.high == math.inf else f" and {'<' if self.below else '<='} {self.high:g}"
+        most = str(int(self.high)) if self.integer and self.high < math.inf else f"{self.high:g}"
+        high = "" if self.high == math.inf else f" and {'<' if self.below else '<='} {most}"
         return f"{kind} {low}{high}" + (" or null" if self.optional else "")
 
     def accept(self, value: Any) -> Any:
@@ -41,8 +42,11 @@ class Number:
         kind = Integral if self.integer else Real
         if isinstance(value, bool) or not issubclass(type(value), kind):
             raise ValueError
-        number = int(value) if self.integer else float(value)
-        if not math.isfinite(number) or number < self.low or number > self.high:
+        try:
+            number = int(value) if self.integer else float(value)
+        except OverflowError:
+            raise ValueError from None
+        if not (self.low <= number <= self.high) or number == math.inf:
             raise ValueError
         if (self.above and number == self.low) or (self.below and number == self.high):
             raise ValueError
@@ -65,12 +69,14 @@ class Choice:
         raise ValueError
 
 
-SIZE = Number(integer=True, low=1)
-COUNT = Number(integer=True)
+SIZE = Number(integer=True, low=1, high=2**31 - 1)
+DEPTH = Number(integer=True, low=1, high=4096)
+COUNT = Number(integer=True, high=2**31 - 1)
 PROBABILITY = Number(high=1.0, below=True)
 RULES: dict[str, Number | Choice] = {
-    **dict.fromkeys(("embedding_size", "hidden_size", "inner_size", "num_layers", "n_layers", "n_heads"), SIZE),
+    **dict.fromkeys(("embedding_size", "hidden_size", "inner_size", "n_heads"), SIZE),
     **dict.fromkeys(("max_seq_len", "batch_size", "epochs"), SIZE),
+    **dict.fromkeys(("num_layers", "n_layers"), DEPTH),
     **dict.fromkeys(("n_h", "n_v", "neg_samples"), COUNT),
     **dict.fromkeys(("dropout_prob", "attn_dropout_prob"), PROBABILITY),
     **dict.fromkeys(("reg_weight", "weight_decay", "negative_alpha"), Number()),
@@ -79,7 +85,7 @@ RULES: dict[str, Number | Choice] = {
     "negatives": Choice(("per_target", "shared", "shared_unseen")),
     "negative_distribution": Choice(("uniform", "popularity")),
     "gbce_t": Number(high=1.0),
-    "window_stride": Number(integer=True, low=1, optional=True),
+    "window_stride": Number(integer=True, low=1, high=2**31 - 1, optional=True),
     "initializer_range": Number(above=True, optional=True),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..data.ids import IdMap, RawId
-from ..errors import DataError
+from ..errors import DataError, check_integer
 
 if TYPE_CHECKING:
     from ..data.interactions import Interactions
@@ -123,8 +123,7 @@ def recommend(
     Raises:
         ValueError: naming the history and the id that is unknown, or the argument that is wrong.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    check_integer("k", k, 1)
     for name, value, choices in (
         ("unknown_items", unknown_items, ("error", "skip")),
         ("unknown_users", unknown_users, ("error", "mean")),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastseq import _version, ops
 from fastseq.data.split import EvalPart, Part, Split
-from fastseq.errors import CheckpointError, DataError
+from fastseq.errors import CheckpointError, DataError, check_integer
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import check_catalogue, evaluating
 
@@ -103,14 +103,15 @@ def evaluate(
         CheckpointError: if the model's outputs are not finite.
         ValueError: if an argument is out of range.
     """
+    if isinstance(ks, str) or not isinstance(ks, Sequence) or not ks:
+        raise ValueError(f"ks is {ks!r}, expected cut-offs, such as (10,)")
+    for value in ks:
+        check_integer("a cut-off of ks", value, 1)
     ks = tuple(sorted(set(ks)))
-    if not ks or ks[0] < 1:
-        raise ValueError(f"ks is {ks}, expected cut-offs of at least 1")
     if protocol not in ("full", "sampled"):
         raise ValueError(f"protocol is {protocol!r}, expected 'full' or 'sampled'")
-    for name, value in (("n_negatives", n_negatives), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    for name, value, low in (("n_negatives", n_negatives, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_integer(name, value, low)
     started = time.perf_counter()
     ranks = ranks or Ranks()
     n_items = split.interactions.n_items

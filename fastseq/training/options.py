@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 from fastseq.errors import ConfigError
@@ -65,6 +66,7 @@ class TrainingOptions:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
+        require("seed", not isinstance(self.seed, int) or self.seed < 2**63, "an integer below 2**63")
         least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size"), 1)
         least |= dict.fromkeys(("seed", "warmup_steps", "grace_period"), 0)
         for name, low in least.items():
@@ -75,11 +77,12 @@ class TrainingOptions:
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
         schedules = ("constant", "linear", "cosine")
         require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
-        require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a number > 0")
-        require("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a number > 0")
-        interval = self.checkpoint_every_seconds
-        require("checkpoint_every_seconds", interval is None or interval >= 0, "a number >= 0")
-        require("min_delta", self.min_delta >= 0, "a number >= 0")
+        for name in ("clip_norm", "max_seconds", "checkpoint_every_seconds", "min_delta"):
+            value = getattr(self, name)
+            positive = name in ("clip_norm", "max_seconds")
+            number = isinstance(value, Real) and not isinstance(value, bool) and (value > 0 if positive else value >= 0)
+            optional = name != "min_delta"
+            require(name, number or (optional and value is None), "a number > 0" if positive else "a number >= 0")
         if self.validation_metric is not None:
             parse_metric(self.validation_metric)
         elif self.patience is not None:

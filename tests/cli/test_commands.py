@@ -337,6 +337,8 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
         ({"reader": {"local_path": "data.csv"}}, "reader.labels.user_id_label"),
         ({"reader": {"local_path": "none.csv"}}, "reader.local_path: none.csv does not exist"),
         ({"general": {"device": "gpu"}}, "general.device is 'gpu'"),
+        ({"general": {"device": "meta"}}, "general.device is 'meta', expected auto, cpu or cuda"),
+        ({"general": {"device": "cpu:3"}}, "general.device is 'cpu:3'"),
         ({"filtering": {"ItemMin": {"min_interactions": 10**6}}}, "lower the limits"),
     ],
 )
@@ -346,6 +348,13 @@ def test_what_configuration_and_data_contradict_is_named(
     write_data(tmp_path / "data.csv")
     config = write_config(tmp_path, sections, GRU4Rec=MODELS["GRU4Rec"])
     assert message in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
+
+
+def test_mistakes_in_the_environment_are_one_line(folder: Path) -> None:
+    for name in ("FASTSEQ_BACKEND", "FASTSEQ_CPU_ISA"):
+        command = ("-m", "fastseq.cli", "evaluate", "runs/data/SASRec")
+        done = run_python(*command, cwd=folder, returncode=2, **{name: "nope"})
+        assert done.stderr.startswith(f"fastseq: {name} is 'nope', expected") and done.stderr.count("\n") == 1
 
 
 def test_a_user_who_has_seen_everything_is_named_before_training(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_model_of_another_catalogue_is_refused() -> None:
 
 def test_bad_input_is_named() -> None:
     split = make_split()
-    with pytest.raises(ValueError, match="ks is"):
+    with pytest.raises(ValueError, match="cut-off of ks is 0"):
         evaluate(Popularity(split), split, ks=(0,))
     with pytest.raises(DataError, match="validation part has no user"):
         evaluate(Popularity(split), leave_one_out(split.interactions, validation=False), "validation")
