@@ -78,9 +78,9 @@ def check_integer(name: str, value: object, low: int) -> None:
     Raises:
         ConfigError: naming the argument, its value and what is accepted.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ConfigError(f"{name} is {value!r}, expected an integer >= {low}")
-    if value >= 2**63:
+    if int(value) >= 2**63:
         raise ConfigError(f"{name} is {value!r}, expected an integer below 2**63")
 
 

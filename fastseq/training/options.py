@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal, get_args
 
 from fastseq.errors import ConfigError
@@ -80,7 +79,11 @@ class TrainingOptions:
         for name in ("clip_norm", "max_seconds", "checkpoint_every_seconds", "min_delta"):
             value = getattr(self, name)
             positive = name in ("clip_norm", "max_seconds")
-            number = isinstance(value, Real) and not isinstance(value, bool) and (value > 0 if positive else value >= 0)
+            number = (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (value > 0 if positive else value >= 0)
+            )
             optional = name != "min_delta"
             require(name, number or (optional and value is None), "a number > 0" if positive else "a number >= 0")
         if self.validation_metric is not None:

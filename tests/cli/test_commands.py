@@ -436,7 +436,7 @@ def test_mistakes_are_found_before_any_model_trains(tmp_path: Path) -> None:
     rows = [f"u{user},i{step},{step}" for user in range(4) for step in range(6 if user else 9)]
     (tmp_path / "data.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
     no_negatives = {**MODELS["GRU4Rec"], "neg_samples": 0}
-    config = write_config(tmp_path, GRU4Rec=no_negatives, SASRec={**MODELS["SASRec"], "embedding_size": 10**12})
+    config = write_config(tmp_path, GRU4Rec=no_negatives, SASRec={**MODELS["SASRec"], "embedding_size": 2**31 - 2})
     assert "do not fit into memory" in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
     config = write_config(tmp_path, GRU4Rec=no_negatives)
     tree = yaml.safe_load(config.read_text()) | {"splitter": {part: {"k": 50} for part in SPLITS}}
