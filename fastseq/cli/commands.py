@@ -103,6 +103,8 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     baseline: Evaluation | None = None
     ranks = Ranks.join()
     stderr.quiet = not ranks.is_first
+    if settings.unused:
+        say(f"not used here: {', '.join(settings.unused)}")
     shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
     with _bars(shown, quiet=as_json or not ranks.is_first) as report:
 

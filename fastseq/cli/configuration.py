@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
@@ -21,6 +21,30 @@ from ..training.options import Precision
 from .paths import expanded
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
+
+
+# WarpRec's keys for its search, reports and machines: nothing that is trained or measured here depends on them.
+UNUSED: dict[str, set[str]] = {
+    "": {"dashboard", "training"},
+    "general": {
+        "backend", "callback", "cpu_data_prep", "custom_modules", "custom_resources_data_prep", "gpu_deterministic",
+        "label_selector_data_prep", "ray_address", "ray_verbose", "time_report",
+    },
+    "evaluation": {
+        "complex_metrics", "full_evaluation_on_report", "max_metric_per_row", "save_evaluation", "save_per_user",
+        "stat_significance",
+    },
+    "writer": {"recommendation", "results", "save_split", "split"},
+    "optimization": {
+        "block_size", "checkpoint_to_keep", "chunk_size", "cpu_per_trial", "custom_resources_per_trial",
+        "gpu_per_trial", "label_selector", "max_concurrent_trials", "num_samples", "num_workers", "scheduler",
+        "strategy",
+    },
+    "optimization.properties": {
+        "desired_training_it", "grace_period", "hard_stop", "max_t", "min_samples_required", "min_time_slice", "mode",
+        "n_startup_trials", "reduction_factor", "time_attr",
+    },
+}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -187,7 +211,7 @@ class Optimization(Section):
     lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     optimizer: Optimizer = Field(default_factory=Optimizer)
     precision: Literal["32-true", "bf16-mixed"] | Precision = "32-true"
-    gradient_clip: float | None = Field(default=None, gt=0)
+    gradient_clip: float | None = Field(default=None, ge=0)  # 0 is none, as in WarpRec
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)
     device: str | None = None
@@ -247,6 +271,12 @@ class Config(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
     general: General = Field(default_factory=General)
+    _unused: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def unused(self) -> list[str]:
+        """WarpRec's keys in the file that have no meaning here."""
+        return self._unused
 
     @property
     def dataset_name(self) -> str:
@@ -342,38 +372,71 @@ def load_tree(source: str | Path) -> tuple[dict[str, Any], str]:
 
 def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     """Validates a configuration that is already a dictionary; see load_config."""
-    tree = dict(tree)
+    tree, unused = dict(tree), list[str]()
+    for section, keys in UNUSED.items():
+        if not section:
+            unused += [key for key in keys if tree.pop(key, None) is not None]
+        elif isinstance(tree.get(section), dict):
+            tree[section] = _used(tree[section], section, unused)
     for key in tree:
         if key not in Config.model_fields:
             raise ConfigError(f"{origin}: unknown section {key!r}: {did_you_mean(key, Config.model_fields)}")
     models = tree.get("models")
     if not isinstance(models, dict) or not models:
         raise ConfigError(f"{origin}: 'models' must name at least one of {', '.join(MODELS)}")
-    tree["models"] = [_model(name, entry, origin) for name, entry in models.items()]
+    tree["models"] = [_model(name, entry, origin, unused) for name, entry in models.items()]
     names = [entry.name for entry in tree["models"]]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{origin}: 'models' names {name} {names.count(name)} times; both would be the same run")
     sections = {key: value for key, value in tree.items() if value is not None}
-    return _validated(Config, sections, origin, "")
+    config: Config = _validated(Config, sections, origin, "")
+    config._unused = sorted(unused)
+    return config
 
 
-def _model(name: Any, entry: Any, origin: str) -> ModelConfig:
+def _used(tree: dict[str, Any], section: str, unused: list[str], prefix: str = "") -> dict[str, Any]:
+    """A section without what has no meaning here, which is added to ``unused``."""
+    unused += [f"{prefix}{section}.{key}" for key in tree if key in UNUSED[section]]
+    return {key: value for key, value in tree.items() if key not in UNUSED[section]}
+
+
+def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig:
     by_lower = {known.lower(): known for known in MODELS}
     if str(name).lower() not in by_lower:
         raise ConfigError(f"{origin}: unknown model {name!r} in 'models': {did_you_mean(name, MODELS)}")
     known = by_lower[str(name).lower()]
     if not isinstance(entry, dict):
         raise ConfigError(f"{origin}: models.{name} is {entry!r}, expected its hyper-parameters")
-    params = {str(key): _number(value) for key, value in entry.items()}
+    single = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in entry.items()}
+    params = {str(key): _number(value) for key, value in single.items()}
     for key, value in params.items():
         if isinstance(value, list):
             raise ConfigError(
                 f"{origin}: models.{known}.{key} is a list: a search space is WarpRec's to search; "
                 "fastseq train takes one value"
             )
-    params.pop("meta", None)  # WarpRec's own bookkeeping: nothing of it changes training
+    meta = params.pop("meta", None)  # WarpRec's own bookkeeping: but for load_from, nothing of it changes training
+    if isinstance(meta, dict) and meta.get("load_from"):
+        raise ConfigError(
+            f"{origin}: models.{known}.meta.load_from is {meta['load_from']!r}: fastseq train starts from new weights; "
+            "leave it out, or load them in Python with fastseq.load"
+        )
     optimization = params.pop("optimization", None) or {}
+    if isinstance(optimization, dict):
+        optimization = {key: value for key, value in optimization.items() if value is not None}
+        properties = optimization.get("properties", {})
+        for section, key, only in ((optimization, "scheduler", "fifo"), (properties, "mode", "max")):
+            value = section.get(key) if isinstance(section, dict) else None
+            if value is not None and str(value).lower() != only:
+                where = "optimization" if section is optimization else "optimization.properties"
+                raise ConfigError(
+                    f"{origin}: models.{known}.{where}.{key} is {value!r}, expected {only}: fastseq train trains each "
+                    "model once, and its best epoch has the highest validation_metric"
+                )
+        optimization = _used(optimization, "optimization", unused, f"models.{known}.")
+        if isinstance(properties, dict):
+            optimization["properties"] = _used(properties, "optimization.properties", unused, f"models.{known}.")
     stopping = params.pop("early_stopping", None)
     return ModelConfig(
         name=known,

@@ -140,7 +140,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
-        clip_norm=optimization.gradient_clip,
+        clip_norm=optimization.gradient_clip or None,
         schedule=optimization.lr_scheduler.name,
         warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
         validation_metric=config.evaluation.validation_metric,

@@ -307,3 +307,30 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ):
         with pytest.raises(ConfigError, match=rf"reader\.local_path: .*{message}"):
             parse_config(VALID | {"reader": {"local_path": wrong}})
+
+
+def test_warprecs_keys_without_a_meaning_are_listed_and_one_element_lists_are_values() -> None:
+    optimization = {"strategy": "grid", "num_samples": 3, "properties": {"mode": "max", "seed": 7}, "optimizer": None}
+    config = parse_config(
+        {
+            "models": {"SASRec": {"embedding_size": [8], "meta": {"save_model": True}, "optimization": optimization}},
+            "general": {"ray_verbose": 0, "custom_modules": ["x.py"], "device": "cpu"},
+            "evaluation": {"complex_metrics": [], "max_metric_per_row": 4},
+            "writer": {"save_split": True, "dataset_name": "x"},
+            "dashboard": {"wandb": {"enabled": False}},
+        }
+    )
+    assert config.models[0].params == {"embedding_size": 8}
+    assert config.models[0].optimization.properties.seed == 7 and config.general.device == "cpu"
+    assert config.unused == [
+        "dashboard", "evaluation.complex_metrics", "evaluation.max_metric_per_row", "general.custom_modules",
+        "general.ray_verbose", "models.SASRec.optimization.num_samples",
+        "models.SASRec.optimization.properties.mode", "models.SASRec.optimization.strategy", "writer.save_split",
+    ]  # fmt: skip
+    for model in (
+        {"meta": {"load_from": "x.pth"}},
+        {"optimization": {"properties": {"mode": "min"}}},
+        {"optimization": {"scheduler": "asha"}},
+    ):
+        with pytest.raises(ConfigError, match=r"models\.SASRec\..*(load_from|mode|scheduler) is"):
+            parse_config({"models": {"SASRec": model}})
