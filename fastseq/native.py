@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .errors import ConfigError
+
 
 class _Missing:
     """Stands for fastseq._C in an installation without it."""
@@ -21,5 +23,9 @@ class _Missing:
 _C: Any
 try:
     from . import _C  # type: ignore[no-redef]
+
+    _C.isa()  # reads FASTSEQ_CPU_ISA
 except ImportError as error:
     _C = _Missing(error)
+except ValueError as error:
+    raise ConfigError(str(error)) from None

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from .console import Json, stdout
+from .console import Json, show_table
+from .paths import expanded
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
 Model = Annotated[str, typer.Option(help="As in a configuration; its reference configuration is measured.")]
-Data = Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).")]
+Data = Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).", callback=expanded)]
 MaxLen = Annotated[int | None, typer.Option(help="max_seq_len (default: the model's).", min=1)]
 
 
@@ -62,7 +62,5 @@ def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures))
         return
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    stdout.print(table)
+    rows = [(name, f"{value:,.3f}" if isinstance(value, float) else value) for name, value in figures.items()]
+    show_table("", ("figure", "value"), rows)

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 try:
     import typer
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
 except ImportError as error:  # the core install has no command line
     sys.exit(f"the fastseq command needs its extra ({error.name} is missing): pip install 'fastseq-rec[cli]'")
 
 from .._process import own_process
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from .bench import bench
-from .console import Json, fail, stderr, stdout
+from .console import Json, fail, say, show, show_table, stderr, write_any_text
+from .paths import expanded
 
 if TYPE_CHECKING:
     from ..training import Evaluation
@@ -43,7 +43,16 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
-Run = Annotated[Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False)]
+AllowChanged = Annotated[
+    bool, typer.Option("--allow-changed-data", help="Go on where the data are not those of the training.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Where the interactions are, if not where the training read them.", callback=expanded),
+]
+Run = Annotated[
+    Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False, callback=expanded)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -60,9 +69,12 @@ def version(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False, callback=expanded)
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Where run folders go (default: the configuration's writer).")
+        Path | None,
+        typer.Option(help="Where run folders go (default: the configuration's writer).", callback=expanded),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the existing run folder, bit for bit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
@@ -92,6 +104,8 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     baseline: Evaluation | None = None
     ranks = Ranks.join()
     stderr.quiet = not ranks.is_first
+    if settings.unused:
+        say(f"not used here: {', '.join(settings.unused)}")
     shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
     with _bars(shown, quiet=as_json or not ranks.is_first) as report:
 
@@ -99,19 +113,17 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
             nonlocal baseline
             if baseline is None and len(parts.part("test")):
                 baseline = experiment.popularity(settings, parts)
-                stderr.print(
+                say(
                     f"{settings.dataset_name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_events:,} events"
                 )
                 for note in experiment.notes(baseline):
-                    stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+                    say(note)
 
         for outcome in experiment.train(
             settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
         ):
             outcomes.append(outcome)
-            stderr.print(
-                f"{outcome.name}: {outcome.result.message}; {outcome.run.path}", highlight=False, soft_wrap=True
-            )
+            say(f"{outcome.name}: {outcome.result.message}; {outcome.run.path}")
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
@@ -129,6 +141,8 @@ def evaluate(
     sampled: Annotated[
         int | None, typer.Option(help="Rank among so many sampled negatives, not the whole catalogue.", min=1)
     ] = None,
+    data: Data = None,
+    allow_changed_data: AllowChanged = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's best epoch again, on the data and split of its configuration."""
@@ -136,27 +150,29 @@ def evaluate(
     from . import experiment
 
     if part not in ("validation", "test"):
-        raise typer.BadParameter(f"{part!r}: expected validation or test", param_hint="--part")
-    model = _load(run)
-    config = experiment.config_of_run(RunFolder.existing(run))
+        raise ConfigError(f"--part is {part!r}, expected validation or test")
+    model, folder = _load(run), RunFolder.existing(run)
+    config = experiment.config_of_run(folder, data)
     parts = experiment.split(config, experiment.read(config))
-    _check_catalogue(run, model, parts.interactions)
+    described = parts.describe()
+    changed = experiment.changed_since(folder, {key: described[key] for key in ("data_hash", "train_events")})
+    _refuse_changed(run, changed, allow_changed_data)
     if k:
         config.evaluation.top_k = sorted(set(k))
     if sampled:
         config.evaluation.strategy, config.evaluation.num_negatives = "sampled", sampled
     evaluation = experiment.score(config, config.models[0], model, parts, part)  # type: ignore[arg-type]
+    if changed:
+        evaluation.protocol["changed_data"] = changed
     if as_json:
         print(json.dumps(asdict(evaluation)))
         return
-    table = Table("metric", part, title=f"{type(model).__name__} · {config.dataset_name}")
-    for name, value in evaluation.metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    stdout.print(table)
+    rows = [(name, f"{value:.4f}") for name, value in evaluation.metrics.items()]
+    show_table(f"{type(model).__name__} · {config.dataset_name}", ("metric", part), rows)
     for note in experiment.notes(evaluation):
-        stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(note)
     for name, value in evaluation.protocol.items():
-        stdout.print(f"[dim]{name}: {value}[/dim]", highlight=False)
+        show(f"{name}: {value}", "dim")
 
 
 @app.command()
@@ -169,7 +185,11 @@ def recommend(
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", help="A history a line: item ids separated by tabs, else by spaces; - is stdin."),
+        typer.Option(
+            "--input",
+            help="A history a line: item ids separated by tabs, else by spaces; - is stdin.",
+            callback=expanded,
+        ),
     ] = None,
     sample: Annotated[int, typer.Option(help="So many users of the data, spread over it.", min=0)] = 0,
     k: Annotated[int, typer.Option("-k", help="Recommendations for each.", min=1)] = 10,
@@ -178,6 +198,8 @@ def recommend(
     mean_user: Annotated[
         bool, typer.Option("--mean-user", help="Caser: score users it does not know with the mean user vector.")
     ] = False,
+    data: Data = None,
+    allow_changed_data: AllowChanged = False,
     as_json: Json = False,
 ) -> None:
     """Recommend items for users of the data or for any history, in raw ids."""
@@ -189,19 +211,21 @@ def recommend(
     if evaluation_path.is_file():
         untrained = json.loads(evaluation_path.read_text())["protocol"]["split"].get("items_without_training")
         if untrained:
-            stderr.print(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
+            say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
-        config = experiment.config_of_run(RunFolder.existing(run))
-        data = experiment.read(config)
-        trained = experiment.split(config, data).interactions
-        _check_catalogue(run, model, trained)
+        folder = RunFolder.existing(run)
+        config = experiment.config_of_run(folder, data)
+        interactions = experiment.read(config)
+        trained = experiment.split(config, interactions).interactions
+        changed = experiment.changed_since(folder, {"data_hash": trained.data_hash})
+        _refuse_changed(run, changed, allow_changed_data)
         known = trained.user_ids.values
         step = max(1, len(known) // sample) if sample else 1
         names_of_users = [_raw(trained.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
         for name in names_of_users:
             name = name.item() if hasattr(name, "item") else name
-            events = data.history(name)
+            events = interactions.history(name)
             in_catalogue = trained.item_ids.encode(events, unknown="-1") >= 0
             requests.append((name, name, [event for event, there in zip(events, in_catalogue, strict=True) if there]))
     items = model.catalogue.items if model.catalogue is not None else None
@@ -214,7 +238,7 @@ def recommend(
             history_ids = _as_ids(items, words, f"{input_file}, line {number}", skip_unknown)
             requests.append((f"line {number}", None, history_ids))
     if not requests:
-        raise typer.BadParameter("nothing to recommend for: give --user, --history, --input or --sample")
+        raise ConfigError("nothing to recommend for: give --user, --history, --input or --sample")
     names, users, histories = map(list, zip(*requests, strict=True))
     answers = model.recommend(
         histories,
@@ -231,16 +255,19 @@ def recommend(
         ]
         print(json.dumps(rows))
         return
-    table = Table("for", "last events", f"best {k}", title=f"{type(model).__name__} recommends")
-    for name, events, answer in zip(names, histories, answers, strict=True):
-        table.add_row(str(name), " ".join(map(str, events[-3:])), " ".join(map(str, answer.items)))
-    stdout.print(table)
+    lines = [
+        (name, ", ".join(map(str, events[-3:])), answer.items)
+        for name, events, answer in zip(names, histories, answers, strict=True)
+    ]
+    show_table(f"{type(model).__name__} recommends", ("for", "last events", f"best {k}"), lines)
 
 
 @app.command()
 def verify(
-    config: Annotated[Path, typer.Option(help="YAML, fastseq's or WarpRec's.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Interactions instead of the configuration's.")] = None,
+    config: Annotated[Path, typer.Option(help="YAML, fastseq's or WarpRec's.", show_default=False, callback=expanded)],
+    data: Annotated[
+        Path | None, typer.Option(help="Interactions instead of the configuration's.", callback=expanded)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Most targets of the compared and timed batch.", min=1)] = 256,
     repeats: Annotated[int, typer.Option(help="Timed steps of each side.", min=1)] = 3,
     as_json: Json = False,
@@ -277,9 +304,9 @@ def verify(
 
 
 def _print_comparisons(report: Report) -> None:
-    table = Table("model", "error in", "float64", "float32", "training step", "targets/s", "speed")
+    rows = []
     for c in report.comparisons:
-        for row, what in enumerate(("scores", "loss", "gradients")):
+        for number, what in enumerate(("scores", "loss", "gradients")):
             errors = [f"{c.errors[what, dtype]:.1e}" for dtype in ("float64", "float32")]
             reference = c.batch_size / c.reference_seconds
             speeds = [
@@ -291,19 +318,18 @@ def _print_comparisons(report: Report) -> None:
                     c.window_speed / reference,
                 ),
             ]
-            name, speed, ratio = speeds[row]
-            table.add_row("" if row else c.model, what, *errors, name, f"{speed:,.0f}", f"{ratio:.1f}×")
-        table.add_section()
-    stdout.print(table)
-    stdout.print(f"compared with {report.reference}", highlight=False, markup=False)
-    stdout.print(f"on {report.data}", highlight=False, markup=False)
-    note = "windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation"
-    stdout.print(note, highlight=False, markup=False)
+            name, speed, ratio = speeds[number]
+            rows.append((c.model, what, *errors, name, f"{speed:,.0f}", f"{ratio:.1f}×"))
+    columns = ("model", "error in", "float64", "float32", "training step", "targets/s", "speed")
+    show_table("", columns, rows)
+    show(f"compared with {report.reference}")
+    show(f"on {report.data}")
+    show("windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation")
     for c in report.comparisons:
         if c.differing:
-            stdout.print(f"[bold red]{c.model} DIFFERS[/]: {', '.join(c.differing)}; worst gradient: {c.worst}")
+            show(f"{c.model} DIFFERS: {', '.join(c.differing)}; worst gradient: {c.worst}", "bold red")
     if report.same:
-        stdout.print("[bold]same scores, loss and gradients[/]")
+        show("same scores, loss and gradients", "bold")
 
 
 def main() -> None:
@@ -324,8 +350,7 @@ def _answer() -> None:
     """Runs the command and ends with its exit code."""
     own_process()
     warnings.formatwarning = lambda message, *_, **__: f"fastseq: {message}\n"
-    from ..training import TrainingError
-
+    write_any_text()
     try:
         app()
     except (CheckpointError, ConfigError, DataError, ImportError, OSError) as error:
@@ -333,8 +358,11 @@ def _answer() -> None:
     except TrainingError as error:
         fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
+        from ..ops import BackendError
         from .experiment import out_of_memory
 
+        if isinstance(error, BackendError):
+            fail(str(error), 2)
         if not out_of_memory(error):
             raise
         fail("out of memory: lower batch_size, neg_samples, max_seq_len or evaluation.batch_size", 1)
@@ -349,12 +377,12 @@ def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None]
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[epoch]}"),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[speed]:,.0f} targets/s"),
-        TextColumn("{task.fields[metric]}"),
+        TextColumn("{task.fields[epoch]}", markup=False),
+        TextColumn("loss {task.fields[loss]:.4f}", markup=False),
+        TextColumn("{task.fields[speed]:,.0f} targets/s", markup=False),
+        TextColumn("{task.fields[metric]}", markup=False),
         TimeRemainingColumn(),
     )
     if not stderr.is_terminal:  # a log: one line an epoch
@@ -366,11 +394,9 @@ def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None]
             ):
                 value = (progress.validation or {}).get(metric_shown)
                 shown = "" if value is None else f", {metric_shown} {value:.4f}"
-                stderr.print(
+                say(
                     f"{name}: epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{shown}, "
-                    f"{progress.targets_per_second:,.0f} targets/s",
-                    highlight=False,
-                    soft_wrap=True,
+                    f"{progress.targets_per_second:,.0f} targets/s"
                 )
 
         yield line
@@ -402,15 +428,14 @@ def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], bas
     from ..training.metrics import parse_metric
 
     columns = ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
-    table = Table("model", *columns, "targets/s", "peak memory", title="Test set, full ranking")
+    rows = []
     if baseline is not None:
-        if baseline.protocol["ranking"] == "sampled":
-            table.title = "Test set, sampled ranking"
-        table.add_row("popularity", *_cells(baseline, columns), "", "")
+        rows.append(["popularity", *_cells(baseline, columns), "", ""])
     for outcome in outcomes:
         speed, memory = f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
-        table.add_row(outcome.name, *_cells(outcome.evaluation, columns), speed, memory)
-    stdout.print(table)
+        rows.append([outcome.name, *_cells(outcome.evaluation, columns), speed, memory])
+    ranking = "full" if baseline is None else baseline.protocol["ranking"]
+    show_table(f"Test set, {ranking} ranking", ["model", *columns, "targets/s", "peak memory"], rows)
 
 
 def _cells(evaluation: Evaluation | None, columns: list[str]) -> list[str]:
@@ -458,7 +483,7 @@ def _as_ids(ids: Any, words: list[str], where: str, skip_unknown: bool) -> list[
 def _raw(ids: Any, text: str, what: str) -> Any:
     value = _as_id(ids, text)
     if ids.encode([value], unknown="-1")[0] < 0:
-        raise typer.BadParameter(
+        raise DataError(
             f"{what} {text!r} is not in the data of this run; --history and --input take the items of anyone"
         )
     return value
@@ -468,7 +493,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path}: cannot be read: {error}", param_hint="--input") from error
+        raise DataError(f"--input {path}: cannot be read: {error}") from error
     return text.removeprefix("\ufeff").splitlines()  # the mark of some editors
 
 
@@ -489,11 +514,9 @@ def _load(run: Path) -> Any:
     return model
 
 
-def _check_catalogue(run: Path, model: Any, data: Any) -> None:
-    from ..models.recommend import Catalogue
-
-    if model.catalogue is not None and model.catalogue != Catalogue(data.item_ids, data.user_ids):
+def _refuse_changed(run: Path, changed: str, allowed: bool) -> None:
+    if changed and not allowed:
         raise CheckpointError(
-            f"{run}: the data has changed since this run was trained (its catalogue differs); train again, "
-            "or restore the data"
+            f"{run}: the data has changed since this run was trained: {changed}; restore the data, name them with "
+            "--data, train again, or go on with --allow-changed-data"
         )

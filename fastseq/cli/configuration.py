@@ -6,7 +6,6 @@ neither knows is an error that names the nearest one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from datetime import date
@@ -14,17 +13,42 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..data.filters import check_filter
 from ..data.split import History
 from ..data.strategies import STRATEGIES
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
 from ..training.metrics import MaskSeen, parse_metric
 from ..training.options import Precision
+from .paths import expanded
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
+
+
+# WarpRec's keys for its search, reports and machines: nothing that is trained or measured here depends on them.
+UNUSED: dict[str, set[str]] = {
+    "": {"dashboard", "training"},
+    "general": {
+        "backend", "callback", "cpu_data_prep", "custom_modules", "custom_resources_data_prep", "gpu_deterministic",
+        "label_selector_data_prep", "ray_address", "ray_verbose", "time_report",
+    },
+    "evaluation": {
+        "complex_metrics", "full_evaluation_on_report", "max_metric_per_row", "save_evaluation", "save_per_user",
+        "stat_significance",
+    },
+    "writer": {"recommendation", "results", "save_split", "split"},
+    "optimization": {
+        "block_size", "checkpoint_to_keep", "chunk_size", "cpu_per_trial", "custom_resources_per_trial",
+        "gpu_per_trial", "label_selector", "max_concurrent_trials", "num_samples", "num_workers", "scheduler",
+        "strategy",
+    },
+    "optimization.properties": {
+        "desired_training_it", "grace_period", "hard_stop", "max_t", "min_samples_required", "min_time_slice", "mode",
+        "n_startup_trials", "reduction_factor", "time_attr",
+    },
+}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -60,6 +84,8 @@ class SplitReading(Section):
     sep: str = "\t"
     header: bool = True
 
+    expand = field_validator("local_path")(expanded)
+
     @property
     def extension(self) -> str:
         """WarpRec's default is by the format."""
@@ -89,6 +115,8 @@ class Reader(Section):
     data_type: Literal["transaction"] = "transaction"
     reading_method: Literal["local"] = "local"
     rating_type: Literal["implicit", "explicit"] = "implicit"
+
+    expand = field_validator("local_path")(expanded)
 
     @model_validator(mode="after")
     def complete(self) -> Reader:
@@ -151,6 +179,12 @@ class Splitter(Section):
     test_splitting: Splitting = Field(default_factory=lambda: Splitting(k=1))
     validation_splitting: Splitting | None = None
     cold: Literal["drop", "keep"] = "drop"
+
+    @field_validator("validation_splitting", mode="before")
+    @classmethod
+    def empty_is_none(cls, value: Any) -> Any:
+        """An empty section is no validation, as in WarpRec."""
+        return None if value == {} else value
 
 
 class Evaluation(Section):
@@ -233,7 +267,7 @@ class Optimization(Section):
     lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     optimizer: Optimizer = Field(default_factory=Optimizer)
     precision: Literal["32-true", "bf16-mixed"] | Precision = "32-true"
-    gradient_clip: float | None = Field(default=None, gt=0)
+    gradient_clip: float | None = Field(default=None, ge=0)  # 0 is none, as in WarpRec
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)
     device: str | None = None
@@ -254,6 +288,8 @@ class Writer(Section):
     dataset_name: str | None = None
     writing_method: Literal["local"] = "local"
     local_experiment_path: Path = Path("runs")
+
+    expand = field_validator("local_experiment_path")(expanded)
 
     @field_validator("dataset_name")
     @classmethod
@@ -291,6 +327,12 @@ class Config(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
     general: General = Field(default_factory=General)
+    _unused: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def unused(self) -> list[str]:
+        """WarpRec's keys in the file that have no meaning here."""
+        return self._unused
 
     @field_validator("filtering")
     @classmethod
@@ -311,36 +353,50 @@ class Config(Section):
         return self.writer.local_experiment_path / self.dataset_name / model
 
     def resolved(self, model: ModelConfig, params: dict[str, Any]) -> str:
-        """YAML that trains this one model again, every default written out."""
-        tree = self.model_dump(mode="json", exclude={"models"}, exclude_none=True)
+        """YAML that trains this one model again, from any folder. It has every value: a default may not be null."""
+        tree = self.model_dump(mode="json", exclude={"models"})
+        if self.reader.local_path is not None:
+            tree["reader"]["local_path"] = str(self.reader.local_path.absolute())
+        if self.reader.split is not None:
+            tree["reader"]["split"]["local_path"] = str(self.reader.split.local_path.absolute())
+        tree["writer"]["local_experiment_path"] = str(self.writer.local_experiment_path.absolute())
         entry: dict[str, Any] = dict(params)
-        entry["optimization"] = model.optimization.model_dump(mode="json", exclude_none=True)
+        entry["optimization"] = model.optimization.model_dump(mode="json")
         if model.early_stopping is not None:
             entry["early_stopping"] = model.early_stopping.model_dump(mode="json")
-        if self.splitter.validation_splitting is None:
-            tree["splitter"]["validation_splitting"] = None
         tree["models"] = {model.name: entry}
         return yaml.safe_dump(tree, sort_keys=False)
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    names = list(known)
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(key.lower(), list(lowered), n=1, cutoff=0.5)
-    if close:
-        return f": did you mean {lowered[close[0]]!r}?"
-    return f": expected one of {', '.join(sorted(names))}"
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping, where YAML would keep the last without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise ConfigError(f"line {node.value[position][0].start_mark.line + 1}: key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merges ``<<: *base``: a key of the mapping's own wins, then that of the first base. PyYAML 6.0.4 lets a base
+        of the base win over the base."""
+        keys: list[Any] = []
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
+        bases: list[yaml.Node] = []
+        for key, value in node.value:
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            name = "<<" if merges else self.construct_object(key, deep=True)
+            if name in keys:
+                raise ConfigError(f"line {key.start_mark.line + 1}: key {name!r} stands twice")
+            keys.append(name)
+            if not merges:
+                pairs.append((key, value))
+                continue
+            bases += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for base in bases:
+            if not isinstance(base, yaml.MappingNode):
+                raise ConfigError(f"line {base.start_mark.line + 1}: '<<' takes a mapping, or a list of mappings")
+            self.flatten_mapping(base)
+            for key, value in base.value:
+                name = self.construct_object(key, deep=True)
+                if name not in keys:
+                    keys.append(name)
+                    pairs.append((key, value))
+        node.value = pairs
 
 
 def load_config(source: str | Path) -> Config:
@@ -382,38 +438,71 @@ def load_tree(source: str | Path) -> tuple[dict[str, Any], str]:
 
 def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     """Validates a configuration that is already a dictionary; see load_config."""
-    tree = dict(tree)
+    tree, unused = dict(tree), list[str]()
+    for section, keys in UNUSED.items():
+        if not section:
+            unused += [key for key in keys if tree.pop(key, None) is not None]
+        elif isinstance(tree.get(section), dict):
+            tree[section] = _used(tree[section], section, unused)
     for key in tree:
         if key not in Config.model_fields:
-            raise ConfigError(f"{origin}: unknown section {key!r}{_nearest(str(key), Config.model_fields)}")
+            raise ConfigError(f"{origin}: unknown section {key!r}: {did_you_mean(key, Config.model_fields)}")
     models = tree.get("models")
     if not isinstance(models, dict) or not models:
         raise ConfigError(f"{origin}: 'models' must name at least one of {', '.join(MODELS)}")
-    tree["models"] = [_model(name, entry, origin) for name, entry in models.items()]
+    tree["models"] = [_model(name, entry, origin, unused) for name, entry in models.items()]
     names = [entry.name for entry in tree["models"]]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{origin}: 'models' names {name} {names.count(name)} times; both would be the same run")
     sections = {key: value for key, value in tree.items() if value is not None}
-    return _validated(Config, sections, origin, "")
+    config: Config = _validated(Config, sections, origin, "")
+    config._unused = sorted(unused)
+    return config
 
 
-def _model(name: Any, entry: Any, origin: str) -> ModelConfig:
+def _used(tree: dict[str, Any], section: str, unused: list[str], prefix: str = "") -> dict[str, Any]:
+    """A section without what has no meaning here, which is added to ``unused``."""
+    unused += [f"{prefix}{section}.{key}" for key in tree if key in UNUSED[section]]
+    return {key: value for key, value in tree.items() if key not in UNUSED[section]}
+
+
+def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig:
     by_lower = {known.lower(): known for known in MODELS}
     if str(name).lower() not in by_lower:
-        raise ConfigError(f"{origin}: unknown model {name!r} in 'models'{_nearest(str(name), MODELS)}")
+        raise ConfigError(f"{origin}: unknown model {name!r} in 'models': {did_you_mean(name, MODELS)}")
     known = by_lower[str(name).lower()]
     if not isinstance(entry, dict):
         raise ConfigError(f"{origin}: models.{name} is {entry!r}, expected its hyper-parameters")
-    params = {str(key): _number(value) for key, value in entry.items()}
+    single = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in entry.items()}
+    params = {str(key): _number(value) for key, value in single.items()}
     for key, value in params.items():
         if isinstance(value, list):
             raise ConfigError(
                 f"{origin}: models.{known}.{key} is a list: a search space is WarpRec's to search; "
                 "fastseq train takes one value"
             )
-    params.pop("meta", None)  # WarpRec's own bookkeeping: nothing of it changes training
+    meta = params.pop("meta", None)  # WarpRec's own bookkeeping: but for load_from, nothing of it changes training
+    if isinstance(meta, dict) and meta.get("load_from"):
+        raise ConfigError(
+            f"{origin}: models.{known}.meta.load_from is {meta['load_from']!r}: fastseq train starts from new weights; "
+            "leave it out, or load them in Python with fastseq.load"
+        )
     optimization = params.pop("optimization", None) or {}
+    if isinstance(optimization, dict):
+        optimization = {key: value for key, value in optimization.items() if value is not None}
+        properties = optimization.get("properties", {})
+        for section, key, only in ((optimization, "scheduler", "fifo"), (properties, "mode", "max")):
+            value = section.get(key) if isinstance(section, dict) else None
+            if value is not None and str(value).lower() != only:
+                where = "optimization" if section is optimization else "optimization.properties"
+                raise ConfigError(
+                    f"{origin}: models.{known}.{where}.{key} is {value!r}, expected {only}: fastseq train trains each "
+                    "model once, and its best epoch has the highest validation_metric"
+                )
+        optimization = _used(optimization, "optimization", unused, f"models.{known}.")
+        if isinstance(properties, dict):
+            optimization["properties"] = _used(properties, "optimization.properties", unused, f"models.{known}.")
     stopping = params.pop("early_stopping", None)
     return ModelConfig(
         name=known,
@@ -439,7 +528,7 @@ def _validated(kind: type[Any], tree: Any, origin: str, prefix: str) -> Any:
             where = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 known = _fields_at(kind, item["loc"][:-1])
-                problems.append(f"unknown key {where!r}{_nearest(str(item['loc'][-1]), known)}")
+                problems.append(f"unknown key {where!r}: {did_you_mean(item['loc'][-1], known)}")
             else:
                 shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
                 message = item["msg"].removeprefix("Value error, ")

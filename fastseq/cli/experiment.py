@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
-from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, evaluate
+from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
 from .configuration import Config, ModelConfig, Reader, load_config
 
@@ -65,7 +65,8 @@ def read(config: Config) -> Interactions:
         kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
         if not reader.local_path.exists():
             raise ConfigError(
-                f"reader.local_path: {reader.local_path} does not exist (a relative path counts from {Path.cwd()})"
+                f"reader.local_path: {reader.local_path} does not exist (a relative path counts from {Path.cwd()}); "
+                "evaluate, recommend and verify take another with --data"
             )
         data = read_interactions(
             reader.local_path,
@@ -177,7 +178,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
-        clip_norm=optimization.gradient_clip,
+        clip_norm=optimization.gradient_clip or None,
         schedule=optimization.lr_scheduler.name,
         warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
         validation_metric=evaluation.validation_metric,
@@ -306,9 +307,8 @@ def notes(evaluation: Evaluation) -> list[str]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or Python says that an allocation failed."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "not enough memory", "Storage size")
-    )
+    words = ("DefaultCPUAllocator", "out of memory", "not enough memory", "Storage size", "overflow")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def popularity(config: Config, parts: Split) -> Evaluation:
@@ -316,13 +316,38 @@ def popularity(config: Config, parts: Split) -> Evaluation:
     return score(config, None, Popularity(parts), parts)
 
 
-def config_of_run(run: RunFolder) -> Config:
-    """The configuration that a run folder was trained with.
+def config_of_run(run: RunFolder, data: Path | None = None) -> Config:
+    """The configuration that a run folder was trained with; ``data`` is where its interactions are now.
 
     Raises:
         ConfigError: if it is missing or damaged.
     """
-    return load_config(run.config_path)
+    if not run.config_path.is_file():
+        raise ConfigError(
+            f"{run.config_path}: missing, as in a run made from Python: write its reader, splitter and models "
+            "there (docs/configuration.md), or stay in Python: evaluate(fastseq.load(run), split)"
+        )
+    config = load_config(run.config_path)
+    if data is not None:
+        if config.reader.split is not None and config.reader.loading_strategy == "split":
+            config.reader.split.local_path = data
+        else:
+            config.reader.local_path = data
+    return config
+
+
+def changed_since(run: RunFolder, here: Mapping[str, Any]) -> str:
+    """What differs from the data that a run was trained on, in words; empty where nothing does.
+
+    Args:
+        here: the entries of ``Split.describe`` to compare.
+    """
+    trained = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {})
+    return "; ".join(
+        f"{key} was {str(trained[key])[:12]} in training and is {str(value)[:12]} now"
+        for key, value in here.items()
+        if trained.get(key, value) != value
+    )
 
 
 def _device(config: Config, entry: ModelConfig) -> torch.device:
@@ -337,8 +362,13 @@ def _device(config: Config, entry: ModelConfig) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key} is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
+    last = max(1, torch.cuda.device_count()) - 1
+    if (device.index or 0) > last:
+        raise ConfigError(f"{key} is {name!r}, but the last one here is number {last}")
     if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import re
@@ -16,7 +15,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, nearest
 
 from . import frames
 from .files import files_of, unpacked
@@ -39,6 +38,8 @@ FORMATS = {
     "user_sequences": "one user per line: the user's id, then item ids in time order",
 }
 EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".inter": "inter", ".parquet": "parquet", ".pq": "parquet"}
+SEPARATORS = (",", "\t", ";", "|")
+_DATA = re.compile(r"[0-9.:,;|\s-]+")  # a first line, or a field of it, that names no column
 LONGEST_HEADER = 1 << 20
 
 
@@ -312,6 +313,8 @@ def _read_file(path: Path, layout: _Layout) -> Columns:
         present = _split(first, separator) if layout.columns is None else list(layout.columns)
         if format == "inter":
             present = [name.split(":")[0] for name in present]
+        elif layout.columns is None and layout.header:
+            _check_separator(first, separator, present, layout.names)
         locate = _number if numbered else _position
         columns = [locate(present, name, role) for role, name in layout.names.items()]
         if numbered:
@@ -398,11 +401,26 @@ def _split(header: str, separator: str) -> list[str]:
 
 def _separator(first: str, layout: _Layout) -> str:
     """The separator whose columns include user and item; a comma where none does."""
-    for candidate in ("::", "\t", ",", ";", "|", " ") if not layout.header else (",", "\t", ";", "|"):
+    for candidate in ("::", "\t", ",", ";", "|", " ") if not layout.header else SEPARATORS:
         fields = _split(first, candidate)
         if {layout.user, layout.item} <= set(fields) if layout.header else len(fields) > 1:
             return candidate
     return ","
+
+
+def _check_separator(header: str, separator: str, present: list[str], names: dict[str, Any]) -> None:
+    """Names the separator that would give the columns, or that is likely where this one splits nothing."""
+    if _DATA.fullmatch(header):  # no header at all: _position says so
+        return
+    missing = [name for name in names.values() if name not in present]
+    others = [other for other in (*SEPARATORS, "::", " ") if other != separator and other in header]
+    wanted = {str(name).encode() for name in names.values()}
+    right = [other for other in others if wanted <= set(split_record(header.encode() + b"\n", other) or [])]
+    if missing and (right or (others and len(present) == 1)):
+        raise DataError(
+            f"split at {separator!r}, the header has no column {missing[0]!r}; is it separated by "
+            f"{(right or others)[0]!r}? Set separator= (in a configuration: reader.sep)"
+        )
 
 
 def _position(present: list[Any], name: str | int, role: str) -> int:
@@ -411,15 +429,15 @@ def _position(present: list[Any], name: str | int, role: str) -> int:
     if name in present:
         raise DataError(f"column {name!r} occurs {present.count(name)} times in the header")
     texts = [str(column) for column in present]
-    nearest = difflib.get_close_matches(str(name), texts, 1, 0.0)
-    hint = f"; the nearest is {present[texts.index(nearest[0])]!r}" if nearest else ""
+    near = nearest(str(name), texts)
+    hint = "" if near is None else f"; did you mean {present[texts.index(near)]!r}?"
     label = {"user": "user_id", "item": "item_id"}.get(role, role) + "_label"
     remedy = f"name the column with {role}=… (in a configuration: reader.labels.{label})" + (
         ", or pass timestamp=None (null) to keep the order given" if role == "timestamp" else ""
     )
     if isinstance(name, int):
         remedy += "; column numbers are for files without a header: header=False (reader.header: false)"
-    elif present and all(re.fullmatch(r"[0-9.: -]+", text) for text in texts):
+    elif present and all(map(_DATA.fullmatch, texts)):
         remedy = (
             f"the first line looks like data: pass header=False and the columns' numbers, {role}=0 or another (in a "
         )
@@ -438,7 +456,7 @@ def _guess(start: bytes, suffix: str, names: dict[str, Any]) -> str:
         raise _NoEventsError("no events: the file is empty")
     if ":token" in lines[0] and "\t" in lines[0]:
         return "inter"
-    for candidate in (",", "\t", ";", "|"):
+    for candidate in SEPARATORS:
         if {names["user"], names["item"]} <= set(_split(lines[0], candidate)):
             return "csv"
     words = [line.split() for line in lines]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data.batch import JaggedBatch
-from ..errors import ConfigError
+from ..errors import check_integer
 from ..ops.sampled_loss import needs_log_q
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, set_seed
@@ -73,6 +72,7 @@ class SequentialRecommender(nn.Module, ABC):
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__()
         self.init_params(params)
+        check_integer("seed", seed, -(2**63))
         self.set_seed(seed)
         self.info = info
         self.n_users = _catalogue_size(info, "n_users")
@@ -390,7 +390,5 @@ class SequentialRecommender(nn.Module, ABC):
 
 
 def _catalogue_size(info: Mapping[str, Any], key: str) -> int:
-    size = info.get(key)
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-        raise ConfigError(f"info[{key!r}] is {size!r}, expected an integer >= 1")
-    return int(size)
+    check_integer(f"info[{key!r}]", info.get(key), 1)
+    return int(info[key])

@@ -6,14 +6,13 @@ without one the key is required.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean, nearest
 from ..ops.sampled_loss import LOSSES as SAMPLED_LOSSES
 
 LOSSES = (*SAMPLED_LOSSES, "cross_entropy")
@@ -33,7 +32,8 @@ class Number:
     def __str__(self) -> str:
         kind = "an integer" if self.integer else "a number"
         low = f"{'>' if self.above else '>='} {self.low:g}"
-        high = "" if self.high == math.inf else f" and {'<' if self.below else '<='} {self.high:g}"
+        most = str(int(self.high)) if self.integer and self.high < math.inf else f"{self.high:g}"
+        high = "" if self.high == math.inf else f" and {'<' if self.below else '<='} {most}"
         return f"{kind} {low}{high}" + (" or null" if self.optional else "")
 
     def accept(self, value: Any) -> Any:
@@ -42,8 +42,11 @@ class Number:
         kind = Integral if self.integer else Real
         if isinstance(value, bool) or not issubclass(type(value), kind):
             raise ValueError
-        number = int(value) if self.integer else float(value)
-        if not math.isfinite(number) or number < self.low or number > self.high:
+        try:
+            number = int(value) if self.integer else float(value)
+        except OverflowError:
+            raise ValueError from None
+        if not (self.low <= number <= self.high) or number == math.inf:
             raise ValueError
         if (self.above and number == self.low) or (self.below and number == self.high):
             raise ValueError
@@ -66,12 +69,14 @@ class Choice:
         raise ValueError
 
 
-SIZE = Number(integer=True, low=1)
-COUNT = Number(integer=True)
+SIZE = Number(integer=True, low=1, high=2**31 - 1)
+DEPTH = Number(integer=True, low=1, high=4096)
+COUNT = Number(integer=True, high=2**31 - 1)
 PROBABILITY = Number(high=1.0, below=True)
 RULES: dict[str, Number | Choice] = {
-    **dict.fromkeys(("embedding_size", "hidden_size", "inner_size", "num_layers", "n_layers", "n_heads"), SIZE),
+    **dict.fromkeys(("embedding_size", "hidden_size", "inner_size", "n_heads"), SIZE),
     **dict.fromkeys(("max_seq_len", "batch_size", "epochs"), SIZE),
+    **dict.fromkeys(("num_layers", "n_layers"), DEPTH),
     **dict.fromkeys(("n_h", "n_v", "neg_samples"), COUNT),
     **dict.fromkeys(("dropout_prob", "attn_dropout_prob"), PROBABILITY),
     **dict.fromkeys(("reg_weight", "weight_decay", "negative_alpha"), Number()),
@@ -80,7 +85,7 @@ RULES: dict[str, Number | Choice] = {
     "negatives": Choice(("per_target", "shared", "shared_unseen")),
     "negative_distribution": Choice(("uniform", "popularity")),
     "gbce_t": Number(high=1.0),
-    "window_stride": Number(integer=True, low=1, optional=True),
+    "window_stride": Number(integer=True, low=1, high=2**31 - 1, optional=True),
     "initializer_range": Number(above=True, optional=True),
 }
 
@@ -93,6 +98,17 @@ OBJECTIVE: dict[str, Any] = {
     "gbce_t": 0.75,
     "window_stride": None,  # max_seq_len
     "initializer_range": None,  # Xavier's
+}
+
+# What a configuration has beside the hyperparameters, and where.
+ELSEWHERE = {
+    "seed": "optimization.properties.seed in a configuration, the argument seed",
+    "precision": "optimization.precision in a configuration, TrainingOptions(precision=)",
+    "gradient_clip": "optimization.gradient_clip in a configuration, TrainingOptions(clip_norm=)",
+    "lr_scheduler": "optimization.lr_scheduler in a configuration, TrainingOptions(schedule=)",
+    "eval_every_n": "optimization.eval_every_n in a configuration, TrainingOptions(validate_every=)",
+    "device": "optimization.device in a configuration, model.to(device)",
+    "patience": "early_stopping.patience in a configuration, TrainingOptions(patience=)",
 }
 
 
@@ -127,8 +143,10 @@ def resolve(model: str, names: Sequence[str], defaults: Mapping[str, Any], param
     known = [*names, *(key for key in OBJECTIVE if key not in names)]
     for key in params:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            near = nearest(key, [*known, *ELSEWHERE])
+            hint = did_you_mean(key, known)
+            if near in ELSEWHERE:
+                hint = f"it is {ELSEWHERE[near]} in Python"
             raise ConfigError(f"{model}: unknown hyperparameter {key!r}; {hint}")
     values = {}
     for key in known:

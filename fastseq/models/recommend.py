@@ -16,9 +16,10 @@ from torch import Tensor
 from .. import ops
 from ..data import frames
 from ..data.ids import IdMap, RawId, brief
-from ..errors import DataError
+from ..errors import DataError, check_integer
 
 if TYPE_CHECKING:
+    from ..data.interactions import Interactions
     from .base import SequentialRecommender
 
 HISTORIES_PER_PASS = 512
@@ -37,6 +38,33 @@ class Catalogue:
 
     items: IdMap
     users: IdMap | None = None
+
+
+def check_catalogue(model: SequentialRecommender, data: Interactions, *, users: bool) -> None:
+    """Refuses data in which an index means another item than in the model, or (``users``) another user.
+
+    Raises:
+        DataError: naming both sizes, or the first id that differs.
+    """
+    items_known, users_known = (
+        (None, None) if model.catalogue is None else (model.catalogue.items, model.catalogue.users)
+    )
+    kinds = [("item", model.n_items, items_known, data.item_ids)]
+    if users:
+        kinds.append(("user", model.n_users, users_known, data.user_ids))
+    for kind, size, known, ids in kinds:
+        if size != len(ids):
+            raise DataError(
+                f"the model was built for {size} {kind}s, the data has {len(ids)}; use the data that it was trained "
+                "on, or build a model for these"
+            )
+        if known is not None and known is not ids and known != ids:
+            ours, theirs = (m.decode(range(size)) for m in (known, ids))
+            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+            raise DataError(
+                f"the model's catalogue and the data name other {kind}s: number {at} is {ours[at]!r} in the model and "
+                f"{theirs[at]!r} in the data; use the data that it was trained on, or build a model for these"
+            )
 
 
 class Recommendation(NamedTuple):
@@ -111,8 +139,7 @@ def recommend(
     Raises:
         ValueError: naming the history and the id that is unknown, or the argument that is wrong.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    check_integer("k", k, 1)
     for name, value, choices in (
         ("unknown_items", unknown_items, ("error", "skip")),
         ("unknown_users", unknown_users, ("error", "mean")),

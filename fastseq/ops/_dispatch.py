@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from . import _checks
 
 Backend = Literal["reference", "cpu", "triton"]
@@ -70,7 +71,7 @@ def _checked(name: str, origin: str) -> Backend:
     for backend in BACKENDS:
         if name == backend:
             return backend
-    raise ValueError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
+    raise ConfigError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
 
 
 _forced: Backend | None = _from_environment()

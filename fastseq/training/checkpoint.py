@@ -121,11 +121,11 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
     atomic_write(path, write)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: str | os.PathLike[str], *, metadata_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what ``save`` wrote.
 
     Returns:
-        The tensors, on the CPU, and the metadata.
+        The tensors, on the CPU (none where only the metadata are asked for), and the metadata.
 
     Raises:
         CheckpointError: if the file is absent, truncated, not a safetensors file, or not one of fastseq's.
@@ -136,7 +136,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = [] if metadata_only else file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); restore it from a copy, or train again"

@@ -24,9 +24,9 @@ from torch import Tensor
 from fastseq import _version, ops
 from fastseq.data.interactions import Interactions
 from fastseq.data.split import EvalPart, History, Part, Split
-from fastseq.errors import CheckpointError, DataError
+from fastseq.errors import CheckpointError, DataError, check_integer
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import evaluating
+from fastseq.models.recommend import check_catalogue, evaluating
 
 from .distributed import Ranks
 from .metrics import MaskSeen, RankingProtocol, list_metrics, parse_metric, ranking_metrics, worst_order
@@ -107,20 +107,22 @@ def evaluate(
         ranks: processes among which the users are divided. The result is the same in each.
 
     Raises:
-        DataError: if the part has no users to evaluate, or the model was built for another number of items.
+        DataError: if the part has no users to evaluate, or the model was built for other items (or users, if it reads
+            them) than the data's: it names the first that differs.
         CheckpointError: if the model's outputs are not finite.
         ValueError: if an argument is out of range.
     """
+    if isinstance(ks, str) or not isinstance(ks, Sequence) or not ks:
+        raise ValueError(f"ks is {ks!r}, expected cut-offs, such as (10,)")
+    for value in ks:
+        check_integer("a cut-off of ks", value, 1)
     ks = tuple(sorted(set(ks)))
-    if not ks or ks[0] < 1:
-        raise ValueError(f"ks is {ks}, expected cut-offs of at least 1")
     if protocol not in get_args(RankingProtocol):
         raise ValueError(f"protocol is {protocol!r}, expected 'full' or 'sampled'")
     if mask_seen not in get_args(MaskSeen):
         raise ValueError(f"mask_seen is {mask_seen!r}, expected 'pair', 'history' or 'none'")
-    for name, value in (("n_negatives", n_negatives), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    for name, value, low in (("n_negatives", n_negatives, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_integer(name, value, low)
     started = time.perf_counter()
     ranks = ranks or Ranks()
     n_items = split.interactions.n_items
@@ -132,8 +134,7 @@ def evaluate(
     if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
     if isinstance(model, SequentialRecommender):
-        if model.n_items != n_items:
-            raise DataError(f"the model was built for {model.n_items} items, the data has {n_items}")
+        check_catalogue(model, split.interactions, users=model.needs_user)
         source: _ModelSource | _ScorerSource = _ModelSource(model)
     else:
         source = _ScorerSource(model)

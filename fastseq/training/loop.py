@@ -19,7 +19,7 @@ from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import Catalogue
+from fastseq.models.recommend import Catalogue, check_catalogue
 from fastseq.ops.sampled_loss import needs_log_q
 
 from . import state as states
@@ -56,9 +56,9 @@ class Trainer:
 
     Raises:
         ConfigError: if the options do not fit the split.
-        DataError: if there is no negative to draw for some user, naming the user.
+        DataError: if there is no negative to draw for some user, naming the user; or if the model was built for other
+            users or items than the data's.
         CheckpointError: if ``run_dir`` is in use, or what is there was trained from another model, data or options.
-        ValueError: if the model's and the data's catalogue differ in size.
     """
 
     def __init__(
@@ -75,11 +75,7 @@ class Trainer:
         self.model, self.split, self.options = model, split, options or TrainingOptions()
         self.on_progress = on_progress
         data = split.interactions
-        if (model.n_users, model.n_items) != (data.n_users, data.n_items):
-            raise ValueError(
-                f"the model was built for {model.n_users} users and {model.n_items} items, "
-                f"the data has {data.n_users} and {data.n_items}"
-            )
+        check_catalogue(model, data, users=True)
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
@@ -220,7 +216,7 @@ class Trainer:
             kept = f" The checkpoints in {self.run.path} are from before."
         raise TrainingError(
             f"{what} at step {step} (epoch {self.state.epoch + 1}), learning rate {self._rate():g}: training has "
-            f"diverged. Lower learning_rate or set clip_norm.{kept}"
+            f"diverged. Lower learning_rate or set gradient_clip (in Python: clip_norm).{kept}"
         )
 
     def _rate(self) -> float:

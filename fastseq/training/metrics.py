@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fastseq.errors import ConfigError
+from fastseq.errors import ConfigError, nearest
 
 MaskSeen: TypeAlias = Literal["pair", "history", "none"]
 RankingProtocol: TypeAlias = Literal["full", "sampled"]
@@ -28,12 +27,9 @@ def parse_metric(text: str) -> tuple[str, int]:
         raise ConfigError(f"metric {text!r}: expected name@k with k >= 1, such as NDCG@10")
     known = _ALIASES.get(name.strip().lower())
     if known is None:
-        near = difflib.get_close_matches(name.lower(), list(_ALIASES), n=1, cutoff=0.4)
-        hint = (
-            f"did you mean {_ALIASES[near[0]]!r}?"
-            if near
-            else f"expected one of {', '.join((*METRICS, *LIST_METRICS))}"
-        )
+        near = nearest(name, _ALIASES)
+        known_names = ", ".join((*METRICS, *LIST_METRICS))
+        hint = f"did you mean {_ALIASES[near]!r}?" if near else f"expected one of {known_names}"
         raise ConfigError(f"unknown metric {name!r}; {hint}")
     return known, int(cutoff)
 

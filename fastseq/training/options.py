@@ -70,6 +70,7 @@ class TrainingOptions:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
+        require("seed", not isinstance(self.seed, int) or self.seed < 2**63, "an integer below 2**63")
         least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size", "n_negatives"), 1)
         least |= dict.fromkeys(("seed", "warmup_steps", "grace_period", "evaluation_seed"), 0)
         for name, low in least.items():
@@ -82,11 +83,16 @@ class TrainingOptions:
             require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         schedules = ("constant", "linear", "cosine")
         require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
-        require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a number > 0")
-        require("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a number > 0")
-        interval = self.checkpoint_every_seconds
-        require("checkpoint_every_seconds", interval is None or interval >= 0, "a number >= 0")
-        require("min_delta", self.min_delta >= 0, "a number >= 0")
+        for name in ("clip_norm", "max_seconds", "checkpoint_every_seconds", "min_delta"):
+            value = getattr(self, name)
+            positive = name in ("clip_norm", "max_seconds")
+            number = (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (value > 0 if positive else value >= 0)
+            )
+            optional = name != "min_delta"
+            require(name, number or (optional and value is None), "a number > 0" if positive else "a number >= 0")
         if self.validation_metric is not None:
             name, _ = parse_metric(self.validation_metric)
             full = self.protocol == "full" or name not in LIST_METRICS

@@ -27,11 +27,18 @@ HOLDOUT = {"strategy": "temporal_holdout", "ratio": 0.6}
 SPLITS = ("test_splitting", "validation_splitting")
 
 
-def here(*arguments: object, folder: Path, stdin: str = "") -> tuple[int, str, str]:
+class Terminal(io.StringIO):
+    """Takes what a terminal would show."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def here(*arguments: object, folder: Path, stdin: str = "", terminal: bool = False) -> tuple[int, str, str]:
     """Runs the command in this process, which is quick: exit code, stdout, stderr. A traceback is a failure."""
     from fastseq import cli
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (Terminal if terminal else io.StringIO)(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(folder)
         patch.setenv("GOMP_SPINCOUNT", os.environ.get("GOMP_SPINCOUNT", "2000"))
@@ -199,8 +206,8 @@ def test_recommend_for_lines_of_text_and_for_samples(folder: Path) -> None:
     assert len(answer(*ask, *seen, "--include-seen", folder=folder)[0]["items"]) == 3
     err = refusal(*ask, "--history", "i1,new", folder=folder)
     assert "'new'" in err and "--skip-unknown" in err
-    code, out, _ = here(*ask, "--history", "i1,new", "--skip-unknown", folder=folder)
-    assert code == 0 and "GRU4Rec recommends" in out
+    code, out, err = here(*ask, "--history", "i1,new", "--skip-unknown", folder=folder)
+    assert code == 0 and "GRU4Rec recommends" in err and len(out.splitlines()[1].split("\t")) == 2 + 3
     assert "nowhere.txt" in refusal(*ask, "--input", "nowhere.txt", folder=folder)
 
 
@@ -215,14 +222,90 @@ def test_recommend_reads_marked_files_and_names_their_lines(folder: Path, tmp_pa
     assert "histories.txt, line 2: item 2, 'an item'," in refusal(*ask, folder=folder)
 
 
-def test_data_that_changed_since_training_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_data_that_changed_since_training_are_refused(folder: Path) -> None:
+    """Another item, or the same events in another order; both refused, and said where they are allowed."""
     text = (folder / "data.csv").read_text()
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    shuffled = "\n".join(["user,item,time", *(f"{user},{item},{-int(time)}" for user, item, time in rows)])
+    run, evaluation = "runs/data/SASRec", answer("evaluate", "runs/data/SASRec", folder=folder)
+    assert "changed_data" not in evaluation["protocol"]
     try:
-        (folder / "data.csv").write_text(text + "".join(f"another,i{item},{item}\n" for item in range(1, 5)))
-        for command in (("evaluate", "runs/data/SASRec"), ("recommend", "runs/data/SASRec", "-u", "u3")):
-            assert "the data has changed since this run was trained" in refusal(*command, folder=folder)
+        for changed in (text + "".join(f"another,i{item},{item}\n" for item in range(1, 5)), shuffled):
+            (folder / "data.csv").write_text(changed)
+            for command in (("evaluate", run), ("recommend", run, "-u", "u3")):
+                err = refusal(*command, folder=folder)
+                assert "the data has changed since this run was trained: data_hash was" in err
+                assert "--allow-changed-data" in err and evaluation["protocol"]["split"]["data_hash"][:12] in err
+        (_,) = answer("recommend", run, "-u", "u3", "--allow-changed-data", "-k", 1, folder=folder)
+        again = answer("evaluate", run, "--allow-changed-data", folder=folder)
+        assert evaluation["protocol"]["split"]["data_hash"][:12] in again["protocol"]["changed_data"]
+        assert again["metrics"] != evaluation["metrics"]
+        (folder / "data.csv").write_text(text + "".join(f"another,new,{time}\n" for time in range(4)))
+        assert "built for 30 items" in refusal("evaluate", run, "--allow-changed-data", folder=folder)
     finally:
         (folder / "data.csv").write_text(text)
+
+
+def test_a_run_folder_works_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained with relative paths, and ``~`` for the run folders; its data may move."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write_data(tmp_path / "data.csv")
+    monkeypatch.setenv("HOME", str(home))
+    labels = {"user_id_label": "user", "item_id_label": "item", "timestamp_label": "time"}
+    reader = {"reader": {"local_path": "data.csv", "labels": labels}}
+    config = write_config(tmp_path, reader, GRU4Rec={**MODELS["GRU4Rec"], "epochs": 1})
+    assert here("train", config, "--out", "~/runs", folder=tmp_path)[0] == 0
+    assert not (tmp_path / "~").exists() and (home / "runs/data/GRU4Rec").is_dir()
+    run = "~/runs/data/GRU4Rec"
+    evaluation = answer("evaluate", run, folder=elsewhere)
+    recommended = answer("recommend", run, "-u", "u3", folder=elsewhere)
+    (tmp_path / "data.csv").rename(elsewhere / "moved.csv")
+    assert "--data" in refusal("evaluate", run, folder=elsewhere)
+    moved = ("--data", "moved.csv")
+    assert answer("evaluate", run, *moved, folder=elsewhere)["metrics"] == evaluation["metrics"]
+    assert answer("recommend", run, "-u", "u3", *moved, folder=elsewhere) == recommended
+
+
+def test_a_run_made_from_python_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "runs/data/SASRec", run)
+    (run / "config.yaml").unlink()
+    for command in (("evaluate", run), ("recommend", run, "-u", "u3")):
+        err = refusal(*command, folder=folder)
+        assert "config.yaml: missing" in err and "evaluate(fastseq.load(run), split)" in err
+    assert answer("recommend", run, "--history", "i1", folder=folder)
+
+
+STRANGE = ("Foo [/bar]", "Alien [uncut] 15", ":smile:", "é 映", "00000011-1111-2222-3333-444455556666", "a\tb")
+
+
+def test_ids_and_paths_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never markup, in any command; whole, on a narrow terminal too; tabs between fields where there is none."""
+    items = (*STRANGE[:-1], '"a\tb"', *(f"i{i}" for i in range(12)))
+    rows = [f"[/u{user}],{items[(user + 3 * step) % len(items)]},{step}" for user in range(30) for step in range(9)]
+    (tmp_path / "data.csv").write_text("\n".join(["user,item,time", *rows]) + "\n", encoding="utf-8")
+    writer = {"local_experiment_path": "[/x]", "dataset_name": "d[bold]"}
+    models = {name: {**MODELS[name], "epochs": 1} for name in ("GRU4Rec", "SASRec")}
+    code, out, err = here("train", write_config(tmp_path, {"writer": writer}, **models), folder=tmp_path)
+    assert code == 0 and "[/x]/d[bold]/SASRec" in err and "[/x]/d[bold]/GRU4Rec" in err
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["model", "popularity", "GRU4Rec", "SASRec"]
+    ask = ("recommend", "[/x]/d[bold]/SASRec", "-u", "[/u3]", "--history", STRANGE[0], "-k", 18, "--include-seen")
+    code, out, _ = here(*ask, folder=tmp_path)
+    _, first, second = (line.split("\t") for line in out.splitlines())
+    assert code == 0 and first[0] == "[/u3]" and second[0] == STRANGE[0]
+    assert {text.replace("\t", "\\x09") for text in STRANGE} <= set(first[2:]) == set(second[2:])
+    # Each column is 20 characters wide, and wraps.
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = here(*ask, folder=tmp_path, terminal=True)
+    shown = "".join(line.split("│")[-2].strip() for line in out.splitlines() if "│" in line).replace(" ", "")
+    assert code == 0 and all(text.replace(" ", "").replace("\t", "\\x09") in shown for text in STRANGE), out
+    code, out, _ = here("evaluate", "[/x]/d[bold]/SASRec", folder=tmp_path, terminal=True)
+    assert code == 0 and "SASRec · d[bold]" in out
+    for mistake in (("evaluate", "[/x]"), (*ask, "-u", "[/no]"), ("[/z]",)):
+        assert str(mistake[-1]) in refusal(*mistake, folder=tmp_path)
+    printed = run_python("-m", "fastseq.cli", *map(str, ask), cwd=tmp_path, PYTHONIOENCODING="ascii").stdout
+    assert "\\xe9 \\u6620" in printed and printed.isascii()
 
 
 def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
@@ -243,7 +326,7 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
     assert (run / "checkpoints/last.safetensors").stat().st_mtime_ns == before
     code, out, err = here("train", config, "--overwrite", folder=tmp_path)
     assert code == 0, err
-    assert "sampled ranking" in out and "ItemCoverage@10" in out and "–" in out and "popularity" in out
+    assert "sampled ranking" in err and "ItemCoverage@10" in out and "–" in out and "popularity" in out
     assert (run / "checkpoints/last.safetensors").stat().st_mtime_ns > before
 
 
@@ -254,6 +337,8 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
         ({"reader": {"local_path": "data.csv"}}, "reader.labels.user_id_label"),
         ({"reader": {"local_path": "none.csv"}}, "reader.local_path: none.csv does not exist"),
         ({"general": {"device": "gpu"}}, "general.device is 'gpu'"),
+        ({"general": {"device": "meta"}}, "general.device is 'meta', expected auto, cpu or cuda"),
+        ({"general": {"device": "cpu:3"}}, "general.device is 'cpu:3'"),
         ({"filtering": {"ItemMin": {"min_interactions": 10**6}}}, "lower the limits"),
     ],
 )
@@ -263,6 +348,13 @@ def test_what_configuration_and_data_contradict_is_named(
     write_data(tmp_path / "data.csv")
     config = write_config(tmp_path, sections, GRU4Rec=MODELS["GRU4Rec"])
     assert message in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
+
+
+def test_mistakes_in_the_environment_are_one_line(folder: Path) -> None:
+    for name in ("FASTSEQ_BACKEND", "FASTSEQ_CPU_ISA"):
+        command = ("-m", "fastseq.cli", "evaluate", "runs/data/SASRec")
+        done = run_python(*command, cwd=folder, returncode=2, **{name: "nope"})
+        assert done.stderr.startswith(f"fastseq: {name} is 'nope', expected") and done.stderr.count("\n") == 1
 
 
 def test_a_user_who_has_seen_everything_is_named_before_training(tmp_path: Path) -> None:
@@ -344,7 +436,7 @@ def test_mistakes_are_found_before_any_model_trains(tmp_path: Path) -> None:
     rows = [f"u{user},i{step},{step}" for user in range(4) for step in range(6 if user else 9)]
     (tmp_path / "data.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
     no_negatives = {**MODELS["GRU4Rec"], "neg_samples": 0}
-    config = write_config(tmp_path, GRU4Rec=no_negatives, SASRec={**MODELS["SASRec"], "embedding_size": 10**12})
+    config = write_config(tmp_path, GRU4Rec=no_negatives, SASRec={**MODELS["SASRec"], "embedding_size": 2**31 - 2})
     assert "do not fit into memory" in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
     config = write_config(tmp_path, GRU4Rec=no_negatives)
     tree = yaml.safe_load(config.read_text()) | {"splitter": {part: {"k": 50} for part in SPLITS}}

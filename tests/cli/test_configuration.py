@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from fastseq.cli.configuration import Config, load_config, parse_config
+from fastseq.cli.configuration import (
+    Config,
+    EarlyStopping,
+    Optimization,
+    Section,
+    SplitReading,
+    load_config,
+    load_tree,
+    parse_config,
+)
 from fastseq.errors import ConfigError
+from fastseq.models import MODELS
 from tests.conftest import Outside
+from tests.models.small import small_params
 
 # The three YAML blocks of the text that fastseq was asked for with, verbatim.
 REFERENCE_BLOCKS = (
@@ -108,6 +123,101 @@ def test_no_validation_survives_the_round_trip() -> None:
     assert again.splitter.validation_splitting is None
 
 
+# Values tried for every key: each that is accepted must come back from the run folder.
+TRIED: list[Any] = [None, False, 3, 0.25, [7, 3], ["MRR"], "MRR@3", " ", "1e3", {}, {"warmup_steps": 5}]
+TRIED += ["random_holdout", {"ItemMin": {"min_interactions": 5}}]
+# What some keys need beside them.
+BESIDE: dict[str, dict[str, Any]] = {
+    **{
+        f"splitter.{part}_splitting.{key}": {"splitter": {"test_splitting": both, "validation_splitting": both}}
+        for part in ("test", "validation")
+        for key, both in (
+            ("k", {"k": 3}),
+            ("strategy", {"strategy": "temporal_holdout", "ratio": 0.2}),
+            ("ratio", {"strategy": "temporal_holdout", "ratio": 0.2}),
+            ("timestamp", {"strategy": "timestamp_slicing", "timestamp": 9}),
+        )
+    },
+    **{
+        f"models.GRU4Rec.early_stopping.{key}": {"models": {"GRU4Rec": {"early_stopping": {"patience": 4}}}}
+        for key in EarlyStopping.model_fields
+    },
+    **{f"reader.split.{key}": {"reader": {"split": {"local_path": "folder"}}} for key in SplitReading.model_fields},
+    "reader.loading_strategy": {"reader": {"split": {"local_path": "folder"}}},
+}
+
+
+def leaves(kind: type[BaseModel], *path: str) -> Iterator[tuple[str, list[Any]]]:
+    """The path of every key of a section and of the sections inside it, with its types and words."""
+    for name, field in kind.model_fields.items():
+        types = [field.annotation, *get_args(field.annotation)]
+        for inner in types:
+            if inspect.isclass(inner) and issubclass(inner, Section):
+                yield from leaves(inner, *path, name)
+        yield ".".join((*path, name)), [word for t in types for word in get_args(t) or [t]]
+
+
+def merged(tree: Any, other: Any) -> Any:
+    """Both trees; where both have a value, that of ``other``."""
+    if not (isinstance(tree, dict) and isinstance(other, dict)):
+        return other
+    return tree | {key: merged(tree.get(key), value) for key, value in other.items()}
+
+
+KEYS = {
+    key: types
+    for section, path in (
+        (Config, ()),
+        (Optimization, ("models", "GRU4Rec", "optimization")),
+        (EarlyStopping, ("models", "GRU4Rec", "early_stopping")),
+    )
+    for key, types in leaves(section, *path)
+    if key != "models"
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_of_every_key_survives_the_round_trip(key: str) -> None:
+    base = {"models": {"GRU4Rec": small_params("GRU4Rec")}}
+    words = {word for word in KEYS[key] if isinstance(word, str)}
+    taken = []
+    for value in [*TRIED, *words]:
+        tree: Any = value
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        try:
+            config = parse_config(merged(merged(base, BESIDE.get(key, {})), tree))
+        except ConfigError:
+            continue
+        again = load_config(config.resolved(config.models[0], config.models[0].params))
+        config.reader.local_path = config.reader.local_path and config.reader.local_path.absolute()
+        if config.reader.split is not None:
+            config.reader.split.local_path = config.reader.split.local_path.absolute()
+        config.writer.local_experiment_path = config.writer.local_experiment_path.absolute()
+        assert again == config, f"{key}: {value!r} has become {again!r}"
+        taken.append(config)
+    differ = any(config != parse_config(base) for config in taken)
+    section = any(inspect.isclass(t) and issubclass(t, Section) for t in KEYS[key])
+    fixed = len(words) == 1 or True in KEYS[key] or key.endswith("optimizer.params")
+    assert section or fixed or differ, f"no value of {key} was tried: add one to TRIED, or what it needs to BESIDE"
+
+
+@pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "Caser"])
+def test_hyperparameters_survive_the_round_trip(name: str) -> None:
+    """Those beyond WarpRec's, each away from its default, as the run folder gets them from the model."""
+    others = [
+        {"window_stride": 2},
+        {"initializer_range": 0.02},
+        {"negatives": "shared"},
+        {"loss": "gbce", "gbce_t": 0.5},
+    ]
+    for other in [*others, {"negative_distribution": "popularity", "negative_alpha": 0.3}, {"reg_weight": 1e-7}]:
+        config = parse_config({"models": {name: small_params(name, **other)}})
+        model = MODELS[name](config.models[0].params, {"n_users": 4, "n_items": 5})
+        again = load_config(config.resolved(config.models[0], model.get_params()))
+        assert MODELS[name].check_params(again.models[0].params) == MODELS[name].check_params(config.models[0].params)
+
+
 def test_scientific_notation_without_a_dot_is_a_number() -> None:
     config = load_config("models:\n  SASRec:\n    learning_rate: 1e-3\n")
     assert config.models[0].params["learning_rate"] == 1e-3
@@ -190,3 +300,72 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
 def test_a_repeated_key_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"line 4: key 'SASRec' stands twice"):
         load_config("models:\n  SASRec:\n    epochs: 1\n  SASRec:\n    epochs: 2\n")
+
+
+def test_merge_keys_and_repeated_keys_go_together() -> None:
+    """Also of a base that merges and overrides itself, and is read after the mapping that merges it."""
+    config = load_config("""
+models:
+  SASRec: &base
+    embedding_size: 16
+    optimization: &options {gradient_clip: 1.0, eval_every_n: 3}
+  Caser:
+    <<: *base
+    embedding_size: 32
+    optimization: {<<: [{gradient_clip: 2.0}, *options], eval_every_n: 4}
+""")
+    caser = config.models[1]
+    assert caser.params == {"embedding_size": 32}
+    assert (caser.optimization.gradient_clip, caser.optimization.eval_every_n) == (2.0, 4)
+    assert load_tree("a: {b: &b {<<: {x: 1}, x: 2}}\nc: {<<: *b}\n")[0]["c"] == {"x": 2}
+    for text in ("a: {<<: {x: 1, x: 2}}\n", "a: {<<: {x: 1}, x: 2, x: 3}\n"):
+        with pytest.raises(ConfigError, match="line 1: key 'x' stands twice"):
+            load_tree(text)
+    for text in ("a: {<<: {x: 1}, <<: {y: 1}}\n", "a: {<<: 3}\n", "a: &a {<<: *a}\n"):
+        with pytest.raises(ConfigError, match=r"'<<' (stands twice|takes a mapping)|not valid YAML"):
+            load_tree(text)
+
+
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WHERE", "some/where")
+    sections = {"reader": {"local_path": "~/x.csv"}, "writer": {"local_experiment_path": "${WHERE}/$WHERE"}}
+    config = parse_config(VALID | sections)
+    assert config.reader.local_path == tmp_path / "home" / "x.csv"
+    assert config.writer.local_experiment_path == Path("some/where/some/where")
+    monkeypatch.chdir(tmp_path)
+    Path("$odd").touch()
+    assert parse_config(VALID | {"reader": {"local_path": "$odd"}}).reader.local_path == Path("$odd")
+    for wrong, message in (
+        ("$NOWHERE/x", "variable NOWHERE is not set"),
+        ("~nobody-here/x", "home folder .*~nobody-here"),
+    ):
+        with pytest.raises(ConfigError, match=rf"reader\.local_path: .*{message}"):
+            parse_config(VALID | {"reader": {"local_path": wrong}})
+
+
+def test_warprecs_keys_without_a_meaning_are_listed_and_one_element_lists_are_values() -> None:
+    optimization = {"strategy": "grid", "num_samples": 3, "properties": {"mode": "max", "seed": 7}, "optimizer": None}
+    config = parse_config(
+        {
+            "models": {"SASRec": {"embedding_size": [8], "meta": {"save_model": True}, "optimization": optimization}},
+            "general": {"ray_verbose": 0, "custom_modules": ["x.py"], "device": "cpu"},
+            "evaluation": {"complex_metrics": [], "max_metric_per_row": 4},
+            "writer": {"save_split": True, "dataset_name": "x"},
+            "dashboard": {"wandb": {"enabled": False}},
+        }
+    )
+    assert config.models[0].params == {"embedding_size": 8}
+    assert config.models[0].optimization.properties.seed == 7 and config.general.device == "cpu"
+    assert config.unused == [
+        "dashboard", "evaluation.complex_metrics", "evaluation.max_metric_per_row", "general.custom_modules",
+        "general.ray_verbose", "models.SASRec.optimization.num_samples",
+        "models.SASRec.optimization.properties.mode", "models.SASRec.optimization.strategy", "writer.save_split",
+    ]  # fmt: skip
+    for model in (
+        {"meta": {"load_from": "x.pth"}},
+        {"optimization": {"properties": {"mode": "min"}}},
+        {"optimization": {"scheduler": "asha"}},
+    ):
+        with pytest.raises(ConfigError, match=r"models\.SASRec\..*(load_from|mode|scheduler) is"):
+            parse_config({"models": {"SASRec": model}})

@@ -154,7 +154,7 @@ def test_columns_have_numbers_without_a_header(tmp_path: Path) -> None:
     assert same(read_interactions(frame, user=0, item=1, timestamp=2), WANT)
     with pytest.raises(DataError, match="no column 'user_id'"):
         read_interactions(frame)
-    with pytest.raises(DataError, match=r"no column '0'; the nearest is 0 \(columns: 0, 1, 2\)"):
+    with pytest.raises(DataError, match=r"no column '0'; did you mean 0\? \(columns: 0, 1, 2\)"):
         read_interactions(frame, user="0")
 
 
@@ -191,7 +191,7 @@ def test_lazy_frames_and_arrow_tables() -> None:
     pytest.importorskip("pyarrow")
     for source in (frame.lazy(), frame.to_arrow(), frame.to_arrow().to_batches()[0]):
         assert same(read_interactions(source), WANT)
-        with pytest.raises(DataError, match="no column 'user'; the nearest is 'user_id'"):
+        with pytest.raises(DataError, match="no column 'user'; did you mean 'user_id'"):
             read_interactions(source, user="user")
     with pytest.raises(DataError, match="polars cannot collect the LazyFrame"):
         read_interactions(frame.lazy().with_columns(pl.col("rating").cast(pl.String).cast(pl.Date).alias("timestamp")))
@@ -636,8 +636,12 @@ HEADER = "user_id,item_id,timestamp\n"
         ("a.txt", "", "no events: the file is empty"),
         ("a.csv", "\n\n", "no events: the file is empty"),
         ("a.csv", HEADER, "no events: nothing but a header"),
-        ("a.csv", "user,item_id,timestamp\n1,2,3\n", "no column 'user_id'; the nearest is 'user'.*user=…"),
-        ("a.csv", "user_id,item_id,time\n1,2,3\n", "no column 'timestamp'; the nearest is 'time'.*timestamp=None"),
+        ("a.csv", "user,item_id,timestamp\n1,2,3\n", "no column 'user_id'; did you mean 'user'.*user=…"),
+        ("a.csv", "user_id,item_id,time\n1,2,3\n", "no column 'timestamp'; did you mean 'time'.*timestamp=None"),
+        ("a.csv", "a,b,c\n1,2,3\n", r"no column 'user_id' \(columns: 'a', 'b', 'c'\)"),
+        ("a.tsv", HEADER + "1,2,3\n", r"split at '\\t', .*separated by ','\? Set separator= .*reader.sep"),
+        ("a.csv", "user_id::item_id::timestamp\n1::2::3\n", r"separated by '::'\? Set separator="),
+        ("a.csv", "u;i\n1;2\n", r"split at ',', .* separated by ';'\? Set separator="),
         ("a.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column 'item_id' occurs 2 times"),
         ("a.csv", HEADER + "1,2,3\n\n1,2,x\n", "line 4, column 'timestamp': 'x' is not a timestamp"),
         ("a.csv", HEADER + "1,2,3\n1,2,\n", "line 3, column 'timestamp': the timestamp is missing"),
@@ -723,7 +727,7 @@ def test_empty_frame() -> None:
 
 def test_parquet_missing_column(tmp_path: Path) -> None:
     pl.DataFrame({"user": [1], "item_id": [1], "timestamp": [1]}).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: no column 'user_id'; the nearest is 'user'"):
+    with pytest.raises(DataError, match=r"a\.parquet: no column 'user_id'; did you mean 'user'\?"):
         read_interactions(tmp_path / "a.parquet")
 
 

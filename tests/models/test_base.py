@@ -53,27 +53,33 @@ def test_a_missing_hyperparameter_is_named(key: str) -> None:
 def test_an_unknown_hyperparameter_names_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"unknown hyperparameter '{key}'; did you mean '{nearest}'"):
         gru(**{key: 1})
+    for key, where in (("random_state", "optimization.properties.seed"), ("clip_norm", "TrainingOptions")):
+        with pytest.raises(ValueError, match=f"unknown hyperparameter '{key}'; it is .*{where}"):
+            gru(**{key: 1})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "accepted"),
     [
-        ("embedding_size", 0, "an integer >= 1"),
-        ("embedding_size", 8.5, "an integer >= 1"),
-        ("hidden_size", True, "an integer >= 1"),
-        ("num_layers", [1, 2], "an integer >= 1"),
+        ("embedding_size", 0, "an integer >= 1 and <= 2147483647"),
+        ("embedding_size", 8.5, "an integer >= 1 and <= 2147483647"),
+        ("hidden_size", True, "an integer >= 1 and <= 2147483647"),
+        ("num_layers", [1, 2], "an integer >= 1 and <= 4096"),
         ("dropout_prob", 1.0, "a number >= 0 and < 1"),
         ("dropout_prob", math.nan, "a number >= 0 and < 1"),
-        ("neg_samples", -1, "an integer >= 0"),
+        ("neg_samples", -1, "an integer >= 0 and <= 2147483647"),
+        ("embedding_size", 10**30, "an integer >= 1 and <= 2147483647"),
+        ("num_layers", 10**9, "an integer >= 1 and <= 4096"),
+        ("learning_rate", 10**400, "a number > 0"),
         ("learning_rate", 0.0, "a number > 0"),
         ("reg_weight", -0.1, "a number >= 0"),
         ("weight_decay", math.inf, "a number >= 0"),
-        ("batch_size", 0, "an integer >= 1"),
-        ("max_seq_len", 0, "an integer >= 1"),
+        ("batch_size", 0, "an integer >= 1 and <= 2147483647"),
+        ("max_seq_len", 0, "an integer >= 1 and <= 2147483647"),
         ("loss", "hinge", "one of bpr, bce, gbce, sampled_softmax, cross_entropy or null"),
         ("negatives", "none", "one of per_target, shared, shared_unseen"),
         ("gbce_t", 1.5, "a number >= 0 and <= 1"),
-        ("window_stride", 0, "an integer >= 1 or null"),
+        ("window_stride", 0, "an integer >= 1 and <= 2147483647 or null"),
         ("initializer_range", 0.0, "a number > 0 or null"),
     ],
 )

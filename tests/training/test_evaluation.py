@@ -17,11 +17,13 @@ from fastseq.data.baselines import Popularity
 from fastseq.data.readers import from_sequences
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio
 from fastseq.errors import CheckpointError, ConfigError, DataError
+from fastseq.models import MODELS
 from fastseq.training.evaluation import Scorer, evaluate
 from fastseq.training.loop import Trainer
 from fastseq.training.metrics import LIST_METRICS, parse_metric, worst_order
 from fastseq.training.options import TrainingOptions
 from tests.data.baselines import Markov
+from tests.models.small import small_params
 
 from .tiny import make_interactions, make_model, make_split
 
@@ -262,9 +264,34 @@ def test_the_protocol_is_complete_and_json() -> None:
     assert "7 items drawn uniformly" in sampled["candidates"] and sampled["seed"] == 5
 
 
+def test_a_model_of_another_catalogue_is_refused() -> None:
+    """Of equal size, so that every index means something; Caser reads users, the others do not."""
+
+    def data(user: str, item: str, users: int = 9) -> Split:
+        return leave_one_out(
+            from_sequences({f"{user}{u}": [f"{item}{(u + i) % 9}" for i in range(6)] for u in range(users)})
+        )
+
+    own, split = data("u", "a"), data("u", "a")
+    models = {}
+    for name in MODELS:
+        models[name] = MODELS[name](small_params(name), {"n_users": 9, "n_items": 9})
+        Trainer(models[name], own)
+        evaluate(models[name], split)
+    for model in models.values():
+        for call in (evaluate, Trainer):
+            with pytest.raises(DataError, match="other items: number 0 is 'a0' in the model and 'b0' in the data"):
+                call(model, data("u", "b"))  # type: ignore[operator]
+    assert evaluate(models["SASRec"], data("v", "a", users=8))
+    with pytest.raises(DataError, match="other users: number 0 is 'u0' in the model and 'v0'"):
+        evaluate(models["Caser"], data("v", "a"))
+    with pytest.raises(DataError, match="built for 9 users, the data has 8"):
+        evaluate(models["Caser"], data("u", "a", users=8))
+
+
 def test_bad_input_is_named() -> None:
     split = make_split()
-    with pytest.raises(ValueError, match="ks is"):
+    with pytest.raises(ValueError, match="cut-off of ks is 0"):
         evaluate(Popularity(split), split, ks=(0,))
     with pytest.raises(DataError, match="validation part has no user"):
         evaluate(Popularity(split), leave_one_out(split.interactions, validation=False), "validation")
