@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..data.ids import IdMap, RawId
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from .base import SequentialRecommender
 
 HISTORIES_PER_PASS = 512
+_Module = TypeVar("_Module", bound=nn.Module)
 UnknownItem = Literal["error", "skip"]
 UnknownUser = Literal["error", "mean"]
 
@@ -79,7 +79,7 @@ def recommend(
     """The best next items for histories of raw ids (those of ``catalogue``; without one, indices).
 
     Args:
-        model: computes in eval mode and without gradients here; its mode is restored.
+        model: computes in evaluation mode and without gradients here; its own mode is not touched.
         histories: a list of histories, each a list of item ids, oldest first; or one such history. An empty history is
             fine; of one longer than max_seq_len the last max_seq_len events are read.
         k: how many items, at least 1.
@@ -108,7 +108,8 @@ def recommend(
         histories, users = [histories], None if users is None else [users]
     rows = _user_indices(model, users, len(histories), unknown_users) if model.needs_user else None
     result: list[Recommendation] = []
-    with evaluating(model):
+    model = in_evaluation_mode(model)
+    with torch.inference_mode():
         for first in range(0, len(histories), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
             seen = [_item_indices(model, h, first + i, unknown_items) for i, h in enumerate(histories[part])]
@@ -116,18 +117,19 @@ def recommend(
     return result[0] if single else result
 
 
-@contextmanager
-def evaluating(model: SequentialRecommender) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is restored."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if training:
-            model.train()
+def in_evaluation_mode(model: _Module) -> _Module:
+    """``model``, or, where it is in training mode, the same tensors under modules of their own in evaluation mode.
+
+    So the mode of a model that others use meanwhile is not touched.
+    """
+    if not any(module.training for module in model.modules()):
+        return model
+    twin = model.__class__.__new__(model.__class__)
+    twin.__dict__.update(vars(model))
+    twin.__dict__["training"] = False
+    children = model._modules.items()
+    twin.__dict__["_modules"] = {name: child and in_evaluation_mode(child) for name, child in children}
+    return twin
 
 
 def _is_one_history(histories: Any) -> bool:
