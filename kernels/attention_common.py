@@ -17,7 +17,6 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .products import kind, refuse_float64
 
-
 MAX_HEAD_DIM = 128  # wider tiles need more shared memory than a chip has
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-
 # PyTorch's functions and methods that take a generator.
 _DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"}
 _DRAWS |= {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "kaiming_uniform_"}
@@ -42,7 +41,7 @@ class SeededDraws(TorchFunctionMode):
 
 
 class SeededConstruction(ABCMeta):
-    """The constructor of a class draws from generators of its own, seeded with its keyword ``seed`` (42 if left out)."""
+    """The constructor of a class draws from generators of its own, seeded with ``seed`` (42 if left out)."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         with SeededDraws(kwargs.get("seed", 42)):

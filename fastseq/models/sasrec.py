@@ -58,7 +58,9 @@ class SASRec(SequentialRecommender):
         self.position_embedding = nn.Embedding(self.max_seq_len, d)
         self.layernorm = nn.LayerNorm(d, eps=1e-8)
         # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.
-        layer = nn.TransformerEncoderLayer(d, self.n_heads, self.inner_size, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            d, self.n_heads, self.inner_size, self.attn_dropout_prob, activation="gelu", batch_first=True
+        )
         self.transformer_encoder = nn.TransformerEncoder(layer, self.n_layers, enable_nested_tensor=False)
         # In the state_dict of WarpRec; the ops know that they are causal.
         mask = torch.ones(self.max_seq_len, self.max_seq_len, dtype=torch.bool).triu(diagonal=1)

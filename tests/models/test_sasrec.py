@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fastseq import SASRec
-
 from tests.ops.compare import relative_error
 
 from . import exactness

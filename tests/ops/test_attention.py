@@ -134,7 +134,7 @@ def test_triton_configurations(
 @pytest.mark.parametrize("op", OPS)
 def test_triton_leaves_wider_heads_to_pytorch(op: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     values, grad = inputs(op, [3, 0, 2], 129)
-    with pytest.raises(BackendError, match="head dim 129 is over 128, the widest .* use more heads"):
+    with pytest.raises(BackendError, match=r"head dim 129 is over 128, the widest .* use more heads"):
         run(over(op, [3, 0, 2]), values, grad, "triton", set())
     monkeypatch.setenv("FASTSEQ_STRICT", "0")
     monkeypatch.setattr(_dispatch, "_warned", set())
