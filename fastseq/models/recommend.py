@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
@@ -108,8 +109,7 @@ def recommend(
         histories, users = [histories], None if users is None else [users]
     rows = _user_indices(model, users, len(histories), unknown_users) if model.needs_user else None
     result: list[Recommendation] = []
-    model = in_evaluation_mode(model)
-    with torch.inference_mode():
+    with evaluating(model) as model:
         for first in range(0, len(histories), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
             seen = [_item_indices(model, h, first + i, unknown_items) for i, h in enumerate(histories[part])]
@@ -117,18 +117,34 @@ def recommend(
     return result[0] if single else result
 
 
-def in_evaluation_mode(model: _Module) -> _Module:
-    """``model``, or, where it is in training mode, the same tensors under modules of their own in evaluation mode.
+@contextmanager
+def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
+    """Yields ``model`` in evaluation mode; gradients are off.
 
-    So the mode of a model that others use meanwhile is not touched.
+    Where it is in training mode these are the same tensors under modules of their own, so that its mode is not touched
+    while others use it. Only a model with a method replaced, as by ``torch.compile``, is itself switched and switched
+    back: the new method is bound to it.
     """
-    if not any(module.training for module in model.modules()):
-        return model
-    twin = model.__class__.__new__(model.__class__)
-    twin.__dict__.update(vars(model))
+    replaced = any(callable(value) and hasattr(type(model), name) for name, value in vars(model).items())
+    with torch.inference_mode():
+        if not replaced or not model.training:
+            yield _in_evaluation_mode(model)
+            return
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train()
+
+
+def _in_evaluation_mode(module: _Module) -> _Module:
+    if not any(part.training for part in module.modules()):
+        return module
+    twin = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(vars(module))
     twin.__dict__["training"] = False
-    children = model._modules.items()
-    twin.__dict__["_modules"] = {name: child and in_evaluation_mode(child) for name, child in children}
+    children = module._modules.items()
+    twin.__dict__["_modules"] = {name: child and _in_evaluation_mode(child) for name, child in children}
     return twin
 
 

@@ -24,7 +24,7 @@ from fastseq import _version, ops
 from fastseq.data.split import EvalPart, Part, Split
 from fastseq.errors import CheckpointError, DataError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import in_evaluation_mode
+from fastseq.models.recommend import evaluating
 
 from .distributed import Ranks
 from .metrics import COVERAGE, parse_metric, ranking_metrics, worst_order
@@ -119,13 +119,15 @@ def evaluate(
     if isinstance(model, SequentialRecommender):
         if model.n_items != n_items:
             raise DataError(f"the model was built for {model.n_items} items, the data has {n_items}")
-        source: _ModelSource | _ScorerSource = _ModelSource(in_evaluation_mode(model))
+        source: _ModelSource | _ScorerSource = _ModelSource(model)
     else:
         source = _ScorerSource(model)
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     covered = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
-    with torch.inference_mode() if isinstance(model, SequentialRecommender) else nullcontext():
+    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext() as still:
+        if still is not None:
+            source = _ModelSource(still)
         for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, filter_seen):
             source.read(users)
             if protocol == "full":

@@ -196,7 +196,7 @@ def test_cross_validated_searches_that_stop_early(data: Path, tmp_path: Path, st
     config = configuration(data, {"GRU4Rec": model}, [])
     config["splitter"]["validation_splitting"] = {"strategy": "k_fold_cross_validation", "folds": 2}
     if start == INSTALLED:
-        config["models"]["SASRec"] = SEARCH | {"loss": "bpr", "early_stopping": {"patience": 1}}
+        config["models"]["SASRec"] = SEARCH | {"window_stride": 5, "loss": "gbce", "early_stopping": {"patience": 1}}
     printed = pipeline("train", tmp_path, config, start)
     assert "CV HPO for GRU4Rec ended successfully" in printed
     trials = epochs(tmp_path, "GRU4Rec")
