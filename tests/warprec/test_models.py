@@ -86,6 +86,13 @@ def test_padding_ids_anywhere_have_warprecs_scores(name: str) -> None:
 
 
 @MODELS
+def test_attributes_that_only_warprecs_models_have_are_documented(name: str) -> None:
+    theirs, ours = pair(name)
+    page = (Path(__file__).parents[2] / "docs" / "warprec.md").read_text()
+    assert all(f"`{attribute}`" in page for attribute in set(dir(theirs)) - set(dir(ours)))
+
+
+@MODELS
 def test_predict_takes_its_arguments_by_position_as_warprecs_does(name: str) -> None:
     theirs, ours = shaken(*pair(name))
     parameters = [list(inspect.signature(model.predict).parameters) for model in (theirs, ours, ours._core)]
