@@ -22,14 +22,15 @@ class SeededDraws(TorchFunctionMode):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self._seed = seed
+        self._seed = int(seed)
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
             tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            device = torch.device(kwargs.get("device") or "cpu") if tensor is None else tensor.device
+            default = kwargs.get("device") or torch.get_default_device()
+            device = torch.device(default) if tensor is None else tensor.device
             if device.type != "meta":
                 kwargs["generator"] = self._generator(device)
         return func(*args, **kwargs)

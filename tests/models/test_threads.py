@@ -75,7 +75,10 @@ def test_trainings_in_threads_do_not_disturb_each_other() -> None:
 
 def test_construction_leaves_the_global_generators_alone() -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    make_model(make_split())
+    split = make_split()
+    make_model(split)
+    with torch.device("meta"):
+        assert make_model(split).inner.weight.is_meta
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
 
