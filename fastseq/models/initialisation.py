@@ -22,7 +22,7 @@ class SeededDraws(TorchFunctionMode):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self._seed = int(seed)
+        self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -37,7 +37,7 @@ class SeededDraws(TorchFunctionMode):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+            self._generators[device] = torch.Generator(device).manual_seed(int(self._seed))
         return self._generators[device]
 
 
