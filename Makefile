@@ -2,6 +2,8 @@
 # make check is for daily work: lint, and the tests that are not marked slow. make check-all adds to lint and make test the
 # tests against the real WarpRec (which needs Python 3.12, in an environment of its own), the sanitizers, and the kernels'
 # compilation for every GPU architecture: run it by hand, it takes an hour or more.
+# make test-warprec WARPREC=newest (or a version) tests against another WarpRec than the pinned one, in one more
+# environment, and says which of the files that fastseq builds on differ.
 PYTHON ?= python3
 VENV ?= .venv
 # The Triton that belongs to TORCH, whose build for the CPU names none. With TORCH="torch" give TRITON="triton" too.
@@ -14,7 +16,8 @@ BIN := $(VENV)/bin
 PYTEST = -m pytest -q -n $(WORKERS) --dist worksteal --benchmark-disable
 INSTALLED := $(VENV)/.installed
 WARPREC_PYTHON ?= python3.12
-WARPREC_VENV ?= .venv-warprec
+WARPREC ?=
+WARPREC_VENV ?= .venv-warprec$(addprefix -,$(WARPREC))
 WARPREC_INSTALLED := $(WARPREC_VENV)/.installed
 RECTOOLS := .venv-rectools/.installed
 RECBOLE := .venv-recbole/.installed
@@ -36,7 +39,12 @@ check-all: lint test test-warprec sanitize
 	$(BIN)/python -m benchmarks.ops.compile_report
 
 test-warprec: $(WARPREC_INSTALLED)
+ifeq ($(WARPREC),)
 	$(WARPREC_VENV)/bin/python -m pytest -q tests/warprec
+else
+	$(WARPREC_VENV)/bin/python -m pip install -q --upgrade $(if $(filter newest,$(WARPREC)),warprec,warprec==$(WARPREC))
+	$(WARPREC_VENV)/bin/python tests/warprec/canary.py $(WARPREC_VENV)/pinned
+endif
 
 # The environments of benchmarks/peers.py, a few GB.
 peers: $(INSTALLED) $(WARPREC_INSTALLED) $(RECTOOLS) $(RECBOLE)
@@ -87,4 +95,4 @@ $(RECBOLE):
 	touch $(RECBOLE)
 
 clean:
-	rm -rf build dist runs $(VENV) $(WARPREC_VENV) .venv-rectools .venv-recbole fastseq/*.so
+	rm -rf build dist runs $(VENV) .venv-warprec* .venv-rectools .venv-recbole fastseq/*.so

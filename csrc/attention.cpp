@@ -48,12 +48,17 @@ void pack_rows(HeadRows<T> from, int64_t rows, int64_t rows_padded, int64_t widt
 // make short contiguous stores, where a loop along one row would scatter.
 template <typename T>
 void pack_lanes(HeadRows<T> from, int64_t rows, int64_t width, T factor, T* to) {
-    static const T zeros[kLargestWidth] = {};
     for (int64_t r = 0; r < kQueries; r += 4) {
-        const T* row[4];
-        for (int i = 0; i < 4; ++i) row[i] = r + i < rows ? from.at(r + i, 0).data : zeros;
-        for (int64_t d = 0; d < width; ++d)
-            for (int i = 0; i < 4; ++i) to[d * kQueries + r + i] = row[i][d] * factor;
+        if (r + 4 <= rows) {
+            const T* row[4];
+            for (int i = 0; i < 4; ++i) row[i] = from.at(r + i, 0).data;
+            for (int64_t d = 0; d < width; ++d)
+                for (int i = 0; i < 4; ++i) to[d * kQueries + r + i] = row[i][d] * factor;
+            continue;
+        }
+        for (int64_t i = r; i < r + 4; ++i)
+            for (int64_t d = 0; d < width; ++d)
+                to[d * kQueries + i] = i < rows ? from.at(i, 0).data[d] * factor : T(0);
     }
 }
 

@@ -39,8 +39,7 @@ struct AttentionTensors {
     int64_t scratch_size;         // a multiple of 16
 };
 
-constexpr int kQueries = 16;        // queries handled together, one in each vector lane
-constexpr int kLargestWidth = 128;  // of a head
+constexpr int kQueries = 16;  // queries handled together, one in each vector lane
 
 inline int64_t padded_width(int64_t width) { return (width + 15) / 16 * 16; }
 inline int64_t padded_length(int64_t length) { return (length + kQueries - 1) / kQueries * kQueries; }

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_common import Inputs, head_operand, head_rows, keep_mask, store_rows
+from .attention_common import Inputs, head_operand, head_rows, keep_mask, narrow_heads, store_rows
 from .last_query_attention import last_query_attention, last_query_attention_backward
 
 __all__ = [
@@ -230,6 +230,7 @@ def _backward_keys(
     store_rows(dv, value_sums, key_row, key_valid, head, heads, D, WIDTH)
 
 
+@narrow_heads
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     x = Inputs(q, k, v, offsets, *settings)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -246,6 +247,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
     return out, lse
 
 
+@narrow_heads
 def causal_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +11,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastseq.ops._dispatch import plain
 from fastseq.ops.philox import threshold
 
 from . import philox
 from .products import kind, refuse_float64
+
+MAX_HEAD_DIM = 128  # wider tiles need more shared memory than a chip has
+
+
+def narrow_heads(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """``launch``, whose first argument is [rows, H, D], up to MAX_HEAD_DIM; wider heads are left to plain PyTorch."""
+
+    @wraps(launch)
+    def serve(x: Tensor, *arguments: Any) -> Any:
+        if x.shape[2] <= MAX_HEAD_DIM:
+            return launch(x, *arguments)
+        reason = f"head dim {x.shape[2]} is over {MAX_HEAD_DIM}, the widest of the Triton kernels"
+        return plain(launch.__name__, x.device.type, reason, "use more heads")(x, *arguments)
+
+    return serve
 
 
 class Blocks(NamedTuple):

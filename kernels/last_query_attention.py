@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import philox
-from .attention_common import LAST_KEYS, Inputs, head_operand, head_rows, store_rows
+from .attention_common import LAST_KEYS, Inputs, head_operand, head_rows, narrow_heads, store_rows
 
 
 @triton.jit
@@ -125,6 +125,7 @@ def _last_backward(
     tl.store(dq + offset, sums.to(dq.dtype.element_ty), mask=inside)
 
 
+@narrow_heads
 def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     x = Inputs(q, k, v, offsets, *settings)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -137,6 +138,7 @@ def last_query_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *sett
     return out, lse
 
 
+@narrow_heads
 def last_query_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:

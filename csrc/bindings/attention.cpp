@@ -51,7 +51,7 @@ struct Batch : AttentionBatch {
         : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_, p_,
                          dropout_threshold(p_), Rng(seed, step), site_, threads_} {
         check_offsets(offsets_, rows, max_len);
-        check_number("q.shape[2]", width, 1, kLargestWidth);
+        if (width < 1) throw py::value_error("q.shape[2] is 0, expected at least 1");
         for (int64_t b = 0; b < sequences; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
         by_length.resize(static_cast<size_t>(sequences));
         std::iota(by_length.begin(), by_length.end(), 0);

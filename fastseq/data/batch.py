@@ -30,6 +30,7 @@ class JaggedBatch:
             history, summed over the targets.
         n_targets_global: targets of this optimizer step over all ranks: what a sum of losses is divided by.
         last_only: whether exactly the last row of every sequence counts, as in per-target batches (N = B).
+        hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
     """
 
     items: Tensor
@@ -46,6 +47,7 @@ class JaggedBatch:
     l2_padding: int = 0
     n_targets_global: int = 0
     last_only: bool = False
+    hidden: Tensor | None = None
 
     @property
     def n_targets(self) -> int:

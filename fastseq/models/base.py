@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,13 +15,13 @@ from ..data.batch import JaggedBatch
 from ..errors import check_integer
 from ..ops.sampled_loss import needs_log_q
 from . import hyperparameters
-from .initialisation import init_weights, parameter_groups, set_seed
+from .initialisation import SeededConstruction, init_weights, parameter_groups
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import Catalogue, recommend
 
 
-class SequentialRecommender(nn.Module, ABC):
+class SequentialRecommender(nn.Module, metaclass=SeededConstruction):
     """A model that scores every item as the next one of a history.
 
     A subclass annotates its hyperparameters (those with a class-level value may be left out), builds its modules
@@ -32,8 +32,8 @@ class SequentialRecommender(nn.Module, ABC):
             ``negative_distribution``, ``negative_alpha``, ``gbce_t``, ``window_stride`` and ``initializer_range``
             (hyperparameters.py).
         info: ``n_users`` and ``n_items``, both at least 1.
-        seed: seeds Python's, numpy's and torch's global generators, as WarpRec does: the same seed gives the same
-            parameters. Also the seed of ``rng``.
+        seed: the same seed gives the parameters that WarpRec has for it. They are drawn from generators of the model's
+            own: PyTorch's, numpy's and Python's global ones stay as they are. Also the seed of ``rng``.
         args, kwargs: accepted and ignored, since WarpRec passes its data sets here.
 
     Attributes:
@@ -73,7 +73,7 @@ class SequentialRecommender(nn.Module, ABC):
         super().__init__()
         self.init_params(params)
         check_integer("seed", seed, -(2**63))
-        self.set_seed(seed)
+        self.seed = seed
         self.info = info
         self.n_users = _catalogue_size(info, "n_users")
         self.n_items = _catalogue_size(info, "n_items")
@@ -123,11 +123,6 @@ class SequentialRecommender(nn.Module, ABC):
             if name != "loss" and getattr(self, name) != default:
                 params[name] = getattr(self, name)
         return params
-
-    def set_seed(self, seed: int) -> None:
-        """Seeds the global generators, as WarpRec does before it builds a model."""
-        self.seed = seed
-        set_seed(seed)
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.initializer_range)
@@ -340,18 +335,11 @@ class SequentialRecommender(nn.Module, ABC):
     # Scores.
 
     def predict(
-        self,
-        user_indices: Tensor | None = None,
-        user_seq: Tensor | None = None,
-        seq_len: Tensor | None = None,
-        *args: Any,
-        item_indices: Tensor | None = None,
-        **kwargs: Any,
+        self, user_seq: Tensor, seq_len: Tensor, *args: Any, item_indices: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Scores of items as the next one. Dropout and gradients follow the modes that are set, as in any module.
 
         Args:
-            user_indices: int64 [B]; read where ``needs_user``.
             user_seq: int64 [B, W], right-padded with n_items. SASRec takes no history longer than max_seq_len.
             seq_len: int64 [B], 0 … W; 0 ranks from an empty history.
             item_indices: int64 [B, S], 0 … n_items; None: the whole catalogue.
@@ -364,14 +352,17 @@ class SequentialRecommender(nn.Module, ABC):
         Raises:
             ValueError: naming the argument, row, column and value that is out of range or missing.
         """
-        if user_seq is None:
-            raise ValueError("predict needs user_seq [B, W], got None")
-        if self.reads_length and seq_len is None:
-            raise ValueError("predict needs seq_len [B], got None")
-        if self.needs_user and user_indices is None:
-            raise ValueError(f"{type(self).__name__}.predict needs user_indices [B], got None")
-        h = self.encode(self._unpad(user_seq, seq_len, user_indices if self.needs_user else None))
-        return self.score(h, item_indices)
+        return self._predict(None, user_seq, seq_len, item_indices)
+
+    def _predict(
+        self, users: Tensor | None, sequences: Tensor, lengths: Tensor | None, item_indices: Tensor | None
+    ) -> Tensor:
+        needed = {"user_indices [B]": users if self.needs_user else True, "user_seq [B, W]": sequences}
+        needed["seq_len [B]"] = lengths if self.reads_length else True
+        for argument, value in needed.items():
+            if value is None:
+                raise ValueError(f"{type(self).__name__}.predict needs {argument}, got None")
+        return self.score(self.encode(self._unpad(sequences, lengths, users)), item_indices)
 
     def score(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
         """Dot products of ``h`` [B, d] with the catalogue [B, n_items], or with ``item_indices`` [B, S] of it."""

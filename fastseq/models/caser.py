@@ -85,6 +85,19 @@ class Caser(SequentialRecommender):
         """
         return self.encode(self._unpad(item_seq, None, user))
 
+    def predict(  # type: ignore[override]
+        self, user_indices: Tensor, user_seq: Tensor, *args: Any, item_indices: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Scores of items as the next one, as ``SequentialRecommender.predict``.
+
+        Args:
+            user_indices: int64 [B], 0 … n_users − 1.
+            user_seq: int64 [B, W], as in ``forward``.
+            item_indices: int64 [B, S], 0 … n_items; None: the whole catalogue.
+            args, kwargs: accepted and ignored, ``seq_len`` among them.
+        """
+        return self._predict(user_indices, user_seq, None, item_indices)
+
     def encode(self, batch: JaggedBatch) -> Tensor:
         x = ops.embed_sequence(batch.items, batch.offsets, self.item_embedding.weight, padding_idx=self.n_items)
         rows = torch.arange(x.shape[0], device=x.device) if batch.rows is None else batch.rows

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-import random
+from abc import ABCMeta
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# PyTorch's functions and methods that take a generator.
+_DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"}
+_DRAWS |= {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "kaiming_uniform_"}
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's generators, as WarpRec does before it builds a model."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+class SeededDraws(TorchFunctionMode):
+    """PyTorch draws inside this context what it would after ``torch.manual_seed(seed)``, from generators of its own.
+
+    Neither the global generators nor other threads notice, and nothing that they do changes what is drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
+            tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            default = kwargs.get("device") or torch.get_default_device()
+            device = torch.device(default) if tensor is None else tensor.device
+            if device.type != "meta":
+                kwargs["generator"] = self._generator(device)
+        return func(*args, **kwargs)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(int(self._seed))
+        return self._generators[device]
+
+
+class SeededConstruction(ABCMeta):
+    """The constructor of a class draws from generators of its own, seeded with ``seed`` (42 if left out)."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with SeededDraws(kwargs.get("seed", 42)):
+            return super().__call__(*args, **kwargs)
 
 
 def init_weights(module: nn.Module, std: float | None = None) -> None:

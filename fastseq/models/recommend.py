@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..data import frames
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .base import SequentialRecommender
 
 HISTORIES_PER_PASS = 512
+_Module = TypeVar("_Module", bound=nn.Module)
 UnknownItem = Literal["error", "skip"]
 UnknownUser = Literal["error", "mean"]
 
@@ -120,7 +121,7 @@ def recommend(
     """The best next items for histories of raw ids (those of ``catalogue``; without one, indices).
 
     Args:
-        model: computes in eval mode and without gradients here; its mode is restored.
+        model: computes in evaluation mode and without gradients here; its own mode is not touched.
         histories: a list of histories, each a list of item ids, oldest first; or one such history. Arrays, tensors,
             Series and generators count as lists. A mapping, or a pandas Series of histories with an index of its own,
             is from user to history. An empty history is fine; of one longer than max_seq_len the last max_seq_len
@@ -158,7 +159,7 @@ def recommend(
     items = IdMap.from_sorted(np.arange(model.n_items)) if model.catalogue is None else model.catalogue.items
     result: list[Recommendation] = []
     emptied: list[str] = []
-    with evaluating(model):
+    with evaluating(model) as model:
         for first in range(0, len(listed), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
             seen = []
@@ -178,17 +179,34 @@ def recommend(
 
 
 @contextmanager
-def evaluating(model: SequentialRecommender) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is restored."""
-    training = model.training
-    if training:
+def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
+    """Yields ``model`` in evaluation mode; gradients are off.
+
+    Where it is in training mode these are the same tensors under modules of their own, so that its mode is not touched
+    while others use it. Only a model with a method replaced, as by ``torch.compile``, is itself switched and switched
+    back: the new method is bound to it.
+    """
+    replaced = any(callable(value) and hasattr(type(model), name) for name, value in vars(model).items())
+    with torch.inference_mode():
+        if not replaced or not model.training:
+            yield _in_evaluation_mode(model)
+            return
         model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if training:
+        try:
+            yield model
+        finally:
             model.train()
+
+
+def _in_evaluation_mode(module: _Module) -> _Module:
+    if not any(part.training for part in module.modules()):
+        return module
+    twin = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(vars(module))
+    twin.__dict__["training"] = False
+    children = module._modules.items()
+    twin.__dict__["_modules"] = {name: child and _in_evaluation_mode(child) for name, child in children}
+    return twin
 
 
 def _histories(histories: Any) -> tuple[list[Any] | None, list[Any]]:

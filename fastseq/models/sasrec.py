@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import ConfigError
+from ..ops.reference.philox import apply_dropout
 from .base import SequentialRecommender
-from .jagged import select_rows
+from .jagged import select_rows, unpad
 
 # Dropout sites of the random stream (fastseq/ops/philox.py): the embedding's, then these in every layer.
 SITE_EMBEDDING = 0
@@ -29,7 +30,8 @@ class SASRec(SequentialRecommender):
     causal mask; the output at the last event is scored against the item embeddings.
 
     ``dropout_prob`` is the embedding's dropout, ``attn_dropout_prob`` every other one. ``embedding_size`` is a multiple
-    of ``n_heads``. A history has at most ``max_seq_len`` events, and no padding id among them.
+    of ``n_heads``. A history has at most ``max_seq_len`` events. In a padded batch the padding ids inside a history are
+    masked, wherever they are, as in WarpRec; the attention of such a batch is plain PyTorch.
     ``initializer_range`` is the deviation of the first weights; the positions start at 1 / sqrt(embedding_size) of it.
 
     Source: Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; WarpRec 2.2.8's variant of it.
@@ -56,7 +58,9 @@ class SASRec(SequentialRecommender):
         self.position_embedding = nn.Embedding(self.max_seq_len, d)
         self.layernorm = nn.LayerNorm(d, eps=1e-8)
         # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.
-        layer = nn.TransformerEncoderLayer(d, self.n_heads, self.inner_size, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            d, self.n_heads, self.inner_size, self.attn_dropout_prob, activation="gelu", batch_first=True
+        )
         self.transformer_encoder = nn.TransformerEncoder(layer, self.n_layers, enable_nested_tensor=False)
         # In the state_dict of WarpRec; the ops know that they are causal.
         mask = torch.ones(self.max_seq_len, self.max_seq_len, dtype=torch.bool).triu(diagonal=1)
@@ -76,17 +80,10 @@ class SASRec(SequentialRecommender):
 
     def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None) -> JaggedBatch:
         batch = super()._unpad(item_seq, lengths, users)
-        # WarpRec masks keys by id. One padding row is an empty history; elsewhere the id can only be a mistake.
-        wrong = batch.items == self.n_items
-        wrong &= (batch.offsets.diff() > 1).repeat_interleave(batch.offsets.diff().long())
-        if bool(wrong.any()):
-            event = int(wrong.nonzero()[0])
-            row = int((batch.offsets[1:] <= event).sum())
-            column = event - int(batch.offsets[row])
-            raise ValueError(
-                f"item sequences have the padding id {self.n_items} at row {row}, column {column}, inside a history of "
-                f"{int(batch.offsets[row + 1] - batch.offsets[row])} events"
-            )
+        hidden = item_seq == self.n_items
+        hidden[:, :1] &= ~hidden.all(dim=1, keepdim=True)  # a row of padding alone sees its first one
+        hidden, _ = unpad(hidden, batch.offsets.diff())
+        batch.hidden = hidden if bool(hidden.any()) else None
         return batch
 
     def encode(self, batch: JaggedBatch) -> Tensor:
@@ -178,10 +175,40 @@ class SASRec(SequentialRecommender):
         d, heads = self.embedding_size, self.n_heads
         weight, bias = cast(Tensor, attention.in_proj_weight), cast(Tensor, attention.in_proj_bias)
         options: dict[str, Any] = {"max_len": batch.max_len, "dropout_p": p, "rng": rng, "site": site}
-        if last_only:
+        if last_only and batch.hidden is None:
             assert batch.rows is not None
             q = ops.linear(select_rows(x, batch.rows), weight[:d], bias[:d]).view(-1, heads, d // heads)
             k, v = ops.linear(x, weight[d:], bias[d:]).view(-1, 2, heads, d // heads).unbind(1)
             return ops.last_query_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
         q, k, v = ops.linear(x, weight, bias).view(-1, 3, heads, d // heads).unbind(1)
-        return ops.causal_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
+        if batch.hidden is None:
+            return ops.causal_attention(q, k, v, batch.offsets, **options).reshape(-1, d)
+        out = _masked_attention(q, k, v, batch.offsets, batch.hidden, **options).reshape(-1, d)
+        return out if not last_only or batch.rows is None else select_rows(out, batch.rows)
+
+
+def _masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    hidden: Tensor,
+    *,
+    max_len: int,
+    dropout_p: float,
+    rng: Tensor,
+    site: int,
+) -> Tensor:
+    """``ops.causal_attention`` where no row sees those in ``hidden`` [T], in plain PyTorch. A row that sees none at all
+    gets zeros, as in PyTorch's own attention."""
+    kind = torch.promote_types(q.dtype, torch.float32)
+    columns = torch.arange(max_len, device=q.device)
+    inside = columns < offsets.diff()[:, None]
+    rows = (offsets[:-1, None] + columns).clamp(max=q.shape[0] - 1)  # [B, max_len]
+    queries, keys, values = (x[rows].transpose(1, 2).to(kind) for x in (q, k, v))  # [B, H, max_len, D]
+    unseen = (hidden[rows] | ~inside)[:, None, None, :] | (columns > columns[:, None])
+    scores = (queries @ keys.mT / math.sqrt(q.shape[2])).masked_fill(unseen, torch.finfo(kind).min)
+    weights = scores.softmax(-1).masked_fill(unseen, 0.0)
+    sites = site | torch.arange(q.shape[1], device=q.device)[:, None] << 16
+    weights = apply_dropout(weights, rows[:, None].expand(weights.shape[:-1]), dropout_p, rng, sites)
+    return (weights @ values).transpose(1, 2)[inside].to(q.dtype)

@@ -5,6 +5,7 @@ Function and file often share a name; here the function wins: ``fastseq.ops.drop
 
 from __future__ import annotations
 
+from .. import native as _native  # noqa: F401 - a forked child of whoever imports this has one thread
 from ._checks import check_data
 from ._dispatch import BackendError, explain, record_served, set_backend
 from .adam_rows import adam_rows

@@ -130,6 +130,28 @@ def _find(op: str, backend: Backend) -> Callable[..., Any] | str:
     return function if function is not None else f"{module.__name__} has no {op}"
 
 
+def _fall_back(op: str, device: str, reason: str, remedy: str, cause: tuple[str, str]) -> None:
+    """Warns, once for each cause, that plain PyTorch will serve ``op``; raises BackendError under FASTSEQ_STRICT=1."""
+    if strict():
+        raise BackendError(f"{op} on {device}: {reason}. FASTSEQ_STRICT=1 forbids the fallback; {remedy}")
+    if cause not in _warned:
+        _warned.add(cause)
+        message = f"fastseq: {op} falls back to plain PyTorch: {reason}; {remedy}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def plain(op: str, device: str, reason: str, remedy: str) -> Callable[..., Any]:
+    """The reference of ``op``, for a call that its fast path cannot serve; one warning for each reason.
+
+    Raises:
+        BackendError: under FASTSEQ_STRICT=1.
+    """
+    with _lock:
+        _fall_back(op, device, reason, remedy, cause=("triton", reason))
+    function: Any = _find(op, "reference")
+    return function
+
+
 def served(op: str, device: str) -> Served:
     """Which implementation serves ``op`` on tensors of device type ``device``.
 
@@ -147,14 +169,7 @@ def served(op: str, device: str) -> Served:
         backend: Backend = preferred
         if isinstance(function, str):
             reason = f"{preferred} is not available ({function})"
-            remedy = _REMEDIES.get(preferred, "")
-            if strict():
-                raise BackendError(f"{op} on {device}: {reason}. FASTSEQ_STRICT=1 forbids the fallback; {remedy}")
-            cause = (preferred, function)
-            if cause not in _warned:
-                _warned.add(cause)
-                message = f"fastseq: {op} falls back to plain PyTorch: {reason}; {remedy}"
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            _fall_back(op, device, reason, _REMEDIES.get(preferred, ""), cause=(preferred, function))
             backend, function = "reference", _find(op, "reference")
             if isinstance(function, str):
                 raise BackendError(f"{op}: the reference is missing too ({function})")

@@ -142,7 +142,9 @@ def evaluate(
     lists = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(2, dtype=torch.int64)
-    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext():
+    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext() as still:
+        if still is not None:
+            source = _ModelSource(still)
         for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol):
             source.read(users)
             counts += torch.tensor([users.n_repeated, users.n_masked])

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -276,11 +274,10 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         known = metadata.get("catalogue", {})
     if name not in MODELS:
         raise CheckpointError(f"{path}: a checkpoint of {name!r}, expected one of {', '.join(MODELS)}")
-    with _random_state_kept():
-        try:
-            model = MODELS[name](params, info)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: its hyperparameters make no {name}: {error}") from error
+    try:
+        model = MODELS[name](params, info)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its hyperparameters make no {name}: {error}") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -296,15 +293,3 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         checkpoint.check_same(path, "catalogue", known, catalogue_digest(users, items))
         model.catalogue = Catalogue(items, users)
     return model.eval()
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Undoes what building a model does to the global random generators (it seeds them, as WarpRec does)."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

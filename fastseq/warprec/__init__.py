@@ -9,6 +9,7 @@ Caser. ``python -m fastseq.warprec`` prints the file to name under ``general.cus
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,7 +19,8 @@ _REMEDY = f"pip install 'fastseq-rec[warprec]' installs {TESTED}, the version fa
 
 
 def check_version() -> None:
-    """Checks that a WarpRec is installed whose insides are those that this package was written for.
+    """Checks that a WarpRec is installed whose insides are those that this package was written for, or any at all
+    where the environment has FASTSEQ_WARPREC=any.
 
     Raises:
         ImportError: naming the installed version, the one that was tested, and the command that installs it.
@@ -31,7 +33,7 @@ def check_version() -> None:
     else:
         release = re.match(r"[\d.]*", installed.split("+")[0])  # 2.2.8rc1 and 2.2.8+local are of 2.2.8
         numbers = tuple(int(part) for part in release[0].split(".") if part)[:3] if release else ()
-        if not _OLDEST <= numbers < _TOO_NEW:
+        if not _OLDEST <= numbers < _TOO_NEW and os.environ.get("FASTSEQ_WARPREC") != "any":
             age = "old" if numbers < _OLDEST else "new"
             problem = f"WarpRec {installed} is installed, which is too {age} for this fastseq"
     if problem is not None:
@@ -41,15 +43,9 @@ def check_version() -> None:
 
 check_version()
 
+from .. import _warprec_worker  # noqa: E402
 from .adapters import Adapter, Caser, FastCaser, FastGRU4Rec, FastSASRec, GRU4Rec, SASRec  # noqa: E402
-from .installation import (  # noqa: E402
-    _install_beside,  # noqa: F401 - by these names Ray's workers find what they call
-    _install_both,  # noqa: F401
-    custom_module,
-    install,
-    ray_runtime_env,
-    uninstall,
-)
+from .installation import custom_module, install, ray_runtime_env, uninstall  # noqa: E402
 
 __all__ = [
     "Adapter",
@@ -65,3 +61,6 @@ __all__ = [
     "ray_runtime_env",
     "uninstall",
 ]
+
+while _warprec_worker.pending:  # in a worker of Ray
+    install(as_new_names=_warprec_worker.pending.pop(0))

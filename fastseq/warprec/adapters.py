@@ -55,7 +55,8 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         super().__init__(params, info, *args, seed=seed, **kwargs)
         names = self.hyperparameter_names()
         known = {name: params[name] for name in names if name in params}
-        core = self.core(core_params(known), info, seed=seed)
+        # Not core(...), which draws from generators of its own: WarpRec draws from the global ones, seeded above.
+        core = type.__call__(self.core, core_params(known), info, seed=seed)
         for name in names:  # also those that fastseq lets be left out
             if name not in known and hasattr(core, name) and name not in ("window_stride", "loss"):
                 setattr(self, name, getattr(core, name))
@@ -157,16 +158,10 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         return self._core(*args, **kwargs)
 
     def predict(
-        self,
-        user_indices: Tensor | None = None,
-        user_seq: Tensor | None = None,
-        seq_len: Tensor | None = None,
-        *args: Any,
-        item_indices: Tensor | None = None,
-        **kwargs: Any,
+        self, user_seq: Tensor, seq_len: Tensor, *args: Any, item_indices: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Scores [B, n_items], or [B, S] of ``item_indices``: float32, and the caller's to change."""
-        return self._core.predict(user_indices, user_seq, seq_len, item_indices=item_indices)
+        return self._core.predict(user_seq, seq_len, item_indices=item_indices)
 
     def configure_optimizers(self) -> Any:
         """WarpRec's optimizer and schedule; its Adam and AdamW in one fused pass over each group."""
@@ -220,6 +215,12 @@ class Caser(Adapter):
 
     core = CaserCore
     needs_user = True
+
+    def predict(  # type: ignore[override] # WarpRec's own differ so
+        self, user_indices: Tensor, user_seq: Tensor, *args: Any, item_indices: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Scores [B, n_items], or [B, S] of ``item_indices``: float32, and the caller's to change."""
+        return self._core.predict(user_indices, user_seq, item_indices=item_indices)
 
 
 class FastSASRec(SASRec):

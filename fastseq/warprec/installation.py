@@ -14,6 +14,7 @@ from warprec.recommenders import sequential_recommender  # with its package, fil
 from warprec.utils.config.recommender_model_config import sequential_model_config
 from warprec.utils.registry import model_registry, params_registry
 
+from .. import _warprec_worker
 from .._process import SPIN_COUNT, wait_briefly
 from . import adapters, parameters
 from .adapters import Adapter, Caser, FastCaser, FastGRU4Rec, FastSASRec, GRU4Rec, SASRec
@@ -105,17 +106,8 @@ def ray_runtime_env(runtime_env: Mapping[str, Any] | None) -> dict[str, Any]:
     replaced, beside = (
         _is_ours(model_registry._registry.get(models[0].__name__.upper())) for models in (_REPLACING, _BESIDE)
     )
-    hook = _install_both if replaced and beside else _install_beside if beside else install
-    return {**environment, _WORKER_HOOK: f"{__package__}.{hook.__name__}"}
-
-
-def _install_beside() -> None:
-    install(as_new_names=True)
-
-
-def _install_both() -> None:
-    install()
-    install(as_new_names=True)
+    hook = "both" if replaced and beside else "beside" if beside else "replacing"
+    return {**environment, _WORKER_HOOK: f"{_warprec_worker.__name__}.{hook}"}
 
 
 def _warn_of_workers(reason: str) -> None:

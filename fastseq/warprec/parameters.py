@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any, ClassVar, Optional
 
-from pydantic import field_validator
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 from warprec.errors import ConfigurationError
 from warprec.utils.config.common import validate_greater_than_zero, validate_str_list
 from warprec.utils.config.model_configuration import INT_FIELD, STR_FIELD, RecomModel
@@ -53,6 +53,20 @@ class FastKeys(RecomModel):
     precision: Optional[STR_FIELD] = None  # noqa: UP045
     need_single_trial_validation: ClassVar[bool] = True
     core: ClassVar[type[SequentialRecommender]]
+
+    @model_serializer(mode="wrap")
+    def without_unset_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What WarpRec makes a trial's parameters of. As a null, a key that nobody set would be a column of its table
+        of trials, and grouping the folds by it drops every row."""
+        return {key: value for key, value in handler(self).items() if value is not None or key not in KEYS}
+
+    @field_validator("window_stride", mode="before")
+    @classmethod
+    def check_kind_of_window_stride(cls, v: Any) -> Any:
+        """No truth value, which would count as 1."""
+        if any(isinstance(value, bool) for value in (v if isinstance(v, list) else [v])):
+            raise ConfigurationError(f"window_stride is {v!r}, expected a number from 1 to max_seq_len")
+        return v
 
     @field_validator("window_stride")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,13 +16,30 @@ from ..data.loader import Loader
 
 
 class StreamItem:
-    """One batch. Whoever iterates over it, to count its samples, finds its targets and nothing else."""
+    """One batch, equal to another with the same tensors. Whoever iterates over it, to count its samples, finds its
+    targets and nothing else."""
 
     def __init__(self, batch: JaggedBatch) -> None:
         self.batch = batch
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.batch.targets
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the batch has, by the names of ``JaggedBatch``."""
+        return {name: value for name, value in vars(self.batch).items() if isinstance(value, Tensor)}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StreamItem):
+            return NotImplemented
+        ours, theirs = self.tensors, other.tensors
+        return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"StreamItem({', '.join(f'{name} {list(value.shape)}' for name, value in self.tensors.items())})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StreamItem:
         """The same batch on ``device``."""
@@ -58,6 +76,17 @@ class BatchStream(IterableDataset[StreamItem]):
     def __len__(self) -> int:
         """Batches (optimizer steps) of an epoch."""
         return len(self._current())
+
+    def __getitem__(self, index: int) -> StreamItem:
+        """Batch ``index``, from 0, of the epoch that comes next, which is not drawn by this.
+
+        Raises:
+            IndexError: if the epoch has no such batch.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"an epoch has batches 0 to {len(self) - 1}, got {index}")
+        epoch = int(copy.deepcopy(self.rng).integers(2**31))
+        return StreamItem(next(self._current().batches(epoch, index)))
 
     def __iter__(self) -> Iterator[StreamItem]:
         # Drawn with the first batch, not before: a trainer may make an iterator, then restore rng, then use it.

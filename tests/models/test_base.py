@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -190,6 +190,7 @@ def test_moving_to_another_type_keeps_the_rng() -> None:
     assert gru().bfloat16().rng.dtype == torch.int64
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=5), max_size=6))
 def test_unpadding_and_filling_are_what_a_loop_would_do(rows: list[list[int]]) -> None:
     width = 6

@@ -90,6 +90,8 @@ def test_an_unknown_user_is_refused_or_takes_the_mean_vector() -> None:
         model.recommend([history], 3, users=["2"], unknown_users="mean")
     with pytest.raises(ValueError, match="users has id 7"):
         model.predict(torch.tensor([7]), items[None], torch.tensor([5]))
+    with pytest.raises(ValueError, match=r"Caser.predict needs user_indices \[B\], got None"):
+        model.predict(None, items[None])
 
 
 def test_without_any_filter_it_is_refused() -> None:

@@ -65,13 +65,20 @@ def test_dropout_is_drawn_from_the_random_stream_in_training_alone(name: str, ke
     assert torch.equal(still, MODELS[name](PARAMS[name], INFO).eval()(*batch)) and not torch.equal(first, still)
 
 
-@pytest.mark.parametrize("name", ["GRU4Rec", "Caser"])
-def test_padding_inside_a_history_is_an_event_as_in_warprec(name: str) -> None:
+@pytest.mark.parametrize("name", list(PARAMS))
+def test_padding_ids_anywhere_in_a_row_are_what_they_are_in_warprec(name: str) -> None:
+    """Inside, first, last, rows of padding alone, and lengths that end before or after them."""
     model, plain = exactness.pair(name)
-    batch = exactness.batch_of(model, [7, 4])[:2]
-    sequences = batch[model.needs_user]
-    sequences[0, 3] = sequences[1, 0] = N_ITEMS
-    assert relative_error(model(*batch), plain(*batch)) < 1e-10
+    width = model.max_seq_len
+    rows = [[1, 2, -1, 3], [-1, 2, 3], [-1, -1, 4], [5, -1], [], [-1, 7], [6], [8, -1, -1, 9, 1, 2, 3, 4, -1]]
+    lengths = torch.tensor([4, 3, 2, 6, 5, 0, width, width])
+    users, _, _, positives, negatives = exactness.batch_of(exactness.pair("Caser")[0], [1] * len(rows))
+    sequences = torch.full((len(rows), width), N_ITEMS)
+    for row, events in zip(sequences, rows, strict=True):
+        row[: len(events)] = torch.tensor(events, dtype=torch.int64) % (N_ITEMS + 1)
+    batch = (users, sequences, lengths, positives, negatives)[not model.needs_user :]
+    assert relative_error(model(*batch[:2]), plain(*batch[:2])) < 1e-10
+    exactness.assert_same_loss(model, model.training_step(batch, 0), plain, plain.loss(batch))
 
 
 def test_gru4recs_history_may_be_longer_than_max_seq_len() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastseq import SASRec
+from tests.ops.compare import relative_error
 
 from . import exactness
-from .exactness import INFO, N_ITEMS
+from .exactness import INFO
 
 PARAMS = exactness.PARAMS["SASRec"]
 
@@ -29,16 +30,26 @@ def test_a_history_over_max_seq_len_is_an_error() -> None:
     assert model(sequences, lengths.clamp(max=9)).shape == (1, 24)  # a wide batch of short histories is none
 
 
-def test_padding_inside_a_history_is_an_error() -> None:
-    model = SASRec(PARAMS, INFO)
-    sequences, lengths = exactness.histories(6, [6, 4])
-    sequences[1, 2] = N_ITEMS
-    with pytest.raises(ValueError, match="padding id 23 at row 1, column 2"):
-        model(sequences, lengths)
-    sequences[1, 1:] = N_ITEMS
-    assert model(sequences, torch.tensor([6, 1])).shape == (2, 24)
+def test_masked_keys_draw_the_dropout_of_the_op() -> None:
+    """Hiding nothing changes nothing: the masks are those of the random stream."""
+    model = SASRec({**PARAMS, "attn_dropout_prob": 0.4}, INFO).double()
+    sequences, lengths = exactness.histories(9, [9, 4, 1])
+    batch = model._unpad(sequences, lengths, None)
+    model.set_rng(1, 5)
+    expected = model.encode(batch)
+    assert batch.hidden is None
+    batch.hidden = torch.zeros(len(batch.items), dtype=torch.bool)
+    model.set_rng(1, 5)
+    torch.testing.assert_close(model.encode(batch), expected, rtol=0, atol=1e-12)
 
 
 def test_heads_must_divide_the_embedding() -> None:
     with pytest.raises(ValueError, match=r"embedding_size is 24, expected a multiple of n_heads \(5\)"):
         SASRec({**PARAMS, "n_heads": 5}, INFO)
+
+
+def test_a_head_may_be_as_wide_as_in_warprec() -> None:
+    model, plain = exactness.pair("SASRec", embedding_size=256, n_heads=1)
+    batch = exactness.batch_of(model)
+    assert relative_error(model(*batch[:2]), plain(*batch[:2])) < 1e-10
+    exactness.assert_same_loss(model, model.training_step(batch, 0), plain, plain.loss(batch))

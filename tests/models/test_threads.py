@@ -1,17 +1,24 @@
-"""Training gives the same weights, to the bit, on 1, 2 and 8 threads."""
+"""Training gives the same weights, to the bit, on 1, 2 and 8 threads, beside others in threads, and after a fork."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from fastseq.models import MODELS
 from fastseq.training import Trainer, TrainingOptions
 from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
+from tests import run_python
 from tests.ops.backends import check_same_on_threads
-from tests.training.tiny import make_split
+from tests.training.tiny import make_model, make_split
 
 CASES: dict[str, dict[str, Any]] = {
     "SASRec": {"n_heads": 2, "inner_size": 24, "dropout_prob": 0.2, "attn_dropout_prob": 0.2},
@@ -38,3 +45,77 @@ def test_threads_change_no_weight(case: str, precision: str) -> None:
         return model.state_dict()
 
     check_same_on_threads(weights)
+
+
+def at_once(function: Callable[[], Any], times: int = 4) -> list[Any]:
+    """What ``function`` gives in as many threads, which start together."""
+    barrier = Barrier(times)
+
+    def run() -> Any:
+        barrier.wait()
+        return function()
+
+    with ThreadPoolExecutor(times) as pool:
+        return [future.result() for future in [pool.submit(run) for _ in range(times)]]
+
+
+def test_trainings_in_threads_do_not_disturb_each_other() -> None:
+    split = make_split()
+
+    def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        torch.rand(1)  # of the global generator, as somebody else's code would
+        model = make_model(split, dropout_prob=0.3)
+        Trainer(model, split, TrainingOptions(epochs=2)).fit()
+        return model.state_dict(), model.recommend([[1, 2], []], 3)
+
+    weights, best = train()
+    for other, recommended in at_once(train):
+        assert recommended == best and all(torch.equal(other[name], value) for name, value in weights.items())
+
+
+def test_construction_leaves_the_global_generators_alone() -> None:
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    split = make_split()
+    make_model(split)
+    with torch.device("meta"):
+        assert make_model(split).inner.weight.is_meta
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+
+
+def test_a_model_that_trains_recommends_in_threads_as_in_evaluation() -> None:
+    model = make_model(make_split(), dropout_prob=0.5).eval()
+    model.add_module("own", torch.nn.Dropout(0.5))  # a subclass may have PyTorch's
+    histories = [[1, 2, 3], [4], []]
+    expected = model.recommend(histories, 5)
+    modes: set[bool] = set()
+    model.train().register_buffer("seen", torch.zeros(1))
+    for answers in at_once(lambda: [(modes.add(model.training), model.recommend(histories, 5))[1] for _ in range(20)]):
+        assert all(answer == expected for answer in answers)
+    assert modes == {True} and model.own.training
+
+
+FORK = """
+import os, sys, torch
+from fastseq.training import Trainer, TrainingOptions
+from fastseq import SASRec
+from tests.models.small import required_params
+from tests.training.tiny import make_split
+torch.set_num_threads(2)
+split = make_split(n_users=60)
+info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+def train():
+    model = SASRec(required_params("SASRec", neg_samples=1, dropout_prob=0.3), info)
+    Trainer(model, split, TrainingOptions(epochs=1)).fit()
+    return model.recommend([[1, 2, 3]] * 200, 5), torch.rand(600, 600).mm(torch.rand(600, 600)).isfinite().all()
+expected, _ = train()
+child = os.fork()
+if child == 0:
+    best, finite = train()
+    os._exit(0 if best == expected and finite and torch.get_num_threads() == 1 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or torch.get_num_threads() != 2)
+"""
+
+
+def test_a_forked_child_trains_and_recommends_after_its_parent_did() -> None:
+    run_python("-c", FORK)

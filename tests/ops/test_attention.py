@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastseq.ops import causal_attention, last_query_attention, make_rng, set_backend
+from fastseq.ops import BackendError, _dispatch, causal_attention, last_query_attention, make_rng, set_backend
 from fastseq.ops.reference.philox import keep_mask
 
 from .backends import DEVICE, Function, cast, check_cpu, check_threads, check_triton, needs_triton, run
@@ -64,7 +64,7 @@ def assert_close(function: Function, values: dict[str, Tensor], grad: Tensor, rt
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dropout_p", [0.0, P])
-@pytest.mark.parametrize("width", [8, 24, 32, 60, 128])
+@pytest.mark.parametrize("width", [8, 24, 32, 60, 128, 257])
 def test_matches_reference(op: Callable[..., Tensor], width: int, dropout_p: float, poisoned_empty: None) -> None:
     for dtype in (torch.float32, torch.float64):
         check_cpu(over(op, LENGTHS, dropout_p), *inputs(op, LENGTHS, width), dtype, served(op), tolerance=5e-15)
@@ -128,6 +128,21 @@ def test_triton_configurations(
 ) -> None:
     """Every head dim as it is launched."""
     check_kernels(op, [2, 0, longest], width, dropout_p)
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+def test_triton_leaves_wider_heads_to_pytorch(op: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    values, grad = inputs(op, [3, 0, 2], 129)
+    with pytest.raises(BackendError, match=r"head dim 129 is over 128, the widest .* use more heads"):
+        run(over(op, [3, 0, 2]), values, grad, "triton", set())
+    monkeypatch.setenv("FASTSEQ_STRICT", "0")
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="falls back to plain PyTorch: head dim 129") as warned:
+        results = run(over(op, [3, 0, 2]), values, grad, "triton", set())
+    assert len(warned) == 1
+    for name, x in run(over(op, [3, 0, 2]), values, grad, "reference", set()).items():
+        assert torch.equal(results[name], x)
 
 
 @needs_triton

@@ -79,8 +79,8 @@ ATTENTION_IS_BAD: Refused = [
 ]
 HEADS: Refused = [
     (
-        {name: torch.zeros(rows, 1, 129) for name, rows in (("q", queries), ("k", T), ("v", T))},
-        "head dim is 129, expected 1 to 128: use more heads",
+        {name: torch.zeros(rows, 1, 0) for name, rows in (("q", queries), ("k", T), ("v", T))},
+        "head dim is 0, expected at least 1",
     )
     for queries in (T, B)
 ]

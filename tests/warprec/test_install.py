@@ -12,6 +12,7 @@ from tests import run_python
 from tests.warprec.real import INFO, PARAMS, adapters, originals
 
 from warprec.errors import ConfigurationError, RegistryError  # isort: skip
+from warprec.recommenders.trainer import Trainer  # isort: skip
 from warprec.utils.registry import model_registry, params_registry  # isort: skip
 
 NAMES = list(PARAMS)
@@ -96,16 +97,16 @@ def test_uninstall_leaves_what_somebody_registered_since(installed: None) -> Non
 
 
 def test_rays_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for new_names, hook in ((False, "install"), (True, "_install_both")):
+    for new_names, hook in ((False, "replacing"), (True, "both")):
         adapters.install(as_new_names=new_names)
         environment = adapters.ray_runtime_env({"py_modules": [1]})
-        assert environment == {"py_modules": [1], "worker_process_setup_hook": f"fastseq.warprec.{hook}"}
+        assert environment == {"py_modules": [1], "worker_process_setup_hook": f"fastseq._warprec_worker.{hook}"}
     mine = {"worker_process_setup_hook": "mine"}
     with pytest.warns(RuntimeWarning, match=r"of its own, mine, so install\(\) does not reach .*custom_modules"):
         assert adapters.ray_runtime_env(mine) == mine
     adapters.uninstall()
     adapters.install(as_new_names=True)
-    assert adapters.ray_runtime_env(None) == {"worker_process_setup_hook": "fastseq.warprec._install_beside"}
+    assert adapters.ray_runtime_env(None) == {"worker_process_setup_hook": "fastseq._warprec_worker.beside"}
     adapters.uninstall()
     monkeypatch.setenv("RAY_RUNTIME_ENV_HOOK", "theirs")
     with pytest.warns(RuntimeWarning, match="RAY_RUNTIME_ENV_HOOK is theirs, so .*custom_modules"):
@@ -114,13 +115,31 @@ def test_rays_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatc
     assert os.environ["RAY_RUNTIME_ENV_HOOK"] == "theirs"
 
 
-@pytest.mark.parametrize("hook", ["install", "_install_beside", "_install_both"])
-def test_what_a_worker_calls(hook: str) -> None:
-    getattr(adapters, hook)()
-    replaced, beside = (model_registry._registry.get(name) for name in ("SASREC", "FASTSASREC"))
-    assert (replaced is not None and replaced.__module__ == "fastseq.warprec.adapters") == (hook != "_install_beside")
-    assert (beside is not None) == (hook != "install")
-    adapters.uninstall()
+WORKER = """
+import importlib.util, pickle, sys
+from ray._common.utils import load_class
+load_class("fastseq._warprec_worker.{hook}")()
+assert importlib.util.find_spec("warprec") is not None  # whoever only asks
+assert not {{"torch", "warprec", "numpy"}} & sys.modules.keys(), "a worker that builds no model pays"
+{first}
+from warprec.utils.registry import model_registry
+print(model_registry.get_class("SASRec").__module__, "FASTSASREC" in model_registry.list_registered())
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "first"),
+    [
+        ("replacing", "import warprec.data"),
+        ("beside", "import warprec"),
+        ("both", "import warprec"),
+        ("replacing", "pickle.loads(b'cfastseq.warprec.parameters\\nSASRec\\n.')"),  # as a trial's parameters come
+    ],
+)
+def test_a_worker_of_ray_installs_when_it_imports_warprec_and_not_before(hook: str, first: str) -> None:
+    replaced, beside = run_python("-c", WORKER.format(hook=hook, first=first)).stdout.split()
+    assert (replaced == "fastseq.warprec.adapters") == (hook != "beside")
+    assert (beside == "True") == (hook != "replacing")
 
 
 @pytest.mark.parametrize("new_names", [False, True])
@@ -164,12 +183,15 @@ def trial(name: str, **keys: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_left_out_keys_leave_warprecs_search_space(installed: None, name: str) -> None:
-    ours = params_registry.get(name, **PARAMS[name]).model_dump(exclude={"meta", "optimization", "early_stopping"})
-    assert {key for key, value in ours.items() if value is None} == {"window_stride", "loss", "precision"}
+def test_left_out_keys_leave_warprecs_search_space_and_table_of_trials(installed: None, name: str) -> None:
+    """Cross-validation groups the folds by every column of the table, and drops rows with nulls."""
+    ours = params_registry.get(name, **PARAMS[name])
+    assert ours.model_dump(include={"meta", "loss"}).keys() == {"meta"}
+    space = Trainer._parse_params(Trainer.__new__(Trainer), ours, num_folds=2)
     adapters.uninstall()
-    theirs = params_registry.get(name, **PARAMS[name]).model_dump(exclude={"meta", "optimization", "early_stopping"})
-    assert {key: value for key, value in ours.items() if value is not None} == theirs
+    theirs = params_registry.get(name, **PARAMS[name])
+    assert ours.model_dump() == theirs.model_dump()
+    assert space.keys() == Trainer._parse_params(Trainer.__new__(Trainer), theirs, num_folds=2).keys()
 
 
 def test_keys_are_values_or_search_spaces(installed: None) -> None:
@@ -190,6 +212,7 @@ def test_keys_are_values_or_search_spaces(installed: None) -> None:
     ("keys", "words"),
     [
         ({"window_stride": 0}, "window_stride"),
+        ({"window_stride": True}, "window_stride is True, expected a number"),
         ({"window_stride": 8}, r"window_stride is 8, expected 1 to max_seq_len \(7\)"),
         ({"loss": "hinge"}, "loss"),
         ({"loss": "cross_entropy"}, "loss 'cross_entropy' .* neg_samples 0"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +46,11 @@ def test_same_seed_same_parameters_under_the_same_names(name: str) -> None:
     assert all(torch.equal(state[key], value) for key, value in expected.items())
     assert [key for key, _ in ours.named_parameters()] == [key for key, _ in theirs.named_parameters()]
     assert (ours.name, ours.get_params(), ours.name_param) == (theirs.name, theirs.get_params(), theirs.name_param)
+    after = []  # whoever draws next from the global generators draws the same
+    for package in (originals, adapters):
+        getattr(package, name)(PARAMS[name], INFO, seed=11)
+        after.append((torch.rand(2).tolist(), np.random.rand(), random.random()))
+    assert after[0] == after[1]
 
 
 @MODELS
@@ -58,6 +66,43 @@ def test_same_weights_same_scores(name: str, width: int) -> None:
             assert (scores - theirs.predict(**batch, **extra)).abs().max() < 1e-6
             assert scores.dtype == torch.float32
             scores[:, 0] = -torch.inf  # WarpRec writes into it
+
+
+@MODELS
+def test_padding_ids_anywhere_have_warprecs_scores(name: str) -> None:
+    """Where WarpRec's are numbers: in inference mode PyTorch's fast path gives NaN to a row that begins with padding.
+    There ours are what WarpRec's are with gradients."""
+    theirs, ours = shaken(*pair(name))
+    sequences = torch.randint(0, N_ITEMS + 1, (64, 7))
+    sequences[torch.rand(64, 7) < 0.5] = N_ITEMS
+    batch = {"user_indices": torch.randint(0, N_USERS, (64,)), "user_seq": sequences, "seq_len": torch.arange(64) % 8}
+    scores = ours.predict(**batch)
+    assert (scores - theirs.predict(**batch)).abs().max() < 1e-6
+    with torch.inference_mode():
+        assert (ours.predict(**batch) - scores).abs().max() < 1e-6
+        expected = theirs.predict(**batch)
+    numbers = expected.isfinite()
+    assert numbers.any() and (scores - expected)[numbers].abs().max() < 1e-6
+
+
+@MODELS
+def test_attributes_that_only_warprecs_models_have_are_documented(name: str) -> None:
+    theirs, ours = pair(name)
+    page = (Path(__file__).parents[2] / "docs" / "warprec.md").read_text()
+    assert all(f"`{attribute}`" in page for attribute in set(dir(theirs)) - set(dir(ours)))
+
+
+@MODELS
+def test_predict_takes_its_arguments_by_position_as_warprecs_does(name: str) -> None:
+    theirs, ours = shaken(*pair(name))
+    parameters = [list(inspect.signature(model.predict).parameters) for model in (theirs, ours, ours._core)]
+    assert parameters[0] == parameters[1] == parameters[2]
+    arguments = [histories()[key] for key in parameters[0][:2]]
+    with torch.inference_mode():
+        assert (ours.predict(*arguments) - theirs.predict(*arguments)).abs().max() < 1e-6
+    # WarpRec serves sessions without a user where the flag says so, and its tests read the source for it.
+    reads = "user_indices" in inspect.getsource(type(ours).predict).split('"""')[-1]
+    assert ours.needs_user == ours._core.needs_user == theirs.needs_user == reads
 
 
 @MODELS

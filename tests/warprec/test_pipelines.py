@@ -66,14 +66,17 @@ class Pause(WarpRecCallback):
 """
 
 
-def pipeline(name: str, folder: Path, config: dict[str, Any]) -> str:
+INSTALLED = ("-c", "import fastseq.warprec; fastseq.warprec.install(); from warprec.run import main; main()")
+
+
+def pipeline(name: str, folder: Path, config: dict[str, Any], start: tuple[str, ...] = ("-m", "warprec.run")) -> str:
     """Runs one of WarpRec's pipelines in ``folder`` and returns what it printed; it must end well and in time."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     # As a user starts it: what the tests set for themselves stays out.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FASTSEQ_", "TRITON_"))}
     environment |= PATIENCE
-    command = [sys.executable, "-m", "warprec.run", "-c", path.name, "-p", name]
+    command = [sys.executable, *start, "-c", path.name, "-p", name]
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -184,6 +187,22 @@ def test_serving_loads_what_training_saved(trained: Path, name: str) -> None:
     for theirs, ours in zip(*answers, strict=True):
         assert [item["item_id"] for item in ours] == [item["item_id"] for item in theirs]
         assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
+
+
+def test_cross_validated_searches_that_stop_early(data: Path, tmp_path: Path) -> None:
+    """A search in a grid over two folds, by install() alone, as WarpRec's own models go through it."""
+    grid = PLAIN | {"learning_rate": [0.001, 0.03], "early_stopping": {"monitor": "loss", "patience": 1}}
+    windows = SEARCH | {"window_stride": 5, "loss": "gbce", "early_stopping": {"patience": 1}}
+    config = configuration(data, {"GRU4Rec": grid, "SASRec": windows}, [])
+    config["splitter"]["validation_splitting"] = {"strategy": "k_fold_cross_validation", "folds": 2}
+    printed = pipeline("train", tmp_path, config, INSTALLED)
+    trials = epochs(tmp_path, "GRU4Rec")
+    assert len(trials) == 4 and all(trial[0]["config"].keys() == {*PLAIN, "fold"} for trial in trials)
+    for name in config["models"]:
+        assert f"CV HPO for {name} ended successfully" in printed
+        (group, *_) = last_state(tmp_path, name)["optimizer_states"][0]["param_groups"]
+        assert group["fused"]  # WarpRec's own model has no such Adam
+    assert scores(tmp_path).keys() == config["models"].keys()
 
 
 @pytest.fixture(scope="module")

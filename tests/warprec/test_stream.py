@@ -124,3 +124,15 @@ def test_an_item_shows_its_targets_and_moves_whole() -> None:
     moved: Any = item.to("meta")
     assert isinstance(moved, StreamItem) and moved.batch.targets.device.type == "meta"
     assert item.batch.targets.device.type == "cpu"
+
+
+def test_items_are_equal_by_their_tensors_and_can_be_looked_up() -> None:
+    stream, again, other = (BatchStream(build, seed) for seed in (3, 3, 4))
+    first, second = stream[0], stream[1]
+    assert first == again[0] and first != second and first != other[0] and first != "a batch"
+    assert {"items", "offsets", "targets", "negatives"} <= first.tensors.keys()
+    assert repr(first).startswith("StreamItem(items [") and "targets [40]" in repr(first)
+    assert list(stream)[:2] == [first, second]  # a look draws nothing
+    for index in (-1, len(stream)):
+        with pytest.raises(IndexError, match=f"batches 0 to {len(stream) - 1}, got {index}"):
+            stream[index]
