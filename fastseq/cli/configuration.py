@@ -20,7 +20,9 @@ from ..data.split import History
 from ..data.strategies import STRATEGIES
 from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
+from ..training import optimizers
 from ..training.metrics import MaskSeen, parse_metric
+from ..training.options import SCHEDULES
 from .paths import expanded
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
@@ -53,6 +55,8 @@ UNUSED: dict[str, set[str]] = {
         "gpu_per_trial", "label_selector", "max_concurrent_trials", "max_cpu_count", "multi_gpu", "num_gpus",
         "num_samples", "num_workers", "parallel_trials", "strategy",
     },
+    "optimization.optimizer": set(),
+    "optimization.optimizer.params": {"weight_decay"},  # each group of parameters has its own
     "optimization.properties": {
         "desired_training_it", "grace_period", "hard_stop", "max_t", "min_samples_required", "min_time_slice",
         "n_startup_trials", "reduction_factor", "time_attr",
@@ -84,6 +88,10 @@ ONLY: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
     },
     "optimization.properties": {"mode": (("max",), "the best epoch has the highest validation_metric")},
 }
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Section(BaseModel):
@@ -265,28 +273,61 @@ class Evaluation(Section):
 
 
 class LearningRateSchedule(Section):
-    """Learning-rate schedule, by optimizer step."""
+    """Learning-rate schedule: by optimizer step, or one of PyTorch's schedulers by epoch, as in WarpRec."""
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
+    name: str = "constant"
     params: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("params")
+    no_params = field_validator("params", mode="before")(_none_is_empty)
+
+    @field_validator("name")
     @classmethod
-    def only_warmup(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """The one parameter is warmup_steps."""
-        for key, number in value.items():
+    def known(cls, value: str) -> str:
+        """In any case."""
+        names = (*SCHEDULES, *optimizers.SCHEDULERS)
+        name = optimizers.spelt(value, names)
+        if name is None:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return name
+
+    @model_validator(mode="after")
+    def complete(self) -> LearningRateSchedule:
+        """Of the schedules by step the one parameter is warmup_steps."""
+        if self.name in optimizers.SCHEDULERS:
+            if (self.name, self.params.get("mode")) == ("ReduceLROnPlateau", "min"):
+                del self.params["mode"]
+            optimizers.check("Adam", {}, self.name, self.params)
+            return self
+        for key, number in self.params.items():
             if key != "warmup_steps":
                 raise ValueError(f"unknown key {key!r} in lr_scheduler.params, expected 'warmup_steps'")
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"warmup_steps is {number!r}, expected an integer >= 0")
-        return value
+        return self
 
 
 class Optimizer(Section):
-    """The optimizer: Adam with coupled weight decay, as in WarpRec."""
+    """PyTorch's optimizer, as in WarpRec; learning rate and weight decay are hyper-parameters."""
 
-    name: Literal["Adam", "adam"] = "Adam"
-    params: dict[str, Any] = Field(default_factory=dict, max_length=0)
+    name: str = "Adam"
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    no_params = field_validator("params", mode="before")(_none_is_empty)
+
+    @field_validator("name")
+    @classmethod
+    def known(cls, value: str) -> str:
+        """In any case."""
+        name = optimizers.spelt(value, optimizers.OPTIMIZERS)
+        if name is None:
+            raise ValueError(f"expected one of {', '.join(optimizers.OPTIMIZERS)}")
+        return name
+
+    @model_validator(mode="after")
+    def complete(self) -> Optimizer:
+        """Its parameters are PyTorch's."""
+        optimizers.check(self.name, self.params, "constant", {})
+        return self
 
 
 class Properties(Section):

@@ -10,12 +10,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from fastseq.cli.configuration import parse_config
+from fastseq.training.optimizers import OPTIMIZERS, SCHEDULERS
 
 from . import real  # skips where WarpRec is not installed: before what imports it
 
 from warprec.utils.config.config import TrainConfiguration  # isort: skip
 from warprec.utils.config.model_configuration import RecomModel  # isort: skip
 from warprec.utils.config.reader_configuration import SplitReading  # isort: skip
+from warprec.utils.registry import lr_scheduler_registry, optimizer_registry  # isort: skip
 
 
 def defaults(schema: type[BaseModel], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -40,3 +42,9 @@ def test_a_default_of_warprec_is_accepted(path: tuple[str, ...]) -> None:
         inner = inner.setdefault(part, {})
     inner[path[-1]] = KEYS[path]
     parse_config(tree)
+
+
+def test_every_optimizer_and_scheduler_of_warprec_is_there() -> None:
+    """By name; that they are PyTorch's, stepped by epoch, is in tests/training/test_optimizers.py."""
+    for registry, names in ((optimizer_registry, OPTIMIZERS), (lr_scheduler_registry, SCHEDULERS)):
+        assert {name.upper() for name in names} == {name.upper() for name in registry.list_registered()}
