@@ -20,35 +20,78 @@ from ..data.split import History
 from ..data.strategies import STRATEGIES
 from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
+from ..training import optimizers
 from ..training.metrics import MaskSeen, parse_metric
-from ..training.options import Precision
+from ..training.options import SCHEDULES
 from .paths import expanded
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
-# WarpRec's keys for its search, reports and machines: nothing that is trained or measured here depends on them.
+# WarpRec's keys for its search, reports, machines and other models, of this version and earlier ones: nothing that is
+# trained or measured here depends on them.
 UNUSED: dict[str, set[str]] = {
-    "": {"dashboard", "training"},
-    "general": {
-        "backend", "callback", "cpu_data_prep", "custom_modules", "custom_resources_data_prep", "gpu_deterministic",
-        "label_selector_data_prep", "ray_address", "ray_verbose", "time_report",
-    },
+    "": {"dashboard", "estimate", "run", "training"},
+    "reader": {"azure_blob_name", "clustering", "knowledge", "multimodal", "negative_sampling", "sequence_pooling"},
+    "reader.labels": {"cluster_label"},
+    "reader.dtypes": {"cluster_type", "context_separators", "context_types"},
+    "reader.split": {"azure_blob_prefix"},
     "evaluation": {
-        "complex_metrics", "full_evaluation_on_report", "max_metric_per_row", "save_evaluation", "save_per_user",
-        "stat_significance",
+        "beta", "complex_metrics", "full_evaluation_on_report", "max_metric_per_row", "neg_alpha", "pop_ratio",
+        "propensity", "save_evaluation", "save_per_user", "stat_significance",
     },
-    "writer": {"recommendation", "results", "save_split", "split"},
+    "rerank": {"params", "pool"},
+    "writer": {
+        "azure_blob_experiment_container", "recommendation", "results", "save_split", "setup_experiment", "split",
+    },
+    "general": {
+        "azure", "backend", "batch_size", "callback", "cpu_data_prep", "custom_models", "custom_modules",
+        "custom_resources_data_prep", "float_digits", "gpu_deterministic", "label_selector_data_prep", "max_eval",
+        "ray_address", "ray_verbose", "recommendation", "time_report", "train_data_preparation", "verbose",
+    },
+    "meta": {"implementation", "keep_all_ray_checkpoints", "low_memory", "save_recs"},
     "optimization": {
         "block_size", "checkpoint_to_keep", "chunk_size", "cpu_per_trial", "custom_resources_per_trial",
-        "gpu_per_trial", "label_selector", "max_concurrent_trials", "num_samples", "num_workers", "scheduler",
-        "strategy",
+        "gpu_per_trial", "label_selector", "max_concurrent_trials", "max_cpu_count", "multi_gpu", "num_gpus",
+        "num_samples", "num_workers", "parallel_trials", "strategy",
     },
+    "optimization.optimizer": set(),
+    "optimization.optimizer.params": {"weight_decay"},  # each group of parameters has its own
     "optimization.properties": {
-        "desired_training_it", "grace_period", "hard_stop", "max_t", "min_samples_required", "min_time_slice", "mode",
+        "desired_training_it", "grace_period", "hard_stop", "max_t", "min_samples_required", "min_time_slice",
         "n_startup_trials", "reduction_factor", "time_attr",
     },
 }  # fmt: skip
+# Keys of which other values than these change the result in WarpRec, and what to do about it.
+ONLY: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
+    "reader": {
+        "duplicates": (("max", "mean", "first", "last"), "every event counts once; filtering.Duplicates drops repeats"),
+        "side": ((), "WarpRec drops items without attributes by it; drop them from the data and leave the key out"),
+    },
+    "reader.labels": {"context_labels": ((), "these models read no context; leave the key out")},
+    "rerank": {"name": ((), "lists are ranked by score alone here; leave the section out")},
+    "evaluation": {
+        "candidates": (("all", "warm"), "every trained item is ranked, and no other can be"),
+        "negative_sampling": (("uniform",), "sampled rankings draw uniformly here; leave the key out"),
+    },
+    "general": {
+        "precision": (("float32",), "write it as models.MODEL.optimization.precision"),
+        "seed": ((), "write it as models.MODEL.optimization.properties.seed; splits and evaluation have their own"),
+        "validation_metric": ((), "write it as evaluation.validation_metric"),
+    },
+    "meta": {
+        "load_from": ((), "fastseq train starts from new weights; leave it out, or load them in Python (fastseq.load)")
+    },
+    "optimization": {
+        "scheduler": (("fifo",), "fastseq train trains each model once"),
+        "validation_metric": ((), "write it as evaluation.validation_metric"),
+    },
+    "optimization.properties": {"mode": (("max",), "the best epoch has the highest validation_metric")},
+}
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Section(BaseModel):
@@ -184,7 +227,7 @@ class Splitter(Section):
     @classmethod
     def empty_is_none(cls, value: Any) -> Any:
         """An empty section is no validation, as in WarpRec."""
-        return None if value == {} else value
+        return None if isinstance(value, dict) and not any(v is not None for v in value.values()) else value
 
 
 class Evaluation(Section):
@@ -230,28 +273,61 @@ class Evaluation(Section):
 
 
 class LearningRateSchedule(Section):
-    """Learning-rate schedule, by optimizer step."""
+    """Learning-rate schedule: by optimizer step, or one of PyTorch's schedulers by epoch, as in WarpRec."""
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
+    name: str = "constant"
     params: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("params")
+    no_params = field_validator("params", mode="before")(_none_is_empty)
+
+    @field_validator("name")
     @classmethod
-    def only_warmup(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """The one parameter is warmup_steps."""
-        for key, number in value.items():
+    def known(cls, value: str) -> str:
+        """In any case."""
+        names = (*SCHEDULES, *optimizers.SCHEDULERS)
+        name = optimizers.spelt(value, names)
+        if name is None:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return name
+
+    @model_validator(mode="after")
+    def complete(self) -> LearningRateSchedule:
+        """Of the schedules by step the one parameter is warmup_steps."""
+        if self.name in optimizers.SCHEDULERS:
+            if (self.name, self.params.get("mode")) == ("ReduceLROnPlateau", "min"):
+                del self.params["mode"]
+            optimizers.check("Adam", {}, self.name, self.params)
+            return self
+        for key, number in self.params.items():
             if key != "warmup_steps":
                 raise ValueError(f"unknown key {key!r} in lr_scheduler.params, expected 'warmup_steps'")
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"warmup_steps is {number!r}, expected an integer >= 0")
-        return value
+        return self
 
 
 class Optimizer(Section):
-    """The optimizer: Adam with coupled weight decay, as in WarpRec."""
+    """PyTorch's optimizer, as in WarpRec; learning rate and weight decay are hyper-parameters."""
 
-    name: Literal["Adam", "adam"] = "Adam"
-    params: dict[str, Any] = Field(default_factory=dict, max_length=0)
+    name: str = "Adam"
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    no_params = field_validator("params", mode="before")(_none_is_empty)
+
+    @field_validator("name")
+    @classmethod
+    def known(cls, value: str) -> str:
+        """In any case."""
+        name = optimizers.spelt(value, optimizers.OPTIMIZERS)
+        if name is None:
+            raise ValueError(f"expected one of {', '.join(optimizers.OPTIMIZERS)}")
+        return name
+
+    @model_validator(mode="after")
+    def complete(self) -> Optimizer:
+        """Its parameters are PyTorch's."""
+        optimizers.check(self.name, self.params, "constant", {})
+        return self
 
 
 class Properties(Section):
@@ -266,7 +342,7 @@ class Optimization(Section):
     properties: Properties = Field(default_factory=Properties)
     lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     optimizer: Optimizer = Field(default_factory=Optimizer)
-    precision: Literal["32-true", "bf16-mixed"] | Precision = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "fp32", "bf16"] = "32-true"
     gradient_clip: float | None = Field(default=None, ge=0)  # 0 is none, as in WarpRec
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)
@@ -438,12 +514,10 @@ def load_tree(source: str | Path) -> tuple[dict[str, Any], str]:
 
 def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     """Validates a configuration that is already a dictionary; see load_config."""
-    tree, unused = dict(tree), list[str]()
-    for section, keys in UNUSED.items():
-        if not section:
-            unused += [key for key in keys if tree.pop(key, None) is not None]
-        elif isinstance(tree.get(section), dict):
-            tree[section] = _used(tree[section], section, unused)
+    unused: list[str] = []
+    tree = _used(tree, "", unused, origin)
+    if not tree.get("rerank", True):
+        del tree["rerank"]
     for key in tree:
         if key not in Config.model_fields:
             raise ConfigError(f"{origin}: unknown section {key!r}: {did_you_mean(key, Config.model_fields)}")
@@ -461,10 +535,35 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     return config
 
 
-def _used(tree: dict[str, Any], section: str, unused: list[str], prefix: str = "") -> dict[str, Any]:
-    """A section without what has no meaning here, which is added to ``unused``."""
-    unused += [f"{prefix}{section}.{key}" for key in tree if key in UNUSED[section]]
-    return {key: value for key, value in tree.items() if key not in UNUSED[section]}
+def _used(tree: dict[str, Any], section: str, unused: list[str], origin: str, model: str = "") -> dict[str, Any]:
+    """A section without what has no meaning here, which is added to ``unused``; so for the sections inside it.
+
+    Raises:
+        ConfigError: naming the key whose value changes the result in WarpRec, and is not done here.
+    """
+    kept: dict[str, Any] = {}
+    own = set(UNUSED.get(section, ()))
+    if section in ("splitter.test_splitting", "splitter.validation_splitting"):
+        needs = STRATEGIES.get(str(tree.get("strategy")))
+        own = {"k", "ratio", "timestamp", "folds"} - {needs} if needs is not None else {"folds"}
+    if section == "reader" and tree.get("loading_strategy") != "split":
+        given = tree.get("split")
+        own |= {"split"} if isinstance(given, dict) and given.get("local_path") is None else set()
+    if section == "evaluation" and tree.get("strategy") != "sampled":
+        own |= {"negative_sampling"}
+    for key, value in tree.items():
+        path = f"{section}.{key}" if section else str(key)
+        only = None if key in own else ONLY.get(section, {}).get(key)
+        if only is not None and value not in (None, [], {}) and str(value).lower() not in only[0]:
+            expected = f", expected {' or '.join(only[0])}" if only[0] else ""
+            raise ConfigError(f"{origin}: {model}{path} is {value!r}{expected}: {only[1]}")
+        if only is not None or key in own:
+            unused += [f"{model}{path}"] if value is not None else []
+        elif isinstance(value, dict) and (path in UNUSED or path in ONLY or path.startswith("splitter")):
+            kept[key] = _used(value, path, unused, origin, model)
+        else:
+            kept[key] = value
+    return kept
 
 
 def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig:
@@ -474,7 +573,7 @@ def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig
     known = by_lower[str(name).lower()]
     if not isinstance(entry, dict):
         raise ConfigError(f"{origin}: models.{name} is {entry!r}, expected its hyper-parameters")
-    single = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in entry.items()}
+    single = {key: _single(value) for key, value in entry.items()}
     params = {str(key): _number(value) for key, value in single.items()}
     for key, value in params.items():
         if isinstance(value, list):
@@ -482,27 +581,19 @@ def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig
                 f"{origin}: models.{known}.{key} is a list: a search space is WarpRec's to search; "
                 "fastseq train takes one value"
             )
-    meta = params.pop("meta", None)  # WarpRec's own bookkeeping: but for load_from, nothing of it changes training
-    if isinstance(meta, dict) and meta.get("load_from"):
+    sections = {key: params.pop(key, None) or {} for key in ("meta", "optimization")}
+    if isinstance(sections["meta"], dict):  # the run folder always has the model
+        sections["meta"] = {key: value for key, value in sections["meta"].items() if key != "save_model"}
+    mine = {key: value for key, value in sections.items() if isinstance(value, dict)}
+    mine = {key: _used(value, key, unused, origin, f"models.{known}.") for key, value in mine.items()}
+    if meta := mine.get("meta"):
+        key = next(iter(meta))
         raise ConfigError(
-            f"{origin}: models.{known}.meta.load_from is {meta['load_from']!r}: fastseq train starts from new weights; "
-            "leave it out, or load them in Python with fastseq.load"
+            f"{origin}: unknown key 'models.{known}.meta.{key}': {did_you_mean(key, sorted(UNUSED['meta']))}"
         )
-    optimization = params.pop("optimization", None) or {}
+    optimization = mine.get("optimization", sections["optimization"])
     if isinstance(optimization, dict):
         optimization = {key: value for key, value in optimization.items() if value is not None}
-        properties = optimization.get("properties", {})
-        for section, key, only in ((optimization, "scheduler", "fifo"), (properties, "mode", "max")):
-            value = section.get(key) if isinstance(section, dict) else None
-            if value is not None and str(value).lower() != only:
-                where = "optimization" if section is optimization else "optimization.properties"
-                raise ConfigError(
-                    f"{origin}: models.{known}.{where}.{key} is {value!r}, expected {only}: fastseq train trains each "
-                    "model once, and its best epoch has the highest validation_metric"
-                )
-        optimization = _used(optimization, "optimization", unused, f"models.{known}.")
-        if isinstance(properties, dict):
-            optimization["properties"] = _used(properties, "optimization.properties", unused, f"models.{known}.")
     stopping = params.pop("early_stopping", None)
     return ModelConfig(
         name=known,
@@ -512,6 +603,12 @@ def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig
         if stopping is None
         else _validated(EarlyStopping, stopping, origin, f"models.{known}.early_stopping."),
     )
+
+
+def _single(value: Any) -> Any:
+    """The one value of a list of one, also as WarpRec's search spaces write it: ``[grid, 64]``."""
+    values = value[value[:1] in (["grid"], ["choice"]) :] if isinstance(value, list) else []
+    return values[0] if len(values) == 1 else value
 
 
 def _number(value: Any) -> Any:

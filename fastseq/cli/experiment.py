@@ -175,12 +175,16 @@ def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommende
 def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     """The trainer's options of one model of a configuration."""
     optimization, stopping, evaluation = model.optimization, model.early_stopping, config.evaluation
+    schedule = optimization.lr_scheduler
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
         clip_norm=optimization.gradient_clip or None,
-        schedule=optimization.lr_scheduler.name,
-        warmup_steps=optimization.lr_scheduler.params.get("warmup_steps", 0),
+        optimizer=optimization.optimizer.name,
+        optimizer_params=optimization.optimizer.params,
+        schedule=schedule.name,
+        schedule_params={key: value for key, value in schedule.params.items() if key != "warmup_steps"},
+        warmup_steps=schedule.params.get("warmup_steps", 0),
         validation_metric=evaluation.validation_metric,
         validate_every=optimization.eval_every_n,
         evaluation_batch_size=evaluation.batch_size,

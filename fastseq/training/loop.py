@@ -22,6 +22,7 @@ from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue
 from fastseq.ops.sampled_loss import needs_log_q
 
+from . import optimizers
 from . import state as states
 from .curve import draw_curve
 from .distributed import Ranks, distributed_loss
@@ -51,7 +52,8 @@ class Trainer:
 
     Attributes:
         run: the ``RunFolder``, or None.
-        loader, optimizer, epochs, total_steps: what is trained with, and for how long.
+        loader, optimizer, scheduler, epochs, total_steps: what is trained with, and for how long. The scheduler is
+            None where the schedule is by step.
         state: the ``TrainState``: steps taken, the best epoch so far and the like. Read it, do not write to it.
 
     Raises:
@@ -86,7 +88,7 @@ class Trainer:
         self.total_steps = self.epochs * len(self.loader)
         if not self.total_steps:
             raise ConfigError("the training part has no targets: no user has 2 training events")
-        self.optimizer = model.configure_optimizers()
+        self.optimizer, self.scheduler = self._build_optimizer()
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
@@ -177,9 +179,10 @@ class Trainer:
         batch = batch.to(self.device)
         # Each rank holds other rows, so each draws its dropout from a step of its own.
         self.model.set_rng(options.seed, state.step * self.ranks.world_size + self.ranks.rank)
-        factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
-        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor
+        if self.scheduler is None:
+            factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
+            for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+                group["lr"] = rate * factor
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             loss = self._objective(batch)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
@@ -249,6 +252,10 @@ class Trainer:
             "seconds": state.seconds,
             "targets_per_second": self._speed(),
         }
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(record["loss"])
+        elif self.scheduler is not None:
+            self.scheduler.step()
         last = epoch == self.epochs
         if self.metric is not None and (last or epoch % options.validate_every == 0):
             evaluation = self.validate()
@@ -312,7 +319,8 @@ class Trainer:
 
     def _open_run(self, run: RunFolder, resume: bool) -> None:
         if resume and run.last_path.exists():
-            self.state = states.load_last(run.last_path, self.model, self.optimizer, self.split, self.options)
+            held = self.model, self.optimizer, self.scheduler
+            self.state = states.load_last(run.last_path, *held, self.split, self.options)
             state, patience = self.state, self.options.patience
             if state.stopped == "patience" and (patience is None or state.bad_validations < patience):
                 state.stopped = None
@@ -331,7 +339,8 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 self._raise_diverged(f"{name} is not finite", self.state.step)
-        states.save_last(self._writes.last_path, self.model, self.optimizer, self.split, self.options, self.state)
+        held = self.model, self.optimizer, self.scheduler
+        states.save_last(self._writes.last_path, *held, self.split, self.options, self.state)
 
     def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
         if self._writes is not None:
@@ -409,6 +418,16 @@ class Trainer:
         )
 
     # What is trained with.
+
+    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+        model, options = self.model, self.options
+        name, params = options.optimizer, options.optimizer_params
+        optimizer = model.configure_optimizers()
+        if name != "Adam" or params:
+            optimizer = optimizers.make_optimizer(name, model.parameter_groups(), model.learning_rate, params)
+        if options.schedule not in optimizers.SCHEDULERS:
+            return optimizer, None
+        return optimizer, optimizers.make_scheduler(options.schedule, optimizer, options.schedule_params)
 
     def _build_loader(self) -> Loader:
         model, options = self.model, self.options

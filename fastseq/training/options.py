@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from fastseq.data.split import History
 from fastseq.errors import ConfigError
 
+from . import optimizers
 from .metrics import LIST_METRICS, MaskSeen, RankingProtocol, parse_metric
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SCHEDULES = ("constant", "linear", "cosine")  # by step; those of optimizers.SCHEDULERS are by epoch
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,11 @@ class TrainingOptions:
         seed: of batch order, negatives and dropout.
         precision: "fp32", or "bf16": forward and loss under bfloat16 autocast, weights and optimizer in float32.
         clip_norm: gradients are scaled down to this total norm; None: never.
-        schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine".
-        warmup_steps: steps over which the learning rate first rises in a line from 0.
+        optimizer, optimizer_params: "Adam", "AdamW", "SGD", "RMSprop" or "Adagrad", with PyTorch's parameters.
+        schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine". Or
+            one of PyTorch's schedulers that WarpRec offers, such as "StepLR", which is stepped after each epoch.
+        schedule_params: parameters of PyTorch's scheduler.
+        warmup_steps: steps over which the learning rate first rises in a line from 0; not with PyTorch's schedulers.
         validation_metric: ``name@k`` in any case, such as ``"nDCG@10"``; what "best" means. None: no validation, and
             the last epoch is the best.
         validate_every: epochs between validations. The last epoch is always validated.
@@ -47,7 +52,10 @@ class TrainingOptions:
     seed: int = 42
     precision: Precision = "fp32"
     clip_norm: float | None = None
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: str = "Adam"
+    optimizer_params: dict[str, Any] = field(default_factory=dict)
+    schedule: str = "constant"
+    schedule_params: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
     validation_metric: str | None = "nDCG@10"
     validate_every: int = 1
@@ -81,8 +89,13 @@ class TrainingOptions:
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
         for name, kind in (("protocol", RankingProtocol), ("mask_seen", MaskSeen), ("history", History)):
             require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
-        schedules = ("constant", "linear", "cosine")
-        require("schedule", self.schedule in schedules, "'constant', 'linear' or 'cosine'")
+        schedules = (*SCHEDULES, *optimizers.SCHEDULERS)
+        require("schedule", self.schedule in schedules, f"one of {', '.join(schedules)}")
+        require("optimizer", self.optimizer in optimizers.OPTIMIZERS, f"one of {', '.join(optimizers.OPTIMIZERS)}")
+        by_step = self.schedule in SCHEDULES
+        require("warmup_steps", by_step or self.warmup_steps == 0, f"0 with the schedule {self.schedule}")
+        require("schedule_params", not (by_step and self.schedule_params), f"none with the schedule {self.schedule!r}")
+        optimizers.check(self.optimizer, self.optimizer_params, self.schedule, self.schedule_params)
         for name in ("clip_norm", "max_seconds", "checkpoint_every_seconds", "min_delta"):
             value = getattr(self, name)
             positive = name in ("clip_norm", "max_seconds")
@@ -101,9 +114,7 @@ class TrainingOptions:
             raise ConfigError(f"patience is {self.patience}, but validation_metric is None: nothing to wait for")
 
 
-def learning_rate_factor(
-    schedule: Literal["constant", "linear", "cosine"], step: int, total_steps: int, warmup_steps: int = 0
-) -> float:
+def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
     """What the learning rate of step ``step`` (from 0) is multiplied by.
 
     Warm-up rises as 1/w, 2/w, … 1 over its w steps. "linear" and "cosine" then fall from 1 and would reach 0 at

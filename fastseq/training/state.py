@@ -15,7 +15,7 @@ from fastseq.data.split import Split
 from fastseq.errors import CheckpointError
 from fastseq.models.base import SequentialRecommender
 
-from . import checkpoint
+from . import checkpoint, optimizers
 from .options import TrainingOptions
 from .run import catalogue_digest
 
@@ -92,6 +92,7 @@ def save_last(
     path: Path,
     model: SequentialRecommender,
     optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
     split: Split,
     options: TrainingOptions,
     state: TrainState,
@@ -100,9 +101,12 @@ def save_last(
     tensors = _weights(model)
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
-            tensors[f"optimizer.{index}.{name}"] = value
+            if value is not None:  # SGD without momentum
+                tensors[f"optimizer.{index}.{name}"] = value
     tensors["rng.torch"] = torch.get_rng_state()
     metadata = {"kind": "last", **describe(model, split), "options": asdict(options), "state": asdict(state)}
+    metadata["scheduler"] = optimizers.state_of(scheduler)
+    metadata["learning_rates"] = [group["lr"] for group in optimizer.param_groups]
     checkpoint.save(path, tensors, metadata)
 
 
@@ -110,10 +114,11 @@ def load_last(
     path: Path,
     model: SequentialRecommender,
     optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
     split: Split,
     options: TrainingOptions,
 ) -> TrainState:
-    """Puts ``model`` and ``optimizer`` where ``save_last`` left them.
+    """Puts ``model``, ``optimizer`` and ``scheduler`` where ``save_last`` left them.
 
     Raises:
         CheckpointError: if the file is damaged, or was saved for another model, data or options, naming what differs.
@@ -128,7 +133,8 @@ def load_last(
     keys = (here["params"] | metadata["params"]).keys() - {"epochs"}
     saved, current = ({key: side["params"].get(key) for key in keys} for side in (metadata, here))
     checkpoint.check_same(path, "set of hyperparameters", saved, current)
-    fixed = {key: value for key, value in asdict(options).items() if key not in _FREE_OPTIONS}
+    written = json.loads(json.dumps(asdict(options)))
+    fixed = {key: value for key, value in written.items() if key not in _FREE_OPTIONS}
     checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
     _load_weights(path, model, tensors)
     entries: dict[int, dict[str, Tensor]] = {}
@@ -137,6 +143,10 @@ def load_last(
             _, index, name = key.split(".", 2)
             entries.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scheduler is not None:
+        scheduler.load_state_dict(metadata["scheduler"])
+        for group, rate in zip(optimizer.param_groups, metadata["learning_rates"], strict=True):
+            group["lr"] = rate
     torch.set_rng_state(tensors["rng.torch"])
     known = {field.name for field in fields(TrainState)}
     return TrainState(**{key: value for key, value in metadata["state"].items() if key in known})
