@@ -6,7 +6,7 @@ need them.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -23,11 +23,9 @@ class _AfterWarpRec(MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "warprec":
             return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader.exec_module = partial(_run, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec

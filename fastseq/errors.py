@@ -72,8 +72,8 @@ class TrainingError(RuntimeError):
     """Training that cannot go on: the loss or the weights are not finite."""
 
 
-def check_integer(name: str, value: object, low: int) -> None:
-    """Refuses what is no integer, or less than ``low``, or does not fit 64 bits.
+def check_integer(name: str, value: object, low: int) -> int:
+    """The integer ``value``, NumPy's too; refuses what is none, or less than ``low``, or does not fit 64 bits.
 
     Raises:
         ConfigError: naming the argument, its value and what is accepted.
@@ -82,6 +82,7 @@ def check_integer(name: str, value: object, low: int) -> None:
         raise ConfigError(f"{name} is {value!r}, expected an integer >= {low}")
     if int(value) >= 2**63:
         raise ConfigError(f"{name} is {value!r}, expected an integer below 2**63")
+    return int(value)
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
@@ -98,7 +99,9 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The same as a question; where none is near, what is known."""
     names = list(known)
     near = nearest(word, names)
-    return f"expected one of {', '.join(names)}" if near is None else f"did you mean {near!r}?"
+    if near is None:
+        return f"expected {'one of ' if len(names) > 1 else ''}{', '.join(names)}"
+    return f"did you mean {near!r}?"
 
 
 def _plain(word: object) -> str:

@@ -33,7 +33,7 @@ SAS, GRU = SASRec.hyperparameter_names(), GRU4Rec.hyperparameter_names()
         ("ks", Evaluation.model_fields, "top_k"),
         ("item_id", ["userId", "movieId", "rating"], "movieId"),
         ("user_id", ["a", "b", "c"], None),
-        (1, ["a"], None),
+        (1, ["a", "b"], None),
     ],
 )
 def test_near_words_and_synonyms(word: object, known: list[str], expected: str | None) -> None:

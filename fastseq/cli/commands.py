@@ -154,8 +154,7 @@ def evaluate(
     model, folder = _load(run), RunFolder.existing(run)
     config = experiment.config_of_run(folder, data)
     parts = experiment.split(config, experiment.read(config))
-    described = parts.describe()
-    changed = experiment.changed_since(folder, {key: described[key] for key in ("data_hash", "train_events")})
+    changed = experiment.changed_since(folder, parts)
     _refuse_changed(run, changed, allow_changed_data)
     if k:
         config.evaluation.top_k = sorted(set(k))
@@ -207,28 +206,30 @@ def recommend(
     from . import experiment
 
     model = _load(run)
-    evaluation_path = RunFolder.existing(run).evaluation_path
-    if evaluation_path.is_file():
-        untrained = json.loads(evaluation_path.read_text())["protocol"]["split"].get("items_without_training")
-        if untrained:
-            say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
+    folder = RunFolder.existing(run)
+    if untrained := experiment.items_without_training(folder):
+        say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
+    items = model.catalogue.items if model.catalogue is not None else None
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
-        folder = RunFolder.existing(run)
         config = experiment.config_of_run(folder, data)
         interactions = experiment.read(config)
-        trained = experiment.split(config, interactions).interactions
-        changed = experiment.changed_since(folder, {"data_hash": trained.data_hash})
-        _refuse_changed(run, changed, allow_changed_data)
-        known = trained.user_ids.values
+        if not allow_changed_data:
+            _refuse_changed(run, experiment.changed_since(folder, experiment.split(config, interactions)), False)
+        known = list(interactions.user_ids.values)
+        if model.catalogue is not None and model.catalogue.users is not None:
+            indices = model.catalogue.users.encode(known, unknown="-1")
+            known = [user for user, index in zip(known, indices, strict=True) if index >= 0]
         step = max(1, len(known) // sample) if sample else 1
-        names_of_users = [_raw(trained.user_ids, text, "user") for text in user or []] + list(known[::step][:sample])
-        for name in names_of_users:
+        # Also users that the split left out; of their events those whose items the model knows.
+        names_of_users = [_raw(interactions.user_ids, text, "user") for text in user or []]
+        for name in names_of_users + known[::step][:sample]:
             name = name.item() if hasattr(name, "item") else name
-            events = interactions.history(name)
-            in_catalogue = trained.item_ids.encode(events, unknown="-1") >= 0
-            requests.append((name, name, [event for event, there in zip(events, in_catalogue, strict=True) if there]))
-    items = model.catalogue.items if model.catalogue is not None else None
+            events = list(interactions.history(name))
+            if items is not None:
+                indices = items.encode(events, unknown="-1")
+                events = [event for event, index in zip(events, indices, strict=True) if index >= 0]
+            requests.append((name, name, events))
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
         requests.append((line, None, _as_ids(items, words, f"--history {number}", skip_unknown)))
@@ -517,6 +518,6 @@ def _load(run: Path) -> Any:
 def _refuse_changed(run: Path, changed: str, allowed: bool) -> None:
     if changed and not allowed:
         raise CheckpointError(
-            f"{run}: the data has changed since this run was trained: {changed}; restore the data, name them with "
-            "--data, train again, or go on with --allow-changed-data"
+            f"{run}: {changed}; restore the data, name them with --data, train again, or go on with "
+            "--allow-changed-data"
         )

@@ -217,7 +217,8 @@ class Splitting(Section):
 
 
 class Splitter(Section):
-    """Test and validation splits: validation is cut from what the test split leaves. Left out: no validation."""
+    """Test and validation splits: validation is cut from what the test split leaves. Left out beside a test split: no
+    validation."""
 
     test_splitting: Splitting = Field(default_factory=lambda: Splitting(k=1))
     validation_splitting: Splitting | None = None
@@ -228,6 +229,13 @@ class Splitter(Section):
     def empty_is_none(cls, value: Any) -> Any:
         """An empty section is no validation, as in WarpRec."""
         return None if isinstance(value, dict) and not any(v is not None for v in value.values()) else value
+
+    @model_validator(mode="after")
+    def default(self) -> Splitter:
+        """Where neither part is given, leave-one-out twice."""
+        if not self.model_fields_set & {"test_splitting", "validation_splitting"}:
+            self.validation_splitting = Splitting(k=1)
+        return self
 
 
 class Evaluation(Section):
@@ -398,7 +406,7 @@ class Config(Section):
 
     reader: Reader = Field(default_factory=Reader)
     filtering: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
-    splitter: Splitter = Field(default_factory=lambda: Splitter(validation_splitting=Splitting(k=1)))
+    splitter: Splitter = Field(default_factory=Splitter)
     models: list[ModelConfig]
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
@@ -414,7 +422,10 @@ class Config(Section):
     @classmethod
     def known_filters(cls, value: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
         """WarpRec's filters, in the written order."""
-        return {check_filter(name, parameters or {}): parameters or {} for name, parameters in value.items()}
+        spelled = [check_filter(name, parameters or {}) for name, parameters in value.items()]
+        if len(set(spelled)) < len(spelled):
+            raise ValueError(f"a filter is given twice in two spellings: {', '.join(value)}")
+        return dict(zip(spelled, (parameters or {} for parameters in value.values()), strict=True))
 
     @property
     def dataset_name(self) -> str:
@@ -435,6 +446,8 @@ class Config(Section):
             tree["reader"]["local_path"] = str(self.reader.local_path.absolute())
         if self.reader.split is not None:
             tree["reader"]["split"]["local_path"] = str(self.reader.split.local_path.absolute())
+        if self.reader.loading_strategy == "split":
+            tree["splitter"] = {"cold": self.splitter.cold}
         tree["writer"]["local_experiment_path"] = str(self.writer.local_experiment_path.absolute())
         entry: dict[str, Any] = dict(params)
         entry["optimization"] = model.optimization.model_dump(mode="json")
@@ -516,6 +529,10 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     """Validates a configuration that is already a dictionary; see load_config."""
     unused: list[str] = []
     tree = _used(tree, "", unused, origin)
+    reader, splitter = tree.get("reader"), tree.get("splitter")
+    if isinstance(reader, dict) and isinstance(splitter, dict) and reader.get("loading_strategy") == "split":
+        tree["splitter"] = {key: value for key, value in splitter.items() if not key.endswith("_splitting")}
+        unused += [f"splitter.{key}" for key in splitter.keys() - tree["splitter"].keys()]
     if not tree.get("rerank", True):
         del tree["rerank"]
     for key in tree:

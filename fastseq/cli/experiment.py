@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -340,17 +340,20 @@ def config_of_run(run: RunFolder, data: Path | None = None) -> Config:
     return config
 
 
-def changed_since(run: RunFolder, here: Mapping[str, Any]) -> str:
-    """What differs from the data that a run was trained on, in words; empty where nothing does.
+def items_without_training(run: RunFolder) -> int:
+    """How many items of the catalogue had no training event; 0 where the run does not say."""
+    return checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {}).get("items_without_training", 0)
 
-    Args:
-        here: the entries of ``Split.describe`` to compare.
-    """
-    trained = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {})
+
+def changed_since(run: RunFolder, parts: Split) -> str:
+    """What differs from the data and split that a run was trained on, in words; empty where nothing does."""
+    trained, here = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {}), parts.describe()
+    if "split_hash" not in trained:
+        return "this run was trained by an earlier fastseq, whose splits and masks differ"
     return "; ".join(
-        f"{key} was {str(trained[key])[:12]} in training and is {str(value)[:12]} now"
-        for key, value in here.items()
-        if trained.get(key, value) != value
+        f"the {what} has changed since this run was trained ({trained[key][:12]} then, {here[key][:12]} now)"
+        for what, key in (("data", "data_hash"), ("split", "split_hash"))
+        if trained[key] != here[key]
     )
 
 

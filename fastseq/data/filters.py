@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, check_integer, did_you_mean
 
 from .interactions import Interactions, filter_interactions, take
 
@@ -41,7 +41,7 @@ def check_filter(name: str, parameters: Mapping[str, Any]) -> str:
     """
     spelled = {known.lower(): known for known in FILTERS}.get(name.lower())
     if spelled is None:
-        raise ValueError(f"unknown filter {name!r}, expected one of {', '.join(FILTERS)}")
+        raise ValueError(f"unknown filter {name!r}: {did_you_mean(name, FILTERS)}")
     wanted = FILTERS[spelled]
     if parameters.keys() != set(wanted):
         given = ", ".join(map(str, parameters)) or "none"
@@ -54,8 +54,8 @@ def check_filter(name: str, parameters: Mapping[str, Any]) -> str:
         elif key.endswith("to_filter"):
             ok, expected = value is not None, "an id or a list of ids"
         else:
-            ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            expected = "an integer above 0"
+            check_integer(f"{spelled}.{key}", value, 1)
+            continue
         if not ok:
             raise ValueError(f"{spelled}.{key} is {value!r}, expected {expected}")
     return spelled
@@ -109,10 +109,11 @@ def _kept(data: Interactions, rows: NDArray[np.int64], name: str, parameters: Ma
     if name.startswith("Drop"):
         (dropped,) = parameters.values()
         dropped = dropped if isinstance(dropped, list) else [dropped]
-        other = next((value for value in dropped if isinstance(value, str) != (ids.kind == "str")), None)
-        if other is not None:
-            raise DataError(f"{name}: {other!r} is no id of this data, whose ids are of type {ids.kind}")
-        return ~np.isin(groups, ids.encode(dropped, unknown="-1"))
+        indices = ids.encode(dropped, unknown="-1")
+        for at in np.flatnonzero(indices < 0).tolist():  # an id that is nowhere is dropped already
+            if hint := ids.of_other_type(dropped[at]):
+                raise DataError(f"{name}: {hint}")
+        return ~np.isin(groups, indices)
     (limit,) = (value for key, value in parameters.items() if key != "rounds")
     if name in ("UserHeadN", "UserTailN"):
         place = np.arange(len(rows)) - (counts.cumsum() - counts)[groups]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, check_integer
 from fastseq.native import _C
 
 from .ids import IdMap, Int64Array, RawId, factorise
@@ -169,8 +169,7 @@ def filter_interactions(
     if duplicates not in ("keep", "first", "last"):
         raise ValueError(f"duplicates is {duplicates!r}, expected 'keep', 'first' or 'last'")
     for name, value in (("min_user", min_user), ("min_item", min_item)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} is {value!r}, expected an integer, at least 0")
+        check_integer(name, value, 0)
     users, items = interactions.event_users, interactions.items
     kept = np.arange(interactions.n_events)
     if duplicates != "keep":
@@ -202,7 +201,7 @@ def take(interactions: Interactions, kept: Int64Array, what: str) -> Interaction
     lengths = np.bincount(interactions.event_users[kept], minlength=interactions.n_users)
     counts = np.bincount(interactions.items[kept], minlength=interactions.n_items)
     if lengths.max() < 2:
-        raise DataError(f"no user keeps 2 or more events after {what}; lower the limits")
+        raise DataError(f"no user keeps 2 or more events after {what}; keep more of them")
     users, items = np.flatnonzero(lengths), np.flatnonzero(counts)
     rank = np.cumsum(counts > 0) - 1
     beside: dict[str, Any] = {}

@@ -178,8 +178,10 @@ def _paths(source: Any) -> list[Path] | None:
             raise DataError(f"{path}: {error}") from None
     if not isinstance(source, list | tuple) or not source:
         return None
-    if not all(isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.exists(path)) for path in source):
+    if not all(isinstance(path, str | os.PathLike) for path in source):
         return None
+    if not any(isinstance(path, os.PathLike) or os.path.exists(path) for path in source):
+        return None  # ids
     return [file for path in source for file in _paths(path) or []]
 
 
@@ -365,7 +367,7 @@ def _from_frame(table: Any, layout: _Layout) -> Columns:
     names = layout.names
     frame = frames.as_frame(table, list(names.values()))
     if not set(names.values()) <= set(frame.columns) and set(names.values()) & set(frames.index_names(frame)):
-        frame = frame.reset_index()
+        frame = frame.reset_index([name for name in frames.index_names(frame) if name not in frame.columns])
     present = list(frame.columns)
     for role, name in names.items():
         _position(present, name, role)

@@ -1,7 +1,8 @@
-"""Splits. A split moves no event: per user it sets two boundaries on the tape."""
+"""Splits: two boundaries for each user on the tape."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, check_integer
 from fastseq.native import _C
 
 from .ids import Int64Array
@@ -158,10 +159,12 @@ class Split:
         dropped = self.dropped | {"validation": counts[VALIDATION], "test": counts[TEST]}
         return replace(split_by_parts(data, parts, self.strategy, self.parameters, self.in_time), dropped=dropped)
 
-    def _cold_targets(self, part: EvalPart) -> int:
-        """Targets whose item has no training event."""
+    @cached_property
+    def _cold_targets(self) -> dict[str, int]:
+        """Targets whose item has no training event, by part."""
         before = np.concatenate([[0], np.cumsum(~self.trained_items[self.interactions.items])])
-        return int((before[part.target_stop] - before[part.target_start]).sum())
+        parts = {"validation": self.part("validation"), "test": self.part("test")}
+        return {name: int((before[p.target_stop] - before[p.target_start]).sum()) for name, p in parts.items()}
 
     def _training_events(self) -> tuple[Int64Array, Int64Array]:
         """User and item of every training event."""
@@ -177,6 +180,7 @@ class Split:
             "strategy": self.strategy,
             "parameters": dict(self.parameters),
             "data_hash": data.data_hash,
+            "split_hash": hashlib.sha256(np.concatenate([self.train_stop, self.validation_stop]).tobytes()).hexdigest(),
             "users": data.n_users,
             "items": data.n_items,
             "events": data.n_events,
@@ -187,8 +191,8 @@ class Split:
             "test_users": len(test),
             "test_targets": test.n_targets,
             "items_without_training": int((~self.trained_items).sum()),
-            "validation_targets_without_training": self._cold_targets(validation),
-            "test_targets_without_training": self._cold_targets(test),
+            "validation_targets_without_training": self._cold_targets["validation"],
+            "test_targets_without_training": self._cold_targets["test"],
             "dropped": dict(self.dropped),
         }
 
@@ -207,8 +211,7 @@ def leave_k_out(interactions: Interactions, k: int, validation: bool = True) -> 
 
     A user with too few events to leave one for training keeps all of them in training.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is {k!r}, expected an integer, at least 1")
+    k = check_integer("k", k, 1)
     tests = np.full(interactions.n_users, k)
     return _from_counts(interactions, tests * validation, tests, "leave_k_out", {"k": k, "validation": validation})
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastseq.errors import DataError
+from fastseq.errors import DataError, check_integer
 
 from .ids import Int64Array
 from .interactions import Interactions
@@ -70,10 +72,13 @@ def _parts(data: Interactions, left: Int64Array, name: str, spec: dict[str, Any]
     if unknown := spec.keys() - {"strategy", key, "seed"}:
         raise ValueError(f"{name}: {strategy} takes {key!r}, not {', '.join(map(repr, sorted(unknown)))}")
     value: Any = spec.get(key)
-    if key == "ratio" and not (isinstance(value, float) and 0.0 < value < 1.0):
-        raise ValueError(f"{name}: ratio is {value!r}, expected 0 < ratio < 1")
-    if key == "k" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name}: k is {value!r}, expected an integer, at least 1")
+    if key == "ratio":
+        spec[key] = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+        if not 0.0 < spec[key] < 1.0:
+            raise ValueError(f"{name}: ratio is {value!r}, expected 0 < ratio < 1")
+        value = spec[key]
+    if key == "k":
+        spec[key] = value = check_integer(f"{name}: k", value, 1)
     users = data.event_users[left]
     lengths = np.bincount(users, minlength=data.n_users)
     n, place = lengths[users], np.arange(len(left)) - (lengths.cumsum() - lengths)[users]
@@ -119,16 +124,27 @@ def _moment(times: NDArray[Any], users: Int64Array, value: Any) -> int | float:
         moments = np.unique(times)
         both = np.searchsorted(np.sort(first), moments) - np.searchsorted(np.sort(last), moments)
         return moments[both == both.max()][-1].item()
-    unit = next((unit for limit, unit in UNITS.items() if abs(times).max() < limit), 10**9)
-    if isinstance(value, str) and not value.lstrip("-").isdecimal():
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"timestamp is {value!r}, expected a number, an ISO 8601 date or 'best'") from None
+    low, high = times.min(), times.max()
+    if isinstance(value, str):
+        value = _from_text(value)
+    # In which unit the times are shows by where the moment falls, and else by their size.
+    usual = next((unit for limit, unit in UNITS.items() if abs(times).max() < limit), 10**9)
+    units = (usual, 1, 10**3, 10**6, 10**9)
     if isinstance(value, date):
-        return microseconds(value) * unit / 10**6
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        micro = microseconds(value)
+        exact = [divmod(micro * unit, 10**6) for unit in units]
+        in_units = [whole + rest / 10**6 if rest else whole for whole, rest in exact]
+        return next((moment for moment in in_units if low <= moment <= high), in_units[0])
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"timestamp is {value!r}, expected a number, a date or 'best'")
-    number = int(value)
-    inside = times.min() <= number <= times.max()
-    return number if inside or not times.min() <= number * unit <= times.max() else number * unit
+    number = int(value) if isinstance(value, Integral) else float(value)
+    return number if low <= number <= high or not low <= number * usual <= high else number * usual
+
+
+def _from_text(text: str) -> int | float | datetime:
+    for kind in (int, float, datetime.fromisoformat):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ValueError(f"timestamp is {text!r}, expected a number, an ISO 8601 date or 'best'")

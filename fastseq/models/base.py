@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,13 +15,13 @@ from ..data.batch import JaggedBatch
 from ..errors import check_integer
 from ..ops.sampled_loss import needs_log_q
 from . import hyperparameters
-from .initialisation import SeededConstruction, init_weights, parameter_groups
+from .initialisation import init_weights, parameter_groups, seed_draws, seeded
 from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import Catalogue, recommend
 
 
-class SequentialRecommender(nn.Module, metaclass=SeededConstruction):
+class SequentialRecommender(nn.Module, ABC):
     """A model that scores every item as the next one of a history.
 
     A subclass annotates its hyperparameters (those with a class-level value may be left out), builds its modules
@@ -32,8 +32,9 @@ class SequentialRecommender(nn.Module, metaclass=SeededConstruction):
             ``negative_distribution``, ``negative_alpha``, ``gbce_t``, ``window_stride`` and ``initializer_range``
             (hyperparameters.py).
         info: ``n_users`` and ``n_items``, both at least 1.
-        seed: the same seed gives the parameters that WarpRec has for it. They are drawn from generators of the model's
-            own: PyTorch's, numpy's and Python's global ones stay as they are. Also the seed of ``rng``.
+        seed: the same seed gives the parameters that WarpRec has for it. PyTorch draws them from generators of the
+            model's own: the global ones, numpy's and Python's too, are neither seeded nor used. Also the seed of
+            ``rng``.
         args, kwargs: accepted and ignored, since WarpRec passes its data sets here.
 
     Attributes:
@@ -69,11 +70,17 @@ class SequentialRecommender(nn.Module, metaclass=SeededConstruction):
     window_stride: int | None
     initializer_range: float | None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = seeded(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__()
         self.init_params(params)
         check_integer("seed", seed, -(2**63))
         self.seed = seed
+        seed_draws(self, seed)
         self.info = info
         self.n_users = _catalogue_size(info, "n_users")
         self.n_items = _catalogue_size(info, "n_items")
@@ -381,5 +388,4 @@ class SequentialRecommender(nn.Module, metaclass=SeededConstruction):
 
 
 def _catalogue_size(info: Mapping[str, Any], key: str) -> int:
-    check_integer(f"info[{key!r}]", info.get(key), 1)
-    return int(info[key])
+    return check_integer(f"info[{key!r}]", info.get(key), 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABCMeta
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,22 +14,31 @@ from torch.overrides import TorchFunctionMode
 # PyTorch's functions and methods that take a generator.
 _DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"}
 _DRAWS |= {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "kaiming_uniform_"}
+if "generator" in (torch.rand_like.__doc__ or ""):  # newer versions
+    _DRAWS |= {"rand_like", "randn_like", "randint_like"}
+_constructing: ContextVar[SeededDraws | None] = ContextVar("_constructing", default=None)
 
 
 class SeededDraws(TorchFunctionMode):
-    """PyTorch draws inside this context what it would after ``torch.manual_seed(seed)``, from generators of its own.
+    """While ``model`` is constructed, PyTorch draws what it would after ``torch.manual_seed(seed)``, from generators of
+    the model's own.
 
     Neither the global generators nor other threads notice, and nothing that they do changes what is drawn.
+
+    Attributes:
+        seed: of the generators. Until ``SequentialRecommender.__init__`` sets it the global ones are drawn from.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._seed = seed
+        self.model = model
+        self.seed: int | None = None
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if getattr(func, "__name__", "") in _DRAWS and kwargs.get("generator") is None:
+        draws = self.seed is not None and getattr(func, "__name__", "") in _DRAWS
+        if draws and kwargs.get("generator") is None:
             tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             default = kwargs.get("device") or torch.get_default_device()
             device = torch.device(default) if tensor is None else tensor.device
@@ -37,16 +48,35 @@ class SeededDraws(TorchFunctionMode):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(int(self._seed))
+            assert self.seed is not None
+            self._generators[device] = torch.Generator(device).manual_seed(int(self.seed))
         return self._generators[device]
 
 
-class SeededConstruction(ABCMeta):
-    """The constructor of a class draws from generators of its own, seeded with ``seed`` (42 if left out)."""
+def seeded(init: Callable[..., None]) -> Callable[..., None]:
+    """A model's ``__init__`` inside ``SeededDraws``; the original is its ``__wrapped__``."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        with SeededDraws(kwargs.get("seed", 42)):
-            return super().__call__(*args, **kwargs)
+    @wraps(init)
+    def construct(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        outer = _constructing.get()
+        if outer is not None and outer.model is model:  # called by a subclass's
+            return init(model, *args, **kwargs)
+        draws = SeededDraws(model)
+        token = _constructing.set(draws)
+        try:
+            with draws:
+                init(model, *args, **kwargs)
+        finally:
+            _constructing.reset(token)
+
+    return construct
+
+
+def seed_draws(model: nn.Module, seed: int) -> None:
+    """Says with which seed ``model``, which is being constructed, draws from here on."""
+    draws = _constructing.get()
+    if draws is not None and draws.model is model:
+        draws.seed = seed
 
 
 def init_weights(module: nn.Module, std: float | None = None) -> None:

@@ -182,20 +182,23 @@ def recommend(
 def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
     """Yields ``model`` in evaluation mode; gradients are off.
 
-    Where it is in training mode these are the same tensors under modules of their own, so that its mode is not touched
-    while others use it. Only a model with a method replaced, as by ``torch.compile``, is itself switched and switched
-    back: the new method is bound to it.
+    Where a part of it is in training mode these are the same tensors under modules of their own, so that no mode is
+    touched while others use it; what a method writes to ``self`` is then lost. Only a model with a method replaced, as
+    by ``torch.compile``, is itself switched and switched back: the new method is bound to it.
     """
+    training = [part for part in model.modules() if part.training]
     replaced = any(callable(value) and hasattr(type(model), name) for name, value in vars(model).items())
     with torch.inference_mode():
-        if not replaced or not model.training:
+        if not (replaced and training):
             yield _in_evaluation_mode(model)
             return
-        model.eval()
         try:
+            for part in training:
+                part.training = False
             yield model
         finally:
-            model.train()
+            for part in training:
+                part.training = True
 
 
 def _in_evaluation_mode(module: _Module) -> _Module:
@@ -267,17 +270,22 @@ def _item_indices(
     items: IdMap, history: Any, label: str, unknown: UnknownItem, emptied: list[str]
 ) -> NDArray[np.int64]:
     """Indices of the known items of a history; ``emptied`` gets the label of one in which none is known."""
-    if (raw := frames.as_list(history)) is None:
+    if isinstance(history, Tensor):
+        history = history.numpy(force=True)
+    integers = isinstance(history, np.ndarray) and history.ndim == 1 and history.dtype.kind in "iu"
+    raw = history if integers else frames.as_list(history)
+    if raw is None:
         raise DataError(f"{label} is {brief(history)}, expected a list of item ids, oldest first")
     indices = items.encode(raw, unknown="-1")
     missing = np.flatnonzero(indices < 0)
     for event in missing.tolist():
-        if (hint := items.of_other_type(raw[event])) is not None:
+        item = raw[event].item() if integers else raw[event]
+        if (hint := items.of_other_type(item)) is not None:
             raise DataError(f"{label}, event {event}: item {hint}")
         if unknown == "error":
             kind = "integers" if items.kind == "int" else "strings"
             raise DataError(
-                f"{label}, event {event}: item {brief(raw[event])} is not in the catalogue of {len(items)} items, "
+                f"{label}, event {event}: item {brief(item)} is not in the catalogue of {len(items)} items, "
                 f"whose ids are {kind}; pass unknown_items='skip' (--skip-unknown) to leave such events out"
             )
     if len(missing) and len(missing) == len(indices):

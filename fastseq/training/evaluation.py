@@ -11,7 +11,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias, get_args
@@ -72,7 +72,7 @@ def evaluate(
     split: Split,
     part: Part = "test",
     *,
-    ks: Sequence[int] = (10,),
+    ks: Iterable[int] = (10,),
     protocol: RankingProtocol = "full",
     n_negatives: int = 99,
     seed: int = 42,
@@ -112,11 +112,9 @@ def evaluate(
         CheckpointError: if the model's outputs are not finite.
         ValueError: if an argument is out of range.
     """
-    if isinstance(ks, str) or not isinstance(ks, Sequence) or not ks:
+    if isinstance(ks, str) or not isinstance(ks, Iterable) or not len(ks := list(ks)):
         raise ValueError(f"ks is {ks!r}, expected cut-offs, such as (10,)")
-    for value in ks:
-        check_integer("a cut-off of ks", value, 1)
-    ks = tuple(sorted(set(ks)))
+    ks = tuple(sorted({check_integer("a cut-off of ks", value, 1) for value in ks}))
     if protocol not in get_args(RankingProtocol):
         raise ValueError(f"protocol is {protocol!r}, expected 'full' or 'sampled'")
     if mask_seen not in get_args(MaskSeen):

@@ -56,7 +56,8 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         names = self.hyperparameter_names()
         known = {name: params[name] for name in names if name in params}
         # Not core(...), which draws from generators of its own: WarpRec draws from the global ones, seeded above.
-        core = type.__call__(self.core, core_params(known), info, seed=seed)
+        core = self.core.__new__(self.core)
+        self.core.__init__.__wrapped__(core, core_params(known), info, seed=seed)  # type: ignore[attr-defined]
         for name in names:  # also those that fastseq lets be left out
             if name not in known and hasattr(core, name) and name not in ("window_stride", "loss"):
                 setattr(self, name, getattr(core, name))

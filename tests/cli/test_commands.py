@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fastseq.training import RunFolder, checkpoint
 from tests import run_python
 from tests.models.small import small_params
 
@@ -234,7 +235,7 @@ def test_data_that_changed_since_training_are_refused(folder: Path) -> None:
             (folder / "data.csv").write_text(changed)
             for command in (("evaluate", run), ("recommend", run, "-u", "u3")):
                 err = refusal(*command, folder=folder)
-                assert "the data has changed since this run was trained: data_hash was" in err
+                assert "the data has changed since this run was trained" in err
                 assert "--allow-changed-data" in err and evaluation["protocol"]["split"]["data_hash"][:12] in err
         (_,) = answer("recommend", run, "-u", "u3", "--allow-changed-data", "-k", 1, folder=folder)
         again = answer("evaluate", run, "--allow-changed-data", folder=folder)
@@ -244,6 +245,39 @@ def test_data_that_changed_since_training_are_refused(folder: Path) -> None:
         assert "built for 30 items" in refusal("evaluate", run, "--allow-changed-data", folder=folder)
     finally:
         (folder / "data.csv").write_text(text)
+
+
+def test_a_run_of_an_earlier_version_is_named(folder: Path, tmp_path: Path) -> None:
+    """Its checkpoint does not say how the tape was cut, and its masks were others."""
+    shutil.copytree(folder / "runs/data/SASRec", run := tmp_path / "SASRec")
+    path = RunFolder.existing(run).model_path
+    tensors, metadata = checkpoint.load(path)
+    del metadata["split"]["split_hash"]
+    checkpoint.save(path, tensors, metadata)
+    for command in (("evaluate", run), ("recommend", run, "-u", "u3")):
+        err = refusal(*command, folder=folder)
+        assert "trained by an earlier fastseq, whose splits and masks differ" in err and "--allow-changed-data" in err
+    assert answer("recommend", run, "--history", "i1,i2", folder=folder)
+    assert "earlier" in answer("evaluate", run, "--allow-changed-data", folder=folder)["protocol"]["changed_data"]
+
+
+def test_users_and_events_that_the_split_left_out_are_recommended_for(tmp_path: Path) -> None:
+    """A user of one event, and one whose newest item only the model knows from training."""
+    write_data(tmp_path / "data.csv")
+    with (tmp_path / "data.csv").open("a") as file:
+        file.write("short,i1,1\n")
+    config = write_config(tmp_path, SASRec=MODELS["SASRec"] | {"epochs": 1})
+    assert here("train", config, folder=tmp_path)[0] == 0
+    run = "runs/data/SASRec"
+    (short,) = answer("recommend", run, "-u", "short", folder=tmp_path)
+    assert short == {**answer("recommend", run, "--history", "i1", folder=tmp_path)[0], "for": "short"}
+    # Other data, where i7 has no training event: the model knows it all the same.
+    rows = [f"u{user},i{user + item},{item}" for user in (1, 2) for item in range(5)]
+    (tmp_path / "other.csv").write_text("user,item,time\n" + "\n".join([*rows, "u1,i7,9"]) + "\n")
+    options = ("--data", "other.csv", "--allow-changed-data")
+    (ours,) = answer("recommend", run, "-u", "u1", *options, folder=tmp_path)
+    (want,) = answer("recommend", run, "--history", "i1,i2,i3,i4,i5,i7", folder=tmp_path)
+    assert ours == {**want, "for": "u1"}
 
 
 def test_a_run_folder_works_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +373,7 @@ def test_overwrite_trains_anew_and_says_so_in_a_table(tmp_path: Path) -> None:
         ({"general": {"device": "gpu"}}, "general.device is 'gpu'"),
         ({"general": {"device": "meta"}}, "general.device is 'meta', expected auto, cpu or cuda"),
         ({"general": {"device": "cpu:3"}}, "general.device is 'cpu:3'"),
-        ({"filtering": {"ItemMin": {"min_interactions": 10**6}}}, "lower the limits"),
+        ({"filtering": {"ItemMin": {"min_interactions": 10**6}}}, "keep more of them"),
     ],
 )
 def test_what_configuration_and_data_contradict_is_named(

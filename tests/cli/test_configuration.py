@@ -241,7 +241,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         (VALID | {"evaluation": {"top_k": [0]}}, "top_k is \\[0\\]"),
         (VALID | {"evaluation": {"metrics": ["nDGC"]}}, "unknown metric 'nDGC'.*'NDCG'"),
         (VALID | {"evaluation": {"validation_metric": "nDCG"}}, "expected name@k"),
-        (VALID | {"filtering": {"UserMni": {}}}, "unknown filter 'UserMni', expected one of MinRating"),
+        (VALID | {"filtering": {"UserMni": {}}}, "unknown filter 'UserMni': did you mean 'UserMin'?"),
         (VALID | {"filtering": {"UserMin": {"min": 3}}}, "UserMin takes min_interactions, got min"),
         (VALID | {"filtering": {"UserMax": {"max_interactions": 0}}}, "UserMax.max_interactions is 0, expected an int"),
         (VALID | {"splitter": {"test_splitting": {"ratio": 0.2}}}, "takes 'k', not 'ratio'"),

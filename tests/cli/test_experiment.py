@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import Config, load_config, parse_config
@@ -206,6 +207,12 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     assert data.history(1) == [10, 11, 12, 13] and split.interactions.data_hash == data.data_hash
     assert split.train_stop.tolist() == [2, 6] and split.validation_stop.tolist() == [3, 6]
     assert config.dataset_name == tmp_path.name
+    splitter = {"test_splitting": {"strategy": "random_holdout", "ratio": 0.5}, "cold": "keep"}
+    both = parse_config({"reader": reader, "splitter": splitter, "models": MODELS})
+    assert both.unused == ["splitter.test_splitting"]
+    assert experiment.split(both, data).validation_stop.tolist() == [3, 6]
+    again = parse_config(yaml.safe_load(both.resolved(both.models[0], MODELS["GRU4Rec"])))
+    assert again.splitter.cold == "keep" and not again.unused
     (tmp_path / "validation.tsv").unlink()
     assert not len(experiment.split(config, data).part("validation"))
     (tmp_path / "1").mkdir()

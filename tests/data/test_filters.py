@@ -48,8 +48,9 @@ def test_filters(name: str, parameters: dict[str, Any], want: dict[str, list[int
 def test_what_a_filter_lacks_is_named() -> None:
     with pytest.raises(DataError, match=r"MinRating needs ratings.*rating=.*reader\.labels\.rating_label"):
         apply_filter(DATA, "MinRating", min_rating=1)
-    with pytest.raises(DataError, match="DropItem: '1' is no id of this data, whose ids are of type int"):
-        apply_filter(DATA, "DropItem", item_ids_to_filter=[1, "1"])
+    for value in ("1", 1.0):
+        with pytest.raises(DataError, match=r"DropItem: .*the known id is 1, an integer: convert ids with int\(id\)"):
+            apply_filter(DATA, "DropItem", item_ids_to_filter=[2, value])
 
 
 def test_ratings_and_order_are_read(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -98,6 +99,30 @@ def test_temporal_quantiles_and_datetimes() -> None:
     days = build_interactions([0, 0, 0], [1, 2, 3], ["2020-01-01", "2020-01-02", "2020-01-03"])
     for moment in (datetime(2020, 1, 3), datetime(2020, 1, 3, tzinfo=UTC)):
         assert sizes(global_temporal(days, timestamp=moment)) == [(2, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("times", "moment", "train"),
+    [
+        ([100.1, 100.2, 100.6, 100.9], 100.5, 2),
+        ([0.1, 0.2, 0.6, 0.9], "0.5", 2),
+        (["1971-01-01", "1971-01-02", "1971-01-03", "1971-01-04"], "1971-01-03", 2),  # microseconds of a small size
+        ([50, 60, 70, 80], np.int64(70), 2),
+        ([1_577_836_800_000, 1_577_923_200_000, 1_578_009_600_000, 1_578_096_000_000], "2020-01-04T00:00Z", 3),
+        ([1_577_836_800_000, 1_577_923_200_000, 1_578_009_600_000, 1_578_096_000_000], 1_577_923_200, 1),
+    ],
+)
+def test_a_moment_is_in_the_unit_of_the_times(times: list[Any], moment: Any, train: int) -> None:
+    data = build_interactions([0] * 4 + [1] * 4, [1, 2, 3, 4] * 2, times * 2)
+    split = warprec_split(data, {"strategy": "timestamp_slicing", "timestamp": moment}, cold="keep")
+    assert sizes(split) == [(train, 0, 4 - train)] * 2
+
+
+def test_a_split_of_the_same_tape_has_a_hash_of_its_own() -> None:
+    data = of_lengths(LENGTHS)
+    splits = [leave_one_out(data), leave_one_out(data, validation=False), leave_k_out(data, 1)]
+    one, none, k = (split.describe() for split in splits)
+    assert one["data_hash"] == none["data_hash"] and one["split_hash"] == k["split_hash"] != none["split_hash"]
 
 
 def test_seen_holds_training_items_only() -> None:
@@ -202,6 +227,7 @@ def test_describe_is_json() -> None:
         (lambda d: warprec_split(d, {"strategy": "temporal_holdout"}), "test: ratio is None"),
         (lambda d: warprec_split(d, {"strategy": "random_leave_k_out", "k": 0}), "test: k is 0"),
         (lambda d: warprec_split(d, {"strategy": "timestamp_slicing", "timestamp": "x"}), "timestamp is 'x'"),
+        (lambda d: warprec_split(d, {"strategy": "timestamp_slicing", "timestamp": math.nan}), "timestamp is nan"),
         (lambda d: Split(d, d.offsets[1:], d.offsets[:-1]), "user 0: expected start <= train_stop"),
         (lambda d: Split(d, d.offsets, d.offsets), "train_stop is int64"),
     ],

@@ -6,17 +6,18 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastseq.models import MODELS
+from fastseq.models import MODELS, SASRec
 from fastseq.training import Trainer, TrainingOptions
 from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 from tests import run_python
+from tests.models.small import required_params
 from tests.ops.backends import check_same_on_threads
 from tests.training.tiny import make_model, make_split
 
@@ -81,6 +82,42 @@ def test_construction_leaves_the_global_generators_alone() -> None:
         assert make_model(split).inner.weight.is_meta
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+
+
+def test_a_subclass_may_choose_its_seed_and_hold_other_models() -> None:
+    class Named(Protocol): ...
+
+    class Seven(SASRec, Named):
+        def __init__(self, params: dict, info: dict, *args: Any, seed: int = 7, **kwargs: Any) -> None:
+            super().__init__(params, info, *args, seed=seed, **kwargs)
+            self.own = torch.rand(3)
+            self.other = SASRec(params, info, seed=3)
+            self.last = torch.rand(3)
+
+    params, info = required_params("SASRec"), {"n_users": 3, "n_items": 9}
+    model, state = Seven(params, info), torch.get_rng_state()
+    for ours, seed in ((model, 7), (model.other, 3)):
+        want = SASRec(params, info, seed=seed).state_dict()
+        assert all(torch.equal(ours.state_dict()[name], value) for name, value in want.items())
+    again = Seven(params, info)
+    assert torch.equal(again.own, model.own) and torch.equal(again.last, model.last)
+    assert not torch.equal(model.own, model.last) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_replaced_method_is_switched_with_its_model_and_back() -> None:
+    model = make_model(make_split(), dropout_prob=0.5)
+    model.own = torch.nn.Dropout(0.5)
+    model.inner.eval()
+    modes = [part.training for part in model.modules()]
+    original, seen = model.encode_last, set()
+
+    def encode_last(*args: Any) -> Tensor:
+        seen.update(part.training for part in model.modules())
+        return original(*args)
+
+    model.encode_last = encode_last  # type: ignore[method-assign]
+    model.recommend([[1, 2]], 3)
+    assert seen == {False} and [part.training for part in model.modules()] == modes
 
 
 def test_a_model_that_trains_recommends_in_threads_as_in_evaluation() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from . import real  # skips where WarpRec is not installed
-
-# isort: split
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,6 @@ from fastseq.data.filters import FILTERS, apply_filter
 from fastseq.training import evaluate, evaluation
 from fastseq.training.metrics import LIST_METRICS
 
-<<<<<<< HEAD
-=======
 from . import real  # skips where WarpRec is not installed: before what imports it
 
 from warprec.data import Dataset  # isort: skip
@@ -31,7 +26,6 @@ from warprec.data.splitting import Splitter  # isort: skip
 from warprec.evaluation.evaluator import Evaluator  # isort: skip
 from warprec.utils.registry import filter_registry  # isort: skip
 
->>>>>>> i13-wrdata
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 Rows = list[tuple[Any, ...]]
 
