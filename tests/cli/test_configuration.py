@@ -118,7 +118,9 @@ models: {SASRec: {}}
 
 
 def test_no_validation_survives_the_round_trip() -> None:
-    config = parse_config({"splitter": {"validation_splitting": None}, "models": {"SASRec": SASREC}})
+    for none in (None, {}, {"strategy": None}):
+        config = parse_config({"splitter": {"validation_splitting": none}, "models": {"SASRec": SASREC}})
+        assert config.splitter.validation_splitting is None
     again = load_config(config.resolved(config.models[0], SASREC))
     assert again.splitter.validation_splitting is None
 
