@@ -106,6 +106,11 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     stderr.quiet = not ranks.is_first
     if settings.unused:
         say(f"not used here: {', '.join(settings.unused)}")
+    if settings.binary_ndcg:
+        say(
+            "reader.rating_type is 'explicit': nDCG counts every target alike here, WarpRec's weighs them by rating; "
+            "nDCGRendle2020 is the same in both"
+        )
     shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
     with _bars(shown, quiet=as_json or not ranks.is_first) as report:
 

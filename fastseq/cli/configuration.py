@@ -418,6 +418,12 @@ class Config(Section):
         """WarpRec's keys in the file that have no meaning here."""
         return self._unused
 
+    @property
+    def binary_ndcg(self) -> bool:
+        """Whether WarpRec's nDCG would weigh targets by their ratings, which is not done here."""
+        metrics = {name.lower() for name in (*self.evaluation.metrics, self.evaluation.validation_metric.split("@")[0])}
+        return self.reader.rating_type == "explicit" and bool(metrics & {"ndcg"})
+
     @field_validator("filtering")
     @classmethod
     def known_filters(cls, value: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:

@@ -302,6 +302,11 @@ def _read_file(path: Path, layout: _Layout) -> Columns:
         if format in ("sequences", "user_sequences", "pairs"):
             if layout.third == "rating":
                 raise DataError(f"format {format!r} has no column of ratings")
+            if re.fullmatch(rb"[\d\s]*,[\d\s,]*", file.peek(1 << 12)):
+                raise DataError(
+                    f"format {format!r} separates ids by blanks, and these numbers are separated by commas: replace "
+                    "the commas by blanks"
+                )
             names = {"pairs": ["user", "item"], "user_sequences": ["user"], "sequences": []}[format]
             return _from_text(file, None, names, [0, 1], 1, path, layout)
         line, first = 1, ""
@@ -469,8 +474,8 @@ def _guess(start: bytes, suffix: str, names: dict[str, Any]) -> str:
         if len(counts) > 1 and not any("\t" in line for line in lines):
             return _guess_sequences(words)
     raise DataError(
-        f"the format is not clear from the extension {suffix!r} or the first lines; {_choices()}; or header=False "
-        "(reader.header: false) for columns without a header"
+        f"the format is not clear from the extension {suffix!r} or the first lines; {_choices()} (these three separate "
+        "ids by blanks, tabs too); or header=False (reader.header: false) for columns without a header"
     )
 
 

@@ -301,6 +301,32 @@ def test_a_run_folder_works_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mo
     assert answer("recommend", run, "-u", "u3", *moved, folder=elsewhere) == recommended
 
 
+def test_a_given_split_may_move(tmp_path: Path) -> None:
+    """``--data`` is the folder of the parts for runs with ``loading_strategy: split``."""
+    write_data(tmp_path / "data.csv")
+    header, *rows = (tmp_path / "data.csv").read_text().splitlines()
+    parts = {"train": [row for row in rows if row[-4:] < "1009"], "test": [row for row in rows if row[-4:] >= "1009"]}
+    (tmp_path / "parts").mkdir()
+    for part, lines in parts.items():
+        (tmp_path / f"parts/{part}.csv").write_text("\n".join([header, *lines]) + "\n")
+    labels = {"user_id_label": "user", "item_id_label": "item", "timestamp_label": "time"}
+    split = {"local_path": "parts", "ext": ".csv", "sep": ","}
+    reader = {"reader": {"loading_strategy": "split", "split": split, "labels": labels}}
+    config = write_config(tmp_path, reader, GRU4Rec={**MODELS["GRU4Rec"], "epochs": 1})
+    code, _, err = here("train", config, folder=tmp_path)
+    assert code == 0, err
+    run = "runs/parts/GRU4Rec"
+    evaluation = answer("evaluate", run, folder=tmp_path)
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    assert "parts/train.csv" in refusal("evaluate", run, folder=tmp_path)
+    moved = ("--data", "moved")
+    assert answer("evaluate", run, *moved, folder=tmp_path)["metrics"] == evaluation["metrics"]
+    assert answer("recommend", run, "-u", "u3", *moved, folder=tmp_path)
+    text = (tmp_path / "moved/test.csv").read_text().splitlines()
+    (tmp_path / "moved/test.csv").write_text("\n".join(text[:-5]) + "\n")
+    assert "--allow-changed-data" in refusal("evaluate", run, *moved, folder=tmp_path)
+
+
 def test_a_run_made_from_python_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder / "runs/data/SASRec", run)

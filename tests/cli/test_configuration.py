@@ -118,7 +118,9 @@ models: {SASRec: {}}
 
 
 def test_no_validation_survives_the_round_trip() -> None:
-    config = parse_config({"splitter": {"validation_splitting": None}, "models": {"SASRec": SASREC}})
+    for none in (None, {}, {"strategy": None}):
+        config = parse_config({"splitter": {"validation_splitting": none}, "models": {"SASRec": SASREC}})
+        assert config.splitter.validation_splitting is None
     again = load_config(config.resolved(config.models[0], SASREC))
     assert again.splitter.validation_splitting is None
 
@@ -419,3 +421,22 @@ def test_values_that_would_change_the_result_are_refused_by_name(key: str, value
     base = {"models": {"SASRec": SASREC | {"early_stopping": {"patience": 2}}}, "evaluation": {"strategy": "sampled"}}
     with pytest.raises(ConfigError, match=re.escape(key)):
         parse_config(merged(base, tree))
+
+
+@pytest.mark.parametrize(
+    ("rating_type", "metric", "validation", "said"),
+    [
+        ("explicit", "nDCG", "Recall@5", True),
+        ("explicit", "MAP", "nDCG@5", True),
+        ("explicit", "nDCGRendle2020", "Recall@5", False),
+        ("implicit", "nDCG", "nDCG@5", False),
+    ],
+)
+def test_a_ndcg_that_warprec_weighs_by_ratings_is_said(
+    rating_type: str, metric: str, validation: str, said: bool
+) -> None:
+    tree = {
+        "reader": {"rating_type": rating_type},
+        "evaluation": {"metrics": [metric], "validation_metric": validation},
+    }
+    assert parse_config(VALID | tree).binary_ndcg is said

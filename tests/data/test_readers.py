@@ -641,6 +641,8 @@ HEADER = "user_id,item_id,timestamp\n"
         ("a.csv", "a,b,c\n1,2,3\n", r"no column 'user_id' \(columns: 'a', 'b', 'c'\)"),
         ("a.tsv", HEADER + "1,2,3\n", r"split at '\\t', .*separated by ','\? Set separator= .*reader.sep"),
         ("a.csv", "user_id::item_id::timestamp\n1::2::3\n", r"separated by '::'\? Set separator="),
+        ("a.csv", "1::2::3\n4::5::6\n", "the first line looks like data: pass header=False"),
+        ("a.tsv", "1,2,3\n4,5,6\n", "the first line looks like data: pass header=False"),
         ("a.csv", "u;i\n1;2\n", r"split at ',', .* separated by ';'\? Set separator="),
         ("a.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column 'item_id' occurs 2 times"),
         ("a.csv", HEADER + "1,2,3\n\n1,2,x\n", "line 4, column 'timestamp': 'x' is not a timestamp"),
@@ -862,3 +864,22 @@ for path in {[str(write(tmp_path, f"a.{end}", table(","))) for end in ("csv", "t
         raise AssertionError(path)
 """
     run_python("-c", code)
+
+
+@pytest.mark.parametrize("kind", ["user_sequences", "sequences"])
+def test_lines_of_ids_are_separated_by_blanks(tmp_path: Path, kind: Any) -> None:
+    """Tabs read as spaces do; commas between numbers are refused, also where blanks stand beside them."""
+    text = "1 11 12 13\n2 12 15\n30 11 15\n"
+    read = []
+    for number, written in enumerate((text, text.replace(" ", "\t"), text.replace(" ", "\t", 1))):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(written)
+        data = read_interactions(path, format=kind)
+        read.append([data.user_ids.decode(data.event_users), data.item_ids.decode(data.items)])
+    assert read[0] == read[1] == read[2] and len(read[0][0]) == (7 if kind == "user_sequences" else 10)
+    for wrong in (text.replace(" ", ","), text.replace(" ", ", "), "1\t11,12\n2\t12,15\n", "1,11 12\n2,12 15\n"):
+        path.write_text(wrong)
+        with pytest.raises(DataError, match="separated by commas: replace the commas by blanks"):
+            read_interactions(path, format=kind)
+        with pytest.raises(DataError, match=r"format is not clear.*separate ids by blanks, tabs too"):
+            read_interactions(path)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from . import real  # skips where WarpRec is not installed
+
+# isort: split
+
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from warprec.utils.config.config import TrainConfiguration
+from warprec.utils.config.model_configuration import RecomModel
+from warprec.utils.config.reader_configuration import SplitReading
+from warprec.utils.registry import lr_scheduler_registry, optimizer_registry
 
 from fastseq.cli.configuration import parse_config
 from fastseq.training.optimizers import OPTIMIZERS, SCHEDULERS
-
-from . import real  # skips where WarpRec is not installed: before what imports it
-
-from warprec.utils.config.config import TrainConfiguration  # isort: skip
-from warprec.utils.config.model_configuration import RecomModel  # isort: skip
-from warprec.utils.config.reader_configuration import SplitReading  # isort: skip
-from warprec.utils.registry import lr_scheduler_registry, optimizer_registry  # isort: skip
 
 
 def defaults(schema: type[BaseModel], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from . import real  # skips where WarpRec is not installed
+
+# isort: split
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from warprec.common.initialize import initialize_datasets
+from warprec.data import Dataset
+from warprec.data.reader import LocalReader
+from warprec.utils.callback import WarpRecCallback
+from warprec.utils.config.config import load_train_configuration
 
 from fastseq.cli import experiment
 from fastseq.cli.configuration import load_config
 from fastseq.data import Split
-
-from . import real  # skips where WarpRec is not installed: before what imports it
-
-from warprec.common.initialize import initialize_datasets  # isort: skip
-from warprec.data import Dataset  # isort: skip
-from warprec.data.reader import LocalReader  # isort: skip
-from warprec.utils.callback import WarpRecCallback  # isort: skip
-from warprec.utils.config.config import load_train_configuration  # isort: skip
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 Rows = list[tuple[Any, ...]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import real  # skips where WarpRec is not installed
+
+# isort: split
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +12,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from warprec.data import Dataset
+from warprec.data.eval_loaders import SampledEvaluationDataset
+from warprec.data.filtering import apply_filtering
+from warprec.data.schema import SplitSpec
+from warprec.data.splitting import Splitter
+from warprec.evaluation.evaluator import Evaluator
+from warprec.utils.registry import filter_registry
 
 from fastseq import SASRec
 from fastseq.data import Interactions, Split, read_interactions, warprec_split
 from fastseq.data.filters import FILTERS, apply_filter
 from fastseq.training import evaluate, evaluation
 from fastseq.training.metrics import LIST_METRICS
-
-from . import real  # skips where WarpRec is not installed: before what imports it
-
-from warprec.data import Dataset  # isort: skip
-from warprec.data.eval_loaders import SampledEvaluationDataset  # isort: skip
-from warprec.data.filtering import apply_filtering  # isort: skip
-from warprec.data.schema import SplitSpec  # isort: skip
-from warprec.data.splitting import Splitter  # isort: skip
-from warprec.evaluation.evaluator import Evaluator  # isort: skip
-from warprec.utils.registry import filter_registry  # isort: skip
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 Rows = list[tuple[Any, ...]]
