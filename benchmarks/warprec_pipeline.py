@@ -3,27 +3,32 @@
     .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec
     .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --pipeline design \\
         --sides windows exact --seeds 1 2 3
-    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model GRU4Rec --pipeline design \
-        --sides warprec exact --threads 1 --epochs 2 --set max_seq_len=20 batch_size=8192 embedding_size=64 \
+    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model GRU4Rec --pipeline design \\
+        --sides warprec exact --threads 1 --epochs 2 --set max_seq_len=20 batch_size=8192 embedding_size=64 \\
         hidden_size=128 dropout_prob=0.1 weight_decay=0 neg_samples=1     # WarpRec's paper configuration
 
 Each run is a fresh process: imports, reading, splitting, Ray, training, validation, test, writing. Sides: warprec;
-exact (fastseq, WarpRec's own batches); windows (fastseq, window_stride = max_seq_len). Prints one JSON line a run, then
-medians over the seeds, how many times as fast WarpRec's they are, and the range of NDCG@10.
+exact (fastseq, WarpRec's own batches); windows (fastseq, window_stride = max_seq_len). fastseq comes in as a custom
+module, or with --install by fastseq.warprec.install() before WarpRec starts. Prints one JSON line a run, then medians
+over the seeds beside WarpRec's, and the range of NDCG@10. processor_s and memory_gb are sums over all processes of a
+run, Ray's among them, sampled every second: the memory is the largest sum of their proportional set sizes.
 
 `train` also says where its time went, by WarpRec's own time report: train_s, the training epochs alone, and floor_s,
 all the rest. No model can make the pipeline faster than that. `design` trains without Ray and search: for NDCG@10 of
-many seeds, and for training_cpu_s, processor seconds from the split to the end of training. Ray's workers get no lower
+many seeds, and for training_processor_s, processor seconds from the split to the end of training. Ray's workers get no lower
 priority than other processes, on any side; on an idle machine that changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,12 @@ from fastseq.training.throughput import REFERENCE_CONFIGURATIONS
 
 SIDES = ["windows", "exact", "warprec"]
 MAX_LEN, BATCH_SIZE = 50, 2048
+MARK = "FASTSEQ_PIPELINE_RUN"  # in the environment of a run's processes
+INSTALLED = """
+import fastseq.warprec, runpy
+fastseq.warprec.install()
+runpy.run_module("warprec.run", run_name="__main__")
+"""
 TRAINING = "Best Trial Train-Only Time (s)"  # in WarpRec's time report
 # Writes the test's metrics, which `design` only prints.
 CALLBACK = """
@@ -49,7 +60,7 @@ class Keep(WarpRecCallback):
 
     def on_evaluation_complete(self, model, params, results, *args, **kwargs):
         metrics = {f"{name}@{k}": float(value.nanmean()) for k, row in results.items() for name, value in row.items()}
-        metrics["training_cpu_s"] = self.training
+        metrics["training_processor_s"] = self.training
         with open("metrics.json", "w") as file:
             json.dump(metrics, file)
 """
@@ -74,7 +85,7 @@ def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, A
     general: dict[str, Any] = {"ray_address": "local"}
     if args.pipeline == "design":
         general = {"callback": {"callback_path": "keep.py", "callback_name": "Keep"}}
-    if side != "warprec":
+    if side != "warprec" and not args.install:
         import fastseq.warprec
 
         general["custom_modules"] = [str(fastseq.warprec.custom_module())]
@@ -87,17 +98,59 @@ def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
         folder = Path(name)
         (folder / "config.yaml").write_text(yaml.safe_dump(configuration(args, side, seed), sort_keys=False))
         (folder / "keep.py").write_text(CALLBACK)
-        command = [sys.executable, "-m", "warprec.run", "-c", "config.yaml", "-p", args.pipeline]
-        waiting = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000"}
+        start = ["-c", INSTALLED] if args.install and side != "warprec" else ["-m", "warprec.run"]
+        command = [sys.executable, *start, "-c", "config.yaml", "-p", args.pipeline]
+        waiting = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000", MARK: name}
         if args.threads is not None:
             waiting["OMP_NUM_THREADS"] = str(args.threads)
-        total = seconds(lambda: list(output(command, folder, **waiting)))
+        with Consumption(name) as consumed:
+            total = seconds(lambda: list(output(command, folder, **waiting)))
         figures = {"side": side, "model": args.model, "seed": seed, "total_s": round(total, 1)}
+        figures |= {
+            "processor_s": round(sum(consumed.seconds.values()), 1),
+            "memory_gb": round(consumed.memory / 1e9, 2),
+        }
         if args.pipeline == "design":
             return figures | json.loads((folder / "metrics.json").read_text())
         training = float(table(folder, "Time_Report")[TRAINING])
         figures |= {"train_s": round(training, 2), "floor_s": round(total - training, 1)}
         return figures | {"nDCG@10": float(table(folder, "Overall_Results")["nDCG"])}
+
+
+class Consumption(threading.Thread):
+    """While this context lasts, what the processes consume whose environment has ``MARK`` as ``mark`` (Linux).
+
+    Attributes:
+        seconds: processor seconds, user and system, by process.
+        memory: bytes, the largest sum so far.
+    """
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(daemon=True)
+        self.mark = f"{MARK}={mark}".encode()
+        self.seconds: dict[str, float] = {}
+        self.memory = 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(1):
+            memory = 0
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it ended, or is another user's
+                    if self.mark not in (process / "environ").read_bytes().split(b"\0"):
+                        continue
+                    user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+                    self.seconds[process.name] = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+                    memory += 1024 * int((process / "smaps_rollup").read_text().partition("Pss:")[2].split()[0])
+            self.memory = max(self.memory, memory)
+
+    def __enter__(self) -> Consumption:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
 
 
 def table(folder: Path, kind: str) -> dict[str, str]:
@@ -116,6 +169,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default: the reference configuration's")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of hyper-parameters")
     parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
+    parser.add_argument("--install", action="store_true", help="fastseq.warprec.install() in place of custom_modules")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     args = parser.parse_args()
@@ -125,7 +179,7 @@ def main() -> None:
             runs[side].append(run(args, side, seed))
             print(json.dumps(runs[side][-1]), flush=True)
     medians = {
-        side: {key: statistics.median(r[key] for r in results) for key in results[0] if key.endswith("_s")}
+        side: {key: statistics.median(r[key] for r in results) for key in results[0] if key.endswith(("_s", "_gb"))}
         for side, results in runs.items()
     }
     for side, times in medians.items():
@@ -137,7 +191,7 @@ def main() -> None:
                 # With no training at all, a pipeline would take its floor: no model can be faster than that.
                 other = "total_s" if key == "floor_s" else key
                 theirs = medians["warprec"][other]
-                text += f" against {other} {theirs:.1f}: {theirs / ours:.1f} times as fast"
+                text += f" against {other} {theirs:.1f}, {theirs / ours:.2f} times ours"
         print(text)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import real  # skips where WarpRec is not installed
+
+# isort: split
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,6 @@ from fastseq.data import Interactions, Split, read_interactions, warprec_split
 from fastseq.data.filters import FILTERS, apply_filter
 from fastseq.training import evaluate, evaluation
 from fastseq.training.metrics import LIST_METRICS
-
-from . import real  # skips where WarpRec is not installed
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 Rows = list[tuple[Any, ...]]

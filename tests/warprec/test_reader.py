@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import real  # skips where WarpRec is not installed
+
+# isort: split
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,6 @@ from warprec.utils.config.reader_configuration import ReaderConfig
 from fastseq.cli import experiment
 from fastseq.cli.configuration import parse_config
 from fastseq.data import Interactions
-
-from . import real  # skips where WarpRec is not installed
 
 MODEL = {"embedding_size": 4, "hidden_size": 4, "num_layers": 1, "dropout_prob": 0.1, "learning_rate": 0.01}
 MODELS = {"GRU4Rec": MODEL | {"weight_decay": 0, "epochs": 1, "neg_samples": 1}}
