@@ -3,6 +3,9 @@
     .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec
     .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model SASRec --pipeline design \\
         --sides windows exact --seeds 1 2 3
+    .venv-warprec/bin/python -m benchmarks.warprec_pipeline --data ml-100k.inter --model GRU4Rec --pipeline design \\
+        --sides warprec exact --threads 1 --epochs 2 --set max_seq_len=20 batch_size=8192 embedding_size=64 \\
+        hidden_size=128 dropout_prob=0.1 weight_decay=0 neg_samples=1     # WarpRec's paper configuration
 
 Each run is a fresh process: imports, reading, splitting, Ray, training, validation, test, writing. Sides: warprec;
 exact (fastseq, WarpRec's own batches); windows (fastseq, window_stride = max_seq_len). fastseq comes in as a custom
@@ -12,8 +15,8 @@ run, Ray's among them, sampled every second: the memory is the largest sum of th
 
 `train` also says where its time went, by WarpRec's own time report: train_s, the training epochs alone, and floor_s,
 all the rest. No model can make the pipeline faster than that. `design` trains without Ray and search: for NDCG@10 of
-many seeds. Ray's workers get no lower priority than other processes, on any side; on an idle machine that changes
-nothing.
+many seeds, and for training_processor_s, processor seconds from the split to the end of training. Ray's workers get no lower
+priority than other processes, on any side; on an idle machine that changes nothing.
 """
 
 from __future__ import annotations
@@ -45,12 +48,19 @@ runpy.run_module("warprec.run", run_name="__main__")
 TRAINING = "Best Trial Train-Only Time (s)"  # in WarpRec's time report
 # Writes the test's metrics, which `design` only prints.
 CALLBACK = """
-import json
+import json, time
 from warprec.utils.callback import WarpRecCallback
 
 class Keep(WarpRecCallback):
+    def on_dataset_creation(self, *args, **kwargs):
+        self.start = time.process_time()
+
+    def on_training_complete(self, *args, **kwargs):
+        self.training = time.process_time() - self.start
+
     def on_evaluation_complete(self, model, params, results, *args, **kwargs):
         metrics = {f"{name}@{k}": float(value.nanmean()) for k, row in results.items() for name, value in row.items()}
+        metrics["training_processor_s"] = self.training
         with open("metrics.json", "w") as file:
             json.dump(metrics, file)
 """
@@ -67,10 +77,11 @@ def configuration(args: argparse.Namespace, side: str, seed: int) -> dict[str, A
         "max_seq_len": MAX_LEN,
         "optimization": {"properties": {"seed": seed}},
     }
+    params |= {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in args.set)}
     if args.epochs is not None:
         params["epochs"] = args.epochs
     if side == "windows":
-        params["window_stride"] = MAX_LEN
+        params["window_stride"] = params["max_seq_len"]
     general: dict[str, Any] = {"ray_address": "local"}
     if args.pipeline == "design":
         general = {"callback": {"callback_path": "keep.py", "callback_name": "Keep"}}
@@ -90,6 +101,8 @@ def run(args: argparse.Namespace, side: str, seed: int) -> dict[str, Any]:
         start = ["-c", INSTALLED] if args.install and side != "warprec" else ["-m", "warprec.run"]
         command = [sys.executable, *start, "-c", "config.yaml", "-p", args.pipeline]
         waiting = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "1000", MARK: name}
+        if args.threads is not None:
+            waiting["OMP_NUM_THREADS"] = str(args.threads)
         with Consumption(name) as consumed:
             total = seconds(lambda: list(output(command, folder, **waiting)))
         figures = {"side": side, "model": args.model, "seed": seed, "total_s": round(total, 1)}
@@ -154,6 +167,8 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(REFERENCE_CONFIGURATIONS), default="SASRec")
     parser.add_argument("--pipeline", choices=("train", "design"), default="train")
     parser.add_argument("--epochs", type=int, help="default: the reference configuration's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of hyper-parameters")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
     parser.add_argument("--install", action="store_true", help="fastseq.warprec.install() in place of custom_modules")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)

@@ -96,6 +96,14 @@ def test_any_jagged_shape(lengths: list[int], hidden: int, bias: bool) -> None:
         torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-12, msg=name)
 
 
+def test_the_backward_pass_takes_some_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = inputs(LENGTHS, 5, True, torch.float64)
+    whole = fastseq_gru(LENGTHS, arguments)
+    monkeypatch.setattr("fastseq.ops.cpu.gru._SLICE_EVENTS", 60)
+    with ops.set_backend("cpu"):
+        assert_accurate(NAMES, fastseq_gru(LENGTHS, arguments), whole, whole)
+
+
 def test_same_bits_for_any_number_of_threads() -> None:
     arguments = inputs(LENGTHS * 4, 40, True, torch.float32)
     check_same_on_threads(lambda: fastseq_gru(LENGTHS * 4, arguments))

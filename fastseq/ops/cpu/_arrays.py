@@ -24,6 +24,8 @@ def prepared(x: Tensor, kind: torch.dtype | None = None) -> Tensor:
 
 def matrix(x: Tensor, kind: torch.dtype) -> Tensor:
     """``x [..., C]`` detached, as a contiguous [rows, C] of type ``kind``; no copy where it already is one."""
+    if x.dim() == 2 and x.dtype == kind and x.is_contiguous():  # at small sizes the calls are what costs
+        return x.detach()
     return x.detach().to(kind).reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()  # -1 knows no [T, 0]
 
 
@@ -37,7 +39,7 @@ def call(kernel: Callable[..., Any], *arguments: Any, threads: int = 0) -> Any:
 
     Tensors are passed as numpy views that share their memory, so they must be prepared.
     """
-    views = (x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments)
+    views = [(x.detach() if x.requires_grad else x).numpy() if isinstance(x, Tensor) else x for x in arguments]
     return kernel(*views, threads or torch.get_num_threads())
 
 

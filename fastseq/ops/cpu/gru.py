@@ -9,6 +9,8 @@ from fastseq import _C
 
 from ._arrays import call, optional, prepared, transposed_product
 
+_SLICE_EVENTS = 1 << 14  # of the backward pass
+
 
 def gru(
     x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int
@@ -26,15 +28,25 @@ def gru_backward(
     grad: Tensor, x_gates: Tensor, weight_hh: Tensor, offsets: Tensor, bias_hh: Tensor | None, max_len: int,
     h: Tensor, saved: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    state = prepared(h)
+    state, gates = prepared(h), prepared(saved)
+    weight = prepared(weight_hh, state.dtype)
+    upstream = prepared(grad, state.dtype)
     grad_x = torch.empty(x_gates.shape, dtype=state.dtype)
-    grad_hidden = torch.empty_like(grad_x)
-    previous = torch.empty_like(state)
-    carry = torch.empty(offsets.shape[0] - 1, state.shape[1], dtype=state.dtype)
-    call(
-        _C.gru_backward, prepared(grad, state.dtype), prepared(weight_hh, state.dtype), offsets.contiguous(), state,
-        prepared(saved), grad_x, grad_hidden, previous, carry,
-    )  # fmt: skip
-    grad_weight = transposed_product(grad_hidden, previous)
-    grad_bias = grad_hidden.new_empty(0) if bias_hh is None else grad_hidden.sum(0)
+    grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(0 if bias_hh is None else weight.shape[0])
+    # What only the weight's gradient needs exists for some sequences at a time.
+    sequences, events = offsets.shape[0] - 1, state.shape[0]
+    step = max(1, sequences * _SLICE_EVENTS // max(1, events))
+    for first in range(0, sequences, step):
+        part = offsets[first : first + step + 1]
+        start, stop = int(part[0]), int(part[-1])
+        grad_hidden = grad_x.new_empty(stop - start, grad_x.shape[1])
+        previous = torch.empty_like(state[start:stop])
+        carry = state.new_empty(part.shape[0] - 1, state.shape[1])
+        call(
+            _C.gru_backward, upstream[start:stop], weight, part - start, state[start:stop], gates[start:stop],
+            grad_x[start:stop], grad_hidden, previous, carry,
+        )  # fmt: skip
+        grad_weight += transposed_product(grad_hidden, previous)
+        if bias_hh is not None:
+            grad_bias += grad_hidden.sum(0)
     return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)
