@@ -158,7 +158,7 @@ def evaluate(
         raise ConfigError(f"--part is {part!r}, expected validation or test")
     model, folder = _load(run), RunFolder.existing(run)
     config = experiment.config_of_run(folder, data)
-    parts = experiment.split(config, experiment.read(config))
+    _, parts = experiment.read_and_split(config)
     changed = experiment.changed_since(folder, parts)
     _refuse_changed(run, changed, allow_changed_data)
     if k:
@@ -218,9 +218,11 @@ def recommend(
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
         config = experiment.config_of_run(folder, data)
-        interactions = experiment.read(config)
-        if not allow_changed_data:
-            _refuse_changed(run, experiment.changed_since(folder, experiment.split(config, interactions)), False)
+        if allow_changed_data:
+            interactions = experiment.read(config)
+        else:
+            interactions, parts = experiment.read_and_split(config)
+            _refuse_changed(run, experiment.changed_since(folder, parts), False)
         known = list(interactions.user_ids.values)
         if model.catalogue is not None and model.catalogue.users is not None:
             indices = model.catalogue.users.encode(known, unknown="-1")

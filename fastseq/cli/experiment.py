@@ -52,8 +52,6 @@ def read(config: Config) -> Interactions:
     """
     reader = config.reader
     if reader.loading_strategy == "split":
-        if config.filtering:
-            raise ConfigError("filtering does not apply to reader.loading_strategy: split; filter before you split")
         return _given_split(config).interactions
     strategies = [config.splitter.test_splitting, config.splitter.validation_splitting]
     random = any(each is not None and each.strategy.startswith("random") for each in strategies)
@@ -97,6 +95,8 @@ def _given_split(config: Config) -> Split:
     """The three files of ``reader.split``; validation may be absent."""
     reader, given = config.reader, config.reader.split
     assert given is not None  # the configuration has seen to it
+    if config.filtering:
+        raise ConfigError("filtering does not apply to reader.loading_strategy: split; filter before you split")
     if not given.file("validation").exists() and (given.local_path / "1").is_dir():
         raise ConfigError(
             f"reader.split.local_path: {given.local_path} holds folds and no validation{given.extension}: WarpRec's "
@@ -124,16 +124,17 @@ def _given_split(config: Config) -> Split:
     return parts
 
 
-def split(config: Config, data: Interactions) -> Split:
-    """The data split as the configuration says.
+def read_and_split(config: Config) -> tuple[Interactions, Split]:
+    """The filtered interactions, and their split as the configuration says.
 
     Raises:
         ConfigError: if the two parts contradict each other, or nothing is left to test on.
         DataError: if the data cannot be split so.
     """
     if config.reader.loading_strategy == "split":
-        return _given_split(config)
-    splitter = config.splitter
+        parts = _given_split(config)
+        return parts.interactions, parts
+    data, splitter = read(config), config.splitter
     test, validation = splitter.test_splitting, splitter.validation_splitting
     try:
         parts = warprec_split(data, test.spec, None if validation is None else validation.spec, splitter.cold)
@@ -147,7 +148,7 @@ def split(config: Config, data: Interactions) -> Split:
             f"splitter.test_splitting ({test.strategy}: {test.k or test.ratio or test.timestamp}) leaves no test "
             f"events: the longest of {data.n_users} users has {longest}; hold out less"
         )
-    return parts
+    return data, parts
 
 
 def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
@@ -226,7 +227,7 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: see the functions above and Trainer.
     """
-    parts = split(config, read(config))
+    _, parts = read_and_split(config)
     data = parts.interactions
     # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     for entry in config.models:

@@ -60,7 +60,7 @@ SLICES = {"strategy": "timestamp_slicing", "timestamp": 1009, "seed": 42}
 def test_splits_are_those_of_the_function(path: Path, section: Any, test: Any, validation: Any) -> None:
     data = read_interactions(path, **COLUMNS)
     sections = {} if section is None else {"splitter": section}
-    split, expected = experiment.split(config(path, **sections), data), warprec_split(data, test, validation)
+    (_, split), expected = experiment.read_and_split(config(path, **sections)), warprec_split(data, test, validation)
     assert split.describe() == expected.describe() and split.n_train < data.n_events
     assert (split.train_stop == expected.train_stop).all() and (split.validation_stop == expected.validation_stop).all()
 
@@ -68,18 +68,16 @@ def test_splits_are_those_of_the_function(path: Path, section: Any, test: Any, v
 def test_random_splits_keep_the_order_of_the_file(path: Path) -> None:
     section = splitter("random_holdout", "ratio", 0.25, 0.25)
     settings = config(path, splitter=section)
-    data = experiment.read(settings)
-    assert sorted(data.order) == list(range(data.n_events))
-    assert experiment.split(settings, data).part("test").n_targets > 0
+    data, split = experiment.read_and_split(settings)
+    assert sorted(data.order) == list(range(data.n_events)) and split.part("test").n_targets > 0
 
 
 def test_a_split_that_leaves_nothing_is_named(path: Path) -> None:
-    data = read_interactions(path, **COLUMNS)
     late = splitter("timestamp_slicing", "timestamp", 5000)
     with pytest.raises(ConfigError, match="leaves no test events"):
-        experiment.split(config(path, splitter=late), data)
+        experiment.read_and_split(config(path, splitter=late))
     with pytest.raises(ConfigError, match="expected a number, an ISO 8601 date or 'best'"):
-        experiment.split(config(path, splitter={"test_splitting": {**SLICES, "timestamp": "tomorrow"}}), data)
+        experiment.read_and_split(config(path, splitter={"test_splitting": {**SLICES, "timestamp": "tomorrow"}}))
 
 
 def test_what_the_scores_do_not_show_is_said() -> None:
@@ -202,19 +200,18 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
         (tmp_path / f"{part}.tsv").write_text("user_id\titem_id\trating\ttimestamp\n" + text)
     reader = {"loading_strategy": "split", "split": {"local_path": str(tmp_path)}}
     config = read_as(reader)
-    data = experiment.read(config)
-    split = experiment.split(config, data)
+    data, split = experiment.read_and_split(config)
     assert data.history(1) == [10, 11, 12, 13] and split.interactions.data_hash == data.data_hash
     assert split.train_stop.tolist() == [2, 6] and split.validation_stop.tolist() == [3, 6]
     assert config.dataset_name == tmp_path.name
     splitter = {"test_splitting": {"strategy": "random_holdout", "ratio": 0.5}, "cold": "keep"}
     both = parse_config({"reader": reader, "splitter": splitter, "models": MODELS})
     assert both.unused == ["splitter.test_splitting"]
-    assert experiment.split(both, data).validation_stop.tolist() == [3, 6]
+    assert experiment.read_and_split(both)[1].validation_stop.tolist() == [3, 6]
     again = parse_config(yaml.safe_load(both.resolved(both.models[0], MODELS["GRU4Rec"])))
     assert again.splitter.cold == "keep" and not again.unused
     (tmp_path / "validation.tsv").unlink()
-    assert not len(experiment.split(config, data).part("validation"))
+    assert not len(experiment.read_and_split(config)[1].part("validation"))
     (tmp_path / "1").mkdir()
     with pytest.raises(ConfigError, match="holds folds and no validation"):
         experiment.read(config)

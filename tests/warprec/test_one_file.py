@@ -139,7 +139,7 @@ def test_the_same_users_items_events_and_targets(case: str, shared_data: Path, t
 
     main, validation, _ = initialize_datasets(LocalReader(), WarpRecCallback(), load_train_configuration(str(path)))
     config = load_config(path)
-    split = experiment.split(config, experiment.read(config))
+    _, split = experiment.read_and_split(config)
 
     by, (training, *held) = [labels[0], labels[1], labels[3]], parts_of(split)
     users, items = main.get_mappings()
@@ -177,7 +177,7 @@ def test_a_given_split(shared_data: Path, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(tree))
     main, validation, _ = initialize_datasets(LocalReader(), WarpRecCallback(), load_train_configuration(str(path)))
     config = load_config(path)
-    split = experiment.split(config, experiment.read(config))
+    _, split = experiment.read_and_split(config)
     by = ["user_id", "item_id", "timestamp"]
     want = [main.train_set, validation.eval_set, main.eval_set]
     assert parts_of(split) == [rows_of(part.get_df(), by) for part in want]

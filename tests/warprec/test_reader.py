@@ -75,7 +75,7 @@ def test_a_split(tmp_path: Path, frame: real.pl.DataFrame, file_format: str, val
         )
     tree = {"reader": {**section, **WARPREC}, "splitter": {"cold": "keep"}, "models": MODELS}
     settings = parse_config(tree)
-    split = experiment.split(settings, experiment.read(settings))
+    _, split = experiment.read_and_split(settings)
     data = split.interactions
     edges = [data.offsets[:-1], split.train_stop, split.validation_stop, data.offsets[1:]]
     users, items = data.user_ids.decode(data.event_users), data.item_ids.decode(data.items)
