@@ -15,8 +15,8 @@ run, Ray's among them, sampled every second: the memory is the largest sum of th
 
 `train` also says where its time went, by WarpRec's own time report: train_s, the training epochs alone, and floor_s,
 all the rest. No model can make the pipeline faster than that. `design` trains without Ray and search: for NDCG@10 of
-many seeds, and for training_processor_s, processor seconds from the split to the end of training. Ray's workers get no lower
-priority than other processes, on any side; on an idle machine that changes nothing.
+many seeds, and for training_processor_s, processor seconds from the split to the end of training. Ray's workers get no
+lower priority than other processes, on any side; on an idle machine that changes nothing.
 """
 
 from __future__ import annotations
