@@ -203,15 +203,13 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items for users of the data or for any history, in raw ids."""
-    from ..training import RunFolder
+    from ..training import RunFolder, checkpoint
     from . import experiment
 
     model = _load(run)
-    evaluation_path = RunFolder.existing(run).evaluation_path
-    if evaluation_path.is_file():
-        untrained = json.loads(evaluation_path.read_text())["protocol"]["split"].get("items_without_training")
-        if untrained:
-            say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
+    trained_on = checkpoint.load(RunFolder.existing(run).model_path, metadata_only=True)[1].get("split", {})
+    if untrained := trained_on.get("items_without_training"):
+        say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
     if user or sample:
         folder = RunFolder.existing(run)
