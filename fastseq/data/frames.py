@@ -75,7 +75,7 @@ def as_list(values: Any) -> list[Any] | None:
         return None
     if is_frame(values):
         return None
-    method = getattr(values, "tolist", None) or getattr(values, "to_list", None)
+    method = next((getattr(values, m) for m in ("to_pylist", "tolist", "to_list") if hasattr(values, m)), None)
     listed = list(values) if method is None else method()
     return listed if isinstance(listed, list) else None
 

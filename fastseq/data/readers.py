@@ -90,6 +90,12 @@ def read_interactions(
             raise DataError(f"format={format!r} is for files, and the source is a {type(source).__name__}")
         if rating is not None or keep_order:
             raise DataError("rating and keep_order are for files and data frames")
+        if hasattr(source, "read") or (isinstance(source, Mapping) and {user, item} <= source.keys()):
+            what = "that is open" if hasattr(source, "read") else "of columns"
+            raise DataError(
+                f"the source is a {type(source).__name__} {what}: "
+                "pass the path of a file, or a data frame (polars.DataFrame(columns), polars.read_csv(file))"
+            )
         return from_sequences(source)
     layout = _Layout(user, item, timestamp, format, separator, columns, header, id_types or {}, rating)
     columns_read = _read([source] if paths is None else paths, layout)
@@ -151,6 +157,13 @@ class _Layout:
     third: str = "timestamp"  # what the column of times is: of ratings in the pass that reads those
 
     def __post_init__(self) -> None:
+        for role, name in self.names.items():
+            if isinstance(name, list | dict | set):
+                raise DataError(f"{role} is {name!r}, expected the name or the number of one column")
+        if isinstance(self.columns, str) or not isinstance(self.id_types, Mapping):
+            raise DataError(
+                f"columns is {self.columns!r} and id_types is {self.id_types!r}, expected a list of names and a mapping"
+            )
         if len(set(self.names.values())) < len(self.names):
             raise DataError(f"user, item and timestamp must be different columns: {self.names}")
         for role, kind in self.id_types.items():
@@ -273,6 +286,8 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
         )
     users: list[Any] = []
     items: list[Any] = []
+    if hasattr(sequences, "to_pylist"):  # an Arrow array gives scalars of its own
+        sequences = sequences.to_pylist()
     for name, history in frames.keyed(sequences) or enumerate(sequences):
         if (listed := frames.as_list(history)) is None:
             raise DataError(f"user {name!r}: expected a list of item ids, oldest first, got {brief(history)}")
@@ -392,9 +407,9 @@ def _header(file: IO[bytes]) -> tuple[int, str]:
         try:
             text = raw.decode("utf-8-sig" if number == 2 else "utf-8").strip("\r\n")
         except UnicodeDecodeError:
-            raise DataError(f"line {number - 1}: the header is not UTF-8 text") from None
+            raise DataError(f"line {number - 1}: the header is not UTF-8 text: unpack or convert the file") from None
         if "\0" in text or (not raw.endswith(b"\n") and len(raw) == LONGEST_HEADER):
-            raise DataError(f"line {number - 1}: the header is not text")
+            raise DataError(f"line {number - 1}: the header is not text: unpack the file, or convert it to UTF-8")
         if text.strip():
             return number, text
     raise _NoEventsError("no events: the file is empty")

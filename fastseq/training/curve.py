@@ -19,7 +19,7 @@ def draw_curve(records: Sequence[Mapping[str, Any]], metric: str | None, path: P
         path: of the PNG.
 
     Returns:
-        Whether it was drawn: not where matplotlib is not installed, or there is nothing to draw.
+        Whether it was drawn: not where matplotlib cannot be imported, or there is nothing to draw.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -28,7 +28,7 @@ def draw_curve(records: Sequence[Mapping[str, Any]], metric: str | None, path: P
         return False
     try:
         from matplotlib.figure import Figure  # no pyplot: no window, no global state
-    except ImportError:
+    except (ImportError, ValueError):  # the second: MPLBACKEND names a backend that is not installed, as Jupyter's
         return False
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, (axis, key) in enumerate((("step", "step"), ("seconds of training", "seconds")), start=1):

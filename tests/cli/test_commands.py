@@ -133,6 +133,12 @@ def test_recommend_in_raw_ids(folder: Path) -> None:
     assert not {"i1", "i2"} & set(rows[1]["items"])
 
 
+def test_recommend_needs_no_scores(folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(folder / "runs/data/SASRec", tmp_path / "run")
+    (run / "evaluation.json").write_text("{")  # cut off
+    assert len(answer("recommend", run, "--history", "i1", folder=folder)[0]["items"]) == 10
+
+
 def test_caser_refuses_an_unknown_user_unless_asked(folder: Path) -> None:
     ask = ("recommend", "runs/data/Caser", "--history", "i1")
     assert "--mean-user" in refusal(*ask, folder=folder)

@@ -883,3 +883,23 @@ def test_lines_of_ids_are_separated_by_blanks(tmp_path: Path, kind: Any) -> None
             read_interactions(path, format=kind)
         with pytest.raises(DataError, match=r"format is not clear.*separate ids by blanks, tabs too"):
             read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "words"),
+    [
+        ({"user_id": [1, 1], "item_id": [2, 3]}, {}, "dict of columns"),
+        (io.StringIO("user_id,item_id\n1,2\n"), {}, "StringIO that is open"),
+        ("d.csv", {"timestamp": ["time"]}, "timestamp is ['time']"),
+        ("d.csv", {"columns": "user_id"}, "columns is 'user_id'"),
+        ("d.csv", {"id_types": "str"}, "id_types is 'str'"),
+    ],
+)
+def test_what_would_pass_for_histories_or_names_is_refused(source: Any, arguments: Any, words: str) -> None:
+    with pytest.raises(DataError, match=re.escape(words)):
+        read_interactions(source, **arguments)
+
+
+def test_arrow_arrays_are_histories() -> None:
+    pa = pytest.importorskip("pyarrow")
+    assert read_interactions(pa.chunked_array([[[1, 2], [2, 3]]])).items.tolist() == [0, 1, 1, 2]
