@@ -106,6 +106,10 @@ class IdMap:
             was, text = "a string", value.strip(BLANKS)
             number = int(text) if INTEGER.fullmatch(text) else None
             other, how = (text, "id.strip()") if self.kind == "str" else (number, "int(id)")
+        elif isinstance(value, bytes):
+            was, text = "bytes", value.decode("utf-8", "replace")
+            number = int(text) if INTEGER.fullmatch(text) else None
+            other, how = (text, "id.decode()") if self.kind == "str" else (number, "int(id)")
         elif is_int64(value) or (
             isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) <= 2**53
         ):

@@ -23,7 +23,7 @@ from .ids import IdMap, RawId, brief, stripped
 from .interactions import Interactions, build_interactions, tape_from_codes
 from .split import TEST, TRAINING, VALIDATION, Split, split_by_parts
 from .text import read_text, split_record
-from .times import EXACT, UNITS, doubt, rounded
+from .times import EXACT, UNITS, doubt, looks_like_times, rounded
 
 # User ids and each event's user, item ids and each event's item (int32 codes), times or None, ratings or None.
 Columns: TypeAlias = tuple[IdMap, NDArray[np.int32], IdMap, NDArray[np.int32], NDArray[Any] | None, NDArray[Any] | None]
@@ -286,6 +286,7 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
         )
     users: list[Any] = []
     items: list[Any] = []
+    lengths: list[int] = []
     if hasattr(sequences, "to_pylist"):  # an Arrow array gives scalars of its own
         sequences = sequences.to_pylist()
     for name, history in frames.keyed(sequences) or enumerate(sequences):
@@ -293,6 +294,16 @@ def from_sequences(sequences: Iterable[Iterable[RawId]] | Mapping[RawId, Iterabl
             raise DataError(f"user {name!r}: expected a list of item ids, oldest first, got {brief(history)}")
         items.extend(listed)
         users.extend([name] * len(listed))
+        lengths.append(len(listed))
+    if len(set(lengths)) == 1:
+        rows, columns = lengths[0] == 3, len(lengths) == 3
+        ends = [(items[::3], items[2::3])] * rows + [(items[: lengths[0]], items[-lengths[0] :])] * columns
+        if any(looks_like_times(last) and not looks_like_times(first) for first, last in ends):
+            warnings.warn(
+                "lists are histories of item ids, and these look like users, items and times: for those pass a data "
+                "frame or a file",
+                stacklevel=3,
+            )
     return build_interactions(stripped(users, "user"), stripped(items, "item"))
 
 

@@ -21,6 +21,13 @@ UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 UNIT_BOUNDS = np.array([bound * 1000.0**unit for unit in range(4) for bound in (3e8, 5e9)])
 
 
+def looks_like_times(values: Sequence[Any]) -> bool:
+    """Whether all are numbers that say a time since 1979 in one of ``UNITS``."""
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return False
+    return bool((np.searchsorted(UNIT_BOUNDS, np.asarray(values, np.float64)) % 2 == 1).all())
+
+
 def as_times(values: Sequence[Any] | NDArray[Any], name: str = "timestamp") -> NDArray[Any]:
     """Timestamps as an array that sorts in time: int64 or float64 [n].
 

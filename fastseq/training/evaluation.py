@@ -124,7 +124,8 @@ def evaluate(
     started = time.perf_counter()
     ranks = ranks or Ranks()
     n_items = split.interactions.n_items
-    for name, value in (("a cut-off of ks", ks[-1]), ("n_negatives", n_negatives if protocol == "sampled" else 0)):
+    cut = (("a cut-off of ks (evaluation.top_k)", ks[-1]), ("n_negatives", n_negatives if protocol == "sampled" else 0))
+    for name, value in cut:
         if value > n_items:
             warnings.warn(f"{name} is {value}, cut to the {n_items} items of the catalogue", stacklevel=2)
     n_negatives = min(n_negatives, n_items)

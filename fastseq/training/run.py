@@ -144,11 +144,18 @@ class RunFolder:
         """``best_path``, or ``last_path`` where no best epoch has been saved yet.
 
         Raises:
-            CheckpointError: if there is neither.
+            CheckpointError: if there is neither, or the best epoch was saved and is missing.
         """
-        for path in (self.best_path, self.last_path):
-            if path.is_file():
-                return path
+        if self.best_path.is_file():
+            return self.best_path
+        if self.last_path.is_file():
+            epoch = checkpoint.load(self.last_path, metadata_only=True)[1].get("state", {}).get("best_epoch")
+            if epoch is not None:
+                raise CheckpointError(
+                    f"{self.best_path}: missing, and epoch {epoch} was the best; restore it, or name the last epoch: "
+                    f"{self.last_path}"
+                )
+            return self.last_path
         raise CheckpointError(f"{self.path}: no checkpoint has been saved in this run folder yet")
 
     def write_config(self, config: str | Mapping[str, Any]) -> None:

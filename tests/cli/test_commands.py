@@ -139,6 +139,13 @@ def test_recommend_needs_no_scores(folder: Path, tmp_path: Path) -> None:
     assert len(answer("recommend", run, "--history", "i1", folder=folder)[0]["items"]) == 10
 
 
+def test_a_best_epoch_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(folder / "runs/data/SASRec", tmp_path / "run")
+    RunFolder.existing(run).best_path.unlink()
+    for command in ("evaluate", "recommend"):
+        assert "was the best; restore it, or name the last epoch" in refusal(command, run, folder=folder)
+
+
 def test_caser_refuses_an_unknown_user_unless_asked(folder: Path) -> None:
     ask = ("recommend", "runs/data/Caser", "--history", "i1")
     assert "--mean-user" in refusal(*ask, folder=folder)

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -898,6 +899,19 @@ def test_lines_of_ids_are_separated_by_blanks(tmp_path: Path, kind: Any) -> None
 def test_what_would_pass_for_histories_or_names_is_refused(source: Any, arguments: Any, words: str) -> None:
     with pytest.raises(DataError, match=re.escape(words)):
         read_interactions(source, **arguments)
+
+
+def test_rows_that_look_like_histories_are_warned_of() -> None:
+    rows = [(1, 7, 880_000_000), (1, 8, 880_000_100), (2, 9, 880_000_050)]
+    for source in (rows, list(zip(*rows, strict=True))):
+        with pytest.warns(
+            UserWarning, match="lists are histories of item ids, and these look like users, items and times"
+        ):
+            read_interactions(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_interactions([(1, 7, 9), (2, 880_000_000, 880_000_001)])
+        read_interactions([(880_000_001, 7, 880_000_000), (880_000_001, 8, 880_000_100)])
 
 
 def test_arrow_arrays_are_histories() -> None:

@@ -107,6 +107,7 @@ def test_unknown_items_are_an_error_or_skipped(model: SequentialRecommender) -> 
     ("known", "item", "message"),
     [
         (range(1000, 1030), "1001", r"'1001' is a string, and the known id is 1001, an integer: .*int\(id\)"),
+        (range(1000, 1030), b"1001", r"b'1001' is bytes, and the known id is 1001, an integer: .*int\(id\)"),
         (range(1000, 1030), 1001.0, r"1001.0 is a float, and the known id is 1001, an integer: .*int\(id\)"),
         (
             [str(number) for number in range(1000, 1030)],

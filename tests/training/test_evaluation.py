@@ -194,7 +194,7 @@ def test_items_without_training_are_pointed_out() -> None:
 def test_cut_offs_and_negatives_end_with_the_catalogue() -> None:
     split = make_split()
     scorer = Table(torch.randn(split.interactions.n_users, split.interactions.n_items))
-    with pytest.warns(UserWarning, match="ks is 3000000, cut to the 30 items"):
+    with pytest.warns(UserWarning, match="is 3000000, cut to the 30 items"):
         huge = evaluate(scorer, split, ks=(3_000_000,))
     exact = evaluate(scorer, split, ks=(30,))
     assert huge["NDCG@3000000"] == exact["NDCG@30"] and huge["Recall@3000000"] == exact["Recall@30"]
