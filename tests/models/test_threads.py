@@ -99,6 +99,7 @@ def test_a_subclass_may_choose_its_seed_and_hold_other_models() -> None:
     for ours, seed in ((model, 7), (model.other, 3)):
         want = SASRec(params, info, seed=seed).state_dict()
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in want.items())
+    assert not torch.equal(model.item_embedding.weight, model.other.item_embedding.weight)
     again = Seven(params, info)
     assert torch.equal(again.own, model.own) and torch.equal(again.last, model.last)
     assert not torch.equal(model.own, model.last) and torch.equal(torch.get_rng_state(), state)
