@@ -35,10 +35,9 @@ def keep_freed_memory(largest: int) -> None:
     them back with a page fault for every 4 KB. Nothing changes where the environment has settings of malloc's own, or
     with another C library. glibc before 2.35 takes at most 32 MB.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not chosen else None
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    tuned = tuned or any(name.startswith("MALLOC_") for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not tuned else None
     if mallopt is not None:
         if not mallopt(_M_MMAP_THRESHOLD, largest):
             mallopt(_M_MMAP_THRESHOLD, 32 << 20)

@@ -212,7 +212,7 @@ def recommend(
 
     model = _load(run)
     folder = RunFolder.existing(run)
-    if untrained := experiment.items_without_training(folder):
+    if untrained := experiment.trained_split(folder).get("items_without_training"):
         say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     items = model.catalogue.items if model.catalogue is not None else None
     requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
@@ -223,20 +223,13 @@ def recommend(
         else:
             interactions, parts = experiment.read_and_split(config)
             _refuse_changed(run, experiment.changed_since(folder, parts), False)
-        known = list(interactions.user_ids.values)
-        if model.catalogue is not None and model.catalogue.users is not None:
-            indices = model.catalogue.users.encode(known, unknown="-1")
-            known = [user for user, index in zip(known, indices, strict=True) if index >= 0]
+        known = _among(None if model.catalogue is None else model.catalogue.users, interactions.user_ids.values)
         step = max(1, len(known) // sample) if sample else 1
         # Also users that the split left out; of their events those whose items the model knows.
         names_of_users = [_raw(interactions.user_ids, text, "user") for text in user or []]
         for name in names_of_users + known[::step][:sample]:
             name = name.item() if hasattr(name, "item") else name
-            events = list(interactions.history(name))
-            if items is not None:
-                indices = items.encode(events, unknown="-1")
-                events = [event for event, index in zip(events, indices, strict=True) if index >= 0]
-            requests.append((name, name, events))
+            requests.append((name, name, _among(items, interactions.history(name))))
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
         requests.append((line, None, _as_ids(items, words, f"--history {number}", skip_unknown)))
@@ -486,6 +479,13 @@ def _as_ids(ids: Any, words: list[str], where: str, skip_unknown: bool) -> list[
                     "leaves such items out"
                 )
     return values
+
+
+def _among(ids: Any, values: Any) -> list[Any]:
+    """The values that are ids of the map, in their order; all of them without a map."""
+    if ids is None:
+        return list(values)
+    return [value for value, index in zip(values, ids.encode(values, unknown="-1"), strict=True) if index >= 0]
 
 
 def _raw(ids: Any, text: str, what: str) -> Any:

@@ -341,14 +341,15 @@ def config_of_run(run: RunFolder, data: Path | None = None) -> Config:
     return config
 
 
-def items_without_training(run: RunFolder) -> int:
-    """How many items of the catalogue had no training event; 0 where the run does not say."""
-    return checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {}).get("items_without_training", 0)
+def trained_split(run: RunFolder) -> dict[str, Any]:
+    """What ``Split.describe`` said of the split that a run was trained on; empty where the run does not say."""
+    split: dict[str, Any] = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {})
+    return split
 
 
 def changed_since(run: RunFolder, parts: Split) -> str:
     """What differs from the data and split that a run was trained on, in words; empty where nothing does."""
-    trained, here = checkpoint.load(run.model_path, metadata_only=True)[1].get("split", {}), parts.describe()
+    trained, here = trained_split(run), parts.describe()
     if "split_hash" not in trained:
         return "this run was trained by an earlier fastseq, whose splits and masks differ"
     return "; ".join(

@@ -116,6 +116,6 @@ def _kept(data: Interactions, rows: NDArray[np.int64], name: str, parameters: Ma
         return ~np.isin(groups, indices)
     (limit,) = (value for key, value in parameters.items() if key != "rounds")
     if name in ("UserHeadN", "UserTailN"):
-        place = np.arange(len(rows)) - (counts.cumsum() - counts)[groups]
-        return place < limit if name == "UserHeadN" else place >= counts[groups] - limit
+        position = np.arange(len(rows)) - (counts.cumsum() - counts)[groups]
+        return position < limit if name == "UserHeadN" else position >= counts[groups] - limit
     return counts[groups] >= limit if name.endswith("Min") else counts[groups] <= limit

@@ -81,10 +81,10 @@ def _parts(data: Interactions, left: Int64Array, name: str, spec: dict[str, Any]
         spec[key] = value = check_integer(f"{name}: k", value, 1)
     users = data.event_users[left]
     lengths = np.bincount(users, minlength=data.n_users)
-    n, place = lengths[users], np.arange(len(left)) - (lengths.cumsum() - lengths)[users]
+    n, position = lengths[users], np.arange(len(left)) - (lengths.cumsum() - lengths)[users]
     gone = np.zeros(len(left), bool)
     if strategy == "temporal_holdout":
-        held = (place >= np.floor(n * (1 - value))) & (place > 0)
+        held = (position >= np.floor(n * (1 - value))) & (position > 0)
     elif strategy == "timestamp_slicing":
         if data.timestamps is None:
             raise DataError(f"{name}: timestamp_slicing needs timestamps and this data has none")
@@ -95,7 +95,7 @@ def _parts(data: Interactions, left: Int64Array, name: str, spec: dict[str, Any]
         if strategy.endswith("leave_k_out"):
             gone = n <= value
         if strategy == "temporal_leave_k_out":
-            held = place >= n - value
+            held = position >= n - value
         else:
             if data.order is None:
                 raise DataError(

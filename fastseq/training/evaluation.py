@@ -134,16 +134,13 @@ def evaluate(
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
     if isinstance(model, SequentialRecommender):
         check_catalogue(model, split.interactions, users=model.needs_user)
-        source: _ModelSource | _ScorerSource = _ModelSource(model)
     else:
-        source = _ScorerSource(model)
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     lists = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(2, dtype=torch.int64)
-    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext() as still:
-        if still is not None:
-            source = _ModelSource(still)
+    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext(model) as still:
+        source = _ModelSource(still) if isinstance(still, SequentialRecommender) else _ScorerSource(still)
         for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol):
             source.read(users)
             counts += torch.tensor([users.n_repeated, users.n_masked])

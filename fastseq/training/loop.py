@@ -422,8 +422,9 @@ class Trainer:
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options
         name, params = options.optimizer, options.optimizer_params
-        optimizer = model.configure_optimizers()
-        if name != "Adam" or params:
+        if name == "Adam" and not params:
+            optimizer = model.configure_optimizers()  # a subclass may have its own
+        else:
             optimizer = optimizers.make_optimizer(name, model.parameter_groups(), model.learning_rate, params)
         if options.schedule not in optimizers.SCHEDULERS:
             return optimizer, None

@@ -35,7 +35,7 @@ def parse_metric(text: str) -> tuple[str, int]:
 
 
 def worst_order(scores: Tensor, is_target: Tensor) -> Tensor:
-    """Which places of the ranking are targets if every tie goes against them.
+    """Which positions of the ranking are targets if every tie goes against them.
 
     Args:
         scores: [B, C], of the candidates, in any order.
@@ -107,8 +107,8 @@ def list_metrics(counts: Tensor, n_users: int, k: int) -> dict[str, float]:
         k: cut-off.
     """
     n_items, listed = len(counts), counts[counts > 0].double().sort().values
-    shares, places = listed / listed.sum(), torch.arange(n_items - len(listed) + 1, n_items + 1)
-    gini = ((2 * places - n_items - 1) * listed).sum() / (n_users * k * max(1, n_items - 1))
+    shares, positions = listed / listed.sum(), torch.arange(n_items - len(listed) + 1, n_items + 1)
+    gini = ((2 * positions - n_items - 1) * listed).sum() / (n_users * k * max(1, n_items - 1))
     entropy = -(shares * shares.log()).sum()
     values = (len(listed) / n_items, len(listed), n_users, float(listed.sum() / n_users), float(gini), float(entropy))
     return {f"{name}@{k}": float(value) for name, value in zip(LIST_METRICS, values, strict=True)}

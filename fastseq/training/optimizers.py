@@ -21,9 +21,16 @@ _NOT_TAKEN = {"capturable", "decoupled_weight_decay", "differentiable", "foreach
 _NOT_TAKEN |= {"maximize", "mode", "optimizer", "params", "self", "verbose", "weight_decay"}
 
 
-def spelt(name: str, known: Iterable[str]) -> str | None:
-    """The known name, whatever its case."""
-    return {each.lower(): each for each in known}.get(name.lower())
+def spelt(name: str, known: Iterable[str]) -> str:
+    """The known name, whatever its case.
+
+    Raises:
+        ValueError: naming what is known.
+    """
+    names = {each.lower(): each for each in known}
+    if name.lower() not in names:
+        raise ValueError(f"expected one of {', '.join(names.values())}")
+    return names[name.lower()]
 
 
 def make_optimizer(

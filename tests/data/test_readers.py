@@ -7,9 +7,6 @@ import gzip
 import io
 import lzma
 import re
-import signal
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -83,6 +80,12 @@ def same(data: Interactions, want: Interactions) -> bool:
 )
 def test_tables(tmp_path: Path, name: str, text: str, arguments: dict[str, Any]) -> None:
     assert same(read_interactions(write(tmp_path, name, text), **arguments), WANT)
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
+    return buffer.getvalue()
 
 
 def packed(path: Path, text: bytes) -> Path:
@@ -184,18 +187,6 @@ def test_several_files_and_folders(tmp_path: Path) -> None:
         read_interactions([tmp_path / "ms.csv", tmp_path / "s.csv"])
 
 
-def test_lazy_frames_and_arrow_tables() -> None:
-    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
-    frame = pl.DataFrame({"rating": [1.0] * len(ROWS), **columns})
-    pytest.importorskip("pyarrow")
-    for source in (frame.lazy(), frame.to_arrow(), frame.to_arrow().to_batches()[0]):
-        assert same(read_interactions(source), WANT)
-        with pytest.raises(DataError, match="no column 'user'; did you mean 'user_id'"):
-            read_interactions(source, user="user")
-    with pytest.raises(DataError, match="polars cannot collect the LazyFrame"):
-        read_interactions(frame.lazy().with_columns(pl.col("rating").cast(pl.String).cast(pl.Date).alias("timestamp")))
-
-
 def test_declared_types_of_ids(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "user_id,item_id\n1,007\n1,7\n1,10\n")
     assert read_interactions(path, timestamp=None).history(1) == ["007", "7", "10"]
@@ -233,19 +224,6 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     assert late.interactions.history(1) == [10, 11, 14] and not late.in_time
     with pytest.raises(DataError, match="test is a list, expected a file or a data frame"):
         read_split(train, None, [[1, 2]])
-
-
-def test_parquet_and_frames(tmp_path: Path) -> None:
-    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
-    frame = pl.DataFrame({"rating": [1.0] * len(ROWS), **columns})
-    frame.write_parquet(tmp_path / "a.parquet")
-    frame.write_parquet(tmp_path / "b")
-    for source in (tmp_path / "a.parquet", str(tmp_path / "b"), frame, pd.DataFrame(columns)):
-        assert same(read_interactions(source), WANT)
-    nullable = pd.DataFrame(columns).convert_dtypes()
-    assert nullable.dtypes["user_id"] == "Int64" and same(read_interactions(nullable), WANT)
-    small = frame.with_columns(pl.col("item_id").cast(pl.UInt8), pl.col("timestamp").cast(pl.Int32))
-    assert same(read_interactions(small), WANT)
 
 
 def test_string_ids_in_every_source(tmp_path: Path) -> None:
@@ -397,15 +375,6 @@ def test_blanks_around_ids_do_not_count(tmp_path: Path) -> None:
                 read_interactions(source, timestamp=None)
 
 
-def test_integers_of_128_bits() -> None:
-    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*ROWS, strict=True)), strict=True))
-    frame = pl.DataFrame(columns).cast(pl.Int128)
-    assert same(read_interactions(frame), WANT)
-    for name in columns:
-        with pytest.raises(DataError, match=f"row 1, column '{name}': {2**70} does not fit a 64-bit"):
-            read_interactions(frame.with_columns(pl.lit(2**70).cast(pl.Int128).alias(name)))
-
-
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
     def ids(*texts: str) -> list[Any]:
         lines = "".join(f"u,{text}\n" for text in texts)
@@ -513,42 +482,6 @@ def test_bad_arguments(tmp_path: Path) -> None:
         read_interactions([[1, 2]], format="csv")
 
 
-@pytest.mark.parametrize("library", ["polars", "pandas"])
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("user_id", [1, None], "row 2, column 'user_id': the id is missing"),
-        ("item_id", ["a", None], "row 2, column 'item_id': the id is missing"),
-        ("item_id", [1.5, 2.5], "column 'item_id' is .*float64.*: ids are integers or strings"),
-        ("item_id", ["a", 1], "row 2, column 'item_id': 1 is an integer, the ids before it are strings"),
-        ("item_id", [True, False], "column 'item_id'"),
-        ("timestamp", [1.5, float("nan")], "row 2, column 'timestamp': the timestamp is missing"),
-        ("timestamp", ["2020-01-01", "soon"], "row 2, column 'timestamp': 'soon' is not a datetime"),
-        ("timestamp", [1, None], "row 2, column 'timestamp': the timestamp is missing"),
-    ],
-)
-def test_bad_frames(library: str, column: str, values: list[Any], message: str) -> None:
-    columns: dict[str, Any] = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}
-    mixed = len({type(value) for value in values} - {type(None)}) > 1
-    columns[column] = pl.Series(values, dtype=pl.Object) if mixed and library == "polars" else values
-    frame = pl.DataFrame(columns) if library == "polars" else pd.DataFrame(columns)
-    with pytest.raises(DataError, match=f"(?i){message}"):
-        read_interactions(frame)
-
-
-def test_empty_frame() -> None:
-    with pytest.raises(DataError, match="no column 'user_id'"):
-        read_interactions(pl.DataFrame())
-    with pytest.raises(DataError, match="no rows"):
-        read_interactions(pd.DataFrame({"user_id": [], "item_id": [], "timestamp": []}))
-
-
-def test_parquet_missing_column(tmp_path: Path) -> None:
-    pl.DataFrame({"user": [1], "item_id": [1], "timestamp": [1]}).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: no column 'user_id'; did you mean 'user'\?"):
-        read_interactions(tmp_path / "a.parquet")
-
-
 # ── fuzzing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ALPHABET = b',|\t| |\n|\r\n|"|\0|\xff|\xc3\xa9|-|.|:|::|\xef\xbb\xbf'.split(b"|")
@@ -580,61 +513,6 @@ def test_any_bytes(
         return
     assert data.n_events == data.offsets[-1] and data.lengths.min() >= 1 and data.lengths.max() >= 2
     assert set(data.items.tolist()) == set(range(data.n_items))
-
-
-def parquet() -> bytes:
-    buffer = io.BytesIO()
-    pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("keep", [0, 3, 4, 60, 200, -1, -4, -8, -9, -40])
-def test_parquet_cut_short(tmp_path: Path, keep: int) -> None:
-    """Fixed places: on some damages inside the metadata polars ends the process, whatever catches its errors."""
-    path = write(tmp_path, "damaged.parquet", parquet()[:keep])
-    with pytest.raises(DataError, match=r"damaged\.parquet"):
-        read_interactions(path, timestamp=None)
-
-
-# A process of its own: one damage in ten thousand makes polars end the process, which no Python code can catch.
-DAMAGES = """
-import io, random, sys
-from pathlib import Path
-import polars as pl
-from fastseq.data.readers import read_interactions
-from fastseq.errors import DataError
-from tests import run_python
-
-path, draw, buffer = Path(sys.argv[1]), random.Random(100), io.BytesIO()
-pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]}).write_parquet(buffer)
-good = buffer.getvalue()
-for _ in range(400):
-    offset, junk = draw.randrange(len(good)), draw.randbytes(draw.randint(1, 8))
-    path.write_bytes(good[:offset] + junk + good[offset + len(junk) :])
-    try:
-        assert read_interactions(path, timestamp=None).n_events >= 2
-    except DataError as error:
-        assert str(error).startswith(str(path)), error
-"""
-
-
-def test_damaged_parquet(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DAMAGES, str(write(tmp_path, "damaged.parquet", parquet()))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == -signal.SIGABRT:
-        pytest.skip(f"polars {pl.__version__} ended the process on one of these files")
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.parametrize("offset", [0, -4])
-def test_parquet_without_its_mark(tmp_path: Path, offset: int) -> None:
-    damaged = bytearray(parquet())
-    damaged[offset] ^= 0xFF
-    path = write(tmp_path, "damaged.parquet", bytes(damaged))
-    try:
-        assert read_interactions(path, timestamp=None).n_events == 3  # the mark at the end is the one that counts
-    except DataError as error:
-        assert str(error).startswith(str(path))
 
 
 # ── real data, and without polars ────────────────────────────────────────────────────────────────────────────────
@@ -727,8 +605,3 @@ def test_rows_that_look_like_histories_are_warned_of() -> None:
         warnings.simplefilter("error")
         read_interactions([(1, 7, 9), (2, 880_000_000, 880_000_001)])
         read_interactions([(880_000_001, 7, 880_000_000), (880_000_001, 8, 880_000_100)])
-
-
-def test_arrow_arrays_are_histories() -> None:
-    pa = pytest.importorskip("pyarrow")
-    assert read_interactions(pa.chunked_array([[[1, 2], [2, 3]]])).items.tolist() == [0, 1, 1, 2]
