@@ -94,6 +94,7 @@ class Trainer:
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
         self._pending: list[tuple[Tensor, int, int]] = []
+        self._upstream: Tensor | None = None  # the gradient of a loss, made once
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -186,7 +187,9 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             loss = self._objective(batch)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
-        (loss * self.ranks.world_size if self.ranks.world_size > 1 else loss).backward()
+        if self._upstream is None or self._upstream.dtype != loss.dtype:
+            self._upstream = torch.full_like(loss, self.ranks.world_size)
+        loss.backward(self._upstream)
         if options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
         self.optimizer.step()
