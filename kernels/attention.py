@@ -7,8 +7,8 @@ over query blocks for dq, one over key blocks for dk and dv, each writing what o
 The last query alone is a pass over keys and values without matrix instructions: it is bound by memory.
 
 Offsets stay on the device: the grid follows max_len, and programs past the end of their sequence return at once.
-float32 operands are multiplied in float32 unless torch.set_float32_matmul_precision allows TF32; others on the matrix
-units with float32 sums. Softmax and its statistics are float32 always.
+float32 operands are multiplied in float32 unless PyTorch is set to use TF32; others on the matrix units with float32
+sums. Softmax and its statistics are float32 always.
 """
 
 from __future__ import annotations
