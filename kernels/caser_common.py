@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .products import float32_precision
+from .sizes import next_power_of_2
 
 ROWS = 64  # rows of a program, at least: 64 x 32 sums are 16 registers a thread
 SPAN = 65  # distances from a stop, or taps, that a program goes through with the same rows
@@ -65,7 +66,7 @@ def window_row(x, padding_row, stop, real_rows, row_index, column, inside, D: tl
 
 
 def _power(size: int, least: int, most: int) -> int:
-    return max(least, min(most, triton.next_power_of_2(size)))
+    return max(least, min(most, next_power_of_2(size)))
 
 
 class Shape:
@@ -77,7 +78,7 @@ class Shape:
         # At least half of the rows are the program's own. More than 128 would not fit on the chip: longer histories
         # are gone through in spans, each of which starts with the first tap again.
         self.span = min(length + 1, SPAN)
-        self.rows = max(ROWS, triton.next_power_of_2(2 * self.span - 2))
+        self.rows = max(ROWS, next_power_of_2(2 * self.span - 2))
         self.block = _power(self.lanes, 16, LANES)
         self.width = _power(d, 16, WIDTH)
         self.vertical = _power(n_v, 1, VERTICAL)
@@ -100,7 +101,7 @@ class Shape:
         self.by_slot = {**by_history, "COLUMNS": 128}
         self.distances = {**by_history, "LANES": self.block, "STEPS": _power(length + 1, 1, 32)}
         self.finish_filters = {**sizes, "LANES": _power(n_h, 1, 16), "WIDTH": self.width}
-        self.grad_vertical = {**self.histories, "STEPS": triton.next_power_of_2(length + 1), "num_warps": 8}
+        self.grad_vertical = {**self.histories, "STEPS": next_power_of_2(length + 1), "num_warps": 8}
 
 
 def shape_of(x: Tensor, offsets: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor) -> Shape:

@@ -23,6 +23,7 @@ from .elementary import softplus
 from .products import refuse_float64
 from .rows import WIDEST
 from .segments import segment_sum
+from .sizes import cdiv, next_power_of_2
 
 # Elements of the tile of gathered rows [COUNT, WIDTH], 16 a thread: one warp a row of h up to that width. (32 spill a
 # few bytes, and with several rows a program every thread would hold the scalars of all.) With shared negatives, the
@@ -157,7 +158,7 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
 
 def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
     """Constants of a launch for ``count`` negatives."""
-    columns, most = triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(max(count, 1))
+    columns, most = next_power_of_2(max(width, 1)), next_power_of_2(max(count, 1))
     if shared:
         return {"COUNT": min(most, SHARED_TILE), "WIDTH": columns, "num_warps": SHARED_WARPS}
     some = min(most, max(1, TILE // columns))
@@ -165,7 +166,7 @@ def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
 
 
 def _scale_tile(width: int, count: int) -> tuple[int, int]:
-    columns = min(128, triton.next_power_of_2(max(width, 1 + count)))
+    columns = min(128, next_power_of_2(max(width, 1 + count)))
     return SCALE_TILE // columns, columns
 
 
@@ -214,7 +215,7 @@ def sampled_loss_backward(
     coefficients = torch.empty(d_scores.shape, dtype=torch.float32, device=h.device)
     ids = torch.empty(d_scores.shape, dtype=torch.int32, device=h.device)
     height, columns = _scale_tile(width, count)
-    grid = (triton.cdiv(n_rows, height), triton.cdiv(max(width, 1 + count), columns))
+    grid = (cdiv(n_rows, height), cdiv(max(width, 1 + count), columns))
     if n_rows > 0:
         _scale[grid](
             grad, grad.stride(0), d_h.contiguous(), d_scores.contiguous(), targets.contiguous(),
