@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,8 +93,9 @@ class Shape:
         warps = 4 if self.rows == 64 and not exact else 8
         products = {**sizes, "LANES": self.block, "PRECISION": precision}
         columns = min(self.width, 32) if narrow else self.width
-        self.convolve = {**products, "SPAN": self.span, "ROWS": self.rows, "WIDTH": columns, "num_warps": warps}
-        self.grad_x = {**self.convolve, "SKIPPED": self.skipped}
+        tile = {"SPAN": self.span, "ROWS": self.rows, "WIDTH": columns}
+        self.convolve: dict[str, Any] = {**products, **tile, "num_warps": warps}
+        self.grad_x: dict[str, Any] = {**self.convolve, "SKIPPED": self.skipped}
         self.grad_filters = {**products, "SKIPPED": self.skipped, "ROWS": ROWS, "WIDTH": self.width, "num_warps": 8}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
         self.finish_x = {**sizes, "NV": n_v, "HISTORIES": HISTORIES, "WIDTH": self.width}
