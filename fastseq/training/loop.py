@@ -17,6 +17,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
+from fastseq.devices import device_name
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue
@@ -81,8 +82,8 @@ class Trainer:
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
-        self.ranks = Ranks.join()
         self.device = next(model.parameters()).device
+        self.ranks = Ranks.join(self.device)
         self.epochs = self.options.epochs or model.epochs
         self.loader = self._build_loader()
         self.total_steps = self.epochs * len(self.loader)
@@ -251,6 +252,7 @@ class Trainer:
             "learning_rate": self._rate(),
             "seconds": state.seconds,
             "targets_per_second": self._speed(),
+            "device": device_name(self.device),
         }
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(record["loss"])
@@ -415,6 +417,7 @@ class Trainer:
             best_epoch=state.best_epoch,
             best_value=state.best_value,
             history=self._history,
+            device=device_name(self.device),
         )
 
     # What is trained with.
