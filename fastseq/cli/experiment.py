@@ -27,7 +27,17 @@ from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
+from ..training.options import Precision
 from .configuration import Config, ModelConfig, Reader, load_config
+
+# Lightning's names, as in WarpRec's files, and ours.
+PRECISIONS: dict[str, Precision] = {
+    "32-true": "fp32",
+    "bf16-mixed": "bf16",
+    "fp32": "fp32",
+    "tf32": "tf32",
+    "bf16": "bf16",
+}
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     schedule = optimization.lr_scheduler
     options = TrainingOptions(
         seed=optimization.properties.seed,
-        precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
+        precision=PRECISIONS[optimization.precision],
         clip_norm=optimization.gradient_clip or None,
         optimizer=optimization.optimizer.name,
         optimizer_params=optimization.optimizer.params,

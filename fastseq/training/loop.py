@@ -30,6 +30,7 @@ from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
+from .precision import products, say_if_fp32
 from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
@@ -120,6 +121,8 @@ class Trainer:
                     "same; Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
                     stacklevel=2,
                 )
+            if self.ranks.is_first:
+                say_if_fp32(self.options.precision, self.device)
             return self._fit()
         finally:
             if self.run is not None:
@@ -184,10 +187,11 @@ class Trainer:
             factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = self._objective(batch)
-        # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
-        (loss * self.ranks.world_size if self.ranks.world_size > 1 else loss).backward()
+        with products(options.precision, self.device):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                loss = self._objective(batch)
+            # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
+            (loss * self.ranks.world_size if self.ranks.world_size > 1 else loss).backward()
         if options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
         self.optimizer.step()

@@ -224,3 +224,10 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     filtered = parse_config({"reader": reader, "filtering": {"UserMin": {"min_interactions": 2}}, "models": MODELS})
     with pytest.raises(ConfigError, match="filtering does not apply"):
         experiment.read(filtered)
+
+
+def test_precisions_by_lightnings_names_and_ours(path: Path) -> None:
+    names = {"32-true": "fp32", "bf16-mixed": "bf16", "fp32": "fp32", "tf32": "tf32", "bf16": "bf16"}
+    for name, expected in names.items():
+        read = config(path, {"optimization": {"precision": name}})
+        assert experiment.options_of(read, read.models[0]).precision == expected
