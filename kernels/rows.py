@@ -24,7 +24,7 @@ def statistics(value, column, columns, eps):
 
     Divisions are rounded correctly, so that a constant row has variance 0 wherever its sum is exact.
     """
-    width = columns.to(tl.float32)
+    width = tl.cast(columns, tl.float32)  # columns has no .to where it is 1, a constant
     mean = tl.div_rn(tl.sum(value, axis=1), width)
     centred = tl.where(column < columns, value - mean[:, None], 0.0)
     variance = tl.div_rn(tl.sum(centred * centred, axis=1), width)
@@ -34,7 +34,7 @@ def statistics(value, column, columns, eps):
 @triton.jit
 def normalised_gradient(value, normal, rstd, column, columns):
     """The gradient of LayerNorm's input from that of its normalised rows; both [ROWS, COLUMNS], zero outside."""
-    width = columns.to(tl.float32)
+    width = tl.cast(columns, tl.float32)
     mean = tl.div_rn(tl.sum(value, axis=1), width)[:, None]
     slope = tl.div_rn(tl.sum(value * normal, axis=1), width)[:, None]
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)

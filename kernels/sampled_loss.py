@@ -138,7 +138,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
 
 @triton.jit
 def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients, ids, n_rows, count, width,
-           ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+           n_items, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """grad · d_h, grad · d_scores and the ids that belong to them, in one launch."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -153,7 +153,8 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
     tl.store(coefficients + offset, scale * value, mask=inside)
     target = tl.load(targets + row, mask=some_row, other=0)
     item = tl.load(negatives + row * count + column - 1, mask=inside & (column > 0), other=0)
-    tl.store(ids + offset, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
+    item = tl.where(column == 0, target, item)
+    tl.store(ids + offset, tl.where((item >= 0) & (item < n_items), item, -1).to(tl.int32), mask=inside)
 
 
 def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
@@ -220,6 +221,6 @@ def sampled_loss_backward(
         _scale[grid](
             grad, grad.stride(0), d_h.contiguous(), d_scores.contiguous(), targets.contiguous(),
             negatives.contiguous(), grad_h, coefficients, ids, n_rows, count, width,
-            ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
+            n_items, ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
         )  # fmt: skip
     return grad_h, segment_sum(ids, coefficients, h, padding_idx, n_items, kind)

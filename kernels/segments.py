@@ -105,7 +105,7 @@ def segment_sum(
         return table
     source = source.contiguous()
     # Half of the bits, half of the passes of the radix sort.
-    sorted_ids, order = ids.reshape(-1).to(torch.int32).sort(stable=True)
+    sorted_ids, order = ids.reshape(-1).clamp(-1, n_rows).to(torch.int32).sort(stable=True)
     starts = torch.searchsorted(sorted_ids, torch.arange(n_rows + 1, dtype=torch.int32, device=ids.device))
     weights = source if coefficients is None else coefficients.contiguous()
     columns = min(128, next_power_of_2(width))

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
+from fastseq.devices import device_name
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue
@@ -28,6 +29,7 @@ from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
+from .precision import say_if_fp32
 from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
@@ -81,8 +83,8 @@ class Trainer:
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
-        self.ranks = Ranks.join()
         self.device = next(model.parameters()).device
+        self.ranks = Ranks.join(self.device)
         self.epochs = self.options.epochs or model.epochs
         self.loader = self._build_loader()
         self.total_steps = self.epochs * len(self.loader)
@@ -119,6 +121,8 @@ class Trainer:
                     "same; Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
                     stacklevel=2,
                 )
+            if self.ranks.is_first:
+                say_if_fp32(self.options.precision, self.device)
             return self._fit()
         finally:
             if self.run is not None:
@@ -241,6 +245,7 @@ class Trainer:
             "learning_rate": self._rate(),
             "seconds": state.seconds,
             "targets_per_second": self._speed(),
+            "device": device_name(self.device),
         }
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(record["loss"])
@@ -405,6 +410,7 @@ class Trainer:
             best_epoch=state.best_epoch,
             best_value=state.best_value,
             history=self._history,
+            device=device_name(self.device),
         )
 
     # What is trained with.

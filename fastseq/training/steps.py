@@ -14,6 +14,7 @@ from fastseq.models.base import SequentialRecommender
 
 from .distributed import Ranks
 from .options import TrainingOptions
+from .precision import products
 
 
 class Work(Protocol):
@@ -92,9 +93,11 @@ def descend(
     scale: int = 1,
 ) -> Tensor:
     """One optimizer step: the loss of ``batch``, which is returned, its gradients times ``scale``, the update."""
-    with torch.autocast(batch.items.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-        loss = objective(batch)
-    (loss * scale if scale > 1 else loss).backward()
+    device = batch.items.device
+    with products(options.precision, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = objective(batch)
+        (loss * scale if scale > 1 else loss).backward()
     if options.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
     optimizer.step()
