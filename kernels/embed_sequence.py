@@ -22,6 +22,7 @@ from . import philox, rows
 from .products import refuse_float64
 from .rows import normalised_gradient, statistics
 from .segments import segment_sum
+from .sizes import cdiv
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
@@ -169,7 +170,7 @@ def embed_sequence(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     height, width, warps = rows.tile(columns)
-    _forward[triton.cdiv(n_rows, height),](
+    _forward[cdiv(n_rows, height),](
         items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
         _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
         columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
@@ -213,10 +214,16 @@ def embed_sequence_backward(
         if norm_weight is not None:
             dweight, dbias = rows.add_up(partial, norm_weight, norm_weight)
     if position_weight is not None:
+<<<<<<< HEAD
         per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
         groups = triton.cdiv(sequences, per_group)
         dtype = position_weight.dtype if groups == 1 else torch.float32
         sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
+=======
+        per_group = max(SEQUENCES, cdiv(sequences, GROUPS))
+        groups = cdiv(sequences, per_group)
+        sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
+>>>>>>> main
         if sums.numel():
             height, width, warps = rows.tile(columns, BACKWARD_WARP)
             _position_gradient[position_weight.shape[0], groups](

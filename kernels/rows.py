@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, next_power_of_2
+
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
 # Columns of a row at most: 64 values a thread with 16 warps.
@@ -50,15 +52,15 @@ def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
     """
     if columns > WIDEST:
         raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
-    width = max(4, triton.next_power_of_2(columns))
+    width = max(4, next_power_of_2(columns))
     height = min(MOST_ROWS, max(1, TILE // width))
     return height, width, min(16, max(1, height * width // per_warp))
 
 
 def programs(rows: int, height: int) -> tuple[int, int]:
     """Programs that sum over rows, at most PARTIALS, and the tiles that each of them goes over."""
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    return triton.cdiv(rows, height * tiles), tiles
+    tiles = cdiv(cdiv(rows, height), PARTIALS)
+    return cdiv(rows, height * tiles), tiles
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -85,7 +87,7 @@ def add_up(partial: Tensor, *like: Tensor) -> list[Tensor]:
     outputs, count, columns = partial.shape
     sums = [torch.empty(columns, dtype=x.dtype, device=partial.device) for x in like]
     first, second, third = (*sums, sums[0], sums[0])[:3]
-    _add_up[triton.cdiv(columns, SUM_COLUMNS), outputs](
+    _add_up[cdiv(columns, SUM_COLUMNS), outputs](
         partial, first, second, third, count, columns, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS
     )
     return sums

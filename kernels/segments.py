@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, next_power_of_2
+
 # Entries of a chunk: long enough that partial sums are little traffic, short enough for the walk of one program.
 CHUNK = 64
 # Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
@@ -147,7 +149,7 @@ def _placed(ids: Tensor, entries: int, n_keys: int, base: Tensor | None, table: 
     order = torch.empty(entries, dtype=torch.int32, device=ids.device)
     lengths = n_keys < 0
     sorted_keys = order if lengths else torch.empty_like(order)
-    programs = triton.cdiv(entries, PLACES)
+    programs = cdiv(entries, PLACES)
     _place[(programs,)](
         ids, sorted_keys, order, base, order if table is None else table, entries, n_keys,
         0 if table is None else table.numel(), LENGTHS=lengths, FILLED=table is not None,
@@ -214,8 +216,8 @@ def segment_sum(
     if entries == 0:
         return table
     weights = source if coefficients is None else coefficients.contiguous()
-    columns = min(128, triton.next_power_of_2(width))
-    per_row, across = max(entries // max(rows, 1), 1), triton.cdiv(width, columns)
+    columns = min(128, next_power_of_2(width))
+    per_row, across = max(entries // max(rows, 1), 1), cdiv(width, columns)
     shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": ENTRIES, "COLUMNS": columns}
     partial = None
     if entries > RANKED:

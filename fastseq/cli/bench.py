@@ -15,6 +15,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
 Model = Annotated[str, typer.Option(help="As in a configuration; its reference configuration is measured.")]
 Data = Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).", callback=expanded)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n; auto is a GPU where there is one.")]
 MaxLen = Annotated[int | None, typer.Option(help="max_seq_len (default: the model's).", min=1)]
 
 
@@ -30,14 +31,16 @@ def bench_train(
     per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
     seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
     warmup: Annotated[float, typer.Option(help="Seconds of a first run, not counted; 0 for memory.", min=0.0)] = 2.0,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
+    from ..devices import claim_device
     from ..training.throughput import train_throughput
 
     figures = train_throughput(
         model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, per_target=per_target,
-        seconds=seconds, warmup_seconds=warmup,
+        seconds=seconds, warmup_seconds=warmup, device=claim_device(device, "--device"),
     )  # fmt: skip
     _print_figures(figures, as_json)
 
@@ -50,12 +53,16 @@ def bench_predict(
     k: Annotated[int, typer.Option("-k", help="Recommendations for each history.", min=1)] = 10,
     batch_size: Annotated[int, typer.Option(help="Histories of one call; 1 measures latency.", min=1)] = 512,
     seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 10.0,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Histories per second, and the latency of one call, of `recommend`."""
+    from ..devices import claim_device
     from ..training.throughput import predict_throughput
 
-    _print_figures(predict_throughput(model, data, max_len, k=k, batch_size=batch_size, seconds=seconds), as_json)
+    claimed = claim_device(device, "--device")
+    figures = predict_throughput(model, data, max_len, k=k, batch_size=batch_size, seconds=seconds, device=claimed)
+    _print_figures(figures, as_json)
 
 
 def _print_figures(figures: dict[str, Any], as_json: bool) -> None:

@@ -50,6 +50,7 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Where the interactions are, if not where the training read them.", callback=expanded),
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n; auto is a GPU where there is one.")]
 Run = Annotated[
     Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False, callback=expanded)
 ]
@@ -78,6 +79,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the existing run folder, bit for bit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:n, in place of the configuration's.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train and test every model of a configuration.
@@ -86,12 +90,13 @@ def train(
     and says how to resume. Under torchrun all processes train together, and the first one answers.
     """
     try:
-        _train(config, out, resume, overwrite, as_json)
+        _train(config, out, resume, overwrite, device, as_json)
     except KeyboardInterrupt:  # outside training, or the second one
         fail("interrupted; what was saved is intact, and the same command with --resume goes on from it", 130)
 
 
-def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:
+    from ..devices import find_device
     from ..training.distributed import Ranks
     from ..training.metrics import parse_metric
     from . import experiment
@@ -100,9 +105,15 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
     settings = load_config(config)
     if out is not None:
         settings.writer.local_experiment_path = out
+    if device is not None:
+        find_device(device, "--device")
+        settings.general.device = device
+        for entry in settings.models:
+            entry.optimization.device = None
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
-    ranks = Ranks.join()
+    devices = [experiment.device_of(settings, entry) for entry in settings.models]
+    ranks = Ranks.join(next((each for each in devices if each.type == "cuda"), None))
     stderr.quiet = not ranks.is_first
     if settings.unused:
         say(f"not used here: {', '.join(settings.unused)}")
@@ -128,7 +139,7 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, as_jso
             settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
         ):
             outcomes.append(outcome)
-            say(f"{outcome.name}: {outcome.result.message}; {outcome.run.path}")
+            say(f"{outcome.name}: {outcome.result.message}; on {outcome.result.device}; {outcome.run.path}")
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
@@ -148,6 +159,7 @@ def evaluate(
     ] = None,
     data: Data = None,
     allow_changed_data: AllowChanged = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's best epoch again, on the data and split of its configuration."""
@@ -156,7 +168,7 @@ def evaluate(
 
     if part not in ("validation", "test"):
         raise ConfigError(f"--part is {part!r}, expected validation or test")
-    model, folder = _load(run), RunFolder.existing(run)
+    model, folder = _load(run, device), RunFolder.existing(run)
     config = experiment.config_of_run(folder, data)
     _, parts = experiment.read_and_split(config)
     changed = experiment.changed_since(folder, parts)
@@ -204,13 +216,14 @@ def recommend(
     ] = False,
     data: Data = None,
     allow_changed_data: AllowChanged = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Recommend items for users of the data or for any history, in raw ids."""
     from ..training import RunFolder
     from . import experiment
 
-    model = _load(run)
+    model = _load(run, device)
     folder = RunFolder.existing(run)
     if untrained := experiment.trained_split(folder).get("items_without_training"):
         say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
@@ -271,16 +284,19 @@ def verify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Most targets of the compared and timed batch.", min=1)] = 256,
     repeats: Annotated[int, typer.Option(help="Timed steps of each side.", min=1)] = 3,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compare every model with WarpRec's on your data, then time both.
 
-    Same weights: scores; same batch: loss and gradients, in float64 and float32. Needs WarpRec
+    Same weights: scores; same batch: loss and gradients, in float64 and float32 (a GPU: float32). Needs WarpRec
     (pip install 'fastseq-rec[warprec]', Python >= 3.12). Exit code 1 when they differ.
     """
+    from ..devices import claim_device
     from .verify import verify as run
 
-    report = run(config, data, batch_size=batch_size, repeats=repeats)
+    claimed = claim_device(device, "--device")
+    report = run(config, data, batch_size=batch_size, repeats=repeats, device=claimed)
     if as_json:
         rows = [
             {
@@ -297,7 +313,8 @@ def verify(
             }
             for c in report.comparisons
         ]
-        print(json.dumps({"reference": report.reference, "data": report.data, "same": report.same, "models": rows}))
+        about = {"reference": report.reference, "data": report.data, "device": report.device, "same": report.same}
+        print(json.dumps(about | {"models": rows}))
     else:
         _print_comparisons(report)
     if not report.same:
@@ -308,7 +325,9 @@ def _print_comparisons(report: Report) -> None:
     rows = []
     for c in report.comparisons:
         for number, what in enumerate(("scores", "loss", "gradients")):
-            errors = [f"{c.errors[what, dtype]:.1e}" for dtype in ("float64", "float32")]
+            errors = [
+                f"{c.errors[what, dtype]:.1e}" if (what, dtype) in c.errors else "–" for dtype in ("float64", "float32")
+            ]
             reference = c.batch_size / c.reference_seconds
             speeds = [
                 (f"reference, {c.batch_size} rows", reference, 1.0),
@@ -324,7 +343,7 @@ def _print_comparisons(report: Report) -> None:
     columns = ("model", "error in", "float64", "float32", "training step", "targets/s", "speed")
     show_table("", columns, rows)
     show(f"compared with {report.reference}")
-    show(f"on {report.data}")
+    show(f"on {report.data}; {report.device}")
     show("windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation")
     for c in report.comparisons:
         if c.differing:
@@ -505,12 +524,13 @@ def _lines(path: Path) -> list[str]:
     return text.removeprefix("\ufeff").splitlines()  # the mark of some editors
 
 
-def _load(run: Path) -> Any:
+def _load(run: Path, device: str) -> Any:
     """The model of a run folder, which must be the one that its configuration names."""
+    from ..devices import claim_device
     from ..training import RunFolder, load
     from . import experiment
 
-    model = load(run)
+    model = load(run, claim_device(device, "--device"))
     folder = RunFolder.existing(run)
     if folder.config_path.exists():
         named = experiment.config_of_run(folder).models[0].name

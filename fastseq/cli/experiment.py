@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +20,24 @@ from ..data.readers import read_interactions, read_split
 from ..data.split import Split
 from ..data.strategies import warprec_split
 from ..data.synthetic import make_demo
+from ..devices import claim_device
 from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
+from ..training.options import Precision
 from .configuration import Config, ModelConfig, Reader, load_config
+
+# Lightning's names, as in WarpRec's files, and ours.
+PRECISIONS: dict[str, Precision] = {
+    "32-true": "fp32",
+    "bf16-mixed": "bf16",
+    "fp32": "fp32",
+    "tf32": "tf32",
+    "bf16": "bf16",
+}
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     schedule = optimization.lr_scheduler
     options = TrainingOptions(
         seed=optimization.properties.seed,
-        precision="bf16" if optimization.precision in ("bf16", "bf16-mixed") else "fp32",
+        precision=PRECISIONS[optimization.precision],
         clip_norm=optimization.gradient_clip or None,
         optimizer=optimization.optimizer.name,
         optimizer_params=optimization.optimizer.params,
@@ -231,13 +241,12 @@ def train(
     data = parts.interactions
     # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     for entry in config.models:
-        _device(config, entry)
-        Trainer(build_model(entry, data), parts, options_of(config, entry))
+        Trainer(build_model(entry, data).to(device_of(config, entry)), parts, options_of(config, entry))
         if not (resume or overwrite):
             RunFolder.refuse_used(config.run_path(entry.name))
     for entry in config.models:
         reset_peak_rss()
-        model = build_model(entry, data).to(_device(config, entry))
+        model = build_model(entry, data).to(device_of(config, entry))
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)
@@ -359,25 +368,12 @@ def changed_since(run: RunFolder, parts: Split) -> str:
     )
 
 
-def _device(config: Config, entry: ModelConfig) -> torch.device:
-    """The model's own device, or that of all; with several processes on a machine, each has its own GPU."""
-    own = entry.optimization.device
-    key, name = ("general.device", config.general.device)
-    if own is not None:
-        key, name = f"models.{entry.name}.optimization.device", own
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"{key} is {name!r}, expected auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{key} is {name!r}, but PyTorch sees no GPU here; use cpu or auto")
-    last = max(1, torch.cuda.device_count()) - 1
-    if (device.index or 0) > last:
-        raise ConfigError(f"{key} is {name!r}, but the last one here is number {last}")
-    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    return device
+def device_of(config: Config, entry: ModelConfig) -> torch.device:
+    """The model's own device, or that of all, which becomes the current one.
+
+    Raises:
+        ConfigError: naming the key, if there is no such device here.
+    """
+    if entry.optimization.device is not None:
+        return claim_device(entry.optimization.device, f"models.{entry.name}.optimization.device")
+    return claim_device(config.general.device, "general.device")

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.interactions import Interactions
 from ..data.loader import Loader
 from ..data.negatives import NegativeSampler
+from ..devices import device_name, find_device, wait_for
 from ..errors import ConfigError
 from ..models import MODELS, SequentialRecommender
 from ..models.hyperparameters import OBJECTIVE
@@ -28,7 +29,8 @@ from ..ops import make_rng
 from . import experiment
 from .configuration import Config, Reader, load_tree, parse_config
 
-# Largest relative error that passes. In float64 rounding cannot hide a difference of meaning.
+# Largest relative error that passes. In float64, which the kernels for a GPU do not have, rounding cannot hide a
+# difference of meaning.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 WINDOW_BATCH = 2048  # targets of a timed step on shared windows, as in the reference configurations
@@ -66,10 +68,11 @@ class Comparison:
 
 @dataclass
 class Report:
-    """All models of a configuration, what they were compared with, and on what data."""
+    """All models of a configuration, what they were compared with, on what data and which device."""
 
     reference: str
     data: str
+    device: str
     comparisons: list[Comparison]
 
     @property
@@ -98,6 +101,7 @@ def verify(
     batch_size: int = 256,
     repeats: int = 3,
     reference: Reference | None = None,
+    device: str | torch.device = "cpu",
 ) -> Report:
     """Compares and times every model of a configuration.
 
@@ -107,11 +111,13 @@ def verify(
         batch_size: targets of the compared and timed batch, or the configuration's if that is smaller.
         repeats: timed steps of each side, in turn; at least 1.
         reference: what to compare with; None: the installed WarpRec.
+        device: as ``fastseq.load`` takes it; on a GPU both sides compute in float32 only.
 
     Raises:
         ConfigError, DataError: naming the key, or the file and line, that cannot be used.
         ImportError: if WarpRec is the reference and cannot be used, with the command that installs it.
     """
+    device = find_device(device)
     settings = read_config(config, data)
     reference = reference or warprec_reference()
     interactions = experiment.read(settings)
@@ -131,18 +137,20 @@ def verify(
         comparison = Comparison(entry.name, batch_size=params["batch_size"], window_stride=stride)
         comparisons.append(comparison)
         _perturb(ours, seed)
-        batch = padded_batch(interactions, params, MODELS[entry.name].needs_user, seed)
+        padded = padded_batch(interactions, params, MODELS[entry.name].needs_user, seed)
+        batch = tuple(tensor.to(device) for tensor in padded)
         state = ours.state_dict()
-        for dtype in TOLERANCES:
+        for dtype in TOLERANCES if device.type == "cpu" else [torch.float32]:
             for model in (theirs, ours):
-                model.to(dtype).load_state_dict(state, strict=True)
+                model.to(device, dtype).load_state_dict(state, strict=True)
             _compare(comparison, theirs, ours, batch, MODELS[entry.name].needs_user, dtype)
         _time(comparison, theirs, ours, batch, repeats)
-        _time_windows(comparison, MODELS[entry.name], {**params, "window_stride": stride}, info, interactions, seed)
+        params |= {"window_stride": stride, "batch_size": comparison.window_batch_size}
+        _time_windows(comparison, MODELS[entry.name](params, info, seed=seed).to(device), interactions)
     # A misspelt section must not pass for the user's data.
     path = settings.reader.local_path or "the embedded demo data (neither reader.local_path nor --data names a file)"
     sizes = f"{interactions.n_users:,} users, {interactions.n_items:,} items, {interactions.n_events:,} events"
-    return Report(reference.name, f"{path}: {sizes}", comparisons)
+    return Report(reference.name, f"{path}: {sizes}", device_name(device), comparisons)
 
 
 def warprec_reference() -> Reference:
@@ -265,7 +273,8 @@ def _compare(
     result: Comparison, theirs: Any, ours: Any, batch: tuple[Tensor, ...], needs_user: bool, dtype: torch.dtype
 ) -> None:
     """Scores, loss and gradients, dropout off: each side draws masks of its own."""
-    user, sequences, lengths = batch[:3] if needs_user else (torch.zeros(len(batch[0]), dtype=torch.int64), *batch[:2])
+    no_user = torch.zeros_like(batch[0][:, 0]) if not needs_user else None
+    user, sequences, lengths = batch[:3] if needs_user else (no_user, *batch[:2])
     results: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for model in (theirs, ours):
         model.eval()
@@ -296,6 +305,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, loss: Callable[[], Tenso
     optimizer.zero_grad(set_to_none=True)
     loss().backward()
     optimizer.step()
+    wait_for(optimizer.param_groups[0]["params"][0].device)
     return time.perf_counter() - start
 
 
@@ -309,25 +319,16 @@ def _time(result: Comparison, theirs: Any, ours: Any, batch: tuple[Tensor, ...],
     result.reference_seconds, result.seconds = (statistics.median(times[1:]) for times in seconds)
 
 
-def _time_windows(
-    result: Comparison,
-    kind: type[SequentialRecommender],
-    params: dict[str, Any],
-    info: dict[str, int],
-    data: Interactions,
-    seed: int,
-    limit: float = 2.0,
-) -> None:
+def _time_windows(result: Comparison, model: SequentialRecommender, data: Interactions, limit: float = 2.0) -> None:
     """Shared windows, loader and optimizer included, for about ``limit`` seconds after a first step."""
-    model = kind({**params, "batch_size": result.window_batch_size}, info, seed=seed).train()
-    optimizer = model.configure_optimizers()
+    optimizer = model.train().configure_optimizers()
     sampler = NegativeSampler(data, model.neg_samples) if model.neg_samples > 0 else None
     loader = Loader(
         data,
         batch_size=result.window_batch_size,
         max_len=model.max_seq_len,
         window_stride=model.window_stride,
-        seed=seed,
+        seed=model.seed,
         sampler=sampler,
         context=model.needs_context,
         l2=model.reg_weight > 0,
@@ -336,7 +337,8 @@ def _time_windows(
     targets, start, first = 0, 0.0, True
     while True:
         for batch in loader.batches(0):
-            _step(model, optimizer, lambda batch=batch: model.loss(batch))  # type: ignore[misc]
+            here = batch.to(model.item_embedding.weight.device)
+            _step(model, optimizer, lambda here=here: model.loss(here))  # type: ignore[misc]
             if first:
                 first, start = False, time.perf_counter()
                 continue

@@ -32,8 +32,12 @@ class Ranks:
     world_size: int = 1
 
     @classmethod
-    def join(cls) -> Ranks:
+    def join(cls, device: torch.device | None = None) -> Ranks:
         """The process group there is, or the one that torchrun's environment (RANK, WORLD_SIZE) asks for.
+
+        Args:
+            device: what this process trains on. A group that is made here has NCCL for a GPU, which becomes the current
+                one; gloo is for tensors on the CPU.
 
         Raises:
             ConfigError: if that environment is incomplete.
@@ -46,7 +50,11 @@ class Ranks:
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
             if missing:
                 raise ConfigError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun")
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            if device is not None and device.type == "cuda":
+                torch.cuda.set_device(device)
+                dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+            else:
+                dist.init_process_group("gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -24,6 +24,7 @@ from torch import Tensor
 from fastseq import _version, ops
 from fastseq.data.interactions import Interactions
 from fastseq.data.split import EvalPart, History, Part, Split
+from fastseq.devices import device_name
 from fastseq.errors import CheckpointError, DataError, check_integer
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import check_catalogue, evaluating
@@ -48,9 +49,9 @@ class Evaluation:
 
     Attributes:
         metrics: ``"HR@10"``, ``"NDCG@10"`` and so on: ``ranking_metrics``, means over users, and ``list_metrics``.
-        protocol: data, split, part, candidates, tie rule, cut-offs, seed and versions; how many distinct targets stand
-            in the training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what share of
-            the best of the largest cut-off are items without a training event ("untrained_share").
+        protocol: data, split, part, candidates, tie rule, cut-offs, seed, device, versions; how many distinct targets
+            stand in the training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what
+            share of the best of the largest cut-off are items without a training event ("untrained_share").
         seconds: how long it took.
     """
 
@@ -132,8 +133,10 @@ def evaluate(
     targets_of_part = split.part(part, history)
     if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
+    device = torch.device("cpu")
     if isinstance(model, SequentialRecommender):
         check_catalogue(model, split.interactions, users=model.needs_user)
+        device = model.item_embedding.weight.device
     else:
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     lists = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
@@ -188,6 +191,7 @@ def evaluate(
         "ks": list(ks),
         "seed": seed if protocol == "sampled" else None,
         "split": split.describe(),
+        "device": device_name(device),
         "versions": {
             "fastseq": _version.__version__,
             "torch": torch.__version__,

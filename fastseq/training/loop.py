@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
+from fastseq.devices import device_name
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue
@@ -29,10 +29,12 @@ from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
+from .precision import say_if_fp32
 from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
+from .steps import EagerSteps, Steps, Work
 
 
 class Trainer:
@@ -81,8 +83,8 @@ class Trainer:
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
-        self.ranks = Ranks.join()
         self.device = next(model.parameters()).device
+        self.ranks = Ranks.join(self.device)
         self.epochs = self.options.epochs or model.epochs
         self.loader = self._build_loader()
         self.total_steps = self.epochs * len(self.loader)
@@ -93,8 +95,12 @@ class Trainer:
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
+<<<<<<< HEAD
         self._pending: list[tuple[Tensor, int, int]] = []
         self._upstream: Tensor | None = None  # the gradient of a loss, made once
+=======
+        self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
+>>>>>>> main
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -120,6 +126,8 @@ class Trainer:
                     "same; Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
                     stacklevel=2,
                 )
+            if self.ranks.is_first:
+                say_if_fp32(self.options.precision, self.device)
             return self._fit()
         finally:
             if self.run is not None:
@@ -127,7 +135,7 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self._objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
+        self.steps = self._build_steps()
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -155,9 +163,9 @@ class Trainer:
         """The rest of this epoch's steps; why they were broken off, or None."""
         state, options = self.state, self.options
         reported = saved = mark = time.perf_counter()
-        with contextlib.closing(self.loader.batches(state.epoch, state.batch)) as batches:
-            for batch in batches:
-                self._step(batch)
+        with contextlib.closing(self.steps.of_epoch(state.epoch, state.batch)) as epoch:
+            for work in epoch:
+                self._step(work)
                 now = time.perf_counter()
                 state.seconds += now - mark
                 mark = now
@@ -174,16 +182,14 @@ class Trainer:
         self._read_losses()
         return None
 
-    def _step(self, batch: JaggedBatch) -> None:
+    def _step(self, work: Work) -> None:
         """One optimizer step."""
         state, options = self.state, self.options
-        batch = batch.to(self.device)
-        # Each rank holds other rows, so each draws its dropout from a step of its own.
-        self.model.set_rng(options.seed, state.step * self.ranks.world_size + self.ranks.rank)
         if self.scheduler is None:
             factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
+<<<<<<< HEAD
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             loss = self._objective(batch)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
@@ -195,17 +201,21 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._pending.append((loss.detach(), batch.n_targets_global, batch.n_targets))
+=======
+        self.steps.take(work, state.step)
+        self._pending.append((work.n_targets_global, work.n_targets))
+>>>>>>> main
         state.batch += 1
         state.step += 1
-        state.targets += batch.n_targets_global
+        state.targets += work.n_targets_global
 
     def _read_losses(self) -> None:
         """Adds the losses of the steps since the last call to the epoch's. The loop waits for the device only here."""
         if not self._pending:
             return
         state = self.state
-        losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
-        for i, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
+        losses = self.steps.losses()
+        for i, (share, (all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
             if not math.isfinite(share):
                 self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
             if targets:
@@ -254,6 +264,7 @@ class Trainer:
             "learning_rate": self._rate(),
             "seconds": state.seconds,
             "targets_per_second": self._speed(),
+            "device": device_name(self.device),
         }
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(record["loss"])
@@ -418,9 +429,14 @@ class Trainer:
             best_epoch=state.best_epoch,
             best_value=state.best_value,
             history=self._history,
+            device=device_name(self.device),
         )
 
     # What is trained with.
+
+    def _build_steps(self) -> Steps:
+        objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
+        return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options
@@ -459,6 +475,7 @@ class Trainer:
             l2=model.reg_weight > 0,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            device=self.device,
         )
 
     def _validation_metric(self) -> str | None:

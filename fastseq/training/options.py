@@ -12,7 +12,7 @@ from fastseq.errors import ConfigError
 from . import optimizers
 from .metrics import LIST_METRICS, MaskSeen, RankingProtocol, parse_metric
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES = ("constant", "linear", "cosine")  # by step; those of optimizers.SCHEDULERS are by epoch
 
@@ -24,7 +24,8 @@ class TrainingOptions:
     Attributes:
         epochs: None: the model's hyperparameter ``epochs``.
         seed: of batch order, negatives and dropout.
-        precision: "fp32", or "bf16": forward and loss under bfloat16 autocast, weights and optimizer in float32.
+        precision: "fp32"; "tf32": the same, but float32 products on a GPU may use TF32 in training steps (on the CPU it
+            is fp32); "bf16": forward and loss under bfloat16 autocast, weights and optimizer in float32.
         clip_norm: gradients are scaled down to this total norm; None: never.
         optimizer, optimizer_params: "Adam", "AdamW", "SGD", "RMSprop" or "Adagrad", with PyTorch's parameters.
         schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine". Or

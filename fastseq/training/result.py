@@ -47,6 +47,7 @@ class TrainResult:
         best_epoch, best_value: where that metric was highest. The model has this epoch's weights if training ended
             by itself ("finished", "patience"), else those of the last step.
         history: the lines of ``metrics.jsonl``, one dictionary an epoch.
+        device: name of the GPU or processor; where a resumed run has changed it, each line of ``history`` says its own.
     """
 
     stopped: StopReason
@@ -62,3 +63,4 @@ class TrainResult:
     best_epoch: int | None
     best_value: float | None
     history: list[dict[str, Any]]
+    device: str

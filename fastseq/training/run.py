@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fastseq.data.ids import IdMap
+from fastseq.devices import find_device
 from fastseq.errors import CheckpointError, DataError
 
 from . import checkpoint
@@ -244,21 +245,24 @@ def catalogue_digest(users: IdMap, items: IdMap) -> dict[str, Any]:
     return sizes | {"user_ids": users.digest(), "item_ids": items.digest()}
 
 
-def load(path: str | os.PathLike[str]) -> SequentialRecommender:
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SequentialRecommender:
     """A trained model in evaluation mode.
 
     Args:
         path: a run folder (its best epoch), a ``.safetensors`` checkpoint of fastseq, or a ``.pth`` of WarpRec.
+        device: "cpu", "cuda", "cuda:n", or "auto" (a GPU where there is one), whatever it was trained on.
 
     Returns:
-        The model on the CPU. From a run folder it has the catalogue attached, so ``recommend`` takes raw ids.
+        The model. From a run folder it has the catalogue attached, so ``recommend`` takes raw ids.
 
     Raises:
+        ConfigError: if there is no such device.
         CheckpointError: if there is no such checkpoint, it is damaged, or it is none of a fastseq model.
     """
     from fastseq.models import MODELS
     from fastseq.models.recommend import Catalogue
 
+    device = find_device(device)
     source = path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run folder or checkpoint; fastseq train says where it keeps a run")
@@ -299,4 +303,4 @@ def load(path: str | os.PathLike[str]) -> SequentialRecommender:
         users, items = RunFolder.existing(ids_path.parent).read_ids()
         checkpoint.check_same(path, "catalogue", known, catalogue_digest(users, items))
         model.catalogue = Catalogue(items, users)
-    return model.eval()
+    return model.to(device).eval()

@@ -18,6 +18,7 @@ from ..data.interactions import Interactions
 from ..data.readers import read_interactions
 from ..data.split import Split
 from ..data.synthetic import make_demo
+from ..devices import device_name, find_device
 from ..errors import ConfigError
 from ..models import MODELS, SequentialRecommender
 from .loop import Trainer
@@ -73,16 +74,18 @@ def train_throughput(
     per_target: bool = False,
     seconds: float = 20.0,
     warmup_seconds: float = 2.0,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
     """Trains for some seconds and says how fast.
 
     Runs Trainer, the loop of `fastseq train`, on all events of the data, without validation and checkpoints. A
-    first run of ``warmup_seconds`` is not counted.
+    first run of ``warmup_seconds`` is not counted. ``device`` is as ``fastseq.load`` takes it.
 
     Returns:
-        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, peak_rss_mb, config,
-        versions.
+        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, device (its name),
+        peak_rss_mb, config, versions.
     """
+    device = find_device(device)
     interactions = read(data)
     params = reference_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
     kept: dict[str, Any] = {"precision": precision, "per_target": per_target}
@@ -91,7 +94,7 @@ def train_throughput(
         reset_peak_rss()
         # The clock ends it, not the epochs.
         options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **kept)
-        return Trainer(_built(model, params, interactions), everything(interactions), options)
+        return Trainer(_built(model, params, interactions, device), everything(interactions), options)
 
     if warmup_seconds > 0:
         run(warmup_seconds).fit()
@@ -116,14 +119,17 @@ def predict_throughput(
     k: int = 10,
     batch_size: int = 512,
     seconds: float = 10.0,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
     """How fast ``recommend`` answers, seen items filtered, with an untrained model of the reference configuration.
 
     Returns:
-        histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, peak_rss_mb, config, versions.
+        histories_per_s, calls, p50_ms, p99_ms (of one call), batch_size, k, device (its name), peak_rss_mb, config,
+        versions.
     """
+    device = find_device(device)
     interactions = read(data)
-    built = _built(model, reference_params(model, max_len), interactions).eval()
+    built = _built(model, reference_params(model, max_len), interactions, device).eval()
     offsets, tape = interactions.offsets, interactions.items
     users = itertools.cycle(np.random.default_rng(0).permutation(interactions.n_users).tolist())
 
@@ -154,13 +160,14 @@ def predict_throughput(
     }
 
 
-def _built(model: str, params: dict[str, Any], data: Interactions) -> SequentialRecommender:
-    return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items})
+def _built(model: str, params: dict[str, Any], data: Interactions, device: torch.device) -> SequentialRecommender:
+    return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items}).to(device)
 
 
 def _circumstances(model: SequentialRecommender, path: Path | None, data: Interactions) -> dict[str, Any]:
     name = path.name if path is not None else "demo"
     return {
+        "device": device_name(model.item_embedding.weight.device),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "data": {"name": name, "users": data.n_users, "items": data.n_items, "events": data.n_events},
         "config": {"model": type(model).__name__, **model.get_params()},

@@ -24,6 +24,7 @@ from ..models import SequentialRecommender
 from ..ops.sampled_loss import needs_log_q
 from ..training.checkpoint import is_builtin
 from ..training.options import PRECISIONS
+from ..training.precision import products, say_if_fp32
 from .parameters import KEYS, core_params
 from .stream import BatchStream, StreamItem
 
@@ -63,7 +64,7 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
             if name not in known and hasattr(core, name) and name not in ("window_stride", "loss"):
                 setattr(self, name, getattr(core, name))
         if self.precision not in (None, *PRECISIONS):
-            raise ValueError(f"{self.name}: precision is {self.precision!r}, expected {' or '.join(PRECISIONS)}")
+            raise ValueError(f"{self.name}: precision is {self.precision!r}, expected {', '.join(PRECISIONS)}")
         # As an attribute it would be a second owner of every tensor, under other names.
         object.__setattr__(self, "_held", core)
         for registry in _REGISTRIES:
@@ -145,7 +146,8 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
             # Of the step alone, so that a resumed run draws the masks of one that was never interrupted.
             ranks = trainer.world_size
             core.set_rng(self.seed, trainer.global_step * ranks + trainer.global_rank)
-        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+        rounded = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with products(self.precision, self.device), rounded:
             if isinstance(batch, StreamItem):
                 # A rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
                 loss = core.loss(batch.batch) * ranks
@@ -154,6 +156,11 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                 loss, size = core.training_step(batch, batch_idx), {}
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, **size)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's backward, in the precision of the step."""
+        with products(self.precision, self.device):
+            super().backward(loss, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The output after each history, [B, d]; see the core model."""
@@ -172,6 +179,7 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         again cost GRU4Rec 0.7 of 1.5 s a step.
         """
         keep_freed_memory(1 << 30)
+        say_if_fp32(self.precision, self.device)
         configured = super().configure_optimizers()
         optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         if isinstance(optimizer, torch.optim.Adam):

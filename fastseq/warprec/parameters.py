@@ -45,7 +45,8 @@ class FastKeys(RecomModel):
         window_stride: 1 … max_seq_len: shared windows, each counting its last ``window_stride`` positions. Left out:
             WarpRec's own batches, one target a row.
         loss: one of fastseq's, ``fastseq.models.hyperparameters.LOSSES``. Left out: as neg_samples says, as in WarpRec.
-        precision: fp32, or bf16: forward and loss under bfloat16 autocast, weights and optimizer in float32.
+        precision: fp32; tf32: the same, but float32 products on a GPU may use TF32 in training steps; bf16: forward and
+            loss under bfloat16 autocast, weights and optimizer in float32.
     """
 
     window_stride: Optional[INT_FIELD] = None  # noqa: UP045 - WarpRec compares annotations of this form
@@ -83,7 +84,7 @@ class FastKeys(RecomModel):
     @field_validator("precision")
     @classmethod
     def check_precision(cls, v: Any) -> Any:
-        """fp32 or bf16."""
+        """One of fastseq's precisions."""
         return None if v is None else validate_str_list(cls, v, [*PRECISIONS], "precision")
 
     def validate_single_trial_params(self) -> None:

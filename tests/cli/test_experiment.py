@@ -151,21 +151,23 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
 
 def test_devices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = config(path, {"optimization": {"device": "cpu"}}, general={"device": "cuda"})
-    assert experiment._device(own, own.models[0]) == torch.device("cpu")
+    assert experiment.device_of(own, own.models[0]) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     auto, wrong = config(path), config(path, {"optimization": {"device": "gpu"}})
-    assert experiment._device(auto, auto.models[0]) == torch.device("cpu")
+    assert experiment.device_of(auto, auto.models[0]) == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"models\.GRU4Rec\.optimization\.device is 'gpu'"):
-        experiment._device(wrong, wrong.models[0])
+        experiment.device_of(wrong, wrong.models[0])
     everywhere = config(path, general={"device": "cuda"})
     with pytest.raises(ConfigError, match=r"general\.device is 'cuda', but PyTorch sees no GPU"):
-        experiment._device(everywhere, everywhere.models[0])
+        experiment.device_of(everywhere, everywhere.models[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert experiment._device(auto, auto.models[0]) == torch.device("cuda")
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert experiment.device_of(auto, auto.models[0]) == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert experiment._device(auto, auto.models[0]) == torch.device("cuda", 3)
-    assert experiment._device(own, own.models[0]) == torch.device("cpu")
+    assert experiment.device_of(auto, auto.models[0]) == torch.device("cuda", 3) and current == [torch.device("cuda:3")]
+    assert experiment.device_of(own, own.models[0]) == torch.device("cpu")
 
 
 def read_as(reader: dict[str, Any]) -> Config:
@@ -222,3 +224,10 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     filtered = parse_config({"reader": reader, "filtering": {"UserMin": {"min_interactions": 2}}, "models": MODELS})
     with pytest.raises(ConfigError, match="filtering does not apply"):
         experiment.read(filtered)
+
+
+def test_precisions_by_lightnings_names_and_ours(path: Path) -> None:
+    names = {"32-true": "fp32", "bf16-mixed": "bf16", "fp32": "fp32", "tf32": "tf32", "bf16": "bf16"}
+    for name, expected in names.items():
+        read = config(path, {"optimization": {"precision": name}})
+        assert experiment.options_of(read, read.models[0]).precision == expected

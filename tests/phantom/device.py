@@ -361,6 +361,7 @@ def _patch() -> None:
         return x if device is None else x.to(device)
 
     torch.tensor = tensor  # type: ignore[assignment]
+    Tensor.record_stream = lambda self, stream: None  # type: ignore[assignment,method-assign]
     cuda: Any = torch.cuda
     cuda._lazy_init = lambda: None
     cuda.is_available = lambda: True

@@ -61,6 +61,23 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert a["validation"] == pytest.approx(b["validation"], abs=1e-12)
 
 
+def test_a_rank_has_its_gpu_before_anything_touches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **options: calls.append((backend, options))
+    )
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    gpu = torch.device("cuda:1")
+    assert Ranks.join(gpu) == Ranks(1, 2)
+    assert calls == [gpu, ("cpu:gloo,cuda:nccl", {"device_id": gpu})]
+    Ranks.join(torch.device("cpu"))
+    assert calls[2:] == [("gloo", {})]
+
+
 def test_an_incomplete_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -268,7 +268,7 @@ def test_a_resumed_loss_is_counted_by_one_process_only(
 
     states = []
     for rank in (0, 1):
-        monkeypatch.setattr(Ranks, "join", lambda rank=rank: Alone(rank, 2))
+        monkeypatch.setattr(Ranks, "join", lambda device, rank=rank: Alone(rank, 2))
         states.append(Trainer(make_model(split), split, options, tmp_path / "x", resume=True).state)
     assert [state.step for state in states] == [1, 1]
     assert states[0].epoch_targets > 0 and states[0].epoch_loss > 0
