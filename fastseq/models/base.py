@@ -86,6 +86,7 @@ class SequentialRecommender(nn.Module, ABC):
         self.n_items = _catalogue_size(info, "n_items")
         self.catalogue: Catalogue | None = None
         self.register_buffer("rng", ops.make_rng(seed), persistent=False)
+        self._following: Tensor | None = None  # rng after the next forward, where it is known
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -136,15 +137,18 @@ class SequentialRecommender(nn.Module, ABC):
 
     def set_rng(self, seed: int, step: int) -> None:
         """The dropout masks of the next training forward are those of (seed, step)."""
-        self.rng = ops.make_rng(seed, step, self.rng.device)
+        rng = ops.make_rng(seed, step)
+        # With what follows it, in one copy: then nothing is computed on the device.
+        self.rng, self._following = torch.stack((rng, rng + torch.tensor((0, 1)))).to(self.rng.device)
 
     def _take_rng(self) -> Tensor:
         """``rng`` for this forward. In training mode the step then advances, in a new tensor: backward needs this."""
-        rng = self.rng
+        rng, following = self.rng, self._following
         if self.training:
-            following = rng.clone()
-            following[1] += 1
-            self.rng = following
+            if following is None or following.device != rng.device or following._version:  # rng was moved or written to
+                following = rng.clone()
+                following[1] += 1
+            self.rng, self._following = following, None
         return rng
 
     def _rate(self, p: float) -> float:

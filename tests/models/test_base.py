@@ -184,6 +184,10 @@ def test_rng_is_no_state_and_advances_in_training_only() -> None:
     assert model.training_step(batch, 0) == first
     model.eval()(*batch[:2])
     assert model.rng.tolist() == [42, 1]
+    model.train().set_rng(42, 0)
+    model.rng[1] = 7
+    model.training_step(batch, 0)
+    assert model.rng.tolist() == [42, 8]
 
 
 def test_moving_to_another_type_keeps_the_rng() -> None:
