@@ -18,11 +18,8 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .elementary import normal_cdf
 from .products import refuse_float64
-<<<<<<< HEAD
 from .rows import add_up
-=======
 from .sizes import cdiv, next_power_of_2
->>>>>>> main
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
 # type and four words of a Philox call serve neighbouring elements.
@@ -108,17 +105,10 @@ def bias_gelu_dropout_backward(
     if dx.numel() == 0:
         return dx, torch.zeros_like(bias)
     height, width = _tile(columns)
-<<<<<<< HEAD
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    programs = triton.cdiv(rows, height * tiles)
-    partial = torch.empty((1, programs, columns), dtype=torch.float32, device=x.device)
-    _backward[programs, triton.cdiv(columns, width)](
-=======
     tiles = cdiv(cdiv(rows, height), PARTIALS)
     programs = cdiv(rows, height * tiles)
-    partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+    partial = torch.empty((1, programs, columns), dtype=torch.float32, device=x.device)
     _backward[programs, cdiv(columns, width)](
->>>>>>> main
         grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
         threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip

@@ -18,12 +18,8 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .products import refuse_float64
-<<<<<<< HEAD
 from .rows import add_up, normalised_gradient, programs, statistics, tile
-=======
-from .rows import normalised_gradient, programs, statistics, tile
 from .sizes import cdiv
->>>>>>> main
 
 
 @triton.jit

@@ -214,16 +214,10 @@ def embed_sequence_backward(
         if norm_weight is not None:
             dweight, dbias = rows.add_up(partial, norm_weight, norm_weight)
     if position_weight is not None:
-<<<<<<< HEAD
-        per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
-        groups = triton.cdiv(sequences, per_group)
-        dtype = position_weight.dtype if groups == 1 else torch.float32
-        sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
-=======
         per_group = max(SEQUENCES, cdiv(sequences, GROUPS))
         groups = cdiv(sequences, per_group)
-        sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
->>>>>>> main
+        dtype = position_weight.dtype if groups == 1 else torch.float32
+        sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
         if sums.numel():
             height, width, warps = rows.tile(columns, BACKWARD_WARP)
             _position_gradient[position_weight.shape[0], groups](

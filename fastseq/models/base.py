@@ -86,7 +86,7 @@ class SequentialRecommender(nn.Module, ABC):
         self.n_items = _catalogue_size(info, "n_items")
         self.catalogue: Catalogue | None = None
         self.register_buffer("rng", ops.make_rng(seed), persistent=False)
-        self._following: Tensor | None = None  # rng after the next forward, where it is known
+        self._rng_is_held = False
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -137,18 +137,20 @@ class SequentialRecommender(nn.Module, ABC):
 
     def set_rng(self, seed: int, step: int) -> None:
         """The dropout masks of the next training forward are those of (seed, step)."""
-        rng = ops.make_rng(seed, step)
-        # With what follows it, in one copy: then nothing is computed on the device.
-        self.rng, self._following = torch.stack((rng, rng + torch.tensor((0, 1)))).to(self.rng.device)
+        self.rng, self._rng_is_held = ops.make_rng(seed, step, self.rng.device), False
+
+    def hold_rng(self, rng: Tensor) -> None:
+        """The dropout masks are those of ``rng``, int64 [2] on the model's device, from now on: who holds it sets it
+        before each step, and no forward advances it. ``set_rng`` ends that."""
+        self.rng, self._rng_is_held = rng, True
 
     def _take_rng(self) -> Tensor:
         """``rng`` for this forward. In training mode the step then advances, in a new tensor: backward needs this."""
-        rng, following = self.rng, self._following
-        if self.training:
-            if following is None or following.device != rng.device or following._version:  # rng was moved or written to
-                following = rng.clone()
-                following[1] += 1
-            self.rng, self._following = following, None
+        rng = self.rng
+        if self.training and not self._rng_is_held:
+            following = rng.clone()
+            following[1] += 1
+            self.rng = following
         return rng
 
     def _rate(self, p: float) -> float:

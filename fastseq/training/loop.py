@@ -95,12 +95,7 @@ class Trainer:
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
-<<<<<<< HEAD
-        self._pending: list[tuple[Tensor, int, int]] = []
-        self._upstream: Tensor | None = None  # the gradient of a loss, made once
-=======
         self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
->>>>>>> main
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -189,22 +184,8 @@ class Trainer:
             factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
-<<<<<<< HEAD
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = self._objective(batch)
-        # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
-        if self._upstream is None or self._upstream.dtype != loss.dtype:
-            self._upstream = torch.full_like(loss, self.ranks.world_size)
-        loss.backward(self._upstream)
-        if options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._pending.append((loss.detach(), batch.n_targets_global, batch.n_targets))
-=======
         self.steps.take(work, state.step)
         self._pending.append((work.n_targets_global, work.n_targets))
->>>>>>> main
         state.batch += 1
         state.step += 1
         state.targets += work.n_targets_global
