@@ -221,7 +221,7 @@ class StaticSteps:
         self._graph = graph
 
     def _step(self) -> None:
-        """The step of the batch that ``_place`` holds. No number of the host's is in it that another step would not have."""
+        """The step of the batch that ``_place`` holds, without a number of the host's that other steps lack."""
         assert self._epoch is not None and self.sizes is not None
         batch = self._epoch.batch_at(self._place, self.sizes)
         assert batch.rng is not None
