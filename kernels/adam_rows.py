@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .products import refuse_float64
+from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile, at most so many columns, and warps: 4 elements a thread, each with four values (8 take 140
 # registers and spill). Not yet measured.
@@ -83,10 +84,10 @@ def adam_rows(
     if not lazy:
         slots = torch.full((n_rows,), -1, dtype=torch.int32, device=weight.device)
         if count > 0:
-            _mark[(triton.cdiv(count, MARKED),)](rows.contiguous(), slots, count, n_rows, MARKED=MARKED)
-    columns = min(COLUMNS, triton.next_power_of_2(max(width, 1)))
+            _mark[(cdiv(count, MARKED),)](rows.contiguous(), slots, count, n_rows, MARKED=MARKED)
+    columns = min(COLUMNS, next_power_of_2(max(width, 1)))
     height = TILE // columns
-    tiles = triton.cdiv(count if lazy else n_rows, height)
+    tiles = cdiv(count if lazy else n_rows, height)
     if tiles > 0:
         _update[(tiles,)](
             *buffers, slots, grad.contiguous(), step, lr, beta1, beta2, 1.0 - beta1, 1.0 - beta2, eps, count, n_rows,

@@ -7,8 +7,8 @@ over query blocks for dq, one over key blocks for dk and dv, each writing what o
 The last query alone is a pass over keys and values without matrix instructions: it is bound by memory.
 
 Offsets stay on the device: the grid follows max_len, and programs past the end of their sequence return at once.
-float32 operands are multiplied in float32 unless torch.set_float32_matmul_precision allows TF32; others on the matrix
-units with float32 sums. Softmax and its statistics are float32 always.
+float32 operands are multiplied in float32 unless PyTorch is set to use TF32; others on the matrix units with float32
+sums. Softmax and its statistics are float32 always.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .attention_common import Inputs, head_operand, head_rows, keep_mask, narrow_heads, store_rows
 from .last_query_attention import last_query_attention, last_query_attention_backward
+from .sizes import cdiv
 
 __all__ = [
     "causal_attention",
@@ -242,7 +243,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
         _forward_tile[x.sequences, x.heads](*tensors, *x.drawn, **x.one_tile())
         return out, lse
     tile = x.config.forward
-    count = triton.cdiv(x.longest, tile.queries)
+    count = cdiv(x.longest, tile.queries)
     _forward_blocks[x.sequences * count, x.heads](*tensors, count, *x.drawn, **x.by_blocks(tile))
     return out, lse
 
@@ -263,12 +264,12 @@ def causal_attention_backward(
         return dq, dk, dv
     means = torch.empty_like(lse)
     tile = x.config.backward_queries
-    count = triton.cdiv(x.longest, tile.queries)
+    count = cdiv(x.longest, tile.queries)
     _backward_queries[x.sequences * count, x.heads](
         *inputs, out, lse, means, dq, *ends, count, *x.drawn, **x.by_blocks(tile)
     )
     tile = x.config.backward_keys
-    count = triton.cdiv(x.longest, tile.keys)
+    count = cdiv(x.longest, tile.keys)
     _backward_keys[x.sequences * count, x.heads](
         *inputs, lse, means, dk, dv, *ends, count, *x.drawn, **x.by_blocks(tile)
     )

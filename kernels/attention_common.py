@@ -16,6 +16,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .products import kind, refuse_float64
+from .sizes import next_power_of_2
 
 MAX_HEAD_DIM = 128  # wider tiles need more shared memory than a chip has
 
@@ -118,7 +119,7 @@ class Inputs:
         self.longest = min(max_len, k.shape[0])  # programs beyond all rows have nothing to do
         self.sequences, self.heads = offsets.shape[0] - 1, q.shape[1]
         self.drawn = (scale, threshold(p), 1.0 / (1.0 - p), site)
-        width = max(16, triton.next_power_of_2(q.shape[2]))
+        width = max(16, next_power_of_2(q.shape[2]))
         way = kind(self.q)
         self.config = (CONFIGS if p > 0.0 else WITHOUT_DROPOUT)[way, max(32, width)]
         self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
@@ -129,7 +130,7 @@ class Inputs:
 
     def one_tile(self) -> dict[str, Any]:
         """The constants of a kernel that holds whole sequences."""
-        length = max(16, triton.next_power_of_2(self.max_len))
+        length = max(16, next_power_of_2(self.max_len))
         warps = min(8, max(1, length // self.config.rows_per_warp))
         return {**self.products, "LENGTH": length, "num_warps": warps, "num_stages": 1}
 

@@ -18,6 +18,7 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .elementary import normal_cdf
 from .products import refuse_float64
+from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
 # type and four words of a Philox call serve neighbouring elements.
@@ -75,7 +76,7 @@ def _backward(
 
 def _tile(columns: int) -> tuple[int, int]:
     """Rows and columns of a tile."""
-    width = min(WIDEST, max(4, triton.next_power_of_2(columns)))
+    width = min(WIDEST, max(4, next_power_of_2(columns)))
     return TILE // width, width
 
 
@@ -87,7 +88,7 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
     if y.numel() == 0:
         return y
     height, width = _tile(columns)
-    _forward[triton.cdiv(rows, height), triton.cdiv(columns, width)](
+    _forward[cdiv(rows, height), cdiv(columns, width)](
         source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
         DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip
@@ -103,10 +104,10 @@ def bias_gelu_dropout_backward(
     if dx.numel() == 0:
         return dx, torch.zeros_like(bias)
     height, width = _tile(columns)
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    programs = triton.cdiv(rows, height * tiles)
+    tiles = cdiv(cdiv(rows, height), PARTIALS)
+    programs = cdiv(rows, height * tiles)
     partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
-    _backward[programs, triton.cdiv(columns, width)](
+    _backward[programs, cdiv(columns, width)](
         grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
         threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip

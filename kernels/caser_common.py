@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .products import float32_precision
+from .sizes import next_power_of_2
 
 ROWS = 64  # rows of a program, at least: 64 x 32 sums are 16 registers a thread
 SPAN = 65  # distances from a stop, or taps, that a program goes through with the same rows
@@ -65,7 +68,7 @@ def window_row(x, padding_row, stop, real_rows, row_index, column, inside, D: tl
 
 
 def _power(size: int, least: int, most: int) -> int:
-    return max(least, min(most, triton.next_power_of_2(size)))
+    return max(least, min(most, next_power_of_2(size)))
 
 
 class Shape:
@@ -77,7 +80,7 @@ class Shape:
         # At least half of the rows are the program's own. More than 128 would not fit on the chip: longer histories
         # are gone through in spans, each of which starts with the first tap again.
         self.span = min(length + 1, SPAN)
-        self.rows = max(ROWS, triton.next_power_of_2(2 * self.span - 2))
+        self.rows = max(ROWS, next_power_of_2(2 * self.span - 2))
         self.block = _power(self.lanes, 16, LANES)
         self.width = _power(d, 16, WIDTH)
         self.vertical = _power(n_v, 1, VERTICAL)
@@ -90,8 +93,9 @@ class Shape:
         warps = 4 if self.rows == 64 and not exact else 8
         products = {**sizes, "LANES": self.block, "PRECISION": precision}
         columns = min(self.width, 32) if narrow else self.width
-        self.convolve = {**products, "SPAN": self.span, "ROWS": self.rows, "WIDTH": columns, "num_warps": warps}
-        self.grad_x = {**self.convolve, "SKIPPED": self.skipped}
+        tile = {"SPAN": self.span, "ROWS": self.rows, "WIDTH": columns}
+        self.convolve: dict[str, Any] = {**products, **tile, "num_warps": warps}
+        self.grad_x: dict[str, Any] = {**self.convolve, "SKIPPED": self.skipped}
         self.grad_filters = {**products, "SKIPPED": self.skipped, "ROWS": ROWS, "WIDTH": self.width, "num_warps": 8}
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
         self.finish_x = {**sizes, "NV": n_v, "HISTORIES": HISTORIES, "WIDTH": self.width}
@@ -100,7 +104,7 @@ class Shape:
         self.by_slot = {**by_history, "COLUMNS": 128}
         self.distances = {**by_history, "LANES": self.block, "STEPS": _power(length + 1, 1, 32)}
         self.finish_filters = {**sizes, "LANES": _power(n_h, 1, 16), "WIDTH": self.width}
-        self.grad_vertical = {**self.histories, "STEPS": triton.next_power_of_2(length + 1), "num_warps": 8}
+        self.grad_vertical = {**self.histories, "STEPS": next_power_of_2(length + 1), "num_warps": 8}
 
 
 def shape_of(x: Tensor, offsets: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor) -> Shape:

@@ -27,6 +27,7 @@ from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
 from .caser_windows_backward import caser_windows_backward
 from .products import refuse_float64
+from .sizes import cdiv
 
 __all__ = ["caser_windows", "caser_windows_backward"]
 
@@ -178,14 +179,14 @@ def caser_windows(*arguments: Tensor) -> tuple[Tensor, Tensor]:
     pooled = torch.empty(slots, shape.lanes, dtype=torch.float32, device=x.device)
     positions = torch.empty(slots, shape.lanes, dtype=torch.int32, device=x.device)
     if shape.lanes > 0:
-        blocks = triton.cdiv(shape.lanes, shape.block)
+        blocks = cdiv(shape.lanes, shape.block)
         rest = torch.empty(shape.length + 1, shape.lanes, dtype=torch.float32, device=x.device)
         _rest[(blocks,)](weight_h, bias_h, padding_row, rest, **shape.rest)
-        _convolve[triton.cdiv(slots, shape.rows - shape.span + 1), blocks](
+        _convolve[cdiv(slots, shape.rows - shape.span + 1), blocks](
             x, offsets, weight_h, rest, pooled, positions, rows, count, halvings, **shape.convolve
         )
-    vertical = triton.cdiv(shape.n_v, shape.vertical) * triton.cdiv(shape.d, shape.width)
-    grid = (triton.cdiv(size, common.HISTORIES), vertical + triton.cdiv(shape.lanes, 128))
+    vertical = cdiv(shape.n_v, shape.vertical) * cdiv(shape.d, shape.width)
+    grid = (cdiv(size, common.HISTORIES), vertical + cdiv(shape.lanes, 128))
     _histories[grid](
         x, offsets, sequences, stops, weight_v, bias_v, padding_row, pooled, positions, out, position, size,
         **shape.histories, COLUMNS=128,

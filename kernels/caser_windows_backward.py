@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
+from .sizes import cdiv
 
 
 @triton.jit(do_not_specialize=["slots", "size"])
@@ -266,7 +267,7 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     if size == 0 or shape.skipped + shape.lanes == 0:
         return tuple(torch.zeros_like(a) for a in (x, *weights))
     slots, halvings = rows + count, (count - 1).bit_length()
-    parts = triton.cdiv(shape.d, shape.width)
+    parts = cdiv(shape.d, shape.width)
 
     def floats(*sizes: int) -> Tensor:
         return torch.empty(*sizes, dtype=torch.float32, device=x.device)
@@ -275,21 +276,21 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     bounds = torch.searchsorted(in_order, torch.arange(slots + 1, device=x.device))
     grad_slots = floats(slots, shape.skipped + shape.lanes)
     distance = torch.empty(slots, shape.lanes, dtype=torch.int32, device=x.device)
-    grid = (triton.cdiv(slots, common.HISTORIES), triton.cdiv(shape.skipped + shape.lanes, 128))
+    grid = (cdiv(slots, common.HISTORIES), cdiv(shape.skipped + shape.lanes, 128))
     _by_slot[grid](
         grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size, **shape.by_slot
     )
 
-    blocks = triton.cdiv(shape.lanes, shape.block)
+    blocks = cdiv(shape.lanes, shape.block)
     grad_x = torch.empty_like(x)
     partial = floats(blocks, rows, shape.d)
     if rows > 0 and shape.d > 0:
         if blocks > 0:
-            columns = triton.cdiv(shape.d, shape.grad_x["WIDTH"])
-            _grad_x[triton.cdiv(rows, shape.rows - shape.span + 1), blocks, columns](
+            columns = cdiv(shape.d, shape.grad_x["WIDTH"])
+            _grad_x[cdiv(rows, shape.rows - shape.span + 1), blocks, columns](
                 grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
             )
-        grid = (triton.cdiv(rows, common.HISTORIES), parts)
+        grid = (cdiv(rows, common.HISTORIES), parts)
         _finish_x[grid](
             partial, grad_slots, offsets, weight_v, grad_x, rows, count, halvings, blocks, **shape.finish_x
         )  # fmt: skip
@@ -298,17 +299,17 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
     if blocks > 0:
         most = max(1, min(common.CHUNKS, common.PARTIAL // max(weight_h.numel(), 1)))
-        tiles = triton.cdiv(triton.cdiv(rows, common.ROWS), most)
-        chunks = triton.cdiv(rows, common.ROWS * max(tiles, 1))
+        tiles = cdiv(cdiv(rows, common.ROWS), most)
+        chunks = cdiv(rows, common.ROWS * max(tiles, 1))
         by_chunk = floats(chunks, weight_h.numel())
         if by_chunk.numel() > 0:
             _grad_filters[chunks, blocks, parts](
                 x, grad_slots, distance, offsets, by_chunk, rows, count, halvings, tiles, **shape.grad_filters
             )
-        tiles = triton.cdiv(triton.cdiv(slots, common.HISTORIES), common.CHUNKS)
-        runs = triton.cdiv(slots, common.HISTORIES * tiles)
+        tiles = cdiv(cdiv(slots, common.HISTORIES), common.CHUNKS)
+        runs = cdiv(slots, common.HISTORIES * tiles)
         sums = floats(runs, shape.length + 1, shape.lanes)
-        steps = triton.cdiv(shape.length + 1, shape.distances["STEPS"])
+        steps = cdiv(shape.length + 1, shape.distances["STEPS"])
         _distances[(runs, blocks, steps)](grad_slots, distance, sums, slots, tiles, **shape.distances)
         padded = sums.sum(0).cumsum(0)
         grad_bias_h = padded[-1].view(bias_h.shape).to(bias_h.dtype, copy=True)
@@ -321,8 +322,8 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
 
     grad_weight_v, grad_bias_v = torch.zeros_like(weight_v), torch.zeros_like(bias_v)
     if shape.skipped > 0:
-        tiles = triton.cdiv(triton.cdiv(size, common.HISTORIES), 4 * common.CHUNKS)
-        runs, groups = triton.cdiv(size, common.HISTORIES * tiles), triton.cdiv(shape.n_v, shape.vertical)
+        tiles = cdiv(cdiv(size, common.HISTORIES), 4 * common.CHUNKS)
+        runs, groups = cdiv(size, common.HISTORIES * tiles), cdiv(shape.n_v, shape.vertical)
         sums, met = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * groups, shape.d)
         _grad_vertical[(runs, groups, parts)](
             grad, x, offsets, sequences, stops, weight_v, padding_row, sums, met, size, tiles, **shape.grad_vertical

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .elementary import tanh
 from .products import float32_precision, kind, operand, product
+from .sizes import cdiv, next_power_of_2
 
 
 class Tiles(NamedTuple):
@@ -179,9 +180,9 @@ def _operands(
 
 def _parts(tiles: int, length: int, tile: int) -> tuple[int, int]:
     """Into how many parts to cut a walk of ``length`` that each of ``tiles`` programs makes, and the length of one."""
-    steps = max(1, triton.cdiv(length, tile))
-    part = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, max(tiles, 1)))) * tile
-    return max(1, triton.cdiv(length, part)), part
+    steps = max(1, cdiv(length, tile))
+    part = cdiv(steps, min(steps, cdiv(PROGRAMS, max(tiles, 1)))) * tile
+    return max(1, cdiv(length, part)), part
 
 
 def linear_cross_entropy(
@@ -194,8 +195,8 @@ def linear_cross_entropy(
     lses = torch.empty_like(losses)
     if n_rows == 0:
         return losses, lses
-    launch, columns = (FORWARD if width <= 128 else WIDE_FORWARD)[kind(x)], max(16, triton.next_power_of_2(width))
-    tiles = triton.cdiv(n_rows, launch.mine)
+    launch, columns = (FORWARD if width <= 128 else WIDE_FORWARD)[kind(x)], max(16, next_power_of_2(width))
+    tiles = cdiv(n_rows, launch.mine)
     parts, part = _parts(tiles, n_items, launch.others)
     partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
     _losses[tiles, parts](
@@ -204,7 +205,7 @@ def linear_cross_entropy(
         STEP=min(launch.step, columns), PRECISION=float32_precision(), num_warps=launch.warps,
         num_stages=launch.stages,
     )  # fmt: skip
-    _combine[(triton.cdiv(n_rows, COMBINED_ROWS),)](
+    _combine[(cdiv(n_rows, COMBINED_ROWS),)](
         *partial, targets, losses, lses, n_rows, n_items, parts, ignore_index, ROWS=COMBINED_ROWS
     )
     return losses, lses
@@ -220,13 +221,13 @@ def linear_cross_entropy_backward(
     width, n_items = x.shape[1], table.shape[0]
     launch, columns = (
         BACKWARD["float16" if x.dtype == torch.float16 else kind(x)],
-        max(16, triton.next_power_of_2(width)),
+        max(16, next_power_of_2(width)),
     )
     step = min(launch.step, columns)
     across = columns if step == columns else min(columns, GRADIENT_WIDTH)
 
     def gradient(a: Tensor, b: Tensor, dtype: torch.dtype, items: bool) -> tuple[Tensor, Tensor]:
-        tiles = triton.cdiv(a.shape[0], launch.mine)
+        tiles = cdiv(a.shape[0], launch.mine)
         parts, part = _parts(tiles, b.shape[0], launch.others)
         shape = (parts, a.shape[0], width)
         total = torch.empty(shape, dtype=dtype if parts == 1 else torch.float32, device=h.device)
@@ -236,7 +237,7 @@ def linear_cross_entropy_backward(
             dtype=bias_dtype if parts == 1 else torch.float32, device=h.device,
         )  # fmt: skip
         if total.numel() > 0 or bias_total.numel() > 0:
-            _gradient[tiles, parts, max(1, triton.cdiv(width, across))](
+            _gradient[tiles, parts, max(1, cdiv(width, across))](
                 a, b, shift, targets, lse, grad, grad.stride(0), total, bias_total, a.shape[0], b.shape[0], width,
                 n_items, part, ignore_index, softcap or 1.0, ITEMS=items, BIAS=bias is not None,
                 SOFTCAP=softcap is not None, A=launch.mine, B=launch.others, WIDTH=columns, STEP=step,

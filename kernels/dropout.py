@@ -13,6 +13,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .products import refuse_float64
+from .sizes import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -39,8 +40,8 @@ def dropout(x: Tensor, p: float, rng: Tensor | None, site: int) -> Tensor:
     y = torch.empty_like(source)
     if y.numel() == 0:
         return y
-    width = min(256, max(4, triton.next_power_of_2(columns)))
+    width = min(256, max(4, next_power_of_2(columns)))
     height = TILE // width
-    grid = (triton.cdiv(rows, height), triton.cdiv(columns, width))
+    grid = (cdiv(rows, height), cdiv(columns, width))
     _dropout[grid](source, y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site, ROWS=height, COLUMNS=width)
     return y

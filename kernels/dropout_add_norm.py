@@ -19,6 +19,7 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .products import refuse_float64
 from .rows import normalised_gradient, programs, statistics, tile
+from .sizes import cdiv
 
 
 @triton.jit
@@ -118,7 +119,7 @@ def dropout_add_norm(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     height, width, warps = tile(columns)
-    _forward[triton.cdiv(rows, height),](
+    _forward[cdiv(rows, height),](
         source, residual.contiguous(), weight.contiguous(), bias.contiguous(),
         None if x_bias is None else x_bias.contiguous(), y, mean, rstd, rng, rows, columns, eps,
         threshold(p), 1.0 / (1.0 - p), site,

@@ -22,6 +22,7 @@ from . import philox, rows
 from .products import refuse_float64
 from .rows import normalised_gradient, statistics
 from .segments import segment_sum
+from .sizes import cdiv
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
@@ -168,7 +169,7 @@ def embed_sequence(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     height, width, warps = rows.tile(columns)
-    _forward[triton.cdiv(n_rows, height),](
+    _forward[cdiv(n_rows, height),](
         items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
         _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
         columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
@@ -212,8 +213,8 @@ def embed_sequence_backward(
         if norm_weight is not None:  # copies: outputs of an op share no memory
             dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in partial.sum(1))
     if position_weight is not None:
-        per_group = max(SEQUENCES, triton.cdiv(sequences, GROUPS))
-        groups = triton.cdiv(sequences, per_group)
+        per_group = max(SEQUENCES, cdiv(sequences, GROUPS))
+        groups = cdiv(sequences, per_group)
         sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
         if sums.numel():
             height, width, warps = rows.tile(columns, BACKWARD_WARP)

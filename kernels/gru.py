@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .elementary import sigmoid, tanh
 from .products import float32_precision, operand, shared_memory
+from .sizes import cdiv, next_power_of_2
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
@@ -44,7 +45,7 @@ def _constants(x: Tensor, hidden: int) -> dict[str, Any]:
     too few. Resident float32 weights without the matrix unit spill 4 to 20 KB there, and at 64 units with 4 warps 1 KB;
     streamed 32 rows at a time they still spill on sm_100, 16 do not. AMD's chips, with 64 KB, spill from 64 units on.
     """
-    width = max(16, triton.next_power_of_2(hidden))
+    width = max(16, next_power_of_2(hidden))
     size, precision, shared = x.element_size(), float32_precision(), shared_memory(x)
     # The weight passes through shared memory beside an operand and its result.
     fits = (3 * width + 2 * SEQUENCES) * width * size <= shared
@@ -320,13 +321,13 @@ def gru(
     if h.numel() == 0:
         return h.to(kind), saved.to(kind)
     if hidden <= WIDEST:
-        _forward[triton.cdiv(sequences, SEQUENCES),](
+        _forward[cdiv(sequences, SEQUENCES),](
             x, weight, bias, offsets, _order(offsets), h, saved, sequences, **_constants(x, hidden)
         )
         return h.to(kind), saved.to(kind)
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
+    grid = (cdiv(sequences, STEP_ROWS), cdiv(hidden, STEP_COLUMNS))
     for t in range(min(max_len, x.shape[0])):
         a = torch.mm(state, wide) if shift is None else torch.addmm(shift, state, wide)
         _step[grid](x, a, offsets, state, h, saved, t, sequences, HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS)
@@ -343,7 +344,7 @@ def gru_backward(
     d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
     d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
     if h.numel() > 0 and hidden <= WIDEST:
-        _backward[triton.cdiv(sequences, SEQUENCES),](
+        _backward[cdiv(sequences, SEQUENCES),](
             grad, weight, offsets, _order(offsets), h, saved, d_x, d_hidden, previous, sequences,
             **_constants(h, hidden),
         )  # fmt: skip
@@ -351,7 +352,7 @@ def gru_backward(
         wide = weight.float()
         carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)
         d_a = torch.empty(sequences, 3 * hidden, dtype=torch.float32, device=h.device)
-        grid = (triton.cdiv(sequences, STEP_ROWS), triton.cdiv(hidden, STEP_COLUMNS))
+        grid = (cdiv(sequences, STEP_ROWS), cdiv(hidden, STEP_COLUMNS))
         for t in reversed(range(min(max_len, h.shape[0]))):
             _step_backward[grid](
                 grad, offsets, h, saved, carry, d_a, d_x, d_hidden, previous, t, sequences,

@@ -18,6 +18,7 @@ from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
 
 from . import philox
 from .lists import contains, count_at_most, highest_bit
+from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile of targets and draws, and warps. The walk over the catalogue: items and draws at a time.
 # Bound by searches in lists, so small tiles for many programs. Not yet measured.
@@ -197,9 +198,9 @@ def sample_negatives(
     weighted = probability is not None and alias is not None
     tables = (probability.contiguous(), alias.contiguous()) if probability is not None and alias is not None else ()
     kernel = _weighted if weighted else _uniform
-    draws = max(1 if weighted else 4, min(TILE, triton.next_power_of_2(k)))  # a Philox call serves four uniform ones
+    draws = max(1 if weighted else 4, min(TILE, next_power_of_2(k)))  # a Philox call serves four uniform ones
     targets = TILE // draws
-    kernel[triton.cdiv(n_targets, targets), triton.cdiv(k, draws)](
+    kernel[cdiv(n_targets, targets), cdiv(k, draws)](
         *seen, *tables, out, n_targets, n_users, n_items, k, first, TARGETS=targets, DRAWS=draws, num_warps=WARPS
     )
     if not tables:
@@ -218,7 +219,7 @@ def sample_shared_negatives(
     if size == 0:
         return out
     weighted = probability is not None and alias is not None
-    _shared[(triton.cdiv(size, TILE),)](
+    _shared[(cdiv(size, TILE),)](
         rng, probability.contiguous() if probability is not None else rng, alias.contiguous() if alias is not None
         else rng, out, size, n_items, SITE_SHARED_NEGATIVES, WEIGHTED=weighted, DRAWS=TILE, num_warps=WARPS,
     )  # fmt: skip

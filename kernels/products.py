@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,8 +29,15 @@ def product(a, b, a_left, b_left, width, A: tl.constexpr, B: tl.constexpr, WIDTH
 
 
 def float32_precision() -> str:
-    """``input_precision`` of tl.dot: "ieee", or "tf32" where torch.set_float32_matmul_precision allows it."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """``input_precision`` of tl.dot: "tf32" where PyTorch's own products of float32 on a GPU may use it, else "ieee".
+
+    That is what torch.backends.cuda.matmul.fp32_precision says (PyTorch 2.9), whichever of PyTorch's two ways has set
+    it; torch.get_float32_matmul_precision raises once both ways have been used.
+    """
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is None:
+        precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if precision == "tf32" else "ieee"
 
 
 def kind(x: Tensor) -> str:
@@ -37,9 +47,12 @@ def kind(x: Tensor) -> str:
 
 def shared_memory(x: Tensor) -> int:
     """Bytes of shared memory that a program may have on the device of ``x``; the interpreter has no limit."""
-    if x.device.type == "cpu":
-        return 227 << 10
-    return int(driver.active.utils.get_device_properties(x.device.index or 0)["max_shared_mem"])
+    return 227 << 10 if x.device.type == "cpu" else _shared_memory(driver.active, x.device.index)
+
+
+@functools.cache
+def _shared_memory(active: Any, device: int) -> int:
+    return int(active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 def refuse_float64(x: Tensor, name: str) -> None:

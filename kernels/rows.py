@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sizes import cdiv, next_power_of_2
+
 # Elements of a tile of whole rows (one row, where it is wider), and elements a warp: 8 a thread.
 TILE, WARP = 1024, 256
 # Columns of a row at most: 64 values a thread with 16 warps.
@@ -22,7 +24,7 @@ def statistics(value, column, columns, eps):
 
     Divisions are rounded correctly, so that a constant row has variance 0 wherever its sum is exact.
     """
-    width = columns.to(tl.float32)
+    width = tl.cast(columns, tl.float32)  # columns has no .to where it is 1, a constant
     mean = tl.div_rn(tl.sum(value, axis=1), width)
     centred = tl.where(column < columns, value - mean[:, None], 0.0)
     variance = tl.div_rn(tl.sum(centred * centred, axis=1), width)
@@ -32,7 +34,7 @@ def statistics(value, column, columns, eps):
 @triton.jit
 def normalised_gradient(value, normal, rstd, column, columns):
     """The gradient of LayerNorm's input from that of its normalised rows; both [ROWS, COLUMNS], zero outside."""
-    width = columns.to(tl.float32)
+    width = tl.cast(columns, tl.float32)
     mean = tl.div_rn(tl.sum(value, axis=1), width)[:, None]
     slope = tl.div_rn(tl.sum(value * normal, axis=1), width)[:, None]
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
@@ -46,12 +48,12 @@ def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
     """
     if columns > WIDEST:
         raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
-    width = max(4, triton.next_power_of_2(columns))
+    width = max(4, next_power_of_2(columns))
     height = min(MOST_ROWS, max(1, TILE // width))
     return height, width, min(16, max(1, height * width // per_warp))
 
 
 def programs(rows: int, height: int) -> tuple[int, int]:
     """Programs that sum over rows, at most PARTIALS, and the tiles that each of them goes over."""
-    tiles = triton.cdiv(triton.cdiv(rows, height), PARTIALS)
-    return triton.cdiv(rows, height * tiles), tiles
+    tiles = cdiv(cdiv(rows, height), PARTIALS)
+    return cdiv(rows, height * tiles), tiles

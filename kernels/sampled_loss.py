@@ -17,10 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastseq.ops.sampled_loss import IGNORED
+
 from .elementary import softplus
 from .products import refuse_float64
 from .rows import WIDEST
 from .segments import segment_sum
+from .sizes import cdiv, next_power_of_2
 
 # Elements of the tile of gathered rows [COUNT, WIDTH], 16 a thread: one warp a row of h up to that width. (32 spill a
 # few bytes, and with several rows a program every thread would hold the scalars of all.) With shared negatives, the
@@ -28,6 +31,8 @@ from .segments import segment_sum
 TILE, SHARED_TILE, SHARED_WARPS = 512, 1024, 4
 # Elements and warps of the backward's element-wise kernel.
 SCALE_TILE, SCALE_WARPS = 1024, 4
+
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -49,13 +54,16 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
     known = column < tl.where(an_item, width, 0)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
     target_row = tl.load(table + target * width + column, mask=known, other=0.0).to(tl.float32)
     # An id that is no row of the table must not be read, nor pass for one: its score is NaN.
-    positive = tl.where(an_item, tl.sum(hidden * target_row, axis=0), nan)
+    ignored = target == _IGNORED
+    positive = tl.where(an_item, tl.sum(hidden * target_row, axis=0), tl.where(ignored, 0.0, nan))
+
+    beta = tl.where(ignored, 0.0, beta)
 
     hits = 0
     for first in range(0, count, COUNT):
         some = first + number < count
         hits += tl.sum((some & (tl.load(negatives + first + number, mask=some, other=0) == target)).to(tl.int32))
-    kept = (count - hits).to(tl.float32)
+    kept = tl.where(ignored, 0, count - hits).to(tl.float32)
     share = 1.0 / tl.maximum(kept, 1.0) if LOSS == "bpr" else 1.0 / (kept + 1.0)
 
     loss = 0.0
@@ -65,11 +73,11 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
     for first in range(0, count, COUNT):
         some = first + number < count
         item = tl.load(negatives + first + number, mask=some, other=0)
-        counted = some & (item != target)
+        counted = some & (item != target) & (ignored == 0)
         if SHARED:
             score = tl.load(scores + first + number, mask=some, other=0.0)
         else:
-            readable = some & (item >= 0) & (item < n_items)
+            readable = some & (item >= 0) & (item < n_items) & (ignored == 0)
             rows = tl.load(
                 table + item[:, None] * width + column[None, :], mask=readable[:, None] & inside[None, :], other=0.0
             ).to(tl.float32)
@@ -112,7 +120,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
         tl.debug_barrier()  # a score may have been stored by another thread of this program
         for first in range(0, count, COUNT):
             some = first + number < count
-            counted = some & (tl.load(negatives + first + number, mask=some, other=0) != target)
+            counted = some & (tl.load(negatives + first + number, mask=some, other=0) != target) & (ignored == 0)
             logit = tl.load(scores + first + number, mask=some, other=0.0)
             logit -= tl.load(log_q + first + number, mask=some, other=0.0).to(tl.float32)
             derivative = tl.exp(tl.where(counted, logit - bounded, float("-inf"))) * scale
@@ -130,7 +138,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
 
 @triton.jit
 def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients, ids, n_rows, count, width,
-           ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+           n_items, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """grad · d_h, grad · d_scores and the ids that belong to them, in one launch."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -145,12 +153,13 @@ def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients
     tl.store(coefficients + offset, scale * value, mask=inside)
     target = tl.load(targets + row, mask=some_row, other=0)
     item = tl.load(negatives + row * count + column - 1, mask=inside & (column > 0), other=0)
-    tl.store(ids + offset, tl.where(column == 0, target, item).to(tl.int32), mask=inside)
+    item = tl.where(column == 0, target, item)
+    tl.store(ids + offset, tl.where((item >= 0) & (item < n_items), item, -1).to(tl.int32), mask=inside)
 
 
 def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
     """Constants of a launch for ``count`` negatives."""
-    columns, most = triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(max(count, 1))
+    columns, most = next_power_of_2(max(width, 1)), next_power_of_2(max(count, 1))
     if shared:
         return {"COUNT": min(most, SHARED_TILE), "WIDTH": columns, "num_warps": SHARED_WARPS}
     some = min(most, max(1, TILE // columns))
@@ -158,7 +167,7 @@ def _launch(shared: bool, width: int, count: int) -> dict[str, int]:
 
 
 def _scale_tile(width: int, count: int) -> tuple[int, int]:
-    columns = min(128, triton.next_power_of_2(max(width, 1 + count)))
+    columns = min(128, next_power_of_2(max(width, 1 + count)))
     return SCALE_TILE // columns, columns
 
 
@@ -207,11 +216,11 @@ def sampled_loss_backward(
     coefficients = torch.empty(d_scores.shape, dtype=torch.float32, device=h.device)
     ids = torch.empty(d_scores.shape, dtype=torch.int32, device=h.device)
     height, columns = _scale_tile(width, count)
-    grid = (triton.cdiv(n_rows, height), triton.cdiv(max(width, 1 + count), columns))
+    grid = (cdiv(n_rows, height), cdiv(max(width, 1 + count), columns))
     if n_rows > 0:
         _scale[grid](
             grad, grad.stride(0), d_h.contiguous(), d_scores.contiguous(), targets.contiguous(),
             negatives.contiguous(), grad_h, coefficients, ids, n_rows, count, width,
-            ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
+            n_items, ROWS=height, COLUMNS=columns, num_warps=SCALE_WARPS,
         )  # fmt: skip
     return grad_h, segment_sum(ids, coefficients, h, padding_idx, n_items, kind)

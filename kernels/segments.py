@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, next_power_of_2
+
 # Entries of a chunk: long enough that partial sums are little traffic, short enough for the walk of one program.
 CHUNK = 64
 # Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
@@ -103,11 +105,11 @@ def segment_sum(
         return table
     source = source.contiguous()
     # Half of the bits, half of the passes of the radix sort.
-    sorted_ids, order = ids.reshape(-1).to(torch.int32).sort(stable=True)
+    sorted_ids, order = ids.reshape(-1).clamp(-1, n_rows).to(torch.int32).sort(stable=True)
     starts = torch.searchsorted(sorted_ids, torch.arange(n_rows + 1, dtype=torch.int32, device=ids.device))
     weights = source if coefficients is None else coefficients.contiguous()
-    columns = min(128, triton.next_power_of_2(width))
-    per_row, across = max(entries // max(rows, 1), 1), triton.cdiv(width, columns)
+    columns = min(128, next_power_of_2(width))
+    per_row, across = max(entries // max(rows, 1), 1), cdiv(width, columns)
     chunks = entries // CHUNK
     partial = torch.empty(chunks, width, dtype=torch.float32, device=source.device)
     shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": ENTRIES, "COLUMNS": columns}

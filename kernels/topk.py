@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .lists import contains, highest_bit
 from .products import float32_precision, kind, operand, product, shared_memory
+from .sizes import cdiv, next_power_of_2
 
 # Users of a program (the fewest that tl.dot takes: each has tiles of its own that matter), and the sizes of its lists
 # and tiles. Columns of h and weight multiplied at a time, and warps, up to 64 and above: twice the columns or half the
@@ -125,10 +126,10 @@ def topk(
         starts = seen_offsets.to(torch.int64).contiguous()
         entries = _sorted_lists(starts, seen_items)
     size = next((size for size in SIZES if size >= k), SIZES[-1])
-    columns = max(16, triton.next_power_of_2(width))
-    tiles, steps = triton.cdiv(n_users, USERS), max(1, triton.cdiv(n_items, size))
-    part = triton.cdiv(steps, min(steps, MOST_PARTS, triton.cdiv(PROGRAMS, tiles))) * size
-    parts = max(1, triton.cdiv(n_items, part))
+    columns = max(16, next_power_of_2(width))
+    tiles, steps = cdiv(n_users, USERS), max(1, cdiv(n_items, size))
+    part = cdiv(steps, min(steps, MOST_PARTS, cdiv(PROGRAMS, tiles))) * size
+    parts = max(1, cdiv(n_items, part))
     lists = torch.empty(parts, n_users, size, dtype=torch.int64, device=h.device)
     bounds = torch.empty(n_users, dtype=torch.int64, device=h.device)
     step, warps = LAUNCHES[kind(x)][size > 64]

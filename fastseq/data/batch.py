@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ class JaggedBatch:
         n_targets_global: targets of this optimizer step over all ranks: what a sum of losses is divided by.
         last_only: whether exactly the last row of every sequence counts, as in per-target batches (N = B).
         hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
+        rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
     """
 
     items: Tensor
@@ -48,6 +48,7 @@ class JaggedBatch:
     n_targets_global: int = 0
     last_only: bool = False
     hidden: Tensor | None = None
+    rng: Tensor | None = None
 
     @property
     def n_targets(self) -> int:
@@ -55,11 +56,43 @@ class JaggedBatch:
         return self.targets.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> JaggedBatch:
-        """The same batch on ``device``; itself where it is there already."""
-        if torch.device(device) == self.items.device:
+        """The same batch on ``device``, moved in one copy; itself where it is there already.
+
+        Args:
+            device: where to. The tensors there are views of one buffer.
+            non_blocking: from the CPU to a GPU: through pinned memory, and the host does not wait. PyTorch keeps the
+                pinned memory until the copy has ended.
+        """
+        device = torch.device(device)
+        if device == self.items.device:
             return self
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-        return JaggedBatch(**moved)
+        return self.unpack(
+            self.pack(pinned=non_blocking and device.type == "cuda").to(device, non_blocking=non_blocking)
+        )
+
+    def pack(self, pinned: bool = False) -> Tensor:
+        """All tensors, one after another, in a new buffer where they are (``pinned``: in page-locked memory): uint8."""
+        size = sum(map(_room, self._tensors().values()))
+        buffer = torch.empty(size, dtype=torch.uint8, device=self.items.device, pin_memory=pinned)
+        for name, piece in self.unpack(buffer)._tensors().items():
+            piece.copy_(getattr(self, name))
+        return buffer
+
+    def unpack(self, buffer: Tensor) -> JaggedBatch:
+        """This batch with tensors that are views of ``buffer``, laid out as ``pack`` lays this one out."""
+        tensors = self._tensors()
+        pieces = buffer.split([_room(tensor) for tensor in tensors.values()])
+        views = {
+            name: piece[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
+        }
+        return replace(self, **views)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if isinstance(value, Tensor)}
+
+
+def _room(tensor: Tensor) -> int:
+    """Bytes of a tensor in a packed batch: kernels read whole vectors of 16 bytes where an address divides by it."""
+    return -(-tensor.nbytes // 16) * 16

@@ -17,6 +17,7 @@ from .interactions import Interactions
 from .negatives import NegativeSampler, as_split
 from .prefetch import prefetched
 from .split import Split
+from .transfer import transferred
 from .windows import pack_windows
 
 
@@ -63,6 +64,7 @@ class Loader:
         l2: whether batches carry the histories of the L2 term.
         rank, world_size: which part of how many.
         prefetch: batches prepared ahead by a background thread; 0: none, and no thread.
+        device: where the batches are; None: the CPU. To a GPU the thread sends each one by one asynchronous copy.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -83,6 +85,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        device: torch.device | str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
@@ -99,6 +102,7 @@ class Loader:
         self.batch_size, self.max_len, self.seed = batch_size, max_len, seed
         self.sampler, self.per_target, self.l2 = sampler, per_target, l2
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
+        self.device = torch.device(device or "cpu")
         self.n_targets = int(self.windows.n_targets.sum())
         self._length = min(-(-self.n_targets // batch_size), len(self.windows))
 
@@ -120,7 +124,10 @@ class Loader:
             raise ValueError(f"epoch is {epoch}, expected at least 0")
         if not 0 <= start <= self._length:
             raise ValueError(f"start is {start}, expected 0 ... {self._length}, the batches of an epoch")
-        return prefetched(self._assembled(epoch, start), self.prefetch)
+        source = self._assembled(epoch, start)
+        if self.device.type == "cpu":
+            return prefetched(source, self.prefetch)
+        return transferred(source, self.device, self.prefetch)
 
     def _assembled(self, epoch: int, start: int) -> Iterator[JaggedBatch]:
         if start == self._length:
@@ -130,11 +137,15 @@ class Loader:
         cumulative = np.concatenate([[0], np.cumsum(self.windows.n_targets[order])])
         bounds = cut(cumulative, np.arange(1, self._length) * self.batch_size)
         for i in range(start, self._length):
-            rng = make_rng(self.seed, epoch * self._length + i)
+            step = epoch * self._length + i
+            rng = make_rng(self.seed, step)
             low, high = bounds[i], bounds[i + 1]
             targets = cumulative[low : high + 1] - cumulative[low]
             mine = self._part(targets)
-            yield self._assemble(order[low:high][mine], rng, int(targets[mine.start]), int(targets[-1]))
+            batch = self._assemble(order[low:high][mine], rng, int(targets[mine.start]), int(targets[-1]))
+            # Each rank holds other rows, so each draws its dropout from a step of its own.
+            batch.rng = make_rng(self.seed, step * self.world_size + self.rank)
+            yield batch
 
     def _part(self, cumulative: Int64Array) -> slice:
         """The windows of a batch that are this rank's."""

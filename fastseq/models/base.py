@@ -308,9 +308,12 @@ class SequentialRecommender(nn.Module, ABC):
     def _l2_sum(self, batch: JaggedBatch, history: Tensor) -> Tensor:
         """Σ‖e‖² over every embedding the batch uses."""
         items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, None)]
-        if batch.negatives is not None:
-            items.append((batch.negatives, self._negatives_weight(batch)))
+        share = self._negatives_share(batch)
+        if batch.negatives is not None and share == 1.0:
+            items.append((batch.negatives, None))
         counts = row_counts(self.item_embedding.weight, items)
+        if batch.negatives is not None and share != 1.0:  # a fraction is no term of a sum that has no order on a GPU
+            counts += share * row_counts(self.item_embedding.weight, [(batch.negatives, None)])
         counts[self.n_items] += batch.l2_padding
         total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
         if self.needs_user:
@@ -321,14 +324,10 @@ class SequentialRecommender(nn.Module, ABC):
         return total
 
     @staticmethod
-    def _negatives_weight(batch: JaggedBatch) -> Tensor | None:
+    def _negatives_share(batch: JaggedBatch) -> float:
         """How often each negative counts in the L2 term: once. Of a set that ranks share, each counts its part."""
-        negatives = batch.negatives
-        assert negatives is not None
-        if negatives.dim() == 2 or batch.n_targets_global in (0, batch.n_targets):
-            return None
-        share = batch.n_targets / batch.n_targets_global
-        return torch.full(negatives.shape, share, dtype=torch.float64, device=negatives.device)
+        shared = batch.negatives is not None and batch.negatives.dim() == 1
+        return batch.n_targets / batch.n_targets_global if shared and batch.n_targets_global else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """WarpRec's optimizer groups: weight decay on Linear, Conv, recurrent and positional weights only."""

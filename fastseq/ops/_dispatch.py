@@ -183,6 +183,15 @@ def _wants_gradient(argument: Any) -> bool:
 
 
 def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
+    if device == "cuda":
+        index = next(x.device.index for x in arguments if isinstance(x, Tensor))
+        if index != torch.cuda.current_device():
+            with torch.cuda.device(index):  # Triton launches on the current GPU, whichever holds the tensors
+                return _serve(op, device, arguments)
+    return _serve(op, device, arguments)
+
+
+def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
         # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
         raise RuntimeError(f"fastseq::{op} has no derivative: leave out create_graph=True")

@@ -74,7 +74,7 @@ def gru_sampled_loss(
         x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows, item_weight, targets,
         negatives, loss, log_q, beta, padding_idx,
     )[0]  # fmt: skip
-    return reduce(losses, reduction)
+    return reduce(losses, targets, reduction)
 
 
 def check_rows(rows: Tensor | None, events: int) -> None:

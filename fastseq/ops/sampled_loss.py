@@ -11,6 +11,7 @@ from . import _checks
 from ._dispatch import register
 from ._total import total
 
+IGNORED = -100  # a target that does not count, as in torch's cross-entropy
 LOSSES = ("bpr", "bce", "gbce", "sampled_softmax")
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -42,18 +43,19 @@ def sampled_loss(
         sampled_softmax  -s⁺ + log(exp(s⁺) + Σ exp(s⁻ - log_q - log K))
 
     A negative that equals its row's target is masked out, and K counts what is left. Where none is left the row's
-    loss is that of the positive term: 0 for bpr and sampled_softmax.
+    loss is that of the positive term: 0 for bpr and sampled_softmax. A row whose target is −100 has loss 0 and no
+    gradient, and its negatives are not read.
 
     Args:
         h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
         item_weight: [V + 1, d].
-        targets: int64 [N], ids from 0 to V.
+        targets: int64 [N], ids from 0 to V, or −100.
         negatives: int64 [N, K], or [S] shared by all rows.
         loss: one of the names above.
         log_q: shape of ``negatives``; log of the probability that one draw gives that item. For sampled_softmax
             only, which needs it (a uniform draw from V items has -log V).
         beta: weight of gbce's positive term, see ``gbce_beta``.
-        reduction: "none" ([N]), "sum", or "mean" over rows (0 for an empty batch).
+        reduction: "none" ([N]), "sum", or "mean" over the rows that count (0 where there are none).
         padding_idx: a row of ``item_weight`` that gets no gradient, or None.
 
     Returns:
@@ -71,7 +73,7 @@ def sampled_loss(
     """
     check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, reduction, padding_idx)
     rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)[0]
-    return reduce(rows, reduction)
+    return reduce(rows, targets, reduction)
 
 
 def gbce_beta(negatives: int, n_items: int, t: float) -> float:
@@ -97,11 +99,11 @@ def gbce_beta(negatives: int, n_items: int, t: float) -> float:
     return alpha * (t * (1.0 - 1.0 / alpha) + 1.0 / alpha)
 
 
-def reduce(rows: Tensor, reduction: str) -> Tensor:
-    """The mean (0 if there are none), the sum, or the rows themselves."""
+def reduce(rows: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """The mean over the rows that count (0 if there are none), the sum, or the rows themselves."""
     if reduction == "none":
         return rows
-    return total(rows) if reduction == "sum" else total(rows) / max(rows.shape[0], 1)
+    return total(rows) if reduction == "sum" else total(rows) / (targets != IGNORED).sum().clamp(min=1)
 
 
 def check_sampled_loss(
@@ -149,7 +151,10 @@ def check_sampled_data(item_weight: Tensor, targets: Tensor, negatives: Tensor) 
     """Raises IndexError for an id that is no row of ``item_weight``."""
     items = item_weight.shape[0]
     expected = f"an id from 0 to {items - 1}: item_weight has {items} rows"
-    _checks.in_range("targets", targets, items, expected, error=IndexError)
+    ignored = targets == IGNORED
+    _checks.in_range("targets", targets.masked_fill(ignored, 0), items, expected, error=IndexError)
+    if negatives.dim() == 2:
+        negatives = negatives.masked_fill(ignored[:, None], 0)
     _checks.in_range("negatives", negatives, items, expected, error=IndexError)
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
@@ -30,11 +29,12 @@ from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
-from .precision import products, say_if_fp32
+from .precision import say_if_fp32
 from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
+from .steps import EagerSteps, Steps, Work
 
 # A GPU of so many multiprocessors or more is called large, and idles with fewer targets a step: an estimate.
 LARGE_GPU, TARGETS_OF_LARGE_GPU = 100, 16_384
@@ -98,7 +98,7 @@ class Trainer:
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
-        self._pending: list[tuple[Tensor, int, int]] = []
+        self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
         if run_dir is None or isinstance(run_dir, RunFolder):
@@ -151,7 +151,7 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self._objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
+        self.steps = self._build_steps()
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -180,9 +180,9 @@ class Trainer:
         state, options = self.state, self.options
         reason: StopReason | None = None
         reported = saved = self._mark = time.perf_counter()
-        with contextlib.closing(self.loader.batches(state.epoch, state.batch)) as batches:
-            for batch in batches:
-                self._step(batch)
+        with contextlib.closing(self.steps.of_epoch(state.epoch, state.batch)) as epoch:
+            for work in epoch:
+                self._step(work)
                 now = self._count_seconds()
                 if now - reported >= options.progress_every_seconds:
                     self._report()
@@ -204,29 +204,18 @@ class Trainer:
         self._mark = now
         return now
 
-    def _step(self, batch: JaggedBatch) -> None:
+    def _step(self, work: Work) -> None:
         """One optimizer step."""
         state, options = self.state, self.options
-        batch = batch.to(self.device)
-        # Each rank holds other rows, so each draws its dropout from a step of its own.
-        self.model.set_rng(options.seed, state.step * self.ranks.world_size + self.ranks.rank)
         if self.scheduler is None:
             factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
-        with products(options.precision, self.device):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-                loss = self._objective(batch)
-            # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
-            (loss * self.ranks.world_size if self.ranks.world_size > 1 else loss).backward()
-        if options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._pending.append((loss.detach(), batch.n_targets_global, batch.n_targets))
+        self.steps.take(work, state.step)
+        self._pending.append((work.n_targets_global, work.n_targets))
         state.batch += 1
         state.step += 1
-        state.targets += batch.n_targets_global
+        state.targets += work.n_targets_global
 
     def _read_losses(self) -> None:
         """Adds the losses of the steps since the last call to the epoch's: waits until the device has taken them, and
@@ -234,9 +223,9 @@ class Trainer:
         if not self._pending:
             return
         state = self.state
-        losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
+        losses = self.steps.losses()
         self._count_seconds()
-        for i, (share, (_, all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
+        for i, (share, (all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
             if not math.isfinite(share):
                 self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
             if targets:
@@ -465,6 +454,10 @@ class Trainer:
 
     # What is trained with.
 
+    def _build_steps(self) -> Steps:
+        objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
+        return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
+
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options
         name, params = options.optimizer, options.optimizer_params
@@ -502,6 +495,7 @@ class Trainer:
             l2=model.reg_weight > 0,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            device=self.device,
         )
 
     def _validation_metric(self) -> str | None:

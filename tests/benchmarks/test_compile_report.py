@@ -47,6 +47,41 @@ sys.exit(c.main())
 """
 
 
+# Triton makes an argument that is 1 a constant: the first stage of the compiler sees every kernel with all of them 1.
+ONES = """
+import importlib
+from triton._C.libtriton import ir
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+from benchmarks.ops import compile_report as c
+every = c.cases
+c.cases = lambda reference: [case for case in every(False) if case[1] == "float32"]
+target = c._Driver("sm_90").get_current_target()
+backend = make_backend(target)
+options = backend.parse_options({})
+seen = set()
+for launch in c.record(["sm_90"]):
+    kernel = getattr(importlib.import_module(f"fastseq.kernels.{launch['file']}"), launch["kernel"])
+    signature, constants = launch["signature"], launch["constants"]
+    for i, parameter in enumerate(kernel.params):
+        if signature[parameter.name] in ("i32", "i64") and not parameter.do_not_specialize:
+            signature[parameter.name], constants[i,] = "constexpr", 1
+    flags = sorted((path, x) for path, x in constants.items() if x is None or isinstance(x, (bool, str)))
+    if repr(key := (launch["file"], launch["kernel"], flags)) in seen:
+        continue
+    seen.add(repr(key))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source = ASTSource(kernel, signature, constants, {})
+    try:
+        source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+    except Exception as error:
+        print(*key, repr(error.__cause__ or error))
+assert len(seen) > 40
+"""
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -64,6 +99,14 @@ def test_every_kernel_that_is_launched_is_recorded() -> None:
         launched |= {f"{path.stem}.{name}" for name in re.findall(r"^ +(_\w+)\[", path.read_text(), re.MULTILINE)}
     assert len(launched) > 40 and set(kernels) == launched
     assert 128 in constants["sm_90"] and constants["sm_90"] != constants["sm_80"]
+
+
+@pytest.mark.slow
+@needs_triton
+def test_every_kernel_takes_arguments_of_one() -> None:
+    """A width of 1, one row, one sequence, one item."""
+    done = python("-c", ONES)
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
 ROW: dict[str, Any] = {

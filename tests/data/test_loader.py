@@ -181,7 +181,9 @@ def test_ranks_share_each_batch(split: Split, world_size: int, batch_size: int, 
     largest = int(sampled(split, **options).windows.n_targets.max())
     names = ["items", "users", "targets", "l2_items", "l2_weights"]
     names += ["negatives", "log_q"] if mode == "per_target" else []
-    for whole, *shares in zip(alone, *parts, strict=True):
+    for i, (whole, *shares) in enumerate(zip(alone, *parts, strict=True)):
+        step = len(alone) + i  # of the run: this is its second epoch
+        assert [share.rng.tolist() for share in shares] == [[9, step * world_size + r] for r in range(world_size)]
         for name in names:
             assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)), name
         assert sum(share.l2_padding for share in shares) == whole.l2_padding

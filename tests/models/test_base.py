@@ -328,7 +328,13 @@ def test_losses_are_their_formulas(loss: str, shared: bool, layers: int) -> None
     torch.testing.assert_close(model.loss(batch), expected / 4, rtol=1e-6, atol=0)
 
 
-def test_a_shared_set_of_negatives_counts_once_in_the_l2_term() -> None:
+def test_a_shared_set_of_negatives_counts_once_in_the_l2_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(weight: Tensor, ids: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Whole numbers alone, whose sum does not depend on the order in which a GPU adds them."""
+        assert all(times is None or torch.equal(times, times.round()) for _, times in ids)
+        return row_counts(weight, ids)
+
+    monkeypatch.setattr("fastseq.models.base.row_counts", counted)
     model = gru(negatives="shared", neg_samples=3, reg_weight=0.5).double()
     batch = jagged(model, torch.tensor([9, 10, 11]))
     batch.l2_items, batch.l2_weights, batch.l2_padding = batch.items, torch.full((8,), 2.0), 4
@@ -337,6 +343,11 @@ def test_a_shared_set_of_negatives_counts_once_in_the_l2_term() -> None:
     with_l2 = model.loss(batch)
     model.reg_weight = 0.0
     torch.testing.assert_close(with_l2 - model.loss(batch), 0.5 * 0.5 * squares / 5)
+    batch.n_targets_global = 20  # of four ranks
+    without = model.loss(batch)
+    model.reg_weight = 0.5
+    squares -= 0.75 * table[9:12].square().sum()
+    torch.testing.assert_close(model.loss(batch) - without, 0.5 * 0.5 * squares / 20)
 
 
 @pytest.mark.parametrize("loss", ["bpr", "cross_entropy"])

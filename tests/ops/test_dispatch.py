@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastseq.ops import BackendError, _dispatch, dropout, explain, make_rng, record_served, set_backend
 from tests import run_python
@@ -113,6 +114,72 @@ def test_results_are_the_same_after_a_fallback(without_cpu: None, monkeypatch: p
     monkeypatch.undo()
     _dispatch._served.clear()
     assert torch.equal(fallen, call())
+
+
+def test_an_op_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU: tensors on cuda:1 make that the current one while the op runs, and no longer.
+
+    FakeTensors stand in for those of a GPU.
+    """
+    current, seen = [0], []
+
+    def exchange(index: int) -> int:
+        before = current[0]
+        current[0] = index
+        return before
+
+    for name in ("_exchange_device", "_maybe_exchange_device"):
+        monkeypatch.setattr(torch.cuda, name, exchange)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    record = _dispatch.Served("dropout", "cuda", "triton", "", lambda *arguments: seen.append(current[0]))
+    monkeypatch.setitem(_dispatch._served, ("dropout", "cuda"), record)
+    for index in (1, 0):
+        x = FakeTensor(FakeTensorMode(), torch.empty(2, 8, device="meta"), torch.device("cuda", index))
+        _dispatch._call("dropout", "cuda", (x, 0.5, None, 0))
+    assert seen == [1, 0] and current == [0]
+
+
+# PyTorch's two ways to say how float32 is multiplied on a GPU, and whether TF32 is allowed after them.
+TF32 = {
+    "torch.set_float32_matmul_precision('high')": True,
+    "torch.set_float32_matmul_precision('medium')": True,
+    "torch.set_float32_matmul_precision('highest')": False,
+    "torch.backends.cuda.matmul.allow_tf32 = True": True,
+    "torch.backends.cuda.matmul.allow_tf32 = False": False,
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": True,
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": False,
+}
+
+
+@needs_triton
+def test_tf32_by_either_way_of_pytorch() -> None:
+    """One way, both in any order, or that of all backends: asking for the precision never raises, the last one counts.
+
+    In a process of its own each, forked from one that has set nothing: a legacy getter of PyTorch raises once both
+    ways were used.
+    """
+    program = f"""
+import itertools, os, torch
+from fastseq.kernels.products import float32_precision
+new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+ways = {{way: tf32 for way, tf32 in {TF32!r}.items() if new or "fp32" not in way}}
+runs = [((), False), *(((way,), tf32) for way, tf32 in ways.items())]
+runs += [((a, b), ways[b]) for a, b in itertools.permutations(ways, 2)]
+if new:
+    runs += [(("torch.backends.fp32_precision = 'tf32'",), True)]
+for sequence, tf32 in runs:
+    if os.fork() == 0:
+        for way in sequence:
+            exec(way)
+        if float32_precision() != ("tf32" if tf32 else "ieee"):
+            print(sequence, float32_precision(), flush=True)
+            os._exit(1)
+        os._exit(0)
+    if os.wait()[1]:
+        raise SystemExit(f"failed after {{sequence}}")
+print(len(runs))
+"""
+    assert int(run_python("-c", program).stdout) > 20
 
 
 def test_explain_has_a_line_per_op() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
-from fastseq.ops.sampled_loss import LOSSES
+from fastseq.ops.sampled_loss import IGNORED, LOSSES
 from tests.ops.backends import cast, check_same_on_threads, moved, needs_triton
 from tests.ops.compare import assert_accurate, relative_error
 
@@ -138,6 +138,28 @@ def test_all_negatives_hit(backend: str, loss: str, shared: bool) -> None:
     weight = {"bce": 1.0, "gbce": 0.3}.get(loss, 0.0)
     torch.testing.assert_close(rows, weight * softplus(-positive))
     assert grad_h.any() == (weight > 0)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_ignored_rows_leave_no_trace(loss: str, shared: bool, backend: str, poisoned_empty: None) -> None:
+    """Their negatives may be no ids at all; the others come out as without them."""
+    case = inputs(9, 5, 12, 7, shared=shared)
+    keep = torch.tensor([0, 2, 3, 5, 8])
+    rest = torch.tensor([1, 4, 6, 7])
+    alone = {name: x if x.shape[0] != 9 else x[keep] for name, x in case.items()}
+    case["targets"][rest] = IGNORED
+    if not shared:
+        case["negatives"][rest] = -1
+    with ops.check_data(True):
+        rows, grad_h, grad_items = served_loss(case, loss, backend, padding_idx=7)
+    for name, result, expected in zip(NAMES, (rows[keep], grad_h[keep], grad_items),
+                                      served_loss(alone, loss, backend, padding_idx=7), strict=True):  # fmt: skip
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+    assert not rows[rest].any() and not grad_h[rest].any()
+    mean = ops.sampled_loss(*(case[n] for n in ("h", "item_weight", "targets", "negatives")), **options(case, loss))
+    torch.testing.assert_close(mean, rows.sum() / len(keep))
 
 
 @pytest.mark.parametrize("backend", FAST)

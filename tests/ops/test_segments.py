@@ -72,6 +72,6 @@ def test_triton_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_leaves_out_ids_that_are_no_rows() -> None:
     from fastseq.kernels.segments import segment_sum
 
-    ids = torch.tensor([3, -1, 0, 4], device=DEVICE)
-    table = segment_sum(ids, None, torch.ones(4, 2, device=DEVICE), None, 4)
+    ids = torch.tensor([3, -1, 0, 4, 2**31 + 1, 2**32 + 2, -(2**32) + 1, 1 - 2**63], device=DEVICE)
+    table = segment_sum(ids, None, torch.ones(8, 2, device=DEVICE), None, 4)
     assert table[:, 0].tolist() == [1, 0, 0, 1]

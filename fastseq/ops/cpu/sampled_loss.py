@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 from fastseq import _C
+from fastseq.ops.sampled_loss import IGNORED
 
 from ._arrays import call, optional, prepared, product, transposed_product
+
+
+def _without_ignored(targets: Tensor, negatives: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Which rows do not count [N, 1], None if all do, and the ids with row 0 in their place."""
+    ignored = (targets == IGNORED)[:, None]
+    if not ignored.any():
+        return None, targets, negatives
+    per_row = negatives.masked_fill(ignored, 0) if negatives.dim() == 2 else negatives
+    return ignored, targets.masked_fill(ignored[:, 0], 0), per_row
 
 
 def sampled_loss(
@@ -18,7 +28,7 @@ def sampled_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = prepared(h)
     table = prepared(item_weight, x.dtype)
-    negatives = negatives.contiguous()
+    ignored, targets, negatives = _without_ignored(targets, negatives.contiguous())
     rows = torch.empty(x.shape[0], dtype=x.dtype)
     d_h = torch.empty_like(x)
     d_scores = torch.empty(x.shape[0], 1 + negatives.shape[-1], dtype=x.dtype)
@@ -30,6 +40,10 @@ def sampled_loss(
         _C.sampled_loss, x, table, targets.contiguous(), negatives, loss, optional(log_q, x.dtype), beta, rows, d_h,
         d_scores,
     )  # fmt: skip
+    if ignored is not None:
+        rows.masked_fill_(ignored[:, 0], 0)
+        d_h.masked_fill_(ignored, 0)
+        d_scores.masked_fill_(ignored, 0)
     if shared is not None:
         d_h += product(d_scores[:, 1:], shared.t())
     return rows, d_h, d_scores
@@ -39,6 +53,7 @@ def sampled_loss_backward(
     grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
     *_, padding_idx, d_h, d_scores = settings_and_saved
+    _, targets, negatives = _without_ignored(targets, negatives)
     x = prepared(h)
     scale = grad.to(x.dtype).unsqueeze(1)
     coefficients = scale * d_scores

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastseq.ops.sampled_loss import IGNORED
+
 from ._autograd import vjp
 
 
@@ -24,6 +26,13 @@ def _table_rows(
     if negatives.dim() == 1:
         negative = negative.expand(h.shape[0], -1, -1)
     return h.to(wide), F.embedding(targets, item_weight, padding_idx), negative
+
+
+def _without_ignored(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows do not count [N, 1], and the ids with row 0 in their place."""
+    ignored = (targets == IGNORED)[:, None]
+    per_row = negatives.masked_fill(ignored, 0) if negatives.dim() == 2 else negatives
+    return ignored, targets.masked_fill(ignored[:, 0], 0), per_row
 
 
 def _losses(
@@ -55,20 +64,23 @@ def loss_rows(
     padding_idx: int | None,
 ) -> Tensor:  # fmt: skip
     """The loss of every row, [N]; differentiable."""
+    ignored, targets, negatives = _without_ignored(targets, negatives)
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
     scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
-    return _losses(*scores, negatives != targets[:, None], loss, log_q, beta)[0]
+    return _losses(*scores, negatives != targets[:, None], loss, log_q, beta)[0].masked_fill(ignored[:, 0], 0)
 
 
 def sampled_loss(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ignored, targets, negatives = _without_ignored(targets, negatives)
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
     scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
     rows, d_positive, d_negative = _losses(*scores, negatives != targets[:, None], loss, log_q, beta)
     d_h = d_positive[:, None] * target + torch.einsum("nk,nkd->nd", d_negative, negative)
-    return rows, d_h, torch.cat((d_positive[:, None], d_negative), dim=1)
+    d_scores = torch.cat((d_positive[:, None], d_negative), dim=1)
+    return rows.masked_fill(ignored[:, 0], 0), d_h.masked_fill(ignored, 0), d_scores.masked_fill(ignored, 0)
 
 
 def sampled_loss_backward(

@@ -1,0 +1,66 @@
+"""What a training step, an evaluation, a recommendation and WarpRec's step do on a GPU, without one (device.py).
+
+The limits are a ratchet: who needs fewer operations lowers them, and nobody raises them without a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Facts = Callable[[str], dict[str, Any]]
+PRECISIONS = ("fp32", "tf32", "bf16")
+# Most device operations in float32 and under bf16, host-to-device copies, waits for the device.
+LIMITS = {
+    ("SASRec", "training_step"): (122, 166, 1, 0),
+    ("GRU4Rec", "training_step"): (74, 80, 1, 0),
+    ("Caser", "training_step"): (111, 126, 1, 0),
+    ("SASRec", "evaluate"): (165, 165, 15, 12),
+    ("GRU4Rec", "evaluate"): (135, 135, 15, 12),
+    ("Caser", "evaluate"): (156, 156, 15, 15),
+    ("SASRec", "recommend"): (51, 51, 4, 50),
+    ("GRU4Rec", "recommend"): (36, 36, 4, 50),
+    ("Caser", "recommend"): (48, 48, 5, 51),
+    ("SASRec", "padded_step"): (165, 215, 0, 8),
+    ("GRU4Rec", "padded_step"): (96, 102, 0, 6),
+    ("Caser", "padded_step"): (141, 156, 0, 7),
+}
+each = pytest.mark.parametrize(("model", "flow"), LIMITS)
+
+
+@each
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_flow(facts_of: Facts, model: str, flow: str, precision: str) -> None:
+    facts = facts_of(model)[f"{flow}, {precision}"]
+    exact, half, copies, syncs = LIMITS[model, flow]
+    assert not facts["errors"], "\n".join(facts["errors"])
+    assert len(facts["syncs"]) <= syncs, "\n".join(facts["syncs"])
+    assert len(facts["copies"]) <= copies, "\n".join(facts["copies"])
+    limit = half if precision == "bf16" else exact
+    assert facts["operations"] <= limit, f"{facts['launches']}, {facts['aten']}, casts {facts['casts']}"
+
+
+@pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
+def test_a_step_on_another_device_than_the_current_one(facts_of: Facts, model: str) -> None:
+    facts = facts_of(model)["second_device, fp32"]
+    assert facts["launches"] and not facts["errors"], "\n".join(facts["errors"])
+
+
+@pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
+def test_every_launch_compiles_for_an_h200_without_spills(facts_of: Facts, model: str) -> None:
+    facts = facts_of(model)
+    assert facts["sources"] > 20 and not facts["faults"], "\n".join(facts["faults"])
+
+
+def test_planted_faults_are_noticed(facts_of: Facts) -> None:
+    facts = facts_of("controls")
+    for name, words in (
+        ("tensors on two devices", "device"),
+        ("rng on the host", "rng is on cpu"),
+        ("an output of another type", "the wrapper gives"),
+        ("strides that a kernel does not read", "x has strides (1, 16)"),
+    ):
+        assert any(words in error for error in facts[name]["errors"]), (name, facts[name]["errors"])
+    assert len(facts["looks at data"]["syncs"]) == 3, facts["looks at data"]["syncs"]
