@@ -18,6 +18,7 @@ from fastseq.ops.philox import threshold
 from . import philox
 from .elementary import normal_cdf
 from .products import refuse_float64
+from .rows import add_up
 from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
@@ -106,9 +107,9 @@ def bias_gelu_dropout_backward(
     height, width = _tile(columns)
     tiles = cdiv(cdiv(rows, height), PARTIALS)
     programs = cdiv(rows, height * tiles)
-    partial = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+    partial = torch.empty((1, programs, columns), dtype=torch.float32, device=x.device)
     _backward[programs, cdiv(columns, width)](
         grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
         threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip
-    return dx, partial.sum(0).to(bias.dtype)
+    return dx, *add_up(partial, bias)

@@ -114,7 +114,7 @@ def _combine(largest, sums, hits, targets, losses, lses, n_rows, n_items, parts,
 
 
 @triton.jit
-def _gradient(a, b, bias, targets, lses, grad, stride, d_a, d_bias, a_rows, b_rows, width, n_items, part,
+def _gradient(a, b, bias, targets, lses, grad, grad_row, d_a, d_bias, a_rows, b_rows, width, n_items, part,
               ignore_index, softcap, ITEMS: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr,
               A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
@@ -140,7 +140,7 @@ def _gradient(a, b, bias, targets, lses, grad, stride, d_a, d_bias, a_rows, b_ro
             row, item = a_row[:, None], b_row[None, :]
             some_row, some_item = row < a_rows, item < b_rows
         target = tl.load(targets + row, mask=some_row, other=0)
-        scale = tl.load(grad + row * stride, mask=some_row, other=0.0).to(tl.float32)
+        scale = tl.load(grad + row * grad_row, mask=some_row, other=0.0).to(tl.float32)
         scale = tl.where((target >= 0) & (target < n_items), scale, float("nan"))
         lse = tl.load(lses + row, mask=some_row, other=0.0)
         if BIAS:

@@ -18,7 +18,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox
 from .products import refuse_float64
-from .rows import normalised_gradient, programs, statistics, tile
+from .rows import add_up, normalised_gradient, programs, statistics, tile
 from .sizes import cdiv
 
 
@@ -148,7 +148,6 @@ def dropout_add_norm_backward(
         threshold(p), 1.0 / (1.0 - p), site,
         BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
     )  # fmt: skip
-    sums = partial.sum(1)
-    # Copies: outputs of an op share no memory.
-    dweight, dbias = (total.to(x.dtype, copy=True) for total, x in zip(sums, (weight, bias), strict=False))
-    return dx, dresidual, dweight, dbias, none if x_bias is None else sums[2].to(x_bias.dtype, copy=True)
+    if x_bias is None:
+        return dx, dresidual, *add_up(partial, weight, bias), none
+    return dx, dresidual, *add_up(partial, weight, bias, x_bias)

@@ -148,7 +148,8 @@ def _position_gradient(
         offset = row[:, None] * columns + column
         sums += tl.load(gradient + offset, mask=some[:, None] & (column < columns), other=0.0).to(tl.float32)
     offset = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * columns + column
-    tl.store(partial + offset, tl.sum(sums, axis=0)[None, :], mask=column < columns)
+    sums = tl.sum(sums, axis=0)[None, :].to(partial.dtype.element_ty)
+    tl.store(partial + offset, sums, mask=column < columns)
 
 
 def _maybe(x: Tensor | None) -> Tensor | None:
@@ -210,18 +211,19 @@ def embed_sequence_backward(
             POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
             COLUMNS=width, num_warps=warps,
         )  # fmt: skip
-        if norm_weight is not None:  # copies: outputs of an op share no memory
-            dweight, dbias = (x.to(norm_weight.dtype, copy=True) for x in partial.sum(1))
+        if norm_weight is not None:
+            dweight, dbias = rows.add_up(partial, norm_weight, norm_weight)
     if position_weight is not None:
         per_group = max(SEQUENCES, cdiv(sequences, GROUPS))
         groups = cdiv(sequences, per_group)
-        sums = torch.empty((groups, *position_weight.shape), dtype=torch.float32, device=grad.device)
+        dtype = position_weight.dtype if groups == 1 else torch.float32
+        sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
         if sums.numel():
             height, width, warps = rows.tile(columns, BACKWARD_WARP)
             _position_gradient[position_weight.shape[0], groups](
                 gradient, offsets, sums, sequences, per_group, columns, ROWS=height, COLUMNS=width, num_warps=warps
             )
-        dposition = sums.sum(0).to(position_weight.dtype)
+        dposition = sums[0] if groups == 1 else sums.sum(0).to(position_weight.dtype)
     padding = None if padding_idx < 0 else padding_idx
     ditem = segment_sum(items, None, gradient, padding, item_weight.shape[0], item_weight.dtype)
     return ditem, dposition, dweight, dbias

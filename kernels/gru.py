@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .elementary import sigmoid, tanh
 from .products import float32_precision, operand, shared_memory
+from .segments import longest_first
 from .sizes import cdiv, next_power_of_2
 
 SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
@@ -306,7 +307,7 @@ def _order(offsets: Tensor) -> Tensor | None:
     """The sequences by length, longest first; None where one program takes them all."""
     if offsets.shape[0] - 1 <= SEQUENCES:
         return None
-    return torch.argsort(offsets.diff(), descending=True, stable=True)
+    return longest_first(offsets)
 
 
 def gru(

@@ -1,9 +1,11 @@
-"""Whole rows in registers: layer normalisation, forward and backward, and the tile that holds them."""
+"""Whole rows in registers: layer normalisation, forward and backward, the tile that holds them, and partial sums."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .sizes import cdiv, next_power_of_2
 
@@ -16,6 +18,8 @@ MOST_ROWS = 16
 # Rows of partial sums of the gradients of vectors: enough programs to fill the largest chip, few enough that the sum
 # over them is small. Fixed, so that bits do not depend on the chip.
 PARTIALS = 512
+# Tile of the sum over them: 8 elements a thread.
+SUM_ROWS, SUM_COLUMNS = 32, 32
 
 
 @triton.jit
@@ -57,3 +61,33 @@ def programs(rows: int, height: int) -> tuple[int, int]:
     """Programs that sum over rows, at most PARTIALS, and the tiles that each of them goes over."""
     tiles = cdiv(cdiv(rows, height), PARTIALS)
     return cdiv(rows, height * tiles), tiles
+
+
+@triton.jit(do_not_specialize=["count"])
+def _add_up(partial, first, second, third, count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Into output program_id(1) the sum over the rows of its part of partial [outputs, count, columns]."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    source = partial + tl.program_id(1) * count * columns + column
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for at in range(0, count, ROWS):
+        row = at + tl.arange(0, ROWS)[:, None]
+        total += tl.load(source + row * columns, mask=(row < count) & (column < columns), other=0.0)
+    sums = tl.sum(total, axis=0)[None, :]
+    if tl.program_id(1) == 0:
+        tl.store(first + column, sums.to(first.dtype.element_ty), mask=column < columns)
+    elif tl.program_id(1) == 1:
+        tl.store(second + column, sums.to(second.dtype.element_ty), mask=column < columns)
+    else:
+        tl.store(third + column, sums.to(third.dtype.element_ty), mask=column < columns)
+
+
+def add_up(partial: Tensor, *like: Tensor) -> list[Tensor]:
+    """The sums over the rows of each matrix of float32 ``partial`` [1 to 3, rows, columns], each in memory of its own
+    and in the type of the vector that it is ``like``."""
+    outputs, count, columns = partial.shape
+    sums = [torch.empty(columns, dtype=x.dtype, device=partial.device) for x in like]
+    first, second, third = (*sums, sums[0], sums[0])[:3]
+    _add_up[cdiv(columns, SUM_COLUMNS), outputs](
+        partial, first, second, third, count, columns, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS
+    )
+    return sums

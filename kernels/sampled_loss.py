@@ -137,13 +137,13 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
 
 
 @triton.jit
-def _scale(grad, stride, d_h, d_scores, targets, negatives, grad_h, coefficients, ids, n_rows, count, width,
+def _scale(grad, grad_row, d_h, d_scores, targets, negatives, grad_h, coefficients, ids, n_rows, count, width,
            n_items, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """grad · d_h, grad · d_scores and the ids that belong to them, in one launch."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     some_row = row < n_rows
-    scale = tl.load(grad + row * stride, mask=some_row, other=0.0).to(tl.float32)
+    scale = tl.load(grad + row * grad_row, mask=some_row, other=0.0).to(tl.float32)
     inside = some_row & (column < width)
     value = tl.load(d_h + row * width + column, mask=inside, other=0.0)
     tl.store(grad_h + row * width + column, (scale * value).to(grad_h.dtype.element_ty), mask=inside)

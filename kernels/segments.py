@@ -1,10 +1,14 @@
 """Sums by id: the gradient of an embedding table from the gradients of the rows read from it.
 
-The entries are sorted by id once (stable, by torch.sort) and then every row of the table is written by exactly one
-program, in the order of the entries: no atomics, the same bits in every run, and rows without entries are zeroed in
-the same pass. Popular items make long segments, so aligned chunks of CHUNK sorted entries that hold one id only are
-summed first, by programs of their own; the program of a row then reads their sums instead of their entries and walks
-over less than 2 CHUNK entries itself. Gathered rows never reach memory.
+The entries are sorted by id once (stable) and then every row of the table that has some is written by exactly one
+program, in the order of the entries: no atomics, the same bits in every run. A program is launched for every entry, and
+those that are not the first of their id end at once: a batch reads a few thousand rows, a table may have millions. The
+others are filled before, in the launch that sorts.
+
+Up to ``RANKED`` entries an entry's place is counted, by comparing it with all others: one launch, where a radix sort is
+six or more. Above that torch.sort is used, and popular items make long segments, so aligned chunks of CHUNK sorted
+entries that hold one id only are summed first, by programs of their own; the program of a row then reads their sums
+instead of their entries and walks over less than 2 CHUNK entries itself. Gathered rows never reach memory.
 """
 
 from __future__ import annotations
@@ -21,60 +25,162 @@ CHUNK = 64
 # Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
 # segments are shorter than that, so more would be masked off. Not yet measured.
 ENTRIES, WARPS = 16, 2
+# Most entries whose places are counted: 2^28 comparisons are some 20 µs of integer instructions on 132 multiprocessors.
+# Not yet measured.
+RANKED = 1 << 14
+# Entries that a program counts the places of, and those that it compares at a time: 16 pairs a thread with 4 warps.
+# Values of the table that it fills at a time.
+PLACES, OTHERS, FILL = 32, 64, 2048
 
 
 @triton.jit
-def _add_entries(sum, start, stop, order, coefficients, source, per_row, column, width, WEIGHTED: tl.constexpr,
-                 ENTRIES: tl.constexpr):  # fmt: skip
-    """``sum`` [1, COLUMNS] and the entries start ... stop of the sorted list."""
-    for first in range(start, stop, ENTRIES):
-        position = first + tl.arange(0, ENTRIES)[:, None]
-        inside = position < stop
-        entry = tl.load(order + position, mask=inside, other=0)
+def _keys(ids, index, entries, n_keys, LENGTHS: tl.constexpr):
+    """What entries are sorted by, int32: ids, those that are no row n_keys; or with LENGTHS the negative lengths of
+    the sequences that begin at offsets ``ids``."""
+    inside = index < entries
+    key = tl.load(ids + index, mask=inside, other=0)
+    if LENGTHS:
+        return key - tl.load(ids + index + 1, mask=inside, other=0)
+    return tl.where((key >= 0) & (key < n_keys), key, n_keys).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["entries", "size"])
+def _place(ids, sorted_keys, order, base, table, entries, n_keys, size, LENGTHS: tl.constexpr, FILLED: tl.constexpr,
+           PLACES: tl.constexpr, OTHERS: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
+    """Puts entries in their places; and fills the ``size`` values of the table, from base or with zeros."""
+    index = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    key = _keys(ids, index, entries, n_keys, LENGTHS)
+    before = tl.zeros((PLACES, OTHERS), tl.int32)
+    for first in range(0, entries, OTHERS):
+        other = first + tl.arange(0, OTHERS)
+        theirs = _keys(ids, other, entries, n_keys, LENGTHS)[None, :]
+        less = (theirs < key[:, None]) | ((theirs == key[:, None]) & (other[None, :] < index[:, None]))
+        before += (less & (other < entries)[None, :]).to(tl.int32)
+    place = tl.sum(before, axis=1)
+    tl.store(order + place, index, mask=index < entries)
+    if not LENGTHS:
+        tl.store(sorted_keys + place, key, mask=index < entries)
+    if FILLED:
+        step = tl.num_programs(0).to(tl.int64) * FILL
+        for first in range(tl.program_id(0).to(tl.int64) * FILL, size, step):
+            offset = first + tl.arange(0, FILL)
+            value = tl.zeros((FILL,), table.dtype.element_ty)
+            if base is not None:
+                value = tl.load(base + offset, mask=offset < size, other=0.0)
+            tl.store(table + offset, value, mask=offset < size)
+
+
+@triton.jit
+def _add_entries(sum, position, stop, id, sorted_ids, order, coefficients, source, per_row, column, width,
+                 WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+    """``sum`` [1, COLUMNS] and the entries of ``id`` from ``position`` on and before ``stop``; where they end."""
+    more = position < stop
+    while more:
+        number = position + tl.arange(0, ENTRIES)[:, None]
+        same = (number < stop) & (tl.load(sorted_ids + number, mask=number < stop, other=-1) == id)
+        entry = tl.load(order + number, mask=same, other=0)
         rows = tl.load(
-            source + (entry // per_row) * width + column, mask=inside & (column < width), other=0.0
+            source + (entry // per_row).to(tl.int64) * width + column, mask=same & (column < width), other=0.0
         ).to(tl.float32)  # fmt: skip
         if WEIGHTED:
-            rows *= tl.load(coefficients + entry, mask=inside, other=0.0).to(tl.float32)
+            rows *= tl.load(coefficients + entry, mask=same, other=0.0).to(tl.float32)
         sum += tl.sum(rows, axis=0)[None, :]
-    return sum
+        found = tl.sum(same.to(tl.int32))
+        position += found
+        more = found == ENTRIES
+    return sum, position
 
 
-@triton.jit
-def _sum_chunks(sorted_ids, order, coefficients, source, partial, per_row, width, CHUNK: tl.constexpr,
+@triton.jit(do_not_specialize=["entries"])
+def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, per_row, width, CHUNK: tl.constexpr,
                 WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    chunk = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(0)
     start = chunk * CHUNK
-    if tl.load(sorted_ids + start) == tl.load(sorted_ids + start + CHUNK - 1):
+    id = tl.load(sorted_ids + start)
+    if id == tl.load(sorted_ids + start + CHUNK - 1):
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         sum = tl.zeros((1, COLUMNS), tl.float32)
-        sum = _add_entries(
-            sum, start, start + CHUNK, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES
-        )
-        tl.store(partial + chunk * width + column, sum, mask=column < width)
+        sum, _ = _add_entries(
+            sum, start, start + CHUNK, id, sorted_ids, order, coefficients, source, per_row, column, width,
+            WEIGHTED, ENTRIES,
+        )  # fmt: skip
+        tl.store(partial + chunk.to(tl.int64) * width + column, sum, mask=column < width)
 
 
-@triton.jit
-def _sum_segments(starts, order, coefficients, source, partial, table, per_row, width, padding_idx,
-                  CHUNK: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr,
+@triton.jit(do_not_specialize=["entries", "padding_idx"])
+def _sum_segments(sorted_ids, order, coefficients, source, partial, base, table, entries, per_row, width, n_rows,
+                  padding_idx, CHUNK: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr,
                   COLUMNS: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    start, stop = tl.load(starts + row), tl.load(starts + row + 1)
-    stop = tl.where(row == padding_idx, start, stop)
-    first_chunk, last_chunk = (start + CHUNK - 1) // CHUNK, stop // CHUNK
-    whole = last_chunk > first_chunk
-    first_stop = tl.where(whole, first_chunk * CHUNK, stop)
-    rest = tl.where(whole, last_chunk * CHUNK, stop)
-    last_chunk = tl.where(whole, last_chunk, first_chunk)
-    sum = tl.zeros((1, COLUMNS), tl.float32)
-    sum = _add_entries(sum, start, first_stop, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES)
-    for chunk in range(first_chunk, last_chunk, ENTRIES):
-        position = chunk + tl.arange(0, ENTRIES)[:, None]
-        inside = (position < last_chunk) & (column < width)
-        sum += tl.sum(tl.load(partial + position * width + column, mask=inside, other=0.0), axis=0)[None, :]
-    sum = _add_entries(sum, rest, stop, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES)
-    tl.store(table + row * width + column, sum.to(table.dtype.element_ty), mask=column < width)
+    """The row of entry program_id(0), if it is the first of its id."""
+    first = tl.program_id(0)
+    id = tl.load(sorted_ids + first)
+    previous = tl.load(sorted_ids + first - 1, mask=first > 0, other=-1)
+    if (id != previous) & (id < n_rows) & (id != padding_idx):
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        offset = id.to(tl.int64) * width + column
+        sum = tl.zeros((1, COLUMNS), tl.float32)
+        stop = entries
+        if partial is not None:
+            stop = tl.minimum((first + CHUNK - 1) // CHUNK * CHUNK, entries)
+        sum, position = _add_entries(
+            sum, first, stop, id, sorted_ids, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES
+        )
+        if partial is not None:
+            more = position == stop
+            while more:
+                chunk = position // CHUNK + tl.arange(0, ENTRIES)[:, None]
+                last = chunk * CHUNK + CHUNK - 1
+                same = tl.load(sorted_ids + last, mask=last < entries, other=-1) == id
+                address = partial + chunk.to(tl.int64) * width + column
+                sum += tl.sum(tl.load(address, mask=same & (column < width), other=0.0), axis=0)[None, :]
+                found = tl.sum(same.to(tl.int32))
+                position += found * CHUNK
+                more = found == ENTRIES
+            sum, _ = _add_entries(
+                sum, position, entries, id, sorted_ids, order, coefficients, source, per_row, column, width,
+                WEIGHTED, ENTRIES,
+            )  # fmt: skip
+        if base is not None:
+            sum += tl.load(base + offset, mask=column < width, other=0.0).to(tl.float32)
+        tl.store(table + offset, sum.to(table.dtype.element_ty), mask=column < width)
+
+
+def _placed(ids: Tensor, entries: int, n_keys: int, base: Tensor | None, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    order = torch.empty(entries, dtype=torch.int32, device=ids.device)
+    lengths = n_keys < 0
+    sorted_keys = order if lengths else torch.empty_like(order)
+    programs = cdiv(entries, PLACES)
+    _place[(programs,)](
+        ids, sorted_keys, order, base, order if table is None else table, entries, n_keys,
+        0 if table is None else table.numel(), LENGTHS=lengths, FILLED=table is not None,
+        PLACES=PLACES, OTHERS=OTHERS, FILL=FILL,
+    )  # fmt: skip
+    return sorted_keys, order
+
+
+def sort_ids(ids: Tensor, n_ids: int, base: Tensor | None = None, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sorts integers ``ids`` [N], stable; those outside 0 ... n_ids - 1 come last, as n_ids, which is below 2^31.
+
+    Fills ``table`` besides, which is contiguous, with ``base`` or zeros.
+
+    Returns:
+        int32 [N] the sorted ids, and which entry each of them is.
+    """
+    entries = ids.shape[0]
+    if 0 < entries <= RANKED:
+        return _placed(ids.contiguous(), entries, n_ids, base, table)
+    if table is not None:
+        table.zero_() if base is None else table.copy_(base)
+    wrong = (ids < 0) | (ids >= n_ids)
+    return ids.masked_fill(wrong, n_ids).to(torch.int32).sort(stable=True)
+
+
+def longest_first(offsets: Tensor) -> Tensor:
+    """The sequences between ``offsets`` [B + 1] by length, longest first and stable: [B]."""
+    sequences = offsets.shape[0] - 1
+    if 0 < sequences <= RANKED:
+        return _placed(offsets.contiguous(), sequences, -1, None, None)[1]
+    return torch.argsort(offsets.diff(), descending=True, stable=True)
 
 
 def segment_sum(
@@ -84,6 +190,7 @@ def segment_sum(
     padding_idx: int | None,
     n_rows: int,
     dtype: torch.dtype = torch.float32,
+    base: Tensor | None = None,
 ) -> Tensor:
     """``table[ids[i, j]] += coefficients[i, j] * source[i]``, summed in float32 in the order of (i, j).
 
@@ -91,9 +198,10 @@ def segment_sum(
         ids: integers [N, M], or [N] (M = 1). An id outside 0 ... n_rows - 1 is left out.
         coefficients: [N, M] or None: all 1.
         source: [N, d], any floating type.
-        padding_idx: a row that stays zero, or None.
+        padding_idx: a row to which nothing is added, or None.
         n_rows: rows of the table, below 2^31.
         dtype: of the result.
+        base: [n_rows, d] in that type, what the sums are added to; None: zeros.
 
     Returns:
         [n_rows, d], all of it written; the same bits in every run.
@@ -103,22 +211,22 @@ def segment_sum(
     table = torch.empty(n_rows, width, dtype=dtype, device=source.device)
     if table.numel() == 0:
         return table
-    source = source.contiguous()
-    # Half of the bits, half of the passes of the radix sort.
-    sorted_ids, order = ids.reshape(-1).clamp(-1, n_rows).to(torch.int32).sort(stable=True)
-    starts = torch.searchsorted(sorted_ids, torch.arange(n_rows + 1, dtype=torch.int32, device=ids.device))
+    source, base = source.contiguous(), None if base is None else base.contiguous()
+    sorted_ids, order = sort_ids(ids.reshape(-1), n_rows, base, table)
+    if entries == 0:
+        return table
     weights = source if coefficients is None else coefficients.contiguous()
     columns = min(128, next_power_of_2(width))
     per_row, across = max(entries // max(rows, 1), 1), cdiv(width, columns)
-    chunks = entries // CHUNK
-    partial = torch.empty(chunks, width, dtype=torch.float32, device=source.device)
     shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": ENTRIES, "COLUMNS": columns}
-    if chunks:
-        _sum_chunks[chunks, across](
-            sorted_ids, order, weights, source, partial, per_row, width, **shape, num_warps=WARPS
+    partial = None
+    if entries > RANKED:
+        partial = torch.empty(entries // CHUNK, width, dtype=torch.float32, device=source.device)
+        _sum_chunks[partial.shape[0], across](
+            sorted_ids, order, weights, source, partial, entries, per_row, width, **shape, num_warps=WARPS
         )
-    _sum_segments[n_rows, across](
-        starts, order, weights, source, partial, table, per_row, width, -1 if padding_idx is None else padding_idx,
-        **shape, num_warps=WARPS,
+    _sum_segments[entries, across](
+        sorted_ids, order, weights, source, partial, base, table, entries, per_row, width, n_rows,
+        -1 if padding_idx is None else padding_idx, **shape, num_warps=WARPS,
     )  # fmt: skip
     return table

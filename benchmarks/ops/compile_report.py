@@ -150,6 +150,9 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     for each in (1, 2, 64):
         words = f"weighted, {each} each"
         yield call(words, ops.sample_negatives, ids(n), ids(n), **seen, k=each, n_items=items, rng=rng, **alias)
+    data, epoch = [ids(users)] * 6, [ids(users)] + [ids(users + 1)] * 3
+    sizes = {"n_events": n, "n_sequences": users, "n_targets": n, "n_history": n, "max_len": 50, "padding_idx": items}
+    yield call("with the L2 term", ops.gather_windows, *data, *epoch, ids(2), **sizes)
     for width, lazy in ((63, False), (63, True), (512, False), (512, True)):
         tensors = [x(items, width, grad=False) for _ in range(3)] + [ids(items), ids(500), x(500, width, grad=False)]
         yield call(f"width {width}, lazy {lazy}", ops.adam_rows, *tensors, ids(1), lr=1e-3, lazy=lazy)

@@ -12,7 +12,8 @@ from .case import OURS, Case, Spec
 
 FILES = (
     "attention", "gru", "gru_sampled_loss", "caser_windows", "cross_entropy", "sampled_loss", "topk", "embed_sequence",
-    "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "adam_rows", "linear",
+    "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "windows", "adam_rows",
+    "linear",
 )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ class SequentialRecommender(nn.Module, ABC):
         self.n_items = _catalogue_size(info, "n_items")
         self.catalogue: Catalogue | None = None
         self.register_buffer("rng", ops.make_rng(seed), persistent=False)
+        self._rng_is_held = False
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -136,12 +137,17 @@ class SequentialRecommender(nn.Module, ABC):
 
     def set_rng(self, seed: int, step: int) -> None:
         """The dropout masks of the next training forward are those of (seed, step)."""
-        self.rng = ops.make_rng(seed, step, self.rng.device)
+        self.rng, self._rng_is_held = ops.make_rng(seed, step, self.rng.device), False
+
+    def hold_rng(self, rng: Tensor) -> None:
+        """The dropout masks are those of ``rng``, int64 [2] on the model's device, from now on: who holds it sets it
+        before each step, and no forward advances it. ``set_rng`` ends that."""
+        self.rng, self._rng_is_held = rng, True
 
     def _take_rng(self) -> Tensor:
         """``rng`` for this forward. In training mode the step then advances, in a new tensor: backward needs this."""
         rng = self.rng
-        if self.training:
+        if self.training and not self._rng_is_held:
             following = rng.clone()
             following[1] += 1
             self.rng = following

@@ -23,6 +23,7 @@ from .negatives import sample_negatives, sample_shared_negatives
 from .philox import make_rng
 from .sampled_loss import gbce_beta, sampled_loss
 from .topk import topk
+from .windows import gather_windows
 
 __all__ = [
     "BackendError",
@@ -35,6 +36,7 @@ __all__ = [
     "dropout_add_norm",
     "embed_sequence",
     "explain",
+    "gather_windows",
     "gbce_beta",
     "gru",
     "gru_sampled_loss",

@@ -84,6 +84,13 @@ def floating(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} is {x.dtype}, expected torch.float32, bfloat16, float16 or float64")
 
 
+def ids(name: str, x: Tensor, size: int | None = None) -> None:
+    """Raises ValueError unless ``x`` is int64 with one dimension, of that size where one is given."""
+    if x.dtype != torch.int64 or x.dim() != 1 or (size is not None and x.shape[0] != size):
+        expected = "[*]" if size is None else f"[{size}]"
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 {expected}")
+
+
 def one_type(**tensors: Tensor | None) -> None:
     """Raises ValueError unless all are of one type among FLOATING (under autocast, which casts them, of any)."""
     kinds = {x.dtype for x in tensors.values() if x is not None}

@@ -90,6 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     h, weight, targets, bias, ctx.ignore_index, ctx.softcap, ctx.bfloat16 = inputs
     _, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(h, weight, targets, lse, bias)
 
 
@@ -109,6 +110,7 @@ def _fake_summed(h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None
 def _setup_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.has_bias = inputs[3] is not None
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
 
 

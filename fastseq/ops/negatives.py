@@ -44,12 +44,6 @@ ATTEMPTS = 31
 WORDS_PER_NEGATIVE = 64
 
 
-def _check_ids(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
-    expected = "[*]" if shape is None else str(list(shape))
-    if x.dtype != torch.int64 or x.dim() != 1 or (shape is not None and x.shape != shape):
-        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 {expected}")
-
-
 def _check_common(n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None) -> None:
     if not 1 <= n_items < 2**31:
         raise ValueError(f"n_items is {n_items}, expected 1 ... 2**31 - 1")
@@ -59,7 +53,7 @@ def _check_common(n_items: int, rng: Tensor, probability: Tensor | None, alias: 
         raise ValueError("probability and alias must both be given or both be None")
     for name, table in (("probability", probability), ("alias", alias)):
         if table is not None:
-            _check_ids(name, table, (n_items,))
+            _checks.ids(name, table, n_items)
 
 
 def sample_negatives(
@@ -98,10 +92,10 @@ def sample_negatives(
             shows raises on the CPU; on a GPU, where that would wait for the device, such a target's negatives are -1
             (of which ``sampled_loss`` makes NaN).
     """
-    _check_ids("users", users)
-    _check_ids("positives", positives, tuple(users.shape))
-    _check_ids("seen_offsets", seen_offsets)
-    _check_ids("seen_items", seen_items)
+    _checks.ids("users", users)
+    _checks.ids("positives", positives, users.shape[0])
+    _checks.ids("seen_offsets", seen_offsets)
+    _checks.ids("seen_items", seen_items)
     _check_common(n_items, rng, probability, alias)
     if not 0 <= k < 2**31 or first < 0 or threads < 0:
         raise ValueError(f"k is {k}, first is {first}, threads is {threads}: expected none below 0, and k below 2**31")

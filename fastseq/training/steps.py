@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -71,7 +72,7 @@ class EagerSteps:
 
     def take(self, work: JaggedBatch, step: int) -> None:
         assert work.rng is not None
-        self.model.rng = work.rng
+        self.model.hold_rng(work.rng)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
         scale = self.ranks.world_size
         self._losses.append(descend(self.model, self.optimizer, self.objective, work, self.options, scale))
@@ -82,6 +83,12 @@ class EagerSteps:
         losses: list[float] = torch.stack(self._losses).double().tolist()
         self._losses.clear()
         return losses
+
+
+@cache
+def _upstream(scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The gradient of a loss, made once: PyTorch would fill a new one in every step."""
+    return torch.full((), scale, dtype=dtype, device=device)
 
 
 def descend(
@@ -97,7 +104,7 @@ def descend(
     with products(options.precision, device):
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             loss = objective(batch)
-        (loss * scale if scale > 1 else loss).backward()
+        loss.backward(_upstream(scale, loss.dtype, device))
     if options.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
     optimizer.step()

@@ -25,7 +25,7 @@ from tests.ops.backends import needs_triton
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-ONE_TYPE = {"negatives": [INT64], "adam_rows": [FLOAT32]}
+ONE_TYPE = {"negatives": [INT64], "windows": [INT64], "adam_rows": [FLOAT32]}
 CHOICES = [
     (file, dtype)
     for file in FILES

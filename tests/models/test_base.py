@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastseq import GRU4Rec, SASRec
+from fastseq import GRU4Rec, SASRec, ops
 from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.jagged import fill_empty, offsets_of, trailing_lengths, unpad
@@ -184,6 +184,9 @@ def test_rng_is_no_state_and_advances_in_training_only() -> None:
     assert model.training_step(batch, 0) == first
     model.eval()(*batch[:2])
     assert model.rng.tolist() == [42, 1]
+    model.train().hold_rng(ops.make_rng(42, 0))
+    assert model.training_step(batch, 0) == model.training_step(batch, 1) == first
+    assert model.rng.tolist() == [42, 0]
 
 
 def test_moving_to_another_type_keeps_the_rng() -> None:

@@ -49,6 +49,29 @@ def _seen() -> dict[str, Any]:
     return dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0, 2]))
 
 
+def _windows() -> dict[str, Any]:
+    """Histories of 4 and 3 events, whole; the second alone is a batch, with one sequence and one target more."""
+    return dict(
+        tape=torch.arange(T),
+        user_offsets=torch.tensor([0, 4, 7]),
+        users=torch.tensor([0, 1]),
+        starts=torch.tensor([0, 4]),
+        stops=torch.tensor([3, 6]),
+        first_targets=torch.tensor([1, 5]),
+        order=torch.tensor([1, 0]),
+        inputs_before=torch.tensor([0, 2, 5]),
+        targets_before=torch.tensor([0, 2, 5]),
+        history_before=torch.tensor([0, 2, 5]),
+        place=torch.tensor([0, 1]),
+        n_events=5,
+        n_sequences=2,
+        n_targets=3,
+        n_history=3,
+        max_len=3,
+        padding_idx=V - 1,
+    )
+
+
 # By the name of the public op: its arguments.
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "adam_rows": lambda: dict(
@@ -85,6 +108,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         rng=RNG,
         padding_idx=V - 1,
     ),
+    "gather_windows": _windows,
     "gru": _gru,
     "gru_sampled_loss": lambda: dict(
         **_gru(), **_loss(), dense_weight=torch.randn(D, 4), dense_bias=torch.randn(D), rows=torch.tensor([1, 2, 6])
@@ -112,6 +136,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adam_rows": [dict(lazy=True)],
     "dropout_add_norm": [dict(x_bias=None)],
     "embed_sequence": [dict(position_weight=None, norm_weight=None, norm_bias=None)],
+    "gather_windows": [dict(history_before=None, n_history=0)],
     "gru": [dict(bias_hh=None)],
     "gru_sampled_loss": [dict(bias_hh=None, rows=None, targets=torch.arange(T), negatives=SHARED)],
     "linear": [dict(bias=None)],

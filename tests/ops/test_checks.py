@@ -150,6 +150,29 @@ BAD: dict[str, Refused] = {
         ({"norm_bias": None}, "pass both or neither"),
         ({"padding_idx": V}, "padding_idx is 11"),
     ],
+    "gather_windows": [
+        ({"tape": torch.arange(T).int()}, r"tape is torch.int32 \[7\], expected torch.int64 \[\*\]"),
+        ({"starts": torch.tensor([0])}, r"starts is torch.int64 \[1\], expected torch.int64 \[2\]"),
+        ({"inputs_before": torch.tensor([0, 2])}, r"inputs_before is torch.int64 \[2\], expected torch.int64 \[3\]"),
+        ({"place": torch.tensor([0])}, r"place is torch.int64 \[1\], expected torch.int64 \[2\]"),
+        ({"place": torch.tensor([1, 3])}, "place is 1, 3, expected 0 <= low <= high <= 2"),
+        ({"place": torch.tensor([-1, 1])}, "place is -1, 1, expected"),
+        ({"order": torch.tensor([2, 0])}, r"order\[0\] is 2, expected 0 <= window < 2"),
+        ({"users": torch.tensor([0, 2])}, r"users\[0\] is 2, expected 0 <= user < 2"),
+        *(
+            ({name: torch.tensor([0, bad])}, "of window 1 are .*, expected 4 <= start < first_target <= stop < 7")
+            for name, bad in (("starts", 3), ("stops", 7), ("first_targets", 4))
+        ),
+        ({"targets_before": torch.tensor([0, 1, 5])}, "targets_before is not the running sum of the windows in order"),
+        ({"n_events": 1}, "n_events is 1, expected at least 3: the batch has 2 inputs, 1 sequences and 2 targets"),
+        ({"n_events": 2}, "n_events is 2, expected at least 3"),
+        ({"n_events": 6}, "n_sequences is 2, expected at least 3"),
+        ({"n_targets": 1}, "n_targets is 1, expected at least 2"),
+        ({"n_history": 1}, "n_history is 1, expected at least 2"),
+        ({"history_before": None}, "n_history is 3, but history_before is None"),
+        ({"n_sequences": -1}, "n_sequences is -1, expected 0 ... 2"),
+        ({"max_len": 0}, "max_len is 0, expected 1 ... 2"),
+    ],
     "gru": GRU_IS_BAD,
     "gru_sampled_loss": [
         *GRU_IS_BAD,

@@ -28,6 +28,7 @@ def dense(ids: Tensor, coefficients: Tensor | None, source: Tensor, padding_idx:
 
 
 @needs_triton
+@pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("shape", "width", "n_rows", "skew"),
@@ -35,11 +36,23 @@ def dense(ids: Tensor, coefficients: Tensor | None, source: Tensor, padding_idx:
      ((0, 3), 8, 4, 0), ((5, 0), 8, 4, 0), ((5, 2), 0, 4, 0)],
 )  # fmt: skip
 def test_triton(
-    shape: tuple[int, ...], width: int, n_rows: int, skew: float, weighted: bool, poisoned_empty: None
+    shape: tuple[int, ...],
+    width: int,
+    n_rows: int,
+    skew: float,
+    weighted: bool,
+    counted: bool,
+    poisoned_empty: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Segments of no, one and many entries; whole chunks, and one segment that is all there is."""
+    """Segments of no, one and many entries; whole chunks, and one segment that is all there is. Places that are counted
+    and those of torch.sort."""
     from fastseq.kernels.segments import CHUNK, segment_sum
 
+    from fastseq.kernels import segments
+
+    if not counted:
+        monkeypatch.setattr(segments, "RANKED", 0)
     ids, coefficients, source = problem(shape, width, n_rows, skew)
     weights = coefficients if weighted else None
     if skew == 9:
@@ -49,7 +62,11 @@ def test_triton(
         sums = segment_sum(*arguments, padding_idx, n_rows)
         assert torch.equal(sums, segment_sum(*arguments, padding_idx, n_rows))
         exact = dense(ids, None if weights is None else weights.double(), source.double(), padding_idx, n_rows)
-        assert_as_accurate(sums.cpu(), dense(ids, weights, source, padding_idx, n_rows), exact, 3, "table")
+        plain = dense(ids, weights, source, padding_idx, n_rows)
+        assert_as_accurate(sums.cpu(), plain, exact, 3, "table")
+        base = torch.randn(n_rows, width)
+        sums = segment_sum(*arguments, padding_idx, n_rows, base=base.to(DEVICE))
+        assert_as_accurate(sums.cpu(), base + plain, base + exact, 3, "table and base")
 
 
 @needs_triton
@@ -59,6 +76,7 @@ def test_triton_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastseq.kernels import segments
 
     monkeypatch.setattr(segments, "CHUNK", chunk)
+    monkeypatch.setattr(segments, "RANKED", 0)
     ids = torch.arange(40).repeat_interleave(torch.tensor([*range(20), *range(0, 100, 5)]))
     ids = ids[torch.randperm(len(ids))]
     coefficients, source = torch.randint(-3, 4, ids.shape).float(), torch.randint(-3, 4, (len(ids), 5)).half()
@@ -75,3 +93,19 @@ def test_triton_leaves_out_ids_that_are_no_rows() -> None:
     ids = torch.tensor([3, -1, 0, 4, 2**31 + 1, 2**32 + 2, -(2**32) + 1, 1 - 2**63], device=DEVICE)
     table = segment_sum(ids, None, torch.ones(8, 2, device=DEVICE), None, 4)
     assert table[:, 0].tolist() == [1, 0, 0, 1]
+
+
+@needs_triton
+@pytest.mark.parametrize("count", [0, 1, 31, 200])
+def test_order(count: int) -> None:
+    """Of ids with what is no id, and of sequences by their lengths: that of a stable sort."""
+    from fastseq.kernels.segments import longest_first, sort_ids
+
+    ids = torch.randint(-3, 12, (count,))
+    expected, order = torch.where((ids < 0) | (ids > 8), 9, ids).sort(stable=True)
+    sorted_ids, entries = sort_ids(ids.to(DEVICE), 9)
+    assert torch.equal(sorted_ids.cpu(), expected.int()) and torch.equal(entries.cpu().long(), order)
+    lengths = torch.randint(0, 5, (count,))
+    offsets = torch.cat((torch.zeros(1), lengths.cumsum(0))).int().to(DEVICE)
+    expected = lengths.argsort(descending=True, stable=True)
+    assert torch.equal(longest_first(offsets).cpu().long(), expected)

@@ -293,7 +293,8 @@ def _launch(run: Callable[..., Any]) -> Callable[..., Any]:
                 wrong(f"{name} is on {x.device}, the current device is {STATE.current}")
             if not x.is_contiguous() and f"{name}_row" not in names:  # those are read by their strides
                 wrong(f"{name} has strides {x.stride()}")
-        STATE.launch = launch = {"kernel": kernel, "grid": size, "arguments": bound}  # type: ignore[attr-defined]
+        # The arguments are not kept: a gradient that somebody holds is copied, not taken over.
+        STATE.launch = launch = {"kernel": kernel, "grid": size}  # type: ignore[attr-defined]
         with _disable_current_modes():
             given = [_without_memory(x) for x in args]
             run(self, *given, grid=grid, warmup=warmup, **{k: _without_memory(v) for k, v in options.items()})
