@@ -45,7 +45,8 @@ class TrainingOptions:
         protocol, n_negatives, evaluation_seed, mask_seen, history: how validation ranks; ``evaluate`` explains each.
         per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
         checkpoint_every_seconds: time between checkpoints inside an epoch; 0: every step; None: only after epochs.
-        max_seconds: stop after so many seconds of training steps; None: never.
+        max_seconds: stop after so many seconds of training steps, by the host's clock; the steps that a GPU has left to
+            do then are waited for. None: never.
         progress_every_seconds: time between calls of ``on_progress``.
 
     Raises:
