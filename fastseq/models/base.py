@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import check_integer
-from ..ops.sampled_loss import needs_log_q
+from ..ops.sampled_loss import IGNORED, needs_log_q
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, seed_draws, seeded
 from .jagged import Ids, as_ids, check_padded, fill_empty, last_rows, look, offsets_of, places, trailing_lengths
@@ -317,6 +317,8 @@ class SequentialRecommender(nn.Module, ABC):
             if batch.l2_items is None:
                 raise ValueError(f"{name}: reg_weight is {self.reg_weight} and needs batch.l2_items, which is None")
             total = total + 0.5 * self.reg_weight * self._l2_sum(batch, batch.l2_items).to(total.dtype)
+        if batch.divisor is not None:
+            return total / batch.divisor
         return total / max(1, batch.n_targets_global or batch.n_targets)
 
     @property
@@ -337,10 +339,14 @@ class SequentialRecommender(nn.Module, ABC):
 
     def _l2_sum(self, batch: JaggedBatch, history: Tensor) -> Tensor:
         """Σ‖e‖² over every embedding the batch uses."""
-        items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, None)]
+        counted = None if batch.divisor is None else batch.targets != IGNORED
+        items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, counted)]
         share = self._negatives_share(batch)
         if batch.negatives is not None and share == 1.0:
-            items.append((batch.negatives, None))
+            each = None
+            if counted is not None and batch.negatives.dim() == 2:
+                each = counted[:, None].expand_as(batch.negatives)
+            items.append((batch.negatives, each))
         counts = row_counts(self.item_embedding.weight, items)
         if batch.negatives is not None and share != 1.0:  # a fraction is no term of a sum that has no order on a GPU
             counts += share * row_counts(self.item_embedding.weight, [(batch.negatives, None)])
@@ -349,7 +355,7 @@ class SequentialRecommender(nn.Module, ABC):
         if self.needs_user:
             users = batch.users[batch.target_sequences]
             total = total + sum_of_squares(
-                self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, None)])
+                self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, counted)])
             )
         return total
 

@@ -27,6 +27,7 @@ _FREE_OPTIONS = {
     "min_delta",
     "grace_period",
     "evaluation_batch_size",
+    "execution",
     "checkpoint_every_seconds",
     "max_seconds",
     "progress_every_seconds",
