@@ -52,7 +52,6 @@ def model(name: str, place: str = "cuda:0", **changes: Any) -> Any:
 def trainer(name: str, precision: str, place: str = "cuda:0", **changes: Any) -> Trainer:
     made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, precision=precision))  # type: ignore[arg-type]
     made.loader.prefetch = 0  # modes belong to a thread
-    made.steps = made._build_steps()
     made.model.train()
     return made
 
