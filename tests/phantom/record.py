@@ -24,6 +24,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.ops.compile_report import compile_launch  # noqa: E402
 from fastseq import ops  # noqa: E402
+from fastseq.data import loader  # noqa: E402
 from fastseq.data.readers import from_sequences  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
@@ -64,6 +65,15 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     return lambda: made._step(next(batches))
 
 
+def pinned_step(name: str, precision: str) -> Callable[[], None]:
+    """Likewise, where the data are too large to lie on the device."""
+    share, loader.RESIDENT_SHARE = loader.RESIDENT_SHARE, 0.0
+    try:
+        return training_step(name, precision)
+    finally:
+        loader.RESIDENT_SHARE = share
+
+
 def evaluation(name: str, precision: str) -> Callable[[], None]:
     made = model(name)
     return lambda: evaluate(made, SPLIT, "test", batch_size=20)
@@ -102,6 +112,7 @@ def on_the_second_device(name: str, precision: str) -> Callable[[], None]:
 
 FLOWS = {
     "training_step": training_step,
+    "pinned_step": pinned_step,
     "evaluate": evaluation,
     "recommend": recommending,
     "padded_step": padded_step,
@@ -166,7 +177,7 @@ def facts(record: Record) -> dict[str, Any]:
 
 def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for flow, prepare in FLOWS.items():
-        for precision in PRECISIONS[:1] if flow == "second_device" else PRECISIONS:
+        for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step") else PRECISIONS:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             run = prepare(name, "bf16" if precision == "bf16" else "fp32")
             record = start()

@@ -43,6 +43,14 @@ def test_flow(facts_of: Facts, model: str, flow: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
+def test_a_batch_is_made_on_the_device_or_comes_in_one_asynchronous_copy(facts_of: Facts, model: str) -> None:
+    resident, pinned = (facts_of(model)[f"{flow}, fp32"] for flow in ("training_step", "pinned_step"))
+    assert not resident["copies"] and {"windows._gather", "negatives._uniform"} <= set(resident["launches"])
+    assert not pinned["syncs"] and not pinned["errors"], (pinned["syncs"], pinned["errors"])
+    assert len(pinned["copies"]) == 1 and pinned["copies"][0].startswith("async"), pinned["copies"]
+
+
+@pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
 def test_a_step_on_another_device_than_the_current_one(facts_of: Facts, model: str) -> None:
     facts = facts_of(model)["second_device, fp32"]
     assert facts["launches"] and not facts["errors"], "\n".join(facts["errors"])
