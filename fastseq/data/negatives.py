@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -259,9 +259,7 @@ class DeviceSampler:
 
     def __init__(self, sampler: NegativeSampler, device: torch.device) -> None:
         self.size, self.n_items, self.mode = sampler.size, sampler.n_items, sampler.mode
-        tables = sampler.tables()
-        self._tables = {name: table.to(device) for name, table in tables.items()}
-        self._drawn_from = {name: self._tables.get(name) for name in ("probability", "alias")}
+        self._tables = {name: table.to(device) for name, table in sampler.tables().items()}
 
     @staticmethod
     def bytes_of(sampler: NegativeSampler) -> int:
@@ -284,13 +282,12 @@ class DeviceSampler:
         if partly:
             unused = targets < 0
             targets, users = (torch.where(unused, x[:1].clamp(min=0), x) for x in (targets, users))
+        drawn_from: dict[str, Any] = {name: tables.get(name) for name in ("probability", "alias")}
         if self.mode == "per_target":
             seen = tables["seen_offsets"], tables["seen_items"]
-            negatives = sample_negatives(
-                users, targets, *seen, self.size, self.n_items, rng, **self._drawn_from, first=first
-            )
+            negatives = sample_negatives(users, targets, *seen, self.size, self.n_items, rng, first=first, **drawn_from)
         else:
-            negatives = sample_shared_negatives(self.size, self.n_items, rng, **self._drawn_from)
+            negatives = sample_shared_negatives(self.size, self.n_items, rng, **drawn_from)
         if self.mode == "shared_unseen":
             keys = tables["seen_keys"]
             # The users of the sequences: in most batches fewer than targets.

@@ -6,7 +6,7 @@ that hold every batch (``Sizes``) one recorded CUDA graph makes any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -73,7 +73,7 @@ class ResidentData:
         """An epoch's order, copied to the device; ``into``: over that of another epoch, which a graph has recorded."""
         return ResidentEpoch(self, epoch, into)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[JaggedBatch]:
+    def batches(self, epoch: int, start: int = 0) -> Generator[JaggedBatch, None, None]:
         """As ``Loader.batches``, on the device."""
         if start < len(self.loader):
             data = self.epoch(epoch)
