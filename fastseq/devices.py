@@ -1,9 +1,11 @@
-"""Which device computes, and what it is called."""
+"""Which device computes, what it is called, and what is said when its memory is full."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -71,3 +73,23 @@ def device_name(device: torch.device) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+class DeviceMemoryError(torch.OutOfMemoryError):
+    """A GPU's memory is full; the message names what was running, how much was free, and the remedy."""
+
+
+@contextmanager
+def memory_named(device: torch.device, doing: str, remedy: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Raises DeviceMemoryError for PyTorch's own error inside, ``more()`` at its end; another's is left as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = str(error)
+        if not isinstance(error, DeviceMemoryError):
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+            message = (
+                f"out of GPU memory while {doing}: {free:.1f} of {total:.1f} GiB of {device_name(device)} were free. "
+                f"{remedy[0].upper()}{remedy[1:]}, or compute on the CPU."
+            )
+        raise DeviceMemoryError(message + more()) from error

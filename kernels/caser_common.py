@@ -85,7 +85,7 @@ class Shape:
         self.block = _power(self.lanes, 16, LANES)
         self.width = _power(d, 16, WIDTH)
         self.vertical = _power(n_v, 1, VERTICAL)
-        sizes = {"LENGTH": length, "FILTERS": n_h, "D": d}
+        sizes: dict[str, Any] = {"LENGTH": length, "FILTERS": n_h, "D": d}
         exact = size == 4 and precision == "ieee"
         # With 4 warps exact float32 products spill 11 KB in _grad_filters and need every register in _convolve; with 8
         # and 64 columns _convolve (sm_90) and _grad_x (sm_100) spill 8 and 28 bytes. In other types 4 warps spill 12 to
@@ -101,7 +101,7 @@ class Shape:
         self.rest = {**sizes, "LANES": self.block, "WIDTH": self.width}
         self.finish_x = {**sizes, "NV": n_v, "HISTORIES": HISTORIES, "WIDTH": self.width}
         self.histories = {**self.finish_x, "VERTICAL": self.vertical}
-        by_history = {"LENGTH": length, "FILTERS": n_h, "SKIPPED": self.skipped, "HISTORIES": HISTORIES}
+        by_history: dict[str, Any] = {"LENGTH": length, "FILTERS": n_h, "SKIPPED": self.skipped, "HISTORIES": HISTORIES}
         self.by_slot = {**by_history, "COLUMNS": 128}
         self.distances = {**by_history, "LANES": self.block, "STEPS": _power(length + 1, 1, 32)}
         self.add_distances = {"LENGTH": length, "FILTERS": n_h, "RUNS": CHUNKS, "LANES": self.block}

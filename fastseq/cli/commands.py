@@ -378,9 +378,12 @@ def _answer() -> None:
     except TrainingError as error:
         fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
+        from ..devices import DeviceMemoryError
         from ..ops import BackendError
         from .experiment import out_of_memory
 
+        if isinstance(error, DeviceMemoryError):
+            fail(str(error), 1)
         if isinstance(error, BackendError):
             fail(str(error), 2)
         if not out_of_memory(error):

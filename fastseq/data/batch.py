@@ -26,10 +26,11 @@ class JaggedBatch:
             (an event stands once per sequence whose targets need it); None without an L2 term.
         l2_weights: float32 [R], how many targets of that sequence have the event in their history.
         l2_padding: how many padding cells WarpRec counts besides: ``max_len`` of the loader minus the length of the
-            history, summed over the targets.
+            history, summed over the targets; a tensor where ``divisor`` is given.
         n_targets_global: targets of this optimizer step over all ranks: what a sum of losses is divided by.
         last_only: whether exactly the last row of every sequence counts, as in per-target batches (N = B).
         hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
+        divisor: int64 [], ``n_targets_global`` on the device, where that is 0 and some targets are unused: -100.
         rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
     """
 
@@ -44,11 +45,12 @@ class JaggedBatch:
     log_q: Tensor | None = None
     l2_items: Tensor | None = None
     l2_weights: Tensor | None = None
-    l2_padding: int = 0
+    l2_padding: int | Tensor = 0
     n_targets_global: int = 0
     last_only: bool = False
     hidden: Tensor | None = None
     rng: Tensor | None = None
+    divisor: Tensor | None = None
 
     @property
     def n_targets(self) -> int:

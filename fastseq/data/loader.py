@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,6 +39,27 @@ def cut(cumulative: Int64Array, goals: Int64Array) -> Int64Array:
     k = np.arange(1, parts)
     inner = np.clip(np.maximum.accumulate(nearest - k), 0, windows - parts) + k  # strictly increasing
     return np.concatenate([[0], inner, [windows]])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What an epoch's batches are made of, for one rank.
+
+    Attributes:
+        order: int64 [windows], the windows, shuffled.
+        targets_before: int64 [windows + 1], targets before each of them, and of all.
+        parts: int64 [batches, 2], batch ``i`` has the windows ``order[low:high]``.
+        first: int64 [batches], number of the batch's first target here among those of all ranks.
+        n_targets: int64 [batches], targets over all ranks.
+        steps: int64 [batches], the number of the optimizer step.
+    """
+
+    order: Int64Array
+    targets_before: Int64Array
+    parts: Int64Array
+    first: Int64Array
+    n_targets: Int64Array
+    steps: Int64Array
 
 
 class Loader:
@@ -94,10 +116,11 @@ class Loader:
         if prefetch < 0:
             raise ValueError(f"prefetch is {prefetch}, expected at least 0")
         split = as_split(data)
-        self._tape = np.ascontiguousarray(split.interactions.items)
-        self._offsets = np.ascontiguousarray(split.interactions.offsets)
+        self.tape = np.ascontiguousarray(split.interactions.items)
+        self.offsets = np.ascontiguousarray(split.interactions.offsets)
+        self.n_items = split.interactions.n_items
         self.windows = pack_windows(
-            self._offsets, split.train_stop, max_len, window_stride, per_target=per_target, context=context
+            self.offsets, split.train_stop, max_len, window_stride, per_target=per_target, context=context
         )
         self.batch_size, self.max_len, self.seed = batch_size, max_len, seed
         self.sampler, self.per_target, self.l2 = sampler, per_target, l2
@@ -129,20 +152,28 @@ class Loader:
             return prefetched(source, self.prefetch)
         return transferred(source, self.device, self.prefetch)
 
+    def plan(self, epoch: int) -> Plan:
+        """The order of the windows in an epoch, and this rank's part of it in every batch."""
+        order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(self.windows))
+        before = np.concatenate([[0], np.cumsum(self.windows.n_targets[order])])
+        bounds = cut(before, np.arange(1, self._length) * self.batch_size)
+        starts, stops = bounds[:-1], bounds[1:]
+        parts = np.stack([starts, stops], axis=1)
+        if self.world_size > 1:
+            for part, start, stop in zip(parts, starts, stops, strict=True):
+                mine = self._part(before[start : stop + 1] - before[start])
+                part[:] = start + mine.start, start + mine.stop
+        steps = epoch * self._length + np.arange(self._length)
+        return Plan(order, before, parts, before[parts[:, 0]] - before[starts], before[stops] - before[starts], steps)
+
     def _assembled(self, epoch: int, start: int) -> Iterator[JaggedBatch]:
         if start == self._length:
             return
-        shuffle = np.random.default_rng([self.seed % 2**64, epoch])
-        order = shuffle.permutation(len(self.windows))
-        cumulative = np.concatenate([[0], np.cumsum(self.windows.n_targets[order])])
-        bounds = cut(cumulative, np.arange(1, self._length) * self.batch_size)
+        plan = self.plan(epoch)
         for i in range(start, self._length):
-            step = epoch * self._length + i
+            (low, high), step = plan.parts[i], int(plan.steps[i])
             rng = make_rng(self.seed, step)
-            low, high = bounds[i], bounds[i + 1]
-            targets = cumulative[low : high + 1] - cumulative[low]
-            mine = self._part(targets)
-            batch = self._assemble(order[low:high][mine], rng, int(targets[mine.start]), int(targets[-1]))
+            batch = self._assemble(plan.order[low:high], rng, int(plan.first[i]), int(plan.n_targets[i]))
             # Each rank holds other rows, so each draws its dropout from a step of its own.
             batch.rng = make_rng(self.seed, step * self.world_size + self.rank)
             yield batch
@@ -173,15 +204,15 @@ class Loader:
             last_only=self.per_target,
         )
         if self.l2:
-            reach = np.maximum(self._offsets[windows.user[indices]], windows.first_target[indices] - self.max_len)
+            reach = np.maximum(self.offsets[windows.user[indices]], windows.first_target[indices] - self.max_len)
             n_history = int((windows.stop[indices] - reach).sum())
             batch.l2_items = torch.empty(n_history, dtype=torch.int64)
             batch.l2_weights = torch.empty(n_history, dtype=torch.float32)
         written = ("items", "offsets", "users", "rows", "targets", "target_sequences", "l2_items", "l2_weights")
         buffers = (getattr(batch, name) for name in written)
         padding = _C.gather_windows(
-            self._tape,
-            self._offsets,
+            self.tape,
+            self.offsets,
             windows.user,
             windows.start,
             windows.stop,

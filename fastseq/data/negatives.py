@@ -14,6 +14,7 @@ from fastseq.errors import DataError
 from fastseq.native import _C
 from fastseq.ops import sample_negatives, sample_shared_negatives
 
+from .batch import JaggedBatch
 from .ids import Int64Array
 from .interactions import Interactions
 from .split import Split
@@ -197,6 +198,29 @@ class NegativeSampler:
             left = np.log(self._masses.sum() - excluded)[:, None]
         return torch.from_numpy((own - left).astype(np.float32))
 
+    def tables(self) -> dict[str, Tensor]:
+        """What draws for the training data need, by name, on the CPU.
+
+        ``probability`` and ``alias``, int64 [n_items]; ``seen_offsets``, ``seen_items``, int64, per target;
+        ``seen_keys``, int64: user * n_items + item of all that is seen, ascending; and ``log_masses``, float64
+        [n_items], with ``log_left``, float64 [] or, per target, [n_users]: their difference is log q.
+        """
+        tables: dict[str, Tensor] = {}
+        if self._probability is not None and self._alias is not None:
+            tables |= {"probability": self._probability, "alias": self._alias}
+        if self.mode == "per_target":
+            tables |= {"seen_offsets": self._seen_offsets, "seen_items": self._seen_items}
+        elif self.mode == "shared_unseen":
+            users = torch.arange(len(self._seen_offsets) - 1).repeat_interleave(self._seen_offsets.diff())
+            tables["seen_keys"] = users * self.n_items + self._seen_items
+        if self.with_log_q:
+            # Of the training data every positive is among the seen.
+            left = self._masses.sum() - (self._seen_masses if self.mode == "per_target" else 0)
+            with np.errstate(divide="ignore"):
+                tables["log_left"] = torch.from_numpy(np.asarray(np.log(left)))
+            tables["log_masses"] = torch.from_numpy(self._log_masses)
+        return tables
+
     @cached_property
     def _log_masses(self) -> NDArray[np.float64]:
         """-inf for an item without weight."""
@@ -223,6 +247,63 @@ class NegativeSampler:
             high = np.where(open_ & ~below, middle, high)
         inside = low < end
         return inside & (seen[np.where(inside, low, 0)] == wanted) if len(seen) else inside
+
+
+class DeviceSampler:
+    """The draws of a ``NegativeSampler`` for batches of its training data, from tables on a device, without a wait.
+
+    Args:
+        sampler: whose draws these are, bit for bit.
+        device: of the batches.
+    """
+
+    def __init__(self, sampler: NegativeSampler, device: torch.device) -> None:
+        self.size, self.n_items, self.mode = sampler.size, sampler.n_items, sampler.mode
+        tables = sampler.tables()
+        self._tables = {name: table.to(device) for name, table in tables.items()}
+        self._drawn_from = {name: self._tables.get(name) for name in ("probability", "alias")}
+
+    @staticmethod
+    def bytes_of(sampler: NegativeSampler) -> int:
+        """What its tables take on a device."""
+        return sum(table.nbytes for table in sampler.tables().values())
+
+    def sample(
+        self, batch: JaggedBatch, rng: Tensor, *, first: int = 0, partly: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``NegativeSampler.sample``.
+
+        Args:
+            batch: its users and targets are looked at.
+            rng: int64 [2], (seed, step), on the device.
+            first: number of the first target in the whole batch.
+            partly: whether some targets are -100; their negatives are those of the first target, drawn again.
+        """
+        tables, targets = self._tables, batch.targets
+        users = batch.users[batch.target_sequences]
+        if partly:
+            unused = targets < 0
+            targets, users = (torch.where(unused, x[:1].clamp(min=0), x) for x in (targets, users))
+        if self.mode == "per_target":
+            seen = tables["seen_offsets"], tables["seen_items"]
+            negatives = sample_negatives(
+                users, targets, *seen, self.size, self.n_items, rng, **self._drawn_from, first=first
+            )
+        else:
+            negatives = sample_shared_negatives(self.size, self.n_items, rng, **self._drawn_from)
+        if self.mode == "shared_unseen":
+            keys = tables["seen_keys"]
+            # The users of the sequences: in most batches fewer than targets.
+            wanted = batch.users[:, None] * self.n_items + negatives
+            found = torch.searchsorted(keys, wanted).clamp_(max=keys.shape[0] - 1)
+            seen_by = (keys[found] == wanted)[batch.target_sequences]
+            negatives = torch.where(seen_by, targets[:, None], negatives)
+        if "log_masses" not in tables:
+            return negatives, None
+        left = tables["log_left"]
+        return negatives, (
+            tables["log_masses"][negatives] - (left if left.dim() == 0 else left[users][:, None])
+        ).float()
 
 
 def as_split(data: Interactions | Split) -> Split:

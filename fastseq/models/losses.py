@@ -53,14 +53,17 @@ def row_counts(weight: Tensor, ids: list[tuple[Tensor, Tensor | None]]) -> Tenso
     """How often each row of ``weight`` [R, d] is used: float [R].
 
     Args:
-        ids: pairs of row numbers (any shape) and how often each counts (None: once).
+        ids: pairs of row numbers (any shape) and how often each counts (None: once), that shape; a number below 0
+            counts 0 times.
     """
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     counts = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
     for rows, times in ids:
         rows = rows.reshape(-1)
-        ones = torch.ones(rows.shape, dtype=dtype, device=weight.device)
-        counts.index_add_(0, rows, ones if times is None else times.to(dtype))
+        if times is None:
+            counts.index_add_(0, rows, torch.ones(rows.shape, dtype=dtype, device=weight.device))
+        else:
+            counts.index_add_(0, rows.clamp(min=0), times.reshape(-1).to(dtype))
     return counts
 
 

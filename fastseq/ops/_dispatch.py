@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import _checks
+from ._lane import short_way, without_autocast
 
 Backend = Literal["reference", "cpu", "triton"]
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "triton")
@@ -192,14 +195,12 @@ def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
-    if op.endswith("_backward") and torch.is_grad_enabled() and any(map(_wants_gradient, arguments)):
+    if torch.is_grad_enabled() and op.endswith("_backward") and any(map(_wants_gradient, arguments)):
         # Without a formula torch would warn and go on with a second derivative that lacks this op's part.
         raise RuntimeError(f"fastseq::{op} has no derivative: leave out create_graph=True")
     serving = served(op, device)
     for calls in _recorders:
         calls.append((op, serving.backend))
-    if device != "cpu":
-        _checks.same_device(op, arguments)
     check = _data_checks.get(op)
     if serving.backend != "cpu":
         if check is not None and _checks.wanted(device):
@@ -213,7 +214,7 @@ def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
         raise
 
 
-def _promote(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _promote(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """All floating tensors cast to the widest type among them (autocast leaves parameters in float32)."""
     kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     if not kinds:
@@ -224,14 +225,16 @@ def _promote(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
 
 
-def _autocast(op: str, key: str) -> Callable[..., Any]:
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+def _dispatched(op: str, device: str, *arguments: Any) -> Any:
+    """What torch.library calls."""
+    if device != "cpu":
+        _checks.same_device(op, arguments)
+    return _call(op, device, arguments)
 
-    def cast(*arguments: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return getattr(torch.ops.fastseq, op).default(*_promote(arguments))
 
-    return cast
+def _autocast(op: str, device: str, *arguments: Any) -> Any:
+    with without_autocast(device):
+        return getattr(torch.ops.fastseq, op).default(*_promote(device, arguments))
 
 
 def bfloat16_products(device: str) -> bool:
@@ -275,10 +278,9 @@ def register(
     if check is not None:
         _data_checks[op] = check
     LIBRARY.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-        LIBRARY.impl(op, lambda *arguments, _d=device: _call(op, _d, arguments), key)
-    for key in ("AutocastCPU", "AutocastCUDA"):
-        LIBRARY.impl(op, _autocast(op, key), key)
+    for device in ("cpu", "cuda"):
+        LIBRARY.impl(op, partial(_dispatched, op, device), device.upper())
+        LIBRARY.impl(op, partial(_autocast, op, device), f"Autocast{device.upper()}")
 
     def checked(*arguments: Any) -> Any:
         _checks.same_device(op, arguments)  # with one tensor on meta, the whole call would come here
@@ -289,7 +291,8 @@ def register(
         setup_context, backward = _gradients_of(op, file, differentiable, with_output)
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
-    return getattr(torch.ops.fastseq, op).default
+    overload = getattr(torch.ops.fastseq, op).default
+    return overload if mutates else short_way(op, overload, _call, _promote, setup_context, backward)
 
 
 def _gradients_of(
@@ -305,21 +308,24 @@ def _gradients_of(
         )
 
     gradient = register(f"{op}_backward", fake=fake, file=file)
+    kinds = [str(argument.type) for argument in getattr(torch.ops.fastseq, op).default._schema.arguments]
+    tensors = [i for i, kind in enumerate(kinds) if "Tensor" in kind]
+    settings = [i for i, kind in enumerate(kinds) if "Tensor" not in kind]
+    count = len(tensors)
+    in_order = itemgetter(*sorted(range(len(kinds)), key=[*tensors, *settings].__getitem__))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = (output,) if isinstance(output, Tensor) else output
-        ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.settings = [inputs[i] for i in settings]
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *outputs[0 if with_output else 1 :])
+        ctx.save_for_backward(*[inputs[i] for i in tensors], *outputs[0 if with_output else 1 :])
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        arguments, saved = list(ctx.plain), ctx.saved_tensors
-        for i, tensor in zip(ctx.tensors, saved, strict=False):
-            arguments[i] = tensor
+        saved = ctx.saved_tensors
+        arguments = in_order((*saved[:count], *ctx.settings))
         result: list[Tensor | None] = [None] * len(arguments)
-        for i, value in zip(differentiable, gradient(grad, *arguments, *saved[len(ctx.tensors) :]), strict=True):
+        for i, value in zip(differentiable, gradient(grad, *arguments, *saved[count:]), strict=True):
             result[i] = None if arguments[i] is None else value
         return tuple(result)
 

@@ -68,6 +68,17 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def summing(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begins ``sum`` and returns at once; what it returns waits for the others and gives the result."""
+        work = dist.all_reduce(tensor, async_op=True) if self.world_size > 1 else None
+
+        def summed() -> Tensor:
+            if work is not None:
+                work.wait()
+            return tensor
+
+        return summed
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process: the same answer in all of them."""
         return flag if self.world_size == 1 else bool(self.sum(torch.tensor(int(flag))))

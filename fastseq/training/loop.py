@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
-from fastseq.devices import device_name
+from fastseq.devices import device_name, memory_named
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue
@@ -34,7 +35,10 @@ from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
-from .steps import EagerSteps, Steps, Work
+from .steps import RATES, EagerSteps, StaticSteps, Steps, Work
+
+# A GPU of so many multiprocessors or more is called large, and idles with fewer targets a step: an estimate.
+LARGE_GPU, TARGETS_OF_LARGE_GPU = 100, 16_384
 
 
 class Trainer:
@@ -91,11 +95,14 @@ class Trainer:
         if not self.total_steps:
             raise ConfigError("the training part has no targets: no user has 2 training events")
         self.optimizer, self.scheduler = self._build_optimizer()
+        self._why_eager()  # an execution that is not served is refused before anything is trained
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
         self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
+        self._mark = time.perf_counter()  # up to when the time of training steps is counted
+        self._flags: Callable[[], Tensor] | None = None
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -111,6 +118,7 @@ class Trainer:
 
         Raises:
             TrainingError: if the loss is not finite, naming step and learning rate.
+            DeviceMemoryError: if a GPU's memory is full, naming what was running.
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
         try:
@@ -123,14 +131,28 @@ class Trainer:
                 )
             if self.ranks.is_first:
                 say_if_fp32(self.options.precision, self.device)
-            return self._fit()
+                self._say_if_small()
+            step = f"training at a batch_size of {self.model.batch_size} targets"
+            with memory_named(self.device, step, "lower batch_size or max_seq_len", self._kept):
+                return self._fit()
         finally:
             if self.run is not None:
                 self.run.unlock()
 
+    def _say_if_small(self) -> None:
+        """Warns where the steps are likely too small to fill the GPU."""
+        targets = self.model.batch_size // self.ranks.world_size
+        if self.device.type != "cuda" or targets >= TARGETS_OF_LARGE_GPU:
+            return
+        if torch.cuda.get_device_properties(self.device).multi_processor_count >= LARGE_GPU:
+            warnings.warn(
+                f"a step of {targets} targets leaves most of {device_name(self.device)} idle: from about "
+                f"{TARGETS_OF_LARGE_GPU} on it is busy; raise batch_size and learning_rate together (docs/gpu.md)",
+                stacklevel=3,
+            )
+
     def _fit(self) -> TrainResult:
         state = self.state
-        self.steps = self._build_steps()
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -139,7 +161,7 @@ class Trainer:
                 if reason is not None:
                     return self._broken_off(reason)
                 self._finish_epoch()
-                reason = self._stop_reason(request)
+                reason = self._stop_reason(request, at_once=True)
                 if reason == "interrupted":  # during the validation: the last epoch's has no step after it
                     return self._broken_off(reason)
         self.model.eval()
@@ -157,25 +179,31 @@ class Trainer:
     def _run_epoch(self, request: StopRequest) -> StopReason | None:
         """The rest of this epoch's steps; why they were broken off, or None."""
         state, options = self.state, self.options
-        reported = saved = mark = time.perf_counter()
+        reason: StopReason | None = None
+        reported = saved = self._mark = time.perf_counter()
         with contextlib.closing(self.steps.of_epoch(state.epoch, state.batch)) as epoch:
             for work in epoch:
                 self._step(work)
-                now = time.perf_counter()
-                state.seconds += now - mark
-                mark = now
+                now = self._count_seconds()
                 if now - reported >= options.progress_every_seconds:
                     self._report()
                     reported = now
                 reason = self._stop_reason(request)
                 if reason is not None:
-                    return reason
+                    break
                 interval = options.checkpoint_every_seconds
                 if interval is not None and now - saved >= interval:
                     self._save_last()
-                    saved = mark = time.perf_counter()
+                    saved = self._mark = time.perf_counter()
         self._read_losses()
-        return None
+        return reason
+
+    def _count_seconds(self) -> float:
+        """Adds the time since it was last counted to that of training steps, and returns the clock."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._mark
+        self._mark = now
+        return now
 
     def _step(self, work: Work) -> None:
         """One optimizer step."""
@@ -191,11 +219,13 @@ class Trainer:
         state.targets += work.n_targets_global
 
     def _read_losses(self) -> None:
-        """Adds the losses of the steps since the last call to the epoch's. The loop waits for the device only here."""
+        """Adds the losses of the steps since the last call to the epoch's: waits until the device has taken them, and
+        counts that time as theirs."""
         if not self._pending:
             return
         state = self.state
         losses = self.steps.losses()
+        self._count_seconds()
         for i, (share, (all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
             if not math.isfinite(share):
                 self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
@@ -208,26 +238,36 @@ class Trainer:
         self._pending.clear()
 
     def _raise_diverged(self, what: str, step: int) -> None:
-        kept = ""
-        if self.run is not None and self.run.last_path.exists():
-            kept = f" The checkpoints in {self.run.path} are from before."
+        late = "" if step == self.state.step else f", seen after step {self.state.step}"
         raise TrainingError(
-            f"{what} at step {step} (epoch {self.state.epoch + 1}), learning rate {self._rate():g}: training has "
-            f"diverged. Lower learning_rate or set gradient_clip (in Python: clip_norm).{kept}"
+            f"{what} at step {step} (epoch {self.state.epoch + 1}{late}), learning rate {self._rate():g}: training has "
+            f"diverged. Lower learning_rate or set gradient_clip (in Python: clip_norm).{self._kept()}"
         )
+
+    def _kept(self) -> str:
+        """What a run that fails leaves behind, as the last sentence of an error."""
+        if self.run is None or not self.run.last_path.exists():
+            return ""
+        return f" The checkpoints in {self.run.path} are from before."
 
     def _rate(self) -> float:
         """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def _stop_reason(self, request: StopRequest) -> StopReason | None:
+    def _stop_reason(self, request: StopRequest, at_once: bool = False) -> StopReason | None:
+        """Why to stop now. Ranks stop after the same step, one after a rank found a reason (``at_once``: the same): the
+        answer to each step's question is read at the next, so that none waits for the others."""
         limit = self.options.max_seconds
         spent = self.state.seconds - self._before[1]
         time_is_up = limit is not None and spent >= limit
         asked = request.signal is not None
-        if self.ranks.world_size > 1:  # every rank must stop after the same step
-            flags = self.ranks.sum(torch.tensor([time_is_up, asked], dtype=torch.int64)).tolist()
+        if self.ranks.world_size > 1:
+            before = self._flags
+            self._flags = self.ranks.summing(torch.tensor([time_is_up, asked], dtype=torch.int64))
+            flags = (self._flags if at_once or before is None else before)().tolist()
             time_is_up, asked = flags[0] > 0, flags[1] > 0
+            if asked or time_is_up:
+                self._flags()  # no question is left open
         return "interrupted" if asked else "max_seconds" if time_is_up else None
 
     # Epochs.
@@ -415,9 +455,41 @@ class Trainer:
 
     # What is trained with.
 
-    def _build_steps(self) -> Steps:
+    @cached_property
+    def steps(self) -> Steps:
+        """How steps are taken: of every ``fit``, so that a recording serves them all."""
+        data = self.loader.resident
+        if data is not None and self._why_eager() is None:
+            return StaticSteps(self.model, self.optimizer, data, self.options)
         objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
+
+    def _why_eager(self) -> str | None:
+        """Why steps are launched operation by operation; None where they are recorded as a CUDA graph.
+
+        Raises:
+            ConfigError: if the options ask for a graph that is not served.
+        """
+        execution, groups = self.options.execution, self.optimizer.param_groups
+        if execution == "eager":
+            return "execution is eager"
+        reasons = {
+            "the model is on the CPU": self.device.type != "cuda",
+            "several processes train": self.ranks.world_size > 1,
+            # What it does on the host a recording would leave out.
+            f"{type(self.model).__name__} is not one of fastseq's own models": execution == "auto"
+            and not type(self.model).__module__.startswith("fastseq."),
+            "per_target is on": self.options.per_target,
+            self.loader.residence: self.loader.resident is None,
+            f"the optimizer is {type(self.optimizer).__name__}, not a fused Adam or AdamW": not all(
+                group.get("fused") for group in groups
+            ),
+            f"there are {len(groups)} groups of parameters, over {RATES}": len(groups) > RATES,
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if why is not None and execution == "graph":
+            raise ConfigError(f"execution is graph, but {why}; use auto or eager")
+        return why
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options

@@ -13,6 +13,7 @@ from . import optimizers
 from .metrics import LIST_METRICS, MaskSeen, RankingProtocol, parse_metric
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Execution = Literal["auto", "eager", "graph"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES = ("constant", "linear", "cosine")  # by step; those of optimizers.SCHEDULERS are by epoch
 
@@ -26,6 +27,8 @@ class TrainingOptions:
         seed: of batch order, negatives and dropout.
         precision: "fp32"; "tf32": the same, but float32 products on a GPU may use TF32 in training steps (on the CPU it
             is fp32); "bf16": forward and loss under bfloat16 autocast, weights and optimizer in float32.
+        execution: "eager": a step's operations are launched one by one; "graph": on a GPU they are recorded once as a
+            CUDA graph and replayed; "auto": "graph" where that is served, else "eager".
         clip_norm: gradients are scaled down to this total norm; None: never.
         optimizer, optimizer_params: "Adam", "AdamW", "SGD", "RMSprop" or "Adagrad", with PyTorch's parameters.
         schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine". Or
@@ -42,7 +45,8 @@ class TrainingOptions:
         protocol, n_negatives, evaluation_seed, mask_seen, history: how validation ranks; ``evaluate`` explains each.
         per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
         checkpoint_every_seconds: time between checkpoints inside an epoch; 0: every step; None: only after epochs.
-        max_seconds: stop after so many seconds of training steps; None: never.
+        max_seconds: stop after so many seconds of training steps, by the host's clock; the steps that a GPU has left to
+            do then are waited for. None: never.
         progress_every_seconds: time between calls of ``on_progress``.
 
     Raises:
@@ -52,6 +56,7 @@ class TrainingOptions:
     epochs: int | None = None
     seed: int = 42
     precision: Precision = "fp32"
+    execution: Execution = "auto"
     clip_norm: float | None = None
     optimizer: str = "Adam"
     optimizer_params: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +93,8 @@ class TrainingOptions:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
-        for name, kind in (("protocol", RankingProtocol), ("mask_seen", MaskSeen), ("history", History)):
+        choices = {"execution": Execution, "protocol": RankingProtocol, "mask_seen": MaskSeen, "history": History}
+        for name, kind in choices.items():
             require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         schedules = (*SCHEDULES, *optimizers.SCHEDULERS)
         require("schedule", self.schedule in schedules, f"one of {', '.join(schedules)}")

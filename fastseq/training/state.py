@@ -27,6 +27,7 @@ _FREE_OPTIONS = {
     "min_delta",
     "grace_period",
     "evaluation_batch_size",
+    "execution",
     "checkpoint_every_seconds",
     "max_seconds",
     "progress_every_seconds",
@@ -40,7 +41,8 @@ class TrainState:
     Attributes:
         epoch: epochs done; batch: batches done in the one after them.
         step: optimizer steps taken; targets: seen in them, over all ranks.
-        seconds: of training steps.
+        seconds: of training steps, by the host's clock. A GPU may be some steps behind: the wait for it is added where
+            losses are read, at each report, checkpoint and end of an epoch.
         epoch_loss: loss summed over the targets of this epoch, epoch_targets: those targets (of this rank).
         first_loss, last_loss: of the first and the last step (of this rank).
         best_epoch, best_value: of the validation metric; bad_validations: in a row without improvement.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
+from fastseq.data.resident import ResidentData, ResidentEpoch, Sizes
+from fastseq.errors import TrainingError
 from fastseq.models.base import SequentialRecommender
 
 from .distributed import Ranks
@@ -89,6 +93,150 @@ class EagerSteps:
 def _upstream(scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The gradient of a loss, made once: PyTorch would fill a new one in every step."""
     return torch.full((), scale, dtype=dtype, device=device)
+
+
+RING = 1024  # losses that the device keeps until they are read
+WARMUP = 3  # steps launched one by one before the recording: kernels are compiled, the optimizer gets its state
+MARGIN = 1 / 16  # room for larger batches of later epochs, as a share of an epoch's largest
+RATES = 2  # most groups of parameters
+
+
+@dataclass(frozen=True)
+class Place:
+    """Batch ``number`` of an epoch."""
+
+    number: int
+    n_targets: int
+
+    @property
+    def n_targets_global(self) -> int:
+        return self.n_targets
+
+
+class StaticSteps:
+    """Steps over tensors of fixed sizes, recorded once as a CUDA graph and replayed.
+
+    The data lie on the device: a step gathers its batch and draws its negatives there. What differs from step to step
+    are a row of ten numbers, copied from one place on the device to another, and the learning rates. A batch has room
+    for the largest one so far; what it does not need are sequences of padding and targets that do not count. A larger
+    one in a later epoch is recorded anew.
+
+    The first steps, and on a CPU all, are launched one by one. Where the recording fails they go on so, with a warning.
+
+    Args:
+        model, optimizer, options: what is trained, and how.
+        data: the training part, on the device of the model.
+    """
+
+    def __init__(
+        self,
+        model: SequentialRecommender,
+        optimizer: torch.optim.Optimizer,
+        data: ResidentData,
+        options: TrainingOptions,
+    ) -> None:
+        self.model, self.optimizer, self.data, self.options = model, optimizer, data, options
+        self.recording = data.device.type == "cuda"
+        self._stream: Any = torch.cuda.Stream(data.device) if self.recording else None
+        self._graph: Any = None
+        self._warm = 0
+        self._epoch: ResidentEpoch | None = None
+        self._known = 0  # epochs that the sizes have room for
+        self.sizes: Sizes | None = None
+        self._place = torch.zeros(10, dtype=torch.int64, device=data.device)
+        self._rates = torch.zeros(RATES, dtype=torch.float32, device=data.device)
+        self._rates_there: list[float] = []
+        self._slot = torch.zeros(1, dtype=torch.int64, device=data.device)
+        self._ring = torch.zeros(RING, dtype=torch.float32, device=data.device)
+        self._taken = self._unread = 0
+        self._read: list[float] = []
+
+    def of_epoch(self, epoch: int, start: int) -> Generator[Place, None, None]:
+        # Of every epoch until this one, so that a training that was stopped has the sizes of one that was not.
+        for number in range(min(self._known, epoch), epoch + 1):
+            self._epoch = self.data.epoch(number, into=self._epoch)
+            if self.sizes is None or not self._epoch.fits(self.sizes):
+                self.sizes, self._graph, self._warm = self._epoch.capacities(MARGIN), None, 0
+        self._known = max(self._known, epoch + 1)
+        assert self._epoch is not None
+        for number, n_targets in enumerate(self._epoch.n_targets[start:].tolist(), start):
+            yield Place(number, n_targets)
+
+    def take(self, work: Place, step: int) -> None:
+        assert self._epoch is not None
+        if self._unread == RING:  # the next loss would take the place of one that nobody has read
+            self._read += self._drain()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if rates != self._rates_there:
+            self._rates[: len(rates)].copy_(torch.tensor(rates))
+            self._rates_there = rates
+        self._place.copy_(self._epoch.places[work.number])
+        if self._graph is None and self.recording and self._warm >= WARMUP:
+            self._record()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._warm += 1
+            self._launch()
+        self._taken += 1
+        self._unread += 1
+
+    def losses(self) -> list[float]:
+        losses = self._read + self._drain()
+        self._read = []
+        return losses
+
+    def _drain(self) -> list[float]:
+        """Losses that are on the device alone."""
+        first, count, self._unread = self._taken - self._unread, self._unread, 0
+        if not count:
+            return []
+        ring: list[float] = self._ring.double().tolist()
+        return [ring[i % RING] for i in range(first, first + count)]
+
+    def _launch(self) -> None:
+        if self._stream is None:
+            return self._step()
+        # On the stream that records, so that a replay finds what these steps have left there.
+        current = torch.cuda.current_stream(self.data.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._step()
+        current.wait_stream(self._stream)
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step()
+        except RuntimeError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.options.execution == "graph":
+                raise TrainingError(
+                    f"execution is graph, but the step cannot be recorded ({error}): use eager"
+                ) from error
+            warnings.warn(f"steps are launched one by one, a CUDA graph cannot record them: {error}", stacklevel=2)
+            self.recording = False
+            return
+        self._graph = graph
+
+    def _step(self) -> None:
+        """The step of the batch that ``_place`` holds, without a number of the host's that other steps lack."""
+        assert self._epoch is not None and self.sizes is not None
+        batch = self._epoch.batch_at(self._place, self.sizes)
+        assert batch.rng is not None
+        self.model.hold_rng(batch.rng)
+        groups = self.optimizer.param_groups
+        kept = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
+        for group, rate in zip(groups, self._rates.unbind(), strict=False):
+            group.update(lr=rate, capturable=self._stream is not None)
+        try:
+            loss = descend(self.model, self.optimizer, self.model.loss, batch, self.options)
+        finally:
+            for group, values in zip(groups, kept, strict=True):
+                group.update(values)
+        self._ring.index_copy_(0, self._slot, loss.float().reshape(1))
+        self._slot.add_(1).remainder_(RING)
 
 
 def descend(

@@ -324,7 +324,7 @@ def test_tensors_of_two_devices_are_named() -> None:
         ops.linear(torch.ones(2, 8), torch.ones(3, 8, device="meta"))
     arguments = (torch.ones(2, 8), 0.5, ops.make_rng(0, device="meta"), 0)  # as the dispatcher passes those of a GPU
     with pytest.raises(ValueError, match=r"rng is on meta, expected cpu as x: rng\.to\('cpu'\)"):
-        _dispatch._call("dropout", "cuda", arguments)
+        _dispatch._dispatched("dropout", "cuda", *arguments)
 
 
 def test_every_op_that_reads_data_is_checked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,16 +60,21 @@ def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_opcheck(name: str, backend: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every op that a public call reaches, forward and backward, with the arguments that it got."""
     reached: dict[str, tuple[Any, ...]] = {}
-    call = _dispatch._call
+    found = _dispatch.served
 
-    def recorded(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
-        kept = (x.detach().clone() if isinstance(x, Tensor) else x for x in arguments)
-        reached.setdefault(op, tuple(kept))
-        return call(op, device, arguments)
+    def recorded(op: str, device: str) -> _dispatch.Served:
+        serving = found(op, device)
+
+        def function(*arguments: Any) -> Any:
+            kept = (x.detach().clone() if isinstance(x, Tensor) else x for x in arguments)
+            reached.setdefault(op, tuple(kept))
+            return serving.function(*arguments)
+
+        return replace(serving, function=function)
 
     with ops.set_backend(backend), ops.record_served() as served:
         with monkeypatch.context() as patch:
-            patch.setattr(_dispatch, "_call", recorded)
+            patch.setattr(_dispatch, "served", recorded)
             forward_and_backward(results, name, backend, change)
         forward = "summed_linear_cross_entropy" if change.get("reduction") in ("mean", "sum") else name
         assert reached.keys() == {forward, f"{forward}_backward"} & _dispatch._files.keys()

@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from fastseq.errors import ConfigError
 from fastseq.training.distributed import Ranks
+from fastseq.training.loop import Trainer
+from fastseq.training.options import TrainingOptions
 
-from .worker import train_recorded, train_with_others
+from .tiny import make_model, make_split
+from .worker import PARAMS, stop_with_others, train_recorded, train_with_others
 
 
 def free_port() -> int:
@@ -59,6 +62,25 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert (a["step"], a["targets"]) == (b["step"], b["targets"])
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
         assert a["validation"] == pytest.approx(b["validation"], abs=1e-12)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.worker"])
+    port = free_port()
+    processes = [context.Process(target=stop_with_others, args=(rank, 2, port, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["interrupted 5"] * 2
+    split = make_split()
+    assert (
+        Trainer(make_model(split, **PARAMS), split, TrainingOptions(epochs=3), tmp_path / "run", resume=True).state.step
+        == 5
+    )
 
 
 def test_a_rank_has_its_gpu_before_anything_touches_it(monkeypatch: pytest.MonkeyPatch) -> None:

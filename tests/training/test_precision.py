@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastseq.data.batch import JaggedBatch
-from fastseq.training import Trainer, TrainingOptions, loop
+from fastseq.training import Trainer, TrainingOptions, steps
 from fastseq.training.precision import products
 
 from .tiny import Tiny, make_model, make_split
@@ -56,7 +56,7 @@ def test_a_step_is_forward_and_backward_and_a_validation_is_exact(monkeypatch: p
             return h
 
     split, exact = make_split(), setting()
-    monkeypatch.setattr(loop, "products", lambda precision, device: products(precision, GPU))
+    monkeypatch.setattr(steps, "products", lambda precision, device: products(precision, GPU))
     model = Watched({}, {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items})
     with pytest.warns(UserWarning, match="tf32, which only GPUs have: on the CPU it is fp32"):
         Trainer(model, split, TrainingOptions(epochs=1, precision="tf32")).fit()

@@ -79,6 +79,29 @@ def train_with_others(rank: int, world_size: int, port: int, folder: str) -> Non
     os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli)
 
 
+def stop_with_others(rank: int, world_size: int, port: int, folder: str) -> None:
+    """One rank of a training whose second rank gets a signal in its 4th step; each writes how it ended."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    split = make_split()
+    model = make_model(split, **PARAMS)
+    trainer = Trainer(model, split, TrainingOptions(epochs=3), Path(folder) / "run")
+    loss, steps = model.loss, itertools.count(1)
+
+    def signalled(batch: JaggedBatch) -> torch.Tensor:
+        if rank == 1 and next(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(batch)
+
+    model.loss = signalled  # type: ignore[method-assign]
+    result = trainer.fit()
+    Path(folder, f"rank{rank}").write_text(f"{result.stopped} {result.steps}")
+    torch.distributed.destroy_process_group()
+    os._exit(0)
+
+
 def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
     """Trains in this process (as one of several, if the environment says so).
 

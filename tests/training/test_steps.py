@@ -1,0 +1,143 @@
+"""Static steps on a CPU, where nothing is recorded: what a CUDA graph would replay equals the eager steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastseq.data.readers import from_sequences
+from fastseq.data.resident import ResidentData
+from fastseq.data.split import Split, leave_one_out
+from fastseq.models import MODELS
+from fastseq.training import Trainer, TrainingOptions
+from fastseq.training.steps import EagerSteps, StaticSteps
+
+SMALL: dict[str, dict[str, Any]] = {
+    "SASRec": {
+        "embedding_size": 8, "n_layers": 2, "n_heads": 2, "inner_size": 16, "dropout_prob": 0.2,
+        "attn_dropout_prob": 0.3,
+    },
+    "GRU4Rec": {"embedding_size": 8, "hidden_size": 12, "num_layers": 1, "dropout_prob": 0.2},
+    "Caser": {"embedding_size": 8, "n_h": 2, "n_v": 2, "dropout_prob": 0.3},
+}  # fmt: skip
+LOSSES: list[dict[str, Any]] = [
+    {"neg_samples": 2},
+    {"neg_samples": 0},
+    {"neg_samples": 3, "loss": "gbce", "negatives": "shared_unseen"},
+    {"neg_samples": 5, "loss": "sampled_softmax", "negatives": "shared", "negative_distribution": "popularity"},
+    {"neg_samples": 2, "loss": "sampled_softmax", "reg_weight": 0.01},
+]
+
+
+def histories(lengths: list[int], n_items: int = 12) -> Split:
+    random = np.random.default_rng(sum(lengths))
+    return leave_one_out(from_sequences([random.integers(n_items, size=n).tolist() for n in lengths]))
+
+
+def trainer(split: Split, name: str, options: dict[str, Any], **params: Any) -> Trainer:
+    common = {"weight_decay": 0.01, "learning_rate": 0.01, "epochs": 3, "batch_size": 16, "max_seq_len": 5}
+    data = split.interactions
+    model = MODELS[name](
+        {**SMALL[name], **common, **params}, {"n_users": data.n_users, "n_items": data.n_items}, seed=3
+    )
+    return Trainer(model.train(), split, TrainingOptions(validation_metric=None, **options))
+
+
+def eager(made: Trainer) -> EagerSteps:
+    return EagerSteps(made.model, made.optimizer, made.loader, made.options, made.model.loss, made.ranks)
+
+
+def static(made: Trainer) -> StaticSteps:
+    return StaticSteps(made.model, made.optimizer, ResidentData(made.loader, "cpu"), made.options)
+
+
+def run(made: Trainer, steps: EagerSteps | StaticSteps, epochs: int, start: int = 0) -> list[float]:
+    """The losses of some epochs, the loader's batches one after the other."""
+    made.steps = steps
+    for epoch in range(epochs):
+        for work in steps.of_epoch(epoch, start if epoch == 0 else 0):
+            made._step(work)
+    return steps.losses()
+
+
+def weights(made: Trainer) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in made.model.parameters()])
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("params", LOSSES, ids=lambda p: p.get("loss", "bpr") if p["neg_samples"] else "softmax")
+def test_static_steps_are_the_eager_ones(name: str, params: dict[str, Any]) -> None:
+    split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
+    options: dict[str, Any] = {"clip_norm": 0.5, "schedule": "linear", "warmup_steps": 3}
+    options["optimizer_params"] = {"eps": 1e-3}  # the bias of attention's keys has no gradient but rounding
+    first, second = (trainer(split, name, options, **params) for _ in range(2))
+    expected, losses = run(first, eager(first), 3), run(second, static(second), 3)
+    assert len(losses) == len(expected) == second.total_steps > 9
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    torch.testing.assert_close(weights(second), weights(first), rtol=1e-4, atol=2e-5)
+    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(4, 14), min_size=1, max_size=9),
+    batch_size=st.integers(1, 30),
+    max_len=st.integers(1, 6),
+    name=st.sampled_from(sorted(SMALL)),
+    margin=st.integers(0, 20),
+)
+def test_every_target_once_and_no_gradient_of_what_is_unused(
+    lengths: list[int], batch_size: int, max_len: int, name: str, margin: int
+) -> None:
+    split = histories(lengths, n_items=30)
+    made = trainer(split, name, {}, neg_samples=1, batch_size=batch_size, max_seq_len=max_len)
+    data = ResidentData(made.loader, "cpu").epoch(0)
+    sizes = data.capacities(margin / 10)
+    assert data.fits(sizes)
+    counted: list[int] = []
+    for number, batch in enumerate(made.loader.batches(0)):
+        roomy = data.batch_at(data.places[number], sizes)
+        gradients = []
+        for each in (batch, roomy):
+            assert each.rng is not None
+            made.model.zero_grad()
+            made.model.hold_rng(each.rng)
+            made.model.loss(each).backward()
+            gradients.append({n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None})
+        for key, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+        counted += roomy.targets[roomy.targets != -100].tolist()
+    events = np.concatenate([split.interactions.items[a + 1 : b] for a, b in zip(
+        split.interactions.offsets[:-1], split.train_stop, strict=True)])  # fmt: skip
+    assert sorted(counted) == sorted(events.tolist())
+
+
+def test_a_training_that_goes_on_has_the_same_sizes() -> None:
+    """Whenever it was stopped, it takes the steps of one that was not, bit for bit."""
+    split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
+    whole, first = (trainer(split, "SASRec", {}, neg_samples=1) for _ in range(2))
+    run(whole, static(whole), 3)
+    run(first, static(first), 2)
+    again = trainer(split, "SASRec", {}, neg_samples=1)
+    again.model.load_state_dict(first.model.state_dict())
+    again.optimizer.load_state_dict(first.optimizer.state_dict())
+    again.state = first.state
+    steps = again.steps = static(again)
+    for work in steps.of_epoch(2, 0):
+        again._step(work)
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_more_steps_than_losses_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastseq.training.steps.RING", 4)
+    split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
+    first, second = (trainer(split, "GRU4Rec", {}, neg_samples=1) for _ in range(2))
+    expected, losses = run(first, eager(first), 3), run(second, static(second), 3)
+    assert len(expected) == 12
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
