@@ -250,6 +250,6 @@ class Loader:
         if self.sampler is not None:
             # One thread: the others are training.
             batch.negatives, batch.log_q = self.sampler.sample(
-                batch.users[batch.target_sequences], batch.targets, rng, first=first, threads=1
+                batch.users_of_targets, batch.targets, rng, first=first, threads=1
             )
         return batch

@@ -275,13 +275,9 @@ class DeviceSampler:
             batch: its users and targets are looked at.
             rng: int64 [2], (seed, step), on the device.
             first: number of the first target in the whole batch.
-            partly: whether some targets are -100; their negatives are those of the first target, drawn again.
+            partly: whether some targets are -100; what they get is an item, no more.
         """
-        tables, targets = self._tables, batch.targets
-        users = batch.users[batch.target_sequences]
-        if partly:
-            unused = targets < 0
-            targets, users = (torch.where(unused, x[:1].clamp(min=0), x) for x in (targets, users))
+        tables, targets, users = self._tables, batch.targets, batch.users_of_targets
         drawn_from: dict[str, Any] = {name: tables.get(name) for name in ("probability", "alias")}
         if self.mode == "per_target":
             seen = tables["seen_offsets"], tables["seen_items"]
@@ -294,7 +290,8 @@ class DeviceSampler:
             wanted = batch.users[:, None] * self.n_items + negatives
             found = torch.searchsorted(keys, wanted).clamp_(max=keys.shape[0] - 1)
             seen_by = (keys[found] == wanted)[batch.target_sequences]
-            negatives = torch.where(seen_by, targets[:, None], negatives)
+            masked = targets.clamp(min=0) if partly else targets
+            negatives = torch.where(seen_by, masked[:, None], negatives)
         if "log_masses" not in tables:
             return negatives, None
         left = tables["log_left"]

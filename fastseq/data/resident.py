@@ -194,6 +194,7 @@ class ResidentEpoch:
             rows=gathered.rows,
             targets=gathered.targets,
             target_sequences=gathered.target_sequences,
+            target_users=gathered.target_users,
             l2_items=gathered.l2_items if data.loader.l2 else None,
             l2_weights=gathered.l2_weights if data.loader.l2 else None,
             rng=place[6:8],

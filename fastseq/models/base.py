@@ -353,7 +353,7 @@ class SequentialRecommender(nn.Module, ABC):
         counts[self.n_items] += batch.l2_padding
         total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
         if self.needs_user:
-            users = batch.users[batch.target_sequences]
+            users = batch.users_of_targets
             total = total + sum_of_squares(
                 self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, counted)])
             )

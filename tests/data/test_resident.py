@@ -47,6 +47,7 @@ def check(loader: Loader, backend: str, epoch: int, start: int = 0) -> None:
     expected = list(loader.batches(epoch, start))
     assert len(made) == len(expected) == len(loader) - start
     for a, b in zip(made, expected, strict=True):
+        b.target_users = b.users_of_targets
         assert same(a, b), [name for name, x in vars(a).items() if not equal(x, getattr(b, name))]
 
 
@@ -119,6 +120,7 @@ def test_in_fixed_sizes_every_target_counts_once(options: dict[str, Any], seed: 
 
 def check_used(batch: JaggedBatch, whole: JaggedBatch, loader: Loader, sizes: Sizes) -> None:
     """``batch`` begins with ``whole``, and what follows does not count."""
+    whole.target_users = whole.users_of_targets
     given = dict(vars(batch))
     if batch.rows is None:
         assert (loader.windows.n_targets == loader.windows.stop - loader.windows.start).all()
