@@ -16,7 +16,7 @@ from ..errors import check_integer
 from ..ops.sampled_loss import IGNORED, needs_log_q
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, seed_draws, seeded
-from .jagged import check_ids, check_padded, fill_empty, last_rows, trailing_lengths, unpad
+from .jagged import Ids, as_ids, check_padded, fill_empty, last_rows, look, offsets_of, places, trailing_lengths
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import Catalogue, recommend
 
@@ -164,7 +164,12 @@ class SequentialRecommender(nn.Module, ABC):
         """The output at every counted row of ``batch``: [N, d]."""
 
     def encode_last(
-        self, items: Tensor, offsets: Tensor, users: Tensor | None = None, max_len: int | None = None
+        self,
+        items: Tensor,
+        offsets: Tensor,
+        users: Tensor | None = None,
+        max_len: int | None = None,
+        some_empty: bool = True,
     ) -> Tensor:
         """The output after each history: [B, d].
 
@@ -173,13 +178,16 @@ class SequentialRecommender(nn.Module, ABC):
             offsets: int32 [B + 1].
             users: int64 [B], for models that need them (−1: a user the model does not know).
             max_len: at least the longest history's length; None: looked up.
+            some_empty: False: no history is empty, and none is looked for. With ``max_len`` a GPU is then not waited
+                for.
 
         Raises:
             ValueError: if the model needs users and gets none.
         """
         if self.needs_user and users is None:
             raise ValueError(f"{type(self).__name__}.encode_last needs users [B], got None")
-        items, offsets = fill_empty(items, offsets, self.n_items)
+        if some_empty:
+            items, offsets = fill_empty(items, offsets, self.n_items)
         return self.encode(self._last_batch(items, offsets, users, max_len))
 
     def _last_batch(self, items: Tensor, offsets: Tensor, users: Tensor | None, max_len: int | None) -> JaggedBatch:
@@ -215,15 +223,28 @@ class SequentialRecommender(nn.Module, ABC):
         """
         return self.encode(self._unpad(item_seq, item_seq_len, None))
 
-    def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None) -> JaggedBatch:
-        item_seq, lengths = check_padded(item_seq, lengths, self.n_items)
+    def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None, *more: Ids) -> JaggedBatch:
+        """The jagged batch of a padded one; ``more`` ids are checked with its own."""
+        item_seq, lengths, checked = check_padded(item_seq, lengths, self.n_items)
         if not self.reads_length or lengths is None:
             lengths = trailing_lengths(item_seq, self.n_items)
         if users is not None:
-            users = check_ids(users, "users", self.n_users)
-        lengths = lengths.clamp(min=1)
-        items, offsets = unpad(item_seq, lengths)
-        return self._last_batch(items, offsets, users, None)
+            users = as_ids(users, "users")
+            checked.append(("users", users, self.n_users))
+        (size, width), lengths = item_seq.shape, lengths.clamp(min=1)
+        total, hidden = lengths.sum(), self._hidden(item_seq, lengths)
+        numbers = [total, lengths.amax() if size else total, *([] if hidden is None else [hidden.any().long()])]
+        n_events, longest, *some_hidden = look([*checked, *more], *numbers)
+        offsets = offsets_of(lengths)
+        place = places(lengths, offsets, width, n_events)
+        batch = self._last_batch(item_seq.reshape(-1)[place], offsets, users, longest)
+        if hidden is not None and some_hidden[0]:
+            batch.hidden = hidden.reshape(-1)[place]
+        return batch
+
+    def _hidden(self, item_seq: Tensor, lengths: Tensor) -> Tensor | None:
+        """Which events [B, W] inside the histories attention must not see; None: this model sees all."""
+        return None
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int = 0) -> Tensor:
         """The loss of one of WarpRec's batches.
@@ -243,24 +264,27 @@ class SequentialRecommender(nn.Module, ABC):
                 f"got {len(batch)} tensors"
             )
         fields = dict(zip(names, batch, strict=True))
-        jagged = self._unpad(fields["seq"], fields["len"], fields.get("user"))
-        size = fields["seq"].shape[0]
-        jagged.targets = check_ids(fields["pos"], "positives", self.n_items + 1)
-        if jagged.targets.shape != (size,):
-            raise ValueError(f"positives have shape {list(jagged.targets.shape)}, expected [{size}]")
+        size = fields["seq"].shape[:1]
+        targets, negatives = as_ids(fields["pos"], "positives"), None
+        if targets.shape != size:
+            raise ValueError(f"positives have shape {list(targets.shape)}, expected {list(size)}")
+        checked: list[Ids] = [("positives", targets, self.n_items + 1)]
         if "neg" in fields:
-            jagged.negatives = self._check_negatives(fields["neg"], size)
-            if needs_log_q(self.loss_name):
-                jagged.log_q = self._uniform_log_q(jagged.negatives)
+            negatives = self._as_negatives(fields["neg"], targets.shape[0])
+            checked.append(("negatives", negatives, self.n_items + 1))
+        jagged = self._unpad(fields["seq"], fields["len"], fields.get("user"), *checked)
+        jagged.targets, jagged.negatives = targets, negatives
+        if negatives is not None and needs_log_q(self.loss_name):
+            jagged.log_q = self._uniform_log_q(negatives)
         jagged.l2_items = fields["seq"].long().reshape(-1)
         return self.loss(jagged)
 
-    def _check_negatives(self, negatives: Tensor, size: int) -> Tensor:
+    def _as_negatives(self, negatives: Tensor, size: int) -> Tensor:
         shared = self.negatives == "shared"
         if negatives.dim() != (1 if shared else 2) or (not shared and negatives.shape[0] != size):
             expected = "[S]" if shared else f"[{size}, K]"
             raise ValueError(f"negatives have shape {list(negatives.shape)}, expected {expected}")
-        return check_ids(negatives, "negatives", self.n_items + 1)
+        return as_ids(negatives, "negatives")
 
     def _uniform_log_q(self, negatives: Tensor) -> Tensor:
         if self.negative_distribution != "uniform":
@@ -380,10 +404,19 @@ class SequentialRecommender(nn.Module, ABC):
         for argument, value in needed.items():
             if value is None:
                 raise ValueError(f"{type(self).__name__}.predict needs {argument}, got None")
-        return self.score(self.encode(self._unpad(sequences, lengths, users)), item_indices)
+        checked = [] if item_indices is None else [self._asked_items(item_indices)]
+        return self._score(self.encode(self._unpad(sequences, lengths, users, *checked)), item_indices)
 
     def score(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
         """Dot products of ``h`` [B, d] with the catalogue [B, n_items], or with ``item_indices`` [B, S] of it."""
+        if item_indices is not None:
+            look([self._asked_items(item_indices)])
+        return self._score(h, item_indices)
+
+    def _asked_items(self, item_indices: Tensor) -> Ids:
+        return "item_indices", as_ids(item_indices, "item_indices"), self.n_items + 1
+
+    def _score(self, h: Tensor, item_indices: Tensor | None) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):
             weight = self.item_embedding.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -392,7 +425,7 @@ class SequentialRecommender(nn.Module, ABC):
                 return h @ weight[:-1].to(dtype).T
             if item_indices.dim() != 2 or item_indices.shape[0] != h.shape[0]:
                 raise ValueError(f"item_indices has shape {list(item_indices.shape)}, expected [{h.shape[0]}, S]")
-            rows = self.item_embedding(check_ids(item_indices, "item_indices", self.n_items + 1)).to(dtype)
+            rows = self.item_embedding(item_indices.long()).to(dtype)
             return torch.einsum("be,bse->bs", h, rows)
 
     recommend = recommend

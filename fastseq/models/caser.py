@@ -132,6 +132,6 @@ class Caser(SequentialRecommender):
         if self.training:  # training batches hold known users only: no look, no host synchronisation
             return F.embedding(users, self.user_embedding.weight)
         known = F.embedding(users.clamp(min=0), self.user_embedding.weight)
-        if not bool((users < 0).any()):
+        if users.device.type == "cpu" and not bool((users < 0).any()):  # a GPU is not waited for
             return known
         return torch.where(users[:, None] < 0, self.user_embedding.weight.mean(dim=0), known)

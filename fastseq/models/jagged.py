@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+Ids: TypeAlias = tuple[str, Tensor, int]  # what errors call them, int64 ids, how many there are
 
-def check_ids(ids: Tensor, name: str, n_ids: int) -> Tensor:
-    """``ids`` as int64.
+
+def as_ids(ids: Tensor, name: str) -> Tensor:
+    """``ids`` as int64; their values are for ``look`` to check.
 
     Raises:
-        ValueError: if one is outside 0 … n_ids − 1 (names where it is), or the type is not an integer.
+        ValueError: if the type is not an integer.
     """
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{name} is {ids.dtype}, expected int64 ids")
-    ids = ids.long()
-    wrong = (ids < 0) | (ids >= n_ids)
-    if bool(wrong.any()):
-        where = wrong.nonzero()[0].tolist()
-        value = int(ids[tuple(where)])
-        position = ", ".join(f"{word} {i}" for word, i in zip(("row", "column", "depth"), where, strict=False))
-        raise ValueError(f"{name} has id {value} at {position}; expected 0 to {n_ids - 1}")
-    return ids
+    return ids.long()
 
 
-def check_padded(item_seq: Tensor, lengths: Tensor | None, n_items: int) -> tuple[Tensor, Tensor | None]:
-    """A padded batch as int64, its shapes and ids checked.
+def look(checked: Sequence[Ids], *numbers: Tensor) -> list[int]:
+    """The ``numbers``, int64 scalars; all ids are checked in the same look, which is the only wait for a GPU.
+
+    Raises:
+        ValueError: for the first ids of which one is outside 0 … n − 1, naming where it is.
+    """
+    filled = [(name, ids, n_ids) for name, ids, n_ids in checked if ids.numel()]
+    ends = [end for _, ids, _ in filled for end in ids.aminmax()]
+    read: list[int] = torch.stack([*ends, *numbers]).cpu().tolist() if ends or numbers else []
+    for (name, ids, n_ids), low, high in zip(filled, read[::2], read[1::2], strict=False):
+        if low < 0 or high >= n_ids:
+            where = ((ids < 0) | (ids >= n_ids)).nonzero()[0].tolist()
+            position = ", ".join(f"{word} {i}" for word, i in zip(("row", "column", "depth"), where, strict=False))
+            raise ValueError(f"{name} has id {int(ids[tuple(where)])} at {position}; expected 0 to {n_ids - 1}")
+    return read[2 * len(filled) :]
+
+
+def check_padded(item_seq: Tensor, lengths: Tensor | None, n_items: int) -> tuple[Tensor, Tensor | None, list[Ids]]:
+    """A padded batch as int64, its shapes checked, and its ids to check.
 
     Args:
         item_seq: [B, W], ids 0 … n_items, right-padded with ``n_items``.
         lengths: [B], 0 … W.
 
     Raises:
-        ValueError: naming the argument, row, column and value.
+        ValueError: naming the argument and its shape or type.
     """
     if item_seq.dim() != 2:
         raise ValueError(f"item sequences have shape {list(item_seq.shape)}, expected [batch, width]")
-    item_seq = check_ids(item_seq, "item sequences", n_items + 1)
+    item_seq = as_ids(item_seq, "item sequences")
     if item_seq.shape[1] == 0:
         item_seq = item_seq.new_full((item_seq.shape[0], 1), n_items)
-    if lengths is None:
-        return item_seq, None
-    if lengths.shape != item_seq.shape[:1]:
-        raise ValueError(f"sequence lengths have shape {list(lengths.shape)}, expected [{item_seq.shape[0]}]")
-    return item_seq, check_ids(lengths.to(item_seq.device), "sequence lengths", item_seq.shape[1] + 1)
+    checked: list[Ids] = [("item sequences", item_seq, n_items + 1)]
+    if lengths is not None:
+        if lengths.shape != item_seq.shape[:1]:
+            raise ValueError(f"sequence lengths have shape {list(lengths.shape)}, expected [{item_seq.shape[0]}]")
+        lengths = as_ids(lengths.to(item_seq.device), "sequence lengths")
+        checked.append(("sequence lengths", lengths, item_seq.shape[1] + 1))
+    return item_seq, lengths, checked
 
 
 def trailing_lengths(item_seq: Tensor, padding: int) -> Tensor:
@@ -54,10 +69,18 @@ def trailing_lengths(item_seq: Tensor, padding: int) -> Tensor:
     return torch.where(item_seq != padding, columns, 0).amax(dim=1)
 
 
-def unpad(item_seq: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The first ``lengths`` columns of each row: items int64 [T], offsets int32 [B + 1]."""
-    columns = torch.arange(item_seq.shape[1], device=item_seq.device)
-    return item_seq[columns < lengths[:, None]], offsets_of(lengths)
+def places(lengths: Tensor, offsets: Tensor, width: int, total: int) -> Tensor:
+    """Where in a padded batch [B, width], its rows one after another, the events of its jagged form are.
+
+    Args:
+        lengths: int64 [B], events in each row; offsets: int32 [B + 1], their running sum, which ends with ``total``.
+
+    Returns:
+        int64 [total].
+    """
+    starts = torch.arange(lengths.shape[0], device=lengths.device) * width - offsets[:-1]
+    shift = starts.repeat_interleave(lengths, output_size=total)
+    return shift + torch.arange(total, device=lengths.device)
 
 
 def offsets_of(lengths: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from ..ops.reference.philox import apply_dropout
 from .base import SequentialRecommender
-from .jagged import select_rows, unpad
+from .jagged import select_rows
 
 # Dropout sites of the random stream (fastseq/ops/philox.py): the embedding's, then these in every layer.
 SITE_EMBEDDING = 0
@@ -78,13 +78,10 @@ class SASRec(SequentialRecommender):
             raise ConfigError(f"{cls.__name__}: embedding_size is {d}, expected a multiple of n_heads ({heads})")
         return values
 
-    def _unpad(self, item_seq: Tensor, lengths: Tensor | None, users: Tensor | None) -> JaggedBatch:
-        batch = super()._unpad(item_seq, lengths, users)
+    def _hidden(self, item_seq: Tensor, lengths: Tensor) -> Tensor | None:
         hidden = item_seq == self.n_items
         hidden[:, :1] &= ~hidden.all(dim=1, keepdim=True)  # a row of padding alone sees its first one
-        hidden, _ = unpad(hidden, batch.offsets.diff())
-        batch.hidden = hidden if bool(hidden.any()) else None
-        return batch
+        return hidden & (torch.arange(item_seq.shape[1], device=item_seq.device) < lengths[:, None])
 
     def encode(self, batch: JaggedBatch) -> Tensor:
         if batch.max_len > self.max_seq_len:

@@ -50,7 +50,11 @@ def make_rng(seed: int, step: int = 0, device: torch.device | str = "cpu") -> Te
     for name, value in (("seed", seed), ("step", step)):
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{name} is {value}, expected an integer from -2**63 to 2**63 - 1")
-    return torch.tensor([seed, step], dtype=torch.int64, device=device)
+    if torch.device(device).type == "cpu":
+        return torch.tensor([seed, step], dtype=torch.int64)
+    rng = torch.full((2,), seed, dtype=torch.int64, device=device)
+    rng[1:].fill_(step)  # not copied there, so no wait
+    return rng
 
 
 def threshold(p: float) -> int:

@@ -58,6 +58,7 @@ class Record:
     errors: list[str] = field(default_factory=list)
     operands: dict[str, set[str]] = field(default_factory=dict)  # op -> the floating types that reached its kernels
     casts: Counter[str] = field(default_factory=Counter)  # kernels that change a type, and where
+    on_host: Counter[str] = field(default_factory=Counter)  # PyTorch's operations on the host that make a tensor
 
     @property
     def operations(self) -> int:
@@ -72,6 +73,7 @@ class _Modes:
         self.current = 0  # torch.cuda.current_device()
         self.record = Record()
         self.pinned: set[int] = set()
+        self.kept: dict[int, str] = {}  # names of memory that outlives a step, by its storage
 
 
 STATE = _Modes()
@@ -154,6 +156,8 @@ class _Dispatch(TorchDispatchMode):
             out = args[0].clone() if name.endswith("pin_memory") else func(*args, **(kwargs | {"pin_memory": False}))
             STATE.pinned.add(out.untyped_storage()._cdata)
             return out
+        if name not in ("detach", "alias", "view", "slice", "select"):
+            STATE.record.on_host[f"{name} at {where()}"] += 1
         return func(*args, **kwargs)
 
     def _from_the_host(self, source: Tensor, non_blocking: bool) -> None:
@@ -267,6 +271,12 @@ def _without_memory(x: Any) -> Any:
     return torch.empty(0, dtype=x.dtype, device="meta").as_strided(x.shape, x.stride(), x.storage_offset())
 
 
+def _held(x: Tensor) -> str:
+    """The name of the memory behind a tensor, "temporary" if it has none, and how it lies there."""
+    name = STATE.kept.get(x.untyped_storage()._cdata, "temporary")
+    return f"{name} {_described(x)} {x.stride()} from {x.storage_offset()}"
+
+
 def _launch(run: Callable[..., Any]) -> Callable[..., Any]:
     """JITFunction.run that checks and records a launch, and stops before the compiler."""
 
@@ -294,7 +304,8 @@ def _launch(run: Callable[..., Any]) -> Callable[..., Any]:
             if not x.is_contiguous() and f"{name}_row" not in names:  # those are read by their strides
                 wrong(f"{name} has strides {x.stride()}")
         # The arguments are not kept: a gradient that somebody holds is copied, not taken over.
-        STATE.launch = launch = {"kernel": kernel, "grid": size}  # type: ignore[attr-defined]
+        described = {name: _held(x) if isinstance(x, Tensor) else repr(x) for name, x in bound.items()}
+        STATE.launch = launch = {"kernel": kernel, "grid": size, "arguments": described}  # type: ignore[attr-defined]
         with _disable_current_modes():
             given = [_without_memory(x) for x in args]
             run(self, *given, grid=grid, warmup=warmup, **{k: _without_memory(v) for k, v in options.items()})

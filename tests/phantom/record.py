@@ -26,12 +26,13 @@ from benchmarks.ops.compile_report import compile_launch  # noqa: E402
 from fastseq import ops  # noqa: E402
 from fastseq.data.readers import from_sequences  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
-from fastseq.models import MODELS  # noqa: E402
+from fastseq.models import MODELS, base, jagged  # noqa: E402
 from fastseq.ops import _dispatch  # noqa: E402
 from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
+from fastseq.training.steps import StaticSteps  # noqa: E402
 from fastseq.training.throughput import reference_params  # noqa: E402
 
-from .device import Record, device  # noqa: E402
+from .device import STATE, Record, device  # noqa: E402
 
 LENGTHS = {"SASRec": 200, "GRU4Rec": 50, "Caser": 20}
 BATCH = 2048
@@ -64,6 +65,31 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     return lambda: made._step(next(batches))
 
 
+def static_step(name: str, precision: str) -> Callable[[], None]:
+    """The step that a graph records, called twice, with two batches; the first of an epoch came before."""
+    made = trainer(name, precision)
+    steps = made.steps
+    assert isinstance(steps, StaticSteps), made._why_eager()
+    steps.recording = False  # nothing records here
+    works = steps.of_epoch(0, 0)
+    steps.take(next(works), 0)
+    kept = dict(made.model.named_parameters()) | dict(made.model.named_buffers())
+    for i, state in enumerate(made.optimizer.state.values()):
+        kept |= {f"optimizer {i} {key}": x for key, x in state.items()}
+    kept |= {key: x for key, x in vars(steps).items() if isinstance(x, Tensor)}
+    epoch = steps._epoch
+    assert epoch is not None
+    kept |= {f"epoch {i}": x for i, x in enumerate(epoch._tensors)}
+    kept |= {f"data {i}": x for i, x in enumerate(epoch.data.tensors)}
+    STATE.kept = {x.untyped_storage()._cdata: key for key, x in kept.items()}
+
+    def both() -> None:
+        for number in range(2):
+            steps.take(next(works), number + 1)
+
+    return both
+
+
 def evaluation(name: str, precision: str) -> Callable[[], None]:
     made = model(name)
     return lambda: evaluate(made, SPLIT, "test", batch_size=20)
@@ -84,6 +110,9 @@ def padded_step(name: str, precision: str) -> Callable[[], None]:
     if made.needs_user:
         fields.insert(0, torch.randint(0, DATA.n_users, (size,)))
     batch: list[Tensor] = [x.to("cuda:0") for x in fields]
+    known, read = [size * width, width, 0], jagged.look
+    # No numbers come from the device: the look is recorded, and these are what it would have seen.
+    base.look = lambda checked, *numbers: (read(checked, *numbers), known[: len(numbers)])[1]
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
@@ -102,6 +131,7 @@ def on_the_second_device(name: str, precision: str) -> Callable[[], None]:
 
 FLOWS = {
     "training_step": training_step,
+    "static_step": static_step,
     "evaluate": evaluation,
     "recommend": recommending,
     "padded_step": padded_step,
@@ -161,6 +191,7 @@ def facts(record: Record) -> dict[str, Any]:
         "errors": list(record.errors),
         "operands": {op: sorted(kinds) for op, kinds in record.operands.items()},
         "casts": dict(record.casts),
+        "on_host": dict(record.on_host),
     }
 
 
@@ -178,7 +209,13 @@ def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, A
                     raise
             for launch in record.launches:
                 sources.setdefault(launch["key"], launch | {"dtype": precision, "case": f"{flow}, {precision}"})
-            yield f"{flow}, {precision}", facts(record)
+            result = facts(record)
+            if flow == "static_step":
+                result["halves"] = [
+                    [(x["kernel"], x["grid"], x["arguments"], x["key"]) for x in part]
+                    for part in (record.launches[: len(record.launches) // 2], record.launches[len(record.launches) // 2 :])
+                ]
+            yield f"{flow}, {precision}", result
 
 
 def compiled(launch: dict[str, Any]) -> list[str]:
