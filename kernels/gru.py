@@ -361,5 +361,5 @@ def gru_backward(
             )  # fmt: skip
             carry.addmm_(d_a, wide)
     grad_weight = summed(d_hidden.t(), previous, weight.dtype).to(weight.dtype)
-    grad_bias = grad_weight.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
+    grad_bias = x_gates.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
     return d_x.to(x_gates.dtype), grad_weight, grad_bias

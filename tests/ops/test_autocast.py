@@ -16,7 +16,7 @@ from fastseq import ops
 from fastseq.ops import _dispatch
 
 from .backends import needs_triton
-from .calls import CALLS, differentiable
+from .calls import ALL, CALLS, differentiable
 from .compare import relative_error
 
 # By op: its activations. All other floating arguments are parameters.
@@ -35,6 +35,11 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 CAST = {"caser_windows", "causal_attention", "gru", "gru_sampled_loss", "last_query_attention"}  # where they are not
 FLOAT32_RESULT = {"gru_sampled_loss", "linear_cross_entropy", "sampled_loss"}  # losses
+CASES = [  # with what is optional, and without
+    pytest.param(name, change, id=f"{name}-{'-'.join(change)}")
+    for name, change in ALL
+    if name in ACTIVATIONS and (not change or None in change.values())
+]
 TOLERANCE = 3 * torch.finfo(torch.bfloat16).eps
 
 
@@ -43,10 +48,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_WIDENED", set())
 
 
-def arguments_of(name: str, kind: torch.dtype) -> dict[str, Any]:
+def arguments_of(name: str, change: dict[str, Any], kind: torch.dtype) -> dict[str, Any]:
     """The call with its activations rounded to bfloat16, in ``kind``, and all of them leaves."""
     torch.manual_seed(3)
-    arguments = CALLS[name]()
+    arguments = CALLS[name]() | change
     for key in differentiable(name, arguments):
         x = arguments[key].bfloat16().to(kind) if key in ACTIVATIONS[name] else arguments[key]
         arguments[key] = x.detach().requires_grad_()
@@ -65,11 +70,11 @@ def run(name: str, arguments: dict[str, Any]) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, leaves, upstream)]
 
 
-def exact(name: str) -> list[Tensor]:
+def exact(name: str, change: dict[str, Any]) -> list[Tensor]:
     """In float64 from the same numbers, without autocast."""
     arguments = {
         key: x.detach().double().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for key, x in arguments_of(name, torch.float32).items()
+        for key, x in arguments_of(name, change, torch.float32).items()
     }
     with ops.set_backend("reference"):
         return run(name, arguments)
@@ -77,8 +82,10 @@ def exact(name: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=needs_triton)])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_types_and_values(name: str, backend: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "change"), CASES)
+def test_types_and_values(
+    name: str, change: dict[str, Any], backend: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Activations as bfloat16 or float32: what reaches the implementation, what comes out, and its gradients."""
     reached: dict[str, list[torch.dtype]] = {}
     found = _dispatch.served
@@ -98,7 +105,7 @@ def test_types_and_values(name: str, backend: str, kind: torch.dtype, monkeypatc
         return replace(serving, function=function)
 
     monkeypatch.setattr(_dispatch, "served", recorded)
-    arguments = arguments_of(name, kind)
+    arguments = arguments_of(name, change, kind)
     with ops.set_backend(backend), torch.autocast("cpu", torch.bfloat16):
         output, *gradients = run(name, arguments)
     operand = torch.bfloat16 if name in CAST else kind
@@ -112,7 +119,7 @@ def test_types_and_values(name: str, backend: str, kind: torch.dtype, monkeypatc
     assert output.dtype == result
     leaves = differentiable(name, arguments)
     assert [x.dtype for x in gradients] == [arguments[key].dtype for key in leaves]
-    for what, x, true in zip(("output", *leaves), (output, *gradients), exact(name), strict=True):
+    for what, x, true in zip(("output", *leaves), (output, *gradients), exact(name, change), strict=True):
         assert relative_error(x, true) <= TOLERANCE, what
 
 
