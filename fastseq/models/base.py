@@ -353,7 +353,7 @@ class SequentialRecommender(nn.Module, ABC):
         counts[self.n_items] += batch.l2_padding
         total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
         if self.needs_user:
-            users = batch.users[batch.target_sequences]
+            users = batch.users_of_targets
             total = total + sum_of_squares(
                 self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, counted)])
             )
@@ -366,11 +366,12 @@ class SequentialRecommender(nn.Module, ABC):
         return batch.n_targets / batch.n_targets_global if shared and batch.n_targets_global else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """WarpRec's optimizer groups: weight decay on Linear, Conv, recurrent and positional weights only."""
+        """WarpRec's optimizer groups: weight decay on Linear, Conv, recurrent and positional weights only; one group
+        where there is no weight decay."""
         return parameter_groups(self, self.weight_decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with coupled weight decay over WarpRec's two groups, fused where torch can."""
+        """Adam with coupled weight decay over WarpRec's groups, fused where torch can."""
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters())
         return torch.optim.Adam(self.parameter_groups(), lr=self.learning_rate, fused=fused)
 

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -152,7 +153,6 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self.steps = self._build_steps()
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -455,7 +455,9 @@ class Trainer:
 
     # What is trained with.
 
-    def _build_steps(self) -> Steps:
+    @cached_property
+    def steps(self) -> Steps:
+        """How steps are taken: of every ``fit``, so that a recording serves them all."""
         data = self.loader.resident
         if data is not None and self._why_eager() is None:
             return StaticSteps(self.model, self.optimizer, data, self.options)
