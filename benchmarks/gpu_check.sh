@@ -15,8 +15,8 @@ cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python3}"
 END=575 # seconds, of all stages
-STAGES=(machine build first parity gpu_tests op_tests memcheck speed speed_large peer graph ops speed_types
-  cross_entropy fit racecheck ops_compiled)
+STAGES=(machine build first parity gpu_tests op_tests memcheck speed speed_large peer ops fit speed_types
+  cross_entropy peer_compiled racecheck ops_compiled)
 out=build/gpu_check data="${DATA:-}" device=cuda dry='' only=()
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -147,42 +147,43 @@ if [[ ! $dry ]]; then
   rm -f "$out"/{ops,ops_compiled}.json "$out/logs.tgz" "$out/summary.txt"
 fi
 if cuda; then
-  moment=2 few=2048 many=16384 beside=(--against eager nested --seconds 0.05 --budget 60)
+  moment=1.5 few=2048 many=16384 ways=(eager graph) beside=(--against eager nested --seconds 0.05 --budget 60)
 else
-  moment=0.1 few=256 many=512 beside=(--against eager --only dropout --seconds 0.02 --budget 20)
+  moment=0.1 few=256 many=512 ways=(eager) beside=(--against eager --only dropout --seconds 0.02 --budget 20)
   echo "A rehearsal on the CPU, in small: tests are collected, not run; no sanitizer, no CUDA graph, no compiled rivals."
 fi
 
-# A. The machine, the extension, one step.
-stage machine 20 bash -c 'nproc; nvidia-smi -q -d CLOCK,MEMORY | head -n 40; "$0" -c "
-import sys, torch, triton
-print(sys.version, torch.__version__, triton.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())"' \
-  "$PYTHON"
+# A. The machine, the extension, some steps of each model.
+models machine 30 machine
 if [[ $dry ]] || ! "$PYTHON" -c "import fastseq._C, fastseq.kernels" 2> /dev/null; then
   stage build 75 "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
 else
   left_out build skipped "built before"
 fi
-models first 40 speed --models GRU4Rec --batches $few --precisions fp32 --seconds 0.5
+models first 60 speed --models GRU4Rec SASRec Caser --batches $few --precisions fp32 --seconds 0.1
 
 # B. Proof. Nothing is timed here, so all of it runs at once.
-together models parity 150 parity
+together models parity 150 parity --executions "${ways[@]}"
 together tests gpu_tests 150 5 tests/gpu/test_gpu.py "equals_the_reference or same_bits or cuda_graph or replayed or inductor"
 together tests op_tests 150 6 tests/ops "triton or segments or test_kernels"
 together sanitized memcheck 150
 wait
 
 # C. The figures, alone on the device; first those without which the run was for nothing.
-models speed 75 speed --batches $few --precisions fp32 --seconds $moment
-models speed_large 90 speed --batches $many --precisions fp32 tf32 bf16 --seconds $moment
-models peer 50 peer --batches $few $many --seconds $moment
-if cuda; then models graph 60 graph --precisions fp32 tf32; else left_out graph skipped "needs a GPU"; fi
-ops ops 75 "${beside[@]}"
-models speed_types 40 speed --batches $few --precisions tf32 bf16 --seconds $moment
-models cross_entropy 40 speed --models SASRec --batches $few --losses cross_entropy --seconds $moment
-
-# D. What users do besides, races, and slow rivals.
+models speed 70 speed --batches $few --precisions fp32 tf32 --executions "${ways[@]}" --seconds $moment
+models speed_large 80 speed --batches $many --precisions bf16 tf32 fp32 --executions "${ways[@]}" --seconds $moment
+models peer 45 peer --batches $few $many --precisions fp32 bf16 --seconds $moment
+ops ops 70 "${beside[@]}"
 models fit 60 fit
+
+# D. More of the same, races, and slow rivals.
+models speed_types 30 speed --batches $few --precisions bf16 --executions "${ways[@]}" --seconds $moment
+models cross_entropy 40 speed --models SASRec --batches $few --losses cross_entropy --seconds $moment
+if cuda; then
+  models peer_compiled 80 peer --batches $many $few --precisions bf16 --executions compiled --seconds $moment
+else
+  left_out peer_compiled skipped "needs a GPU"
+fi
 sanitized racecheck 60 --only gru sampled_loss caser_windows attention
 if cuda; then
   ops ops_compiled 60 --against compiled flex --seconds 0.05 --budget 40

@@ -89,12 +89,11 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 class Watch:
-    """What the steps of a Trainer did, seen through public hooks: the model's loss and the optimizer's.
+    """What the steps of a Trainer did.
 
     Attributes:
-        begins, ends: of each step, seconds of time.perf_counter: forward begins, optimizer launched. On a GPU these
-            are times of the host.
-        losses: of each step, 0-d on the device.
+        begins, ends: of each step, seconds of time.perf_counter: the host begins it, has launched it.
+        losses: of the steps that the device has done.
         targets: of each step.
         gradients: at the first step, by parameter: float64 on the CPU. Only with ``keep_gradients``.
         after_step: called after each step with the number of steps until then.
@@ -104,31 +103,31 @@ class Watch:
         self.trainer, self.keep_gradients = trainer, keep_gradients
         self.begins: list[float] = []
         self.ends: list[float] = []
-        self.losses: list[Any] = []
+        self.losses: list[float] = []
         self.targets: list[int] = []
         self.gradients: dict[str, Any] = {}
         self.after_step: Callable[[int], None] = lambda steps: None
-        loss = trainer.model.loss
+        take, read = trainer._step, trainer.steps.losses
 
-        def watched(batch: Any) -> Any:
+        def taken(work: Any) -> None:
             self.begins.append(time.perf_counter())
-            self.targets.append(batch.n_targets)
-            value = loss(batch)
-            self.losses.append(value.detach())
-            return value
+            take(work)
+            self.targets.append(work.n_targets)
+            self.ends.append(time.perf_counter())
+            self.after_step(len(self.ends))
 
-        trainer.model.loss = watched
+        def losses() -> list[float]:
+            values: list[float] = read()
+            self.losses += values
+            return values
+
+        trainer._step, trainer.steps.losses = taken, losses
         trainer.optimizer.register_step_pre_hook(self._before_update)
-        trainer.optimizer.register_step_post_hook(self._after_update)
 
     def _before_update(self, *_: Any) -> None:
         if self.keep_gradients and not self.gradients:
             parameters = self.trainer.model.named_parameters()
             self.gradients = {name: p.grad.detach().cpu().double() for name, p in parameters if p.grad is not None}
-
-    def _after_update(self, *_: Any) -> None:
-        self.ends.append(time.perf_counter())
-        self.after_step(len(self.ends))
 
     def run(self, limit: float) -> range:
         """Goes on training for ``limit`` seconds, at least one step; the numbers of these steps."""
@@ -140,6 +139,8 @@ class Watch:
 
 class Recorded:
     """Batches made beforehand, in a Loader's place: every epoch is the same."""
+
+    resident, residence = None, "batches are made beforehand"
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self.stored = batches

@@ -16,6 +16,7 @@ SPAN = 65  # distances from a stop, or taps, that a program goes through with th
 LANES = 32  # filters of a program: at n_h = 8 four heights, which keeps the taps beyond a filter's height few
 WIDTH = 64  # columns of x of one product
 HISTORIES = 8  # of a program of _histories
+COLUMNS = 16  # of a program that adds up partial sums
 VERTICAL = 4  # vertical filters of a program
 CHUNKS = 32  # runs of rows that are summed apart: with 5 blocks of filters more programs than multiprocessors
 PARTIAL = 1 << 25  # values that the sums of all runs may take, 128 MB: fewer runs for long, many or wide filters
@@ -103,6 +104,8 @@ class Shape:
         by_history: dict[str, Any] = {"LENGTH": length, "FILTERS": n_h, "SKIPPED": self.skipped, "HISTORIES": HISTORIES}
         self.by_slot = {**by_history, "COLUMNS": 128}
         self.distances = {**by_history, "LANES": self.block, "STEPS": _power(length + 1, 1, 32)}
+        self.add_distances = {"LENGTH": length, "FILTERS": n_h, "RUNS": CHUNKS, "LANES": self.block}
+        self.finish = {"LENGTH": length, "D": d, "NV": n_v, "ROWS": 32, "COLUMNS": COLUMNS}
         self.finish_filters = {**sizes, "LANES": _power(n_h, 1, 16), "WIDTH": self.width}
         self.grad_vertical = {**self.histories, "STEPS": next_power_of_2(length + 1), "num_warps": 8}
 

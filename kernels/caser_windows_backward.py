@@ -9,12 +9,26 @@ from torch import Tensor
 
 from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
+from .segments import sort_ids
 from .sizes import cdiv
 
 
-@triton.jit(do_not_specialize=["slots", "size"])
+@triton.jit
+def _below(ascending, value, size, halvings):
+    """How many of ``size`` ascending numbers are less than each value; 2 ** halvings > size."""
+    low = value * 0
+    high = low + size
+    for _ in range(0, halvings):
+        middle = (low + high) // 2
+        less = tl.load(ascending + middle, mask=middle < high, other=2147483647) < value
+        low = tl.where(less, middle + 1, low)
+        high = tl.where(less, high, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["slots", "size", "halvings"])
 def _by_slot(
-    grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size,
+    grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, slots, size, halvings,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr, HISTORIES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """grad_slots: sums of grad over each slot's histories. distance: from a maximum to the stop, -1 where none is."""
@@ -22,22 +36,27 @@ def _by_slot(
     width: tl.constexpr = SKIPPED + LENGTH * FILTERS
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = slot < slots
-    begin = tl.load(bounds + slot, mask=real, other=0)
-    count = tl.load(bounds + slot + 1, mask=real, other=0) - begin
+    begin = _below(sorted_slots, slot, size, halvings)
     total = tl.zeros((HISTORIES, COLUMNS), tl.float32)
-    for i in range(0, tl.max(count, 0)):
-        number = tl.load(order + begin + i, mask=i < count, other=0)
-        used = (i < count)[:, None] & (column < width)[None, :]
+    at = begin
+    same = tl.load(sorted_slots + at, mask=at < size, other=-1) == slot
+    hit = same
+    while tl.max(same.to(tl.int32), 0) > 0:
+        number = tl.load(order + at, mask=same, other=0).to(tl.int64)
+        used = same[:, None] & (column < width)[None, :]
         total += tl.load(grad + number[:, None] * width + column[None, :], mask=used, other=0.0).to(tl.float32)
+        at += 1
+        same = same & (tl.load(sorted_slots + at, mask=at < size, other=-1) == slot)
     inside = real[:, None] & (column < width)[None, :]
     tl.store(grad_slots + slot.to(tl.int64)[:, None] * width + column[None, :], total, mask=inside)
 
     # Equal histories have equal maxima: the first one's are read.
-    number = tl.load(order + begin, mask=count > 0, other=size)
+    number = tl.load(order + begin, mask=hit, other=0).to(tl.int64)
+    number = tl.where(hit, number, size)
     _, _, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
     lane = column - SKIPPED
     offset = number[:, None] * (LENGTH * FILTERS) + lane[None, :]
-    used = (count > 0)[:, None] & (lane >= 0)[None, :] & (column < width)[None, :]
+    used = hit[:, None] & (lane >= 0)[None, :] & (column < width)[None, :]
     at = tl.load(position + offset, mask=used, other=-1)
     far = tl.where(at >= 0, tl.maximum(real_rows[:, None] - at, 0), -1)
     offset = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
@@ -190,6 +209,20 @@ def _distances(
     tl.store(sums + offset, total, mask=(step <= LENGTH)[:, None] & (lane < LENGTH * FILTERS)[None, :])
 
 
+@triton.jit(do_not_specialize=["runs"])
+def _add_distances(sums, padded, grad_bias, runs, LENGTH: tl.constexpr, FILTERS: tl.constexpr, RUNS: tl.constexpr,
+                   LANES: tl.constexpr):  # fmt: skip
+    """padded [LENGTH + 1, lanes]: the runs' sums added up, over all distances so far; after the last one, grad_bias."""
+    run, lane = tl.arange(0, RUNS), tl.program_id(0) * LANES + tl.arange(0, LANES)
+    real = lane < LENGTH * FILTERS
+    total = tl.zeros((LANES,), tl.float32)
+    for step in range(0, LENGTH + 1):
+        offset = (run * (LENGTH + 1) + step)[:, None] * (LENGTH * FILTERS) + lane[None, :]
+        total += tl.sum(tl.load(sums + offset, mask=(run < runs)[:, None] & real[None, :], other=0.0), 0)
+        tl.store(padded + step * (LENGTH * FILTERS) + lane, total, mask=real)
+    tl.store(grad_bias + lane, total.to(grad_bias.dtype.element_ty), mask=real)
+
+
 @triton.jit(do_not_specialize=["chunks"])
 def _finish_filters(
     partial, padded, weight_h, padding_row, grad_weight, grad_padding, chunks,
@@ -259,9 +292,42 @@ def _grad_vertical(
     tl.store(grad_padding + row * D + column, padding, mask=column < D)
 
 
+@triton.jit
+def _column_sums(source, count, columns, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, count, ROWS):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < count)[:, None] & (column < columns)[None, :]
+        total += tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["vertical_rows", "taps", "rows"])
+def _finish(
+    vertical, met, met_vertical, grad_weight, grad_bias, grad_padding, vertical_rows, taps, rows,
+    LENGTH: tl.constexpr, D: tl.constexpr, NV: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Adds up what programs have summed: vertical filters and their biases, then the padding row."""
+    filters: tl.constexpr = NV * (LENGTH + 1)
+    first: tl.constexpr = (filters + COLUMNS - 1) // COLUMNS
+    if tl.program_id(0) < first:
+        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+        total = _column_sums(vertical, vertical_rows, filters, column, ROWS, COLUMNS)
+        filter, step = column // (LENGTH + 1), column % (LENGTH + 1)
+        real = column < filters
+        value = total.to(grad_weight.dtype.element_ty)
+        tl.store(grad_weight + filter * LENGTH + step, value, mask=real & (step < LENGTH))
+        tl.store(grad_bias + filter, total.to(grad_bias.dtype.element_ty), mask=real & (step == LENGTH))
+    else:
+        column = (tl.program_id(0) - first) * COLUMNS + tl.arange(0, COLUMNS)
+        total = _column_sums(met, taps, D, column, ROWS, COLUMNS)
+        total += _column_sums(met_vertical, rows, D, column, ROWS, COLUMNS)
+        tl.store(grad_padding + column, total.to(grad_padding.dtype.element_ty), mask=column < D)
+
+
 def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     grad, x, offsets, sequences, stops, *weights, position = (a.contiguous() for a in arguments)
-    weight_h, bias_h, weight_v, bias_v, padding_row = weights
+    weight_h, bias_h, weight_v, _, padding_row = weights
     shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
     rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
     if size == 0 or shape.skipped + shape.lanes == 0:
@@ -272,14 +338,14 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     def floats(*sizes: int) -> Tensor:
         return torch.empty(*sizes, dtype=torch.float32, device=x.device)
 
-    in_order, order = torch.sort(stops + sequences, stable=True)
-    bounds = torch.searchsorted(in_order, torch.arange(slots + 1, device=x.device))
+    sorted_slots, order = sort_ids(stops, slots, sequences)
     grad_slots = floats(slots, shape.skipped + shape.lanes)
     distance = torch.empty(slots, shape.lanes, dtype=torch.int32, device=x.device)
     grid = (cdiv(slots, common.HISTORIES), cdiv(shape.skipped + shape.lanes, 128))
     _by_slot[grid](
-        grad, position, offsets, sequences, stops, order, bounds, grad_slots, distance, slots, size, **shape.by_slot
-    )
+        grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, slots, size,
+        size.bit_length(), **shape.by_slot,
+    )  # fmt: skip
 
     blocks = cdiv(shape.lanes, shape.block)
     grad_x = torch.empty_like(x)
@@ -295,8 +361,8 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
             partial, grad_slots, offsets, weight_v, grad_x, rows, count, halvings, blocks, **shape.finish_x
         )  # fmt: skip
 
-    grad_weight_h, grad_bias_h = torch.zeros_like(weight_h), torch.zeros_like(bias_h)
-    grad_padding = torch.zeros(shape.d, dtype=torch.float32, device=x.device)
+    grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding = map(torch.empty_like, weights)
+    met, met_vertical, vertical = floats(0, shape.d), floats(0, shape.d), floats(0, shape.n_v, shape.length + 1)
     if blocks > 0:
         most = max(1, min(common.CHUNKS, common.PARTIAL // max(weight_h.numel(), 1)))
         tiles = cdiv(cdiv(rows, common.ROWS), most)
@@ -308,27 +374,27 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
             )
         tiles = cdiv(cdiv(slots, common.HISTORIES), common.CHUNKS)
         runs = cdiv(slots, common.HISTORIES * tiles)
-        sums = floats(runs, shape.length + 1, shape.lanes)
+        sums, padded = floats(runs, shape.length + 1, shape.lanes), floats(shape.length + 1, shape.lanes)
         steps = cdiv(shape.length + 1, shape.distances["STEPS"])
         _distances[(runs, blocks, steps)](grad_slots, distance, sums, slots, tiles, **shape.distances)
-        padded = sums.sum(0).cumsum(0)
-        grad_bias_h = padded[-1].view(bias_h.shape).to(bias_h.dtype, copy=True)
+        _add_distances[(blocks,)](sums, padded, grad_bias_h, runs, **shape.add_distances)
         if shape.d > 0:
             met = floats(weight_h.shape[0], shape.d)
             _finish_filters[(shape.length, shape.length, parts)](
                 by_chunk, padded, weight_h, padding_row, grad_weight_h, met, chunks, **shape.finish_filters
             )  # fmt: skip
-            grad_padding = met.sum(0)
-
-    grad_weight_v, grad_bias_v = torch.zeros_like(weight_v), torch.zeros_like(bias_v)
     if shape.skipped > 0:
         tiles = cdiv(cdiv(size, common.HISTORIES), 4 * common.CHUNKS)
         runs, groups = cdiv(size, common.HISTORIES * tiles), cdiv(shape.n_v, shape.vertical)
-        sums, met = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * groups, shape.d)
+        vertical, met_vertical = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * groups, shape.d)
         _grad_vertical[(runs, groups, parts)](
-            grad, x, offsets, sequences, stops, weight_v, padding_row, sums, met, size, tiles, **shape.grad_vertical
-        )
-        total = sums.sum(0).to(weight_v.dtype)
-        grad_weight_v, grad_bias_v = total[:, :-1].clone(), total[:, -1].clone()
-        grad_padding = grad_padding + met.sum(0)
-    return grad_x, grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding.to(padding_row.dtype)
+            grad, x, offsets, sequences, stops, weight_v, padding_row, vertical, met_vertical, size, tiles,
+            **shape.grad_vertical,
+        )  # fmt: skip
+    programs = cdiv(shape.n_v * (shape.length + 1), common.COLUMNS) + cdiv(shape.d, common.COLUMNS)
+    if programs > 0:
+        _finish[(programs,)](
+            vertical, met, met_vertical, grad_weight_v, grad_bias_v, grad_padding, vertical.shape[0], met.shape[0],
+            met_vertical.shape[0], **shape.finish,
+        )  # fmt: skip
+    return grad_x, grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding

@@ -34,33 +34,35 @@ PLACES, OTHERS, FILL = 32, 64, 2048
 
 
 @triton.jit
-def _keys(ids, index, entries, n_keys, LENGTHS: tl.constexpr):
-    """What entries are sorted by, int32: ids, those that are no row n_keys; or with LENGTHS the negative lengths of
-    the sequences that begin at offsets ``ids``."""
+def _keys(ids, others, index, entries, n_keys, KIND: tl.constexpr):
+    """What entries are sorted by, int32: "ids", those that are no row as n_keys; "sums" of ids and others, likewise;
+    the negative "lengths" of the sequences that begin at offsets ids."""
     inside = index < entries
     key = tl.load(ids + index, mask=inside, other=0)
-    if LENGTHS:
+    if KIND == "lengths":
         return key - tl.load(ids + index + 1, mask=inside, other=0)
+    if KIND == "sums":
+        key += tl.load(others + index, mask=inside, other=0)
     return tl.where((key >= 0) & (key < n_keys), key, n_keys).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["entries", "size"])
-def _place(ids, sorted_keys, order, base, table, entries, n_keys, size, LENGTHS: tl.constexpr, FILLED: tl.constexpr,
+def _place(ids, others, sorted_keys, order, base, table, entries, n_keys, size, KIND: tl.constexpr,
            PLACES: tl.constexpr, OTHERS: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
     """Puts entries in their places; and fills the ``size`` values of the table, from base or with zeros."""
     index = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
-    key = _keys(ids, index, entries, n_keys, LENGTHS)
+    key = _keys(ids, others, index, entries, n_keys, KIND)
     before = tl.zeros((PLACES, OTHERS), tl.int32)
     for first in range(0, entries, OTHERS):
         other = first + tl.arange(0, OTHERS)
-        theirs = _keys(ids, other, entries, n_keys, LENGTHS)[None, :]
+        theirs = _keys(ids, others, other, entries, n_keys, KIND)[None, :]
         less = (theirs < key[:, None]) | ((theirs == key[:, None]) & (other[None, :] < index[:, None]))
         before += (less & (other < entries)[None, :]).to(tl.int32)
     place = tl.sum(before, axis=1)
     tl.store(order + place, index, mask=index < entries)
-    if not LENGTHS:
+    if sorted_keys is not None:
         tl.store(sorted_keys + place, key, mask=index < entries)
-    if FILLED:
+    if table is not None:
         step = tl.num_programs(0).to(tl.int64) * FILL
         for first in range(tl.program_id(0).to(tl.int64) * FILL, size, step):
             offset = first + tl.arange(0, FILL)
@@ -145,42 +147,46 @@ def _sum_segments(sorted_ids, order, coefficients, source, partial, base, table,
         tl.store(table + offset, sum.to(table.dtype.element_ty), mask=column < width)
 
 
-def _placed(ids: Tensor, entries: int, n_keys: int, base: Tensor | None, table: Tensor | None) -> tuple[Tensor, Tensor]:
-    order = torch.empty(entries, dtype=torch.int32, device=ids.device)
-    lengths = n_keys < 0
-    sorted_keys = order if lengths else torch.empty_like(order)
-    programs = cdiv(entries, PLACES)
-    _place[(programs,)](
-        ids, sorted_keys, order, base, order if table is None else table, entries, n_keys,
-        0 if table is None else table.numel(), LENGTHS=lengths, FILLED=table is not None,
-        PLACES=PLACES, OTHERS=OTHERS, FILL=FILL,
+def _placed(kind: str, ids: Tensor, others: Tensor | None, sorted_keys: Tensor | None, order: Tensor, n_keys: int = 0,
+            base: Tensor | None = None, table: Tensor | None = None) -> None:  # fmt: skip
+    entries = order.shape[0]
+    _place[(cdiv(entries, PLACES),)](
+        ids.contiguous(), others, sorted_keys, order, base, table, entries, n_keys,
+        0 if table is None else table.numel(), KIND=kind, PLACES=PLACES, OTHERS=OTHERS, FILL=FILL,
     )  # fmt: skip
-    return sorted_keys, order
 
 
-def sort_ids(ids: Tensor, n_ids: int, base: Tensor | None = None, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sorts integers ``ids`` [N], stable; those outside 0 ... n_ids - 1 come last, as n_ids, which is below 2^31.
+def sort_ids(
+    ids: Tensor, n_ids: int, others: Tensor | None = None, base: Tensor | None = None, table: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sorts integers ``ids`` [N], or their sums with ``others`` [N], stable; those outside 0 ... n_ids - 1 come last,
+    as n_ids, which is below 2^31.
 
     Fills ``table`` besides, which is contiguous, with ``base`` or zeros.
 
     Returns:
-        int32 [N] the sorted ids, and which entry each of them is.
+        int32 [N] what is sorted, and which entry each of them is.
     """
     entries = ids.shape[0]
     if 0 < entries <= RANKED:
-        return _placed(ids.contiguous(), entries, n_ids, base, table)
+        sorted_keys, order = torch.empty(2, entries, dtype=torch.int32, device=ids.device)
+        others = None if others is None else others.contiguous()
+        _placed("ids" if others is None else "sums", ids, others, sorted_keys, order, n_ids, base, table)
+        return sorted_keys, order
     if table is not None:
         table.zero_() if base is None else table.copy_(base)
-    wrong = (ids < 0) | (ids >= n_ids)
-    return ids.masked_fill(wrong, n_ids).to(torch.int32).sort(stable=True)
+    keys = ids if others is None else ids + others
+    return keys.masked_fill((keys < 0) | (keys >= n_ids), n_ids).to(torch.int32).sort(stable=True)
 
 
 def longest_first(offsets: Tensor) -> Tensor:
     """The sequences between ``offsets`` [B + 1] by length, longest first and stable: [B]."""
     sequences = offsets.shape[0] - 1
-    if 0 < sequences <= RANKED:
-        return _placed(offsets.contiguous(), sequences, -1, None, None)[1]
-    return torch.argsort(offsets.diff(), descending=True, stable=True)
+    if not 0 < sequences <= RANKED:
+        return torch.argsort(offsets.diff(), descending=True, stable=True)
+    order = torch.empty(sequences, dtype=torch.int32, device=offsets.device)
+    _placed("lengths", offsets, None, None, order)
+    return order
 
 
 def segment_sum(
@@ -212,7 +218,7 @@ def segment_sum(
     if table.numel() == 0:
         return table
     source, base = source.contiguous(), None if base is None else base.contiguous()
-    sorted_ids, order = sort_ids(ids.reshape(-1), n_rows, base, table)
+    sorted_ids, order = sort_ids(ids.reshape(-1), n_rows, base=base, table=table)
     if entries == 0:
         return table
     weights = source if coefficients is None else coefficients.contiguous()

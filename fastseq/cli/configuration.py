@@ -22,7 +22,7 @@ from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
 from ..training import optimizers
 from ..training.metrics import MaskSeen, parse_metric
-from ..training.options import SCHEDULES
+from ..training.options import SCHEDULES, Execution
 from .paths import expanded
 from .warprec_keys import UNUSED, used
 
@@ -283,6 +283,7 @@ class Optimization(Section):
     lr_scheduler: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     optimizer: Optimizer = Field(default_factory=Optimizer)
     precision: Literal["32-true", "bf16-mixed", "fp32", "tf32", "bf16"] = "32-true"
+    execution: Execution = "auto"
     gradient_clip: float | None = Field(default=None, ge=0)  # 0 is none, as in WarpRec
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)

@@ -190,6 +190,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
     options = TrainingOptions(
         seed=optimization.properties.seed,
         precision=PRECISIONS[optimization.precision],
+        execution=optimization.execution,
         clip_norm=optimization.gradient_clip or None,
         optimizer=optimization.optimizer.name,
         optimizer_params=optimization.optimizer.params,

@@ -17,6 +17,25 @@ from .base import SequentialRecommender
 SITE_CONVOLUTIONS = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
 
 
+class _Stacked(torch.autograd.Function):
+    """Filters of all heights, tap by tap [L(L + 1)/2, n_h, d], from the weights of nn.Conv2d, each [n_h, 1, height, d].
+    The gradients of all are one gather and views of it, where autograd copies one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.heights = len(weights)
+        return torch.cat([weight.squeeze(1).transpose(0, 1) for weight in weights])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (places,) = grads, ctx.saved_tensors
+        _, n_h, d = grad.shape
+        heights = range(1, ctx.heights + 1)
+        parts = grad.flatten(0, 1).index_select(0, places).split([height * n_h for height in heights])
+        return None, *(part.view(n_h, 1, height, d) for part, height in zip(parts, heights, strict=True))
+
+
 class Caser(SequentialRecommender):
     """Convolutions over the last ``max_seq_len`` items of a history, and a vector for each user.
 
@@ -58,6 +77,10 @@ class Caser(SequentialRecommender):
             self.conv_v = nn.Conv2d(1, self.n_v, (length, 1))
         if self.n_h > 0:
             self.conv_h = nn.ModuleList(nn.Conv2d(1, self.n_h, (height, d)) for height in range(1, length + 1))
+            # Where each filter's taps, height after height, stand in _Stacked's result.
+            rows = torch.arange(length * (length + 1) // 2 * self.n_h).view(-1, self.n_h)
+            places = [rows[h * (h - 1) // 2 : h * (h + 1) // 2].T.flatten() for h in range(1, length + 1)]
+            self.register_buffer("_places", torch.cat(places), persistent=False)
         self.fc1 = nn.Linear(self.n_v * d + self.n_h * length, d)
         self.fc2 = nn.Linear(2 * d, d)
         self.apply(self._init_weights)
@@ -108,7 +131,7 @@ class Caser(SequentialRecommender):
         )
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
         z = ops.linear(windows, self.fc1.weight, self.fc1.bias).relu()
-        users = self._user_vectors(batch.users.index_select(0, batch.target_sequences))
+        users = self._user_vectors(batch.users_of_targets)
         return ops.linear(torch.cat([z, users], dim=1), self.fc2.weight, self.fc2.bias).relu()
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
@@ -118,8 +141,10 @@ class Caser(SequentialRecommender):
             weight = self.fc1.weight
             return weight.new_empty(length * (length + 1) // 2, 0, d), weight.new_empty(length, 0)
         convolutions = [cast(nn.Conv2d, convolution) for convolution in self.conv_h]
-        weights = [convolution.weight.squeeze(1).transpose(0, 1) for convolution in convolutions]
-        return torch.cat(weights), torch.stack([cast(Tensor, convolution.bias) for convolution in convolutions])
+        weight: Tensor = _Stacked.apply(
+            self.get_buffer("_places"), *(convolution.weight for convolution in convolutions)
+        )
+        return weight, torch.stack([cast(Tensor, convolution.bias) for convolution in convolutions])
 
     def _vertical(self) -> tuple[Tensor, Tensor]:
         """Weights [n_v, L] and biases [n_v]."""

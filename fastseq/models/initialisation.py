@@ -118,7 +118,8 @@ def _normal(weight: Tensor, std: float | None) -> None:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two optimizer groups: weight decay on Linear, Conv, recurrent and positional weights; none on biases,
-    LayerNorms, item and user embeddings. A parameter's group follows from its name and its module's type.
+    LayerNorms, item and user embeddings. A parameter's group follows from its name and its module's type. Without
+    weight decay they are one group, in the same order: an optimizer launches its kernels once a group.
     """
     embeddings = {
         id(parameter)
@@ -133,4 +134,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             continue
         entity = id(parameter) in embeddings and "position" not in name
         (free if entity or "bias" in name or "norm" in name else decayed).append(parameter)
+    if weight_decay == 0.0:
+        return [{"params": decayed + free, "weight_decay": 0.0}]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -166,7 +166,7 @@ def evaluate(
                 scores = source.at(items)
             relevant = worst_order(scores, users.is_target(items))
             values = ranking_metrics(relevant, users.n_targets, ks, here.most_targets)
-            sums += torch.stack([value.sum() for value in values.values()])
+            sums += torch.stack(list(values.values())).sum(dim=1)
             for count, k in zip(lists, ks, strict=False):
                 best = items[:, :k].reshape(-1)
                 count.index_add_(0, best.clamp(min=0), (best >= 0).long())
@@ -347,7 +347,7 @@ class _ModelSource:
         self.diverged = torch.zeros((), dtype=torch.bool, device=model.item_embedding.weight.device)
 
     def read(self, users: _Users) -> None:
-        """Takes the next batch, whose tensors are on the model's device; ``diverged`` says whether an output was not finite."""
+        """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""
         self._h = self._model.encode_last(users.items, users.offsets, users.users, users.max_len, False)
         self.diverged = self.diverged | ~torch.isfinite(self._h).all()
         if self._h.device.type == "cpu" and self.diverged:  # a GPU is not waited for

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ from .result import Progress, TrainResult
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
-from .steps import EagerSteps, Steps, Work
+from .steps import RATES, EagerSteps, StaticSteps, Steps, Work
 
 # A GPU of so many multiprocessors or more is called large, and idles with fewer targets a step: an estimate.
 LARGE_GPU, TARGETS_OF_LARGE_GPU = 100, 16_384
@@ -94,6 +95,7 @@ class Trainer:
         if not self.total_steps:
             raise ConfigError("the training part has no targets: no user has 2 training events")
         self.optimizer, self.scheduler = self._build_optimizer()
+        self._why_eager()  # an execution that is not served is refused before anything is trained
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
@@ -151,7 +153,6 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self.steps = self._build_steps()
         self._before = state.targets, state.seconds
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -454,9 +455,41 @@ class Trainer:
 
     # What is trained with.
 
-    def _build_steps(self) -> Steps:
+    @cached_property
+    def steps(self) -> Steps:
+        """How steps are taken: of every ``fit``, so that a recording serves them all."""
+        data = self.loader.resident
+        if data is not None and self._why_eager() is None:
+            return StaticSteps(self.model, self.optimizer, data, self.options)
         objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
+
+    def _why_eager(self) -> str | None:
+        """Why steps are launched operation by operation; None where they are recorded as a CUDA graph.
+
+        Raises:
+            ConfigError: if the options ask for a graph that is not served.
+        """
+        execution, groups = self.options.execution, self.optimizer.param_groups
+        if execution == "eager":
+            return "execution is eager"
+        reasons = {
+            "the model is on the CPU": self.device.type != "cuda",
+            "several processes train": self.ranks.world_size > 1,
+            # What it does on the host a recording would leave out.
+            f"{type(self.model).__name__} is not one of fastseq's own models": execution == "auto"
+            and not type(self.model).__module__.startswith("fastseq."),
+            "per_target is on": self.options.per_target,
+            self.loader.residence: self.loader.resident is None,
+            f"the optimizer is {type(self.optimizer).__name__}, not a fused Adam or AdamW": not all(
+                group.get("fused") for group in groups
+            ),
+            f"there are {len(groups)} groups of parameters, over {RATES}": len(groups) > RATES,
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if why is not None and execution == "graph":
+            raise ConfigError(f"execution is graph, but {why}; use auto or eager")
+        return why
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options

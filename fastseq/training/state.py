@@ -147,7 +147,8 @@ def load_last(
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     if scheduler is not None:
         scheduler.load_state_dict(metadata["scheduler"])
-        for group, rate in zip(optimizer.param_groups, metadata["learning_rates"], strict=True):
+        # Without weight decay an older checkpoint has two groups, of equal rates.
+        for group, rate in zip(optimizer.param_groups, metadata["learning_rates"], strict=False):
             group["lr"] = rate
     torch.set_rng_state(tensors["rng.torch"])
     known = {field.name for field in fields(TrainState)}

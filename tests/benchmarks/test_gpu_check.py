@@ -21,8 +21,8 @@ from benchmarks.ops.run import Result
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 STAGES = [
-    "machine", "build", "first", "parity", "gpu_tests", "op_tests", "memcheck", "speed", "speed_large", "peer", "graph",
-    "ops", "speed_types", "cross_entropy", "fit", "racecheck", "ops_compiled",
+    "machine", "build", "first", "parity", "gpu_tests", "op_tests", "memcheck", "speed", "speed_large", "peer", "ops",
+    "fit", "speed_types", "cross_entropy", "peer_compiled", "racecheck", "ops_compiled",
 ]  # fmt: skip
 
 # What gpu_check.sh asks of its interpreter, answered without a GPU. MISSING is a module that is not there.
@@ -88,8 +88,8 @@ def test_arguments(environment: dict[str, str], tmp_path: Path) -> None:
     assert [line.split()[0].rstrip(":") for line in lines] == STAGES
     assert "tests/gpu/test_gpu.py" in lines[4] and "inductor" in lines[4] and "--tool racecheck" in lines[15]
     assert "triton or segments or test_kernels" in lines[5]
-    one = check(environment, "--dry-run", "--only", "graph", "--device", "cpu", "--out", tmp_path / "out").stdout
-    assert one.splitlines()[1:] == ["graph: skipped, needs a GPU"] and not (tmp_path / "out").exists()
+    one = check(environment, "--dry-run", "--only", "ops_compiled", "--device", "cpu", "--out", tmp_path / "out").stdout
+    assert one.splitlines()[1:] == ["ops_compiled: skipped, needs a GPU"] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -178,6 +178,30 @@ def test_a_measurement_that_fails_is_a_fact(tmp_path: Path, capsys: pytest.Captu
     assert "FAILED broken Caser: failed RuntimeError" in text and "speed SASRec: targets_per_s 12, took_s" in text
 
 
+def test_facts_become_a_file_and_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The section of an earlier run is replaced, and nothing else."""
+    facts, document = tmp_path / "facts.jsonl", tmp_path / "results.md"
+    about = {"device": "NVIDIA H200", "cores": 16, "python": "3.12", "torch": "2.11", "triton": "3.6", "fastseq": "1"}
+    step = {"stage": "speed", "model": "Caser", "batch": 2048, "precision": "fp32", "execution": "graph", "loss": "bpr"}
+    lines = [
+        {"stage": "machine", "date": "2030-01-02", **about},
+        step | {"targets_per_s": 1234567, "ms_step": 0.5},
+        step | {"execution": "eager", "failed": "RuntimeError: no"},
+        {"stage": "speed", "verdict": "failed", "seconds": 3, "note": "1 failed"},
+    ]
+    facts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    document.write_text("# Results\n\n## On a GPU\n\nold\n\n## Later\n\nkept\n")
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_check, "DOCUMENT", document)
+    for _ in range(2):
+        gpu_check.publish(facts)
+        text = document.read_text()
+        assert "1,234,567" in text and "RuntimeError: no" in text and "- speed: failed, 3 s. 1 failed" in text
+        assert text.startswith("# Results\n\n## On a GPU\n\n2030-01-02, NVIDIA H200, 16 cores; python 3.12")
+        assert text.endswith("\n\n## Later\n\nkept\n") and "old" not in text and text.count("## On a GPU") == 1
+    assert (tmp_path / "gpu_nvidia_h200_2030-01-02.jsonl").read_text() == facts.read_text()
+
+
 def test_ml_1m_is_read_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "ml-1m.txt").write_text("5 6 7\n6 8\n")
     (tmp_path / "pairs.txt").write_text("1 5\n1 6\n2 6\n1 7\n2 8\n")
@@ -191,7 +215,7 @@ def test_ml_1m_is_read_in_both_forms(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stages_of_whole_models_run_on_the_cpu() -> None:
     """Two sides of one device agree to the last bit, and a run cut off by a signal goes on to the same weights."""
-    same = gpu_check.parity("GRU4Rec", "fp32", "bpr", "cpu")
+    same = gpu_check.parity("GRU4Rec", "fp32", "bpr", "eager", "cpu")
     assert same["ok"] and same["max_loss_difference"] == same["gradient_error"] == 0.0
     assert same["steps"] > 10 and same["losses"][1] < same["losses"][0]
     fitted = gpu_check.fit("GRU4Rec", "cpu")
@@ -200,6 +224,6 @@ def test_stages_of_whole_models_run_on_the_cpu() -> None:
     data = gpu_check.build_interactions(np.repeat(np.arange(60), 20), rng.integers(0, 40, 1200))
     assert gpu_check.steps("negatives", "cpu")["cases"][0] == "sample_negatives uniform, 5 targets, 2 each"
     assert gpu_check.steps("attention", "cpu")["dtypes"] == ["float32", "bfloat16"]
-    ours = gpu_check.speed("Caser", 64, "bf16", "cpu", data, 0.05, "cross_entropy")
-    plain = gpu_check.peer("SASRec", 400, "fp32", "cpu", data, 0.05)
+    ours = gpu_check.speed("Caser", 64, "bf16", "eager", "cpu", data, 0.05, "cross_entropy")
+    plain = gpu_check.peer("SASRec", 400, "fp32", "eager", "cpu", data, 0.05)
     assert ours["steps"] >= 1 and ours["targets_per_s"] > 0 < plain["targets_per_s"]

@@ -168,6 +168,10 @@ def test_optimizer_groups_are_warprecs() -> None:
     assert decayed == ["position_embedding.weight", *(layer + part for part in parts)]
     assert len(decayed) + len(free) == len(names)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    model = SASRec({**SAS, "weight_decay": 0.0}, INFO)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    (group,) = model.parameter_groups()  # in the same order, by which checkpoints number what the optimizer keeps
+    assert group["weight_decay"] == 0.0 and [names[id(p)] for p in group["params"]] == decayed + free
 
 
 def test_rng_is_no_state_and_advances_in_training_only() -> None:

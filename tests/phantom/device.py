@@ -43,8 +43,10 @@ H200 = SimpleNamespace(
 # ATen operations that launch nothing, besides views.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "detach_", "lift_fresh"}
 FREE |= {"is_same_size", "sym_size", "resize_", "set_", "_unsafe_view", "_reshape_alias", "is_pinned", "record_stream"}
+# Operations that write in place and that fake tensors do not know in all their forms.
+WITHOUT_META = {"_fused_adam_", "_fused_adamw_"}
 # Launches of one call, at least, where it is more than one.
-LAUNCHES = {"sort": 4, "argsort": 4, "_fused_adam_": 2, "_foreach_norm": 2, "unique": 6}
+LAUNCHES = {"sort": 4, "argsort": 4, "_fused_adam_": 2, "_fused_adamw_": 2, "_foreach_norm": 2, "unique": 6}
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Record:
     errors: list[str] = field(default_factory=list)
     operands: dict[str, set[str]] = field(default_factory=dict)  # op -> the floating types that reached its kernels
     casts: Counter[str] = field(default_factory=Counter)  # kernels that change a type, and where
+    on_host: Counter[str] = field(default_factory=Counter)  # PyTorch's operations on the host that make a tensor
 
     @property
     def operations(self) -> int:
@@ -72,6 +75,7 @@ class _Modes:
         self.current = 0  # torch.cuda.current_device()
         self.record = Record()
         self.pinned: set[int] = set()
+        self.kept: dict[int, str] = {}  # names of memory that outlives a step, by its storage
 
 
 STATE = _Modes()
@@ -154,7 +158,10 @@ class _Dispatch(TorchDispatchMode):
             out = args[0].clone() if name.endswith("pin_memory") else func(*args, **(kwargs | {"pin_memory": False}))
             STATE.pinned.add(out.untyped_storage()._cdata)
             return out
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and not _is_view(func):
+            STATE.record.on_host[f"{name} at {where()}"] += 1
+        return out
 
     def _from_the_host(self, source: Tensor, non_blocking: bool) -> None:
         pinned = source.untyped_storage()._cdata in STATE.pinned
@@ -163,6 +170,9 @@ class _Dispatch(TorchDispatchMode):
 
     def _aten(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         record = STATE.record
+        if name in WITHOUT_META:
+            record.aten[name] += LAUNCHES.get(name, 1)
+            return None
         try:
             with self.fake:
                 out = func(*args, **kwargs)
@@ -267,6 +277,12 @@ def _without_memory(x: Any) -> Any:
     return torch.empty(0, dtype=x.dtype, device="meta").as_strided(x.shape, x.stride(), x.storage_offset())
 
 
+def _held(x: Tensor) -> str:
+    """The name of the memory behind a tensor, "temporary" if it has none, and how it lies there."""
+    name = STATE.kept.get(x.untyped_storage()._cdata, "temporary")
+    return f"{name} {_described(x)} {x.stride()} from {x.storage_offset()}"
+
+
 def _launch(run: Callable[..., Any]) -> Callable[..., Any]:
     """JITFunction.run that checks and records a launch, and stops before the compiler."""
 
@@ -294,7 +310,8 @@ def _launch(run: Callable[..., Any]) -> Callable[..., Any]:
             if not x.is_contiguous() and f"{name}_row" not in names:  # those are read by their strides
                 wrong(f"{name} has strides {x.stride()}")
         # The arguments are not kept: a gradient that somebody holds is copied, not taken over.
-        STATE.launch = launch = {"kernel": kernel, "grid": size}  # type: ignore[attr-defined]
+        described = {name: _held(x) if isinstance(x, Tensor) else repr(x) for name, x in bound.items()}
+        STATE.launch = launch = {"kernel": kernel, "grid": size, "arguments": described}  # type: ignore[attr-defined]
         with _disable_current_modes():
             given = [_without_memory(x) for x in args]
             run(self, *given, grid=grid, warmup=warmup, **{k: _without_memory(v) for k, v in options.items()})

@@ -24,14 +24,16 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.ops.compile_report import compile_launch  # noqa: E402
 from fastseq import ops  # noqa: E402
+from fastseq.data import loader  # noqa: E402
 from fastseq.data.readers import from_sequences  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.models import MODELS, base, jagged  # noqa: E402
 from fastseq.ops import _dispatch  # noqa: E402
 from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
+from fastseq.training.steps import StaticSteps  # noqa: E402
 from fastseq.training.throughput import reference_params  # noqa: E402
 
-from .device import Record, device  # noqa: E402
+from .device import STATE, Record, device  # noqa: E402
 
 LENGTHS = {"SASRec": 200, "GRU4Rec": 50, "Caser": 20}
 BATCH = 2048
@@ -48,10 +50,10 @@ def model(name: str, place: str = "cuda:0", **changes: Any) -> Any:
     return MODELS[name](params, {"n_users": DATA.n_users, "n_items": DATA.n_items}).to(place)
 
 
-def trainer(name: str, precision: str, place: str = "cuda:0", **changes: Any) -> Trainer:
-    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, precision=precision))  # type: ignore[arg-type]
+def trainer(name: str, precision: str, place: str = "cuda:0", execution: str = "eager", **changes: Any) -> Trainer:
+    options: dict[str, Any] = {"precision": precision, "execution": execution}
+    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, **options))
     made.loader.prefetch = 0  # modes belong to a thread
-    made.steps = made._build_steps()
     made.model.train()
     return made
 
@@ -62,6 +64,40 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     batches = made.loader.batches(0)
     made._step(next(batches))
     return lambda: made._step(next(batches))
+
+
+def static_step(name: str, precision: str) -> Callable[[], None]:
+    """The step that a graph records, called twice, with two batches; the first of an epoch came before."""
+    made = trainer(name, precision, execution="graph")
+    steps = made.steps
+    assert isinstance(steps, StaticSteps), made._why_eager()
+    steps.recording = False  # nothing records here
+    works = steps.of_epoch(0, 0)
+    steps.take(next(works), 0)
+    kept = dict(made.model.named_parameters()) | dict(made.model.named_buffers())
+    for i, state in enumerate(made.optimizer.state.values()):
+        kept |= {f"optimizer {i} {key}": x for key, x in state.items()}
+    kept |= {key: x for key, x in vars(steps).items() if isinstance(x, Tensor)}
+    epoch = steps._epoch
+    assert epoch is not None
+    kept |= {f"epoch {i}": x for i, x in enumerate(epoch._tensors)}
+    kept |= {f"data {i}": x for i, x in enumerate(epoch.data.tensors)}
+    STATE.kept = {x.untyped_storage()._cdata: key for key, x in kept.items()}
+
+    def both() -> None:
+        for number in range(2):
+            steps.take(next(works), number + 1)
+
+    return both
+
+
+def pinned_step(name: str, precision: str) -> Callable[[], None]:
+    """Likewise, where the data are too large to lie on the device."""
+    share, loader.RESIDENT_SHARE = loader.RESIDENT_SHARE, 0.0
+    try:
+        return training_step(name, precision)
+    finally:
+        loader.RESIDENT_SHARE = share
 
 
 def evaluation(name: str, precision: str) -> Callable[[], None]:
@@ -105,6 +141,8 @@ def on_the_second_device(name: str, precision: str) -> Callable[[], None]:
 
 FLOWS = {
     "training_step": training_step,
+    "static_step": static_step,
+    "pinned_step": pinned_step,
     "evaluate": evaluation,
     "recommend": recommending,
     "padded_step": padded_step,
@@ -164,12 +202,13 @@ def facts(record: Record) -> dict[str, Any]:
         "errors": list(record.errors),
         "operands": {op: sorted(kinds) for op, kinds in record.operands.items()},
         "casts": dict(record.casts),
+        "on_host": dict(record.on_host),
     }
 
 
 def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for flow, prepare in FLOWS.items():
-        for precision in PRECISIONS[:1] if flow == "second_device" else PRECISIONS:
+        for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step") else PRECISIONS:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             run = prepare(name, "bf16" if precision == "bf16" else "fp32")
             record = start()
@@ -181,7 +220,12 @@ def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, A
                     raise
             for launch in record.launches:
                 sources.setdefault(launch["key"], launch | {"dtype": precision, "case": f"{flow}, {precision}"})
-            yield f"{flow}, {precision}", facts(record)
+            result = facts(record)
+            if flow == "static_step":
+                described = [(x["kernel"], x["grid"], x["arguments"], x["key"]) for x in record.launches]
+                middle = len(described) // 2
+                result["steps"] = [described[:middle], described[middle:]]
+            yield f"{flow}, {precision}", result
 
 
 def compiled(launch: dict[str, Any]) -> list[str]:
