@@ -101,9 +101,7 @@ def test_full_memory_in_an_evaluation_and_a_recommendation_is_named(monkeypatch:
     model = make_model(split)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 139 << 30))
     model.encode = full  # type: ignore[method-assign]
-    with pytest.raises(
-        devices.DeviceMemoryError, match=r"evaluating 256 users .* Lower evaluation.batch_size"
-    ):
+    with pytest.raises(devices.DeviceMemoryError, match=r"evaluating 256 users .* Lower evaluation.batch_size"):
         evaluate(model, split)
     with pytest.raises(devices.DeviceMemoryError, match=r"recommending for 2 histories: .* Pass fewer histories"):
         model.recommend([[1], [2]])
