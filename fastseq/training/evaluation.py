@@ -367,7 +367,7 @@ class _ModelSource:
 
     def at(self, items: Tensor) -> Tensor:
         """Scores [B, C] of ``items`` [B, C]; −inf where an item is −1."""
-        return self._model._score(self._h, items.clamp(min=0)).masked_fill_(items < 0, float("-inf"))
+        return self._model.score_checked(self._h, items.clamp(min=0)).masked_fill_(items < 0, float("-inf"))
 
 
 class _ScorerSource:
