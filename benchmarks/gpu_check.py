@@ -380,7 +380,9 @@ def publish(facts_path: Path) -> None:
     versions = ", ".join(f"{key} {about[key]}" for key in ("python", "torch", "triton", "fastseq"))
     section = (
         f"{SECTION}\n\n{about['date']}, {about['device']}, {about['cores']} cores; {versions}; "
-        f"`benchmarks/gpu_check.sh`; every fact is in benchmarks/results/{target.name}. Milliseconds are of a step.\n\n{table(header, rows)}\n\n"
+        f"`benchmarks/gpu_check.sh`; every fact is in benchmarks/results/{target.name}. Milliseconds are of a step.\n\n"
+        + table(header, rows)
+        + "\n\n"
         + "\n".join(checks)
         + "\n\n"
     )

@@ -15,8 +15,8 @@ cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python3}"
 END=575 # seconds, of all stages
-STAGES=(machine build first parity gpu_tests op_tests memcheck speed speed_large peer ops speed_types
-  cross_entropy fit peer_compiled racecheck ops_compiled)
+STAGES=(machine build first parity gpu_tests op_tests memcheck speed speed_large peer ops fit speed_types
+  cross_entropy peer_compiled racecheck ops_compiled)
 out=build/gpu_check data="${DATA:-}" device=cuda dry='' only=()
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }

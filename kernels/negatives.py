@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.negatives import ATTEMPTS, WORDS_PER_NEGATIVE
+from fastseq.ops.negatives import ATTEMPTS, UNUSED, WORDS_PER_NEGATIVE
 from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
 
 from . import philox
@@ -29,6 +29,7 @@ _BLOCKS = tl.constexpr(WORDS_PER_NEGATIVE // 4)
 _LAST = tl.constexpr(ATTEMPTS // 2)  # the block of the last attempt and of the exact draw
 _SITE = tl.constexpr(SITE_NEGATIVES)
 _PENDING = tl.constexpr(-2)
+_UNUSED = tl.constexpr(UNUSED)
 
 
 @triton.jit
@@ -47,14 +48,14 @@ def _pick(probability, alias, n_items, column, fraction, active):
 
 @triton.jit
 def _list(users, positives, seen_offsets, target, n_targets, n_users, n_items):
-    """Of each target: whether it can be served, its positive, and its user's list."""
+    """Of each target: whether it can be served, its positive, its user's list, and what it gets if not served."""
     some = target < n_targets
     user = tl.load(users + target, mask=some, other=0)
     positive = tl.load(positives + target, mask=some, other=0)
     valid = some & (user >= 0) & (user < n_users) & (positive >= 0) & (positive < n_items)
     start = tl.load(seen_offsets + user, mask=valid, other=0)
     size = (tl.load(seen_offsets + user + 1, mask=valid, other=0) - start).to(tl.int32)
-    return some, valid, positive, start, size
+    return some, valid, positive, start, size, tl.where(positive == _UNUSED, 0, -1)
 
 
 @triton.jit
@@ -63,7 +64,9 @@ def _uniform(users, positives, seen_offsets, seen_items, rng, out, n_targets, n_
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)[:, None]
     draw = tl.program_id(1) * DRAWS + tl.arange(0, DRAWS)[None, :]
     block = tl.program_id(1) * (DRAWS // 4) + tl.arange(0, DRAWS // 4)[None, :]
-    some, valid, positive, start, size = _list(users, positives, seen_offsets, target, n_targets, n_users, n_items)
+    some, valid, positive, start, size, otherwise = _list(
+        users, positives, seen_offsets, target, n_targets, n_users, n_items
+    )
     step = highest_bit(tl.max(size))
     at_most = count_at_most(seen_items, start, size, step, positive, valid, False)
     last = tl.load(seen_items + start + at_most - 1, mask=valid & (at_most > 0), other=-1)
@@ -75,7 +78,7 @@ def _uniform(users, positives, seen_offsets, seen_items, rng, out, n_targets, n_
     value += (value >= skip).to(tl.int64)
     active = valid & (left > 0) & (draw < k)
     item = value + count_at_most(seen_items, start, size, step, value, active, True)
-    tl.store(out + target * k + draw, tl.where(active, item, -1), mask=some & (draw < k))
+    tl.store(out + target * k + draw, tl.where(active, item, otherwise), mask=some & (draw < k))
 
 
 @triton.jit
@@ -83,14 +86,16 @@ def _weighted(users, positives, seen_offsets, seen_items, rng, probability, alia
               k, first, TARGETS: tl.constexpr, DRAWS: tl.constexpr):  # fmt: skip
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)[:, None]
     draw = tl.program_id(1) * DRAWS + tl.arange(0, DRAWS)[None, :]
-    some, valid, positive, start, size = _list(users, positives, seen_offsets, target, n_targets, n_users, n_items)
+    some, valid, positive, start, size, otherwise = _list(
+        users, positives, seen_offsets, target, n_targets, n_users, n_items
+    )
     step = highest_bit(tl.max(size))
     seed = tl.load(rng)
     zero = tl.zeros((TARGETS, DRAWS), tl.uint32)
     row = zero + (first + target).to(tl.uint32)
     counter = zero + tl.load(rng + 1).to(tl.uint32)
     pending = valid & (draw < k)
-    sampled = tl.where(pending, _PENDING, -1).to(tl.int64)
+    sampled = tl.where(pending, _PENDING, otherwise).to(tl.int64)
     number = tl.full((), 0, tl.int32)
     while (number <= _LAST) & (tl.max(pending.to(tl.int32)) > 0):
         block = zero + (draw * _BLOCKS + number).to(tl.uint32)

@@ -29,8 +29,8 @@ def _part(before, order, low, size, element, active):
 # The sizes differ from batch to batch: not compiled anew for those that are multiples of 16.
 @triton.jit(do_not_specialize=["n_events", "n_sequences", "n_targets", "n_history"])
 def _gather(tape, user_offsets, users, starts, stops, first_targets, order, inputs_before, targets_before,
-            history_before, place, items, offsets, sequence_users, rows, targets, target_sequences, l2_items,
-            l2_weights, n_events, n_sequences, n_targets, n_history, max_len, padding_idx, L2: tl.constexpr,
+            history_before, place, items, offsets, sequence_users, rows, targets, target_sequences, target_users,
+            l2_items, l2_weights, n_events, n_sequences, n_targets, n_history, max_len, padding_idx, L2: tl.constexpr,
             BLOCK: tl.constexpr):  # fmt: skip
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     low, high = tl.load(place), tl.load(place + 1)
@@ -64,6 +64,7 @@ def _gather(tape, user_offsets, users, starts, stops, first_targets, order, inpu
     tl.store(rows + element, row, mask=inside)
     tl.store(targets + element, tl.load(tape + event, mask=real, other=-100), mask=inside)
     tl.store(target_sequences + element, sequence, mask=inside)
+    tl.store(target_users + element, tl.load(users + window, mask=real, other=0), mask=inside)
 
     if L2:
         real = element < tl.load(history_before + high) - tl.load(history_before + low)
@@ -82,7 +83,7 @@ def gather_windows(
     tape: Tensor, user_offsets: Tensor, users: Tensor, starts: Tensor, stops: Tensor, first_targets: Tensor,
     order: Tensor, inputs_before: Tensor, targets_before: Tensor, history_before: Tensor | None, place: Tensor,
     n_events: int, n_sequences: int, n_targets: int, n_history: int, max_len: int, padding_idx: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sums = inputs_before, targets_before, inputs_before if history_before is None else history_before
     data = [x.contiguous() for x in (tape, user_offsets, users, starts, stops, first_targets, order, *sums, place)]
 
@@ -90,9 +91,9 @@ def gather_windows(
         return torch.empty(size, dtype=dtype, device=tape.device)
 
     items, offsets, sequence_users = empty(n_events), empty(n_sequences + 1, torch.int32), empty(n_sequences)
-    rows, targets, target_sequences = empty(n_targets), empty(n_targets), empty(n_targets)
+    rows, targets, target_sequences, target_users = (empty(n_targets) for _ in range(4))
     l2_items, l2_weights = empty(n_history), empty(n_history, torch.float32)
-    out = items, offsets, sequence_users, rows, targets, target_sequences, l2_items, l2_weights
+    out = items, offsets, sequence_users, rows, targets, target_sequences, target_users, l2_items, l2_weights
     elements = max(n_events, n_sequences + 1, n_targets, n_history)
     _gather[(triton.cdiv(elements, BLOCK),)](
         *data, *out, n_events, n_sequences, n_targets, n_history, max_len, padding_idx, L2=history_before is not None,

@@ -47,11 +47,12 @@ def case(device: torch.device, name: str, targets: int, users: int = USERS) -> C
         row = torch.arange(n, device=device)
         event = begin[sequence] + row - offsets[sequence]
         none = tape[:0]
-        return tape[event], offsets, user[picked], row, tape[event + 1], sequence, none, none.float()
+        user = user[picked]
+        return tape[event], offsets, user, row, tape[event + 1], sequence, user[sequence], none, none.float()
 
     return Case(
         "gather_windows", f"{name}, {targets} targets", {"fastseq": fastseq, "eager": eager}, [],
-        indices=8 * (2 * n + 4 * n + 4 * b) + 4 * b,  # events read; items, rows, targets, sequences; windows; offsets
+        indices=8 * (2 * n + 5 * n + 4 * b) + 4 * b,  # events read; items and what targets have; windows; offsets
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class JaggedBatch:
         n_targets_global: targets of this optimizer step over all ranks: what a sum of losses is divided by.
         last_only: whether exactly the last row of every sequence counts, as in per-target batches (N = B).
         hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
+        target_users: int64 [N], the user of each target; None: not made yet, see ``users_of_targets``.
         divisor: int64 [], ``n_targets_global`` on the device, where that is 0 and some targets are unused: -100.
         rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
     """
@@ -50,12 +51,18 @@ class JaggedBatch:
     last_only: bool = False
     hidden: Tensor | None = None
     rng: Tensor | None = None
+    target_users: Tensor | None = None
     divisor: Tensor | None = None
 
     @property
     def n_targets(self) -> int:
         """Targets in this batch (on this rank): N."""
         return self.targets.shape[0]
+
+    @property
+    def users_of_targets(self) -> Tensor:
+        """int64 [N], the user of each target."""
+        return self.users.index_select(0, self.target_sequences) if self.target_users is None else self.target_users
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> JaggedBatch:
         """The same batch on ``device``, moved in one copy; itself where it is there already.

@@ -17,9 +17,13 @@ from .ids import Int64Array
 from .interactions import Interactions
 from .negatives import NegativeSampler, as_split
 from .prefetch import prefetched
+from .resident import ResidentData
 from .split import Split
 from .transfer import transferred
 from .windows import pack_windows
+
+# Of a GPU's free memory, what training data may take: the rest is for the optimizer and for a step.
+RESIDENT_SHARE = 0.25
 
 
 def cut(cumulative: Int64Array, goals: Int64Array) -> Int64Array:
@@ -86,7 +90,12 @@ class Loader:
         l2: whether batches carry the histories of the L2 term.
         rank, world_size: which part of how many.
         prefetch: batches prepared ahead by a background thread; 0: none, and no thread.
-        device: where the batches are; None: the CPU. To a GPU the thread sends each one by one asynchronous copy.
+        device: where the batches are; None: the CPU. A GPU makes them itself, from data that stays there, where that
+            takes no more than a quarter of its free memory; else the thread sends each by one asynchronous copy.
+
+    Attributes:
+        resident: the data on the GPU that makes the batches there, or None.
+        residence: where batches are made and why, in words.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -128,6 +137,17 @@ class Loader:
         self.device = torch.device(device or "cpu")
         self.n_targets = int(self.windows.n_targets.sum())
         self._length = min(-(-self.n_targets // batch_size), len(self.windows))
+        self.resident: ResidentData | None = None
+        self.residence = f"batches are made on the {self.device}"
+        if self.device.type == "cuda":
+            needed, free = ResidentData.bytes_of(self), torch.cuda.mem_get_info(self.device)[0]
+            size = f"{needed / 1e6:,.0f} MB of data"
+            if needed <= free * RESIDENT_SHARE:
+                self.resident = ResidentData(self, self.device)
+                self.residence = f"batches are made on {self.device}, from {size} there"
+            else:
+                share = f"more than {RESIDENT_SHARE:.0%} of the {free / 1e6:,.0f} MB free on {self.device}"
+                self.residence = f"batches are made on the cpu and copied from pinned memory: {size} are {share}"
 
     def __len__(self) -> int:
         """Batches (optimizer steps) of an epoch."""
@@ -147,6 +167,8 @@ class Loader:
             raise ValueError(f"epoch is {epoch}, expected at least 0")
         if not 0 <= start <= self._length:
             raise ValueError(f"start is {start}, expected 0 ... {self._length}, the batches of an epoch")
+        if self.resident is not None:
+            return self.resident.batches(epoch, start)
         source = self._assembled(epoch, start)
         if self.device.type == "cpu":
             return prefetched(source, self.prefetch)
@@ -228,6 +250,6 @@ class Loader:
         if self.sampler is not None:
             # One thread: the others are training.
             batch.negatives, batch.log_q = self.sampler.sample(
-                batch.users[batch.target_sequences], batch.targets, rng, first=first, threads=1
+                batch.users_of_targets, batch.targets, rng, first=first, threads=1
             )
         return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -259,9 +259,7 @@ class DeviceSampler:
 
     def __init__(self, sampler: NegativeSampler, device: torch.device) -> None:
         self.size, self.n_items, self.mode = sampler.size, sampler.n_items, sampler.mode
-        tables = sampler.tables()
-        self._tables = {name: table.to(device) for name, table in tables.items()}
-        self._drawn_from = {name: self._tables.get(name) for name in ("probability", "alias")}
+        self._tables = {name: table.to(device) for name, table in sampler.tables().items()}
 
     @staticmethod
     def bytes_of(sampler: NegativeSampler) -> int:
@@ -277,27 +275,23 @@ class DeviceSampler:
             batch: its users and targets are looked at.
             rng: int64 [2], (seed, step), on the device.
             first: number of the first target in the whole batch.
-            partly: whether some targets are -100; their negatives are those of the first target, drawn again.
+            partly: whether some targets are -100; what they get is an item, no more.
         """
-        tables, targets = self._tables, batch.targets
-        users = batch.users[batch.target_sequences]
-        if partly:
-            unused = targets < 0
-            targets, users = (torch.where(unused, x[:1].clamp(min=0), x) for x in (targets, users))
+        tables, targets, users = self._tables, batch.targets, batch.users_of_targets
+        drawn_from: dict[str, Any] = {name: tables.get(name) for name in ("probability", "alias")}
         if self.mode == "per_target":
             seen = tables["seen_offsets"], tables["seen_items"]
-            negatives = sample_negatives(
-                users, targets, *seen, self.size, self.n_items, rng, **self._drawn_from, first=first
-            )
+            negatives = sample_negatives(users, targets, *seen, self.size, self.n_items, rng, first=first, **drawn_from)
         else:
-            negatives = sample_shared_negatives(self.size, self.n_items, rng, **self._drawn_from)
+            negatives = sample_shared_negatives(self.size, self.n_items, rng, **drawn_from)
         if self.mode == "shared_unseen":
             keys = tables["seen_keys"]
             # The users of the sequences: in most batches fewer than targets.
             wanted = batch.users[:, None] * self.n_items + negatives
             found = torch.searchsorted(keys, wanted).clamp_(max=keys.shape[0] - 1)
             seen_by = (keys[found] == wanted)[batch.target_sequences]
-            negatives = torch.where(seen_by, targets[:, None], negatives)
+            masked = targets.clamp(min=0) if partly else targets
+            negatives = torch.where(seen_by, masked[:, None], negatives)
         if "log_masses" not in tables:
             return negatives, None
         left = tables["log_left"]

@@ -6,7 +6,7 @@ that hold every batch (``Sizes``) one recorded CUDA graph makes any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -73,7 +73,7 @@ class ResidentData:
         """An epoch's order, copied to the device; ``into``: over that of another epoch, which a graph has recorded."""
         return ResidentEpoch(self, epoch, into)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[JaggedBatch]:
+    def batches(self, epoch: int, start: int = 0) -> Generator[JaggedBatch, None, None]:
         """As ``Loader.batches``, on the device."""
         if start < len(self.loader):
             data = self.epoch(epoch)
@@ -87,7 +87,7 @@ class ResidentEpoch:
     Attributes:
         places: int64 [batches, 10] on the device, what ``batch_at`` takes a row of: low and high (first and last window
             of the batch in the epoch's order), number of its first target among all ranks', targets over all ranks,
-            seed and step of the negatives, seed and step of dropout, padding cells of the L2 term, 0.
+            seed and step of the negatives, seed and step of dropout, padding cells of the L2 term, number of the batch.
         sizes: int64 [batches, 4], the ``Sizes`` of each batch.
         n_targets: int64 [batches], targets of each batch over all ranks.
     """
@@ -114,7 +114,7 @@ class ResidentEpoch:
         self._longest = np.where(low < high, longest, 0)
         seed = np.full(len(low), make_rng(loader.seed)[0].item())
         rngs = seed, plan.steps, seed, plan.steps * loader.world_size + loader.rank
-        places = np.stack([low, high, plan.first, plan.n_targets, *rngs, self._padding, 0 * low], axis=1)
+        places = np.stack([low, high, plan.first, plan.n_targets, *rngs, self._padding, np.arange(len(low))], axis=1)
         arrays = [places, plan.order, *sums]
         if into is None:
             self._tensors = [torch.from_numpy(array).to(data.device) for array in arrays]
@@ -194,6 +194,7 @@ class ResidentEpoch:
             rows=gathered.rows,
             targets=gathered.targets,
             target_sequences=gathered.target_sequences,
+            target_users=gathered.target_users,
             l2_items=gathered.l2_items if data.loader.l2 else None,
             l2_weights=gathered.l2_weights if data.loader.l2 else None,
             rng=place[6:8],

@@ -353,7 +353,7 @@ class SequentialRecommender(nn.Module, ABC):
         counts[self.n_items] += batch.l2_padding
         total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
         if self.needs_user:
-            users = batch.users[batch.target_sequences]
+            users = batch.users_of_targets
             total = total + sum_of_squares(
                 self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, counted)])
             )
@@ -406,7 +406,10 @@ class SequentialRecommender(nn.Module, ABC):
             if value is None:
                 raise ValueError(f"{type(self).__name__}.predict needs {argument}, got None")
         checked = [] if item_indices is None else [self._asked_items(item_indices)]
-        return self._score(self.encode(self._unpad(sequences, lengths, users, *checked)), item_indices)
+        h = self.encode(self._unpad(sequences, lengths, users, *checked))
+        # A subclass's own; ours would look at the items again.
+        score = self._score if type(self).score is SequentialRecommender.score else self.score
+        return score(h, item_indices)
 
     def score(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
         """Dot products of ``h`` [B, d] with the catalogue [B, n_items], or with ``item_indices`` [B, S] of it."""

@@ -42,6 +42,7 @@ from ._dispatch import register
 
 ATTEMPTS = 31
 WORDS_PER_NEGATIVE = 64
+UNUSED = -100  # in place of a target: cross-entropy's ignore_index
 
 
 def _check_common(n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None) -> None:
@@ -74,7 +75,7 @@ def sample_negatives(
 
     Args:
         users: int64 [N], an index into ``seen_offsets``, per target.
-        positives: int64 [N], the target items.
+        positives: int64 [N], the target items; -100: a target that does not count, whose negatives are 0.
         seen_offsets: int64 [users + 1]; user ``u`` has seen ``seen_items[seen_offsets[u]:seen_offsets[u + 1]]``.
         seen_items: int64, strictly ascending within a user; C++ looks at all of them only with FASTSEQ_CHECK=1.
         k: negatives per target, at least 0.
@@ -145,7 +146,8 @@ def _check_data(
 ) -> None:  # fmt: skip
     n_users, entries = seen_offsets.shape[0] - 1, seen_items.shape[0]
     _checks.in_range("users", users, n_users, f"0 <= value < {n_users}")
-    _checks.in_range("positives", positives, n_items, f"0 <= value < {n_items}")
+    counted = torch.where(positives == UNUSED, 0, positives)
+    _checks.in_range("positives", counted, n_items, f"0 <= value < {n_items}")
     ends = seen_offsets[:-1], seen_offsets[1:]
     wrong = ((ends[0] < 0) | (ends[0] > ends[1]) | (ends[1] > entries)).nonzero()
     if wrong.shape[0]:

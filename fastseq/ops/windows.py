@@ -24,6 +24,7 @@ class Gathered(NamedTuple):
     rows: Tensor
     targets: Tensor
     target_sequences: Tensor
+    target_users: Tensor
     l2_items: Tensor
     l2_weights: Tensor
 
@@ -73,8 +74,8 @@ def gather_windows(
 
     Returns:
         ``items`` [n_events], ``offsets`` int32 [n_sequences + 1], ``users`` [n_sequences], ``rows``, ``targets``,
-        ``target_sequences`` [n_targets], ``l2_items``, and ``l2_weights`` float32 [n_history] (items from R on are
-        padding that weighs 0); all others int64.
+        ``target_sequences``, ``target_users`` [n_targets], ``l2_items``, and ``l2_weights`` float32 [n_history] (items
+        from R on are padding that weighs 0); all others int64.
 
     Raises:
         ValueError: if an argument is malformed or out of range, or a size too small. What only the data shows (the
@@ -160,8 +161,8 @@ def check_data(
 
 def _fake(tape: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n_events, n_sequences, n_targets, n_history = arguments[10:14]
-    sizes = (n_events, n_sequences + 1, n_sequences, n_targets, n_targets, n_targets, n_history, n_history)
-    dtypes = {1: torch.int32, 7: torch.float32}
+    sizes = (n_events, n_sequences + 1, n_sequences, *[n_targets] * 4, n_history, n_history)
+    dtypes = {1: torch.int32, 8: torch.float32}
     return tuple(tape.new_empty((size,), dtype=dtypes.get(i, torch.int64)) for i, size in enumerate(sizes))
 
 

@@ -95,7 +95,6 @@ def _upstream(scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((), scale, dtype=dtype, device=device)
 
 
-RING = 1024  # losses that the device keeps until they are read
 WARMUP = 3  # steps launched one by one before the recording: kernels are compiled, the optimizer gets its state
 MARGIN = 1 / 16  # room for larger batches of later epochs, as a share of an epoch's largest
 RATES = 2  # most groups of parameters
@@ -146,12 +145,12 @@ class StaticSteps:
         self._place = torch.zeros(10, dtype=torch.int64, device=data.device)
         self._rates = torch.zeros(RATES, dtype=torch.float32, device=data.device)
         self._rates_there: list[float] = []
-        self._slot = torch.zeros(1, dtype=torch.int64, device=data.device)
-        self._ring = torch.zeros(RING, dtype=torch.float32, device=data.device)
-        self._taken = self._unread = 0
+        self._losses = torch.zeros(len(data.loader), dtype=torch.float32, device=data.device)  # of an epoch's batches
+        self._unread: list[int] = []  # of which batches
         self._read: list[float] = []
 
     def of_epoch(self, epoch: int, start: int) -> Generator[Place, None, None]:
+        self._read += self._drain()  # before the losses of another epoch take their places
         # Of every epoch until this one, so that a training that was stopped has the sizes of one that was not.
         for number in range(min(self._known, epoch), epoch + 1):
             self._epoch = self.data.epoch(number, into=self._epoch)
@@ -164,8 +163,6 @@ class StaticSteps:
 
     def take(self, work: Place, step: int) -> None:
         assert self._epoch is not None
-        if self._unread == RING:  # the next loss would take the place of one that nobody has read
-            self._read += self._drain()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if rates != self._rates_there:
             self._rates[: len(rates)].copy_(torch.tensor(rates))
@@ -178,8 +175,7 @@ class StaticSteps:
         else:
             self._warm += 1
             self._launch()
-        self._taken += 1
-        self._unread += 1
+        self._unread.append(work.number)
 
     def losses(self) -> list[float]:
         losses = self._read + self._drain()
@@ -188,11 +184,11 @@ class StaticSteps:
 
     def _drain(self) -> list[float]:
         """Losses that are on the device alone."""
-        first, count, self._unread = self._taken - self._unread, self._unread, 0
-        if not count:
+        unread, self._unread = self._unread, []
+        if not unread:
             return []
-        ring: list[float] = self._ring.double().tolist()
-        return [ring[i % RING] for i in range(first, first + count)]
+        losses: list[float] = self._losses.double().tolist()
+        return [losses[number] for number in unread]
 
     def _launch(self) -> None:
         if self._stream is None:
@@ -235,8 +231,7 @@ class StaticSteps:
         finally:
             for group, values in zip(groups, kept, strict=True):
                 group.update(values)
-        self._ring.index_copy_(0, self._slot, loss.float().reshape(1))
-        self._slot.add_(1).remainder_(RING)
+        self._losses.index_copy_(0, self._place[-1:], loss.float().reshape(1))
 
 
 def descend(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 STAGES = [
     "machine", "build", "first", "parity", "gpu_tests", "op_tests", "memcheck", "speed", "speed_large", "peer", "ops",
-    "speed_types", "cross_entropy", "fit", "peer_compiled", "racecheck", "ops_compiled",
+    "fit", "speed_types", "cross_entropy", "peer_compiled", "racecheck", "ops_compiled",
 ]  # fmt: skip
 
 # What gpu_check.sh asks of its interpreter, answered without a GPU. MISSING is a module that is not there.

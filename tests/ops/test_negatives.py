@@ -189,3 +189,22 @@ def test_triton_what_the_cpu_refuses(options: dict[str, Any]) -> None:
         drawn = draw("triton", users, positives, offsets, items, 2, N_ITEMS, ops.make_rng(0), **options)
     assert (drawn == -1).all(1).tolist() == [False, True, False, True, True, True]
     assert (drawn[[0, 2]] >= 0).all()
+
+
+@needs_triton
+@pytest.mark.parametrize("distribution", TABLES)
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_a_target_that_does_not_count_has_no_draw(backend: str, distribution: str) -> None:
+    """It gets item 0, whatever its user has seen; the others draw what they draw without it."""
+    users, positives, offsets, items = problem(40)
+    full = torch.tensor([offsets[-1], offsets[-1] + N_ITEMS])  # one more user, who has seen everything
+    offsets, items = torch.cat([offsets, full[1:]]), torch.cat([items, torch.arange(N_ITEMS)])
+    rest = (offsets, items, 5, N_ITEMS, ops.make_rng(3, 4))
+    expected = draw("cpu", users, positives, *rest, **TABLES[distribution])
+    unused = torch.zeros(40, dtype=torch.bool)
+    unused[[0, 7, 38, 39]] = True
+    given = draw(backend, users.where(~unused, len(offsets) - 2), positives.where(~unused, -100), *rest,
+                 **TABLES[distribution])  # fmt: skip
+    assert torch.equal(given, expected.where(~unused[:, None], 0))
+    none = torch.full((40,), -100)
+    assert not draw(backend, users, none, *rest, **TABLES[distribution]).any()

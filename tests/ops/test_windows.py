@@ -44,6 +44,7 @@ def expected(data: dict[str, Any], low: int, high: int, sizes: dict[str, int], m
     rows: list[int] = []
     targets: list[int] = []
     sequences: list[int] = []
+    target_users: list[int] = []
     history: list[int] = []
     weights: list[int] = []
     for b, w in enumerate(data["order"][low:high].tolist()):
@@ -52,6 +53,7 @@ def expected(data: dict[str, Any], low: int, high: int, sizes: dict[str, int], m
             rows.append(len(items) + target - 1 - start)
             targets.append(tape[target])
             sequences.append(b)
+            target_users.append(user)
         begin = int(data["user_offsets"][user])
         for p in range(max(begin, first - max_len), stop):
             history.append(tape[p])
@@ -71,6 +73,7 @@ def expected(data: dict[str, Any], low: int, high: int, sizes: dict[str, int], m
         rows.append(row)
         targets.append(-100)
         sequences.append(sequence)
+        target_users.append(0)
     n_sequences = sizes["n_sequences"]
     n_history = sizes["n_history"] if data["history_before"] is not None else 0
     offsets += [len(items)] * (n_sequences + 1 - len(offsets))
@@ -78,8 +81,8 @@ def expected(data: dict[str, Any], low: int, high: int, sizes: dict[str, int], m
     history, weights = (
         [] if not n_history else x + [y] * (n_history - len(x)) for x, y in ((history, PADDING), (weights, 0))
     )
-    lists = items, offsets, users, rows, targets, sequences, history, weights
-    dtypes = {1: torch.int32, 7: torch.float32}
+    lists = items, offsets, users, rows, targets, sequences, target_users, history, weights
+    dtypes = {1: torch.int32, 8: torch.float32}
     return Gathered(*(torch.tensor(x, dtype=dtypes.get(i, torch.int64)) for i, x in enumerate(lists)))
 
 

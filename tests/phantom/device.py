@@ -43,8 +43,10 @@ H200 = SimpleNamespace(
 # ATen operations that launch nothing, besides views.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "detach_", "lift_fresh"}
 FREE |= {"is_same_size", "sym_size", "resize_", "set_", "_unsafe_view", "_reshape_alias", "is_pinned", "record_stream"}
+# Operations that write in place and that fake tensors do not know in all their forms.
+WITHOUT_META = {"_fused_adam_", "_fused_adamw_"}
 # Launches of one call, at least, where it is more than one.
-LAUNCHES = {"sort": 4, "argsort": 4, "_fused_adam_": 2, "_foreach_norm": 2, "unique": 6}
+LAUNCHES = {"sort": 4, "argsort": 4, "_fused_adam_": 2, "_fused_adamw_": 2, "_foreach_norm": 2, "unique": 6}
 
 
 @dataclass
@@ -156,9 +158,10 @@ class _Dispatch(TorchDispatchMode):
             out = args[0].clone() if name.endswith("pin_memory") else func(*args, **(kwargs | {"pin_memory": False}))
             STATE.pinned.add(out.untyped_storage()._cdata)
             return out
-        if name not in ("detach", "alias", "view", "slice", "select"):
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and not _is_view(func):
             STATE.record.on_host[f"{name} at {where()}"] += 1
-        return func(*args, **kwargs)
+        return out
 
     def _from_the_host(self, source: Tensor, non_blocking: bool) -> None:
         pinned = source.untyped_storage()._cdata in STATE.pinned
@@ -167,6 +170,9 @@ class _Dispatch(TorchDispatchMode):
 
     def _aten(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         record = STATE.record
+        if name in WITHOUT_META:
+            record.aten[name] += LAUNCHES.get(name, 1)
+            return None
         try:
             with self.fake:
                 out = func(*args, **kwargs)

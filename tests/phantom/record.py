@@ -24,6 +24,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.ops.compile_report import compile_launch  # noqa: E402
 from fastseq import ops  # noqa: E402
+from fastseq.data import loader  # noqa: E402
 from fastseq.data.readers import from_sequences  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.models import MODELS, base, jagged  # noqa: E402
@@ -49,8 +50,9 @@ def model(name: str, place: str = "cuda:0", **changes: Any) -> Any:
     return MODELS[name](params, {"n_users": DATA.n_users, "n_items": DATA.n_items}).to(place)
 
 
-def trainer(name: str, precision: str, place: str = "cuda:0", **changes: Any) -> Trainer:
-    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, precision=precision))  # type: ignore[arg-type]
+def trainer(name: str, precision: str, place: str = "cuda:0", execution: str = "eager", **changes: Any) -> Trainer:
+    options: dict[str, Any] = {"precision": precision, "execution": execution}
+    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, **options))
     made.loader.prefetch = 0  # modes belong to a thread
     made.model.train()
     return made
@@ -66,7 +68,7 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
 
 def static_step(name: str, precision: str) -> Callable[[], None]:
     """The step that a graph records, called twice, with two batches; the first of an epoch came before."""
-    made = trainer(name, precision)
+    made = trainer(name, precision, execution="graph")
     steps = made.steps
     assert isinstance(steps, StaticSteps), made._why_eager()
     steps.recording = False  # nothing records here
@@ -87,6 +89,15 @@ def static_step(name: str, precision: str) -> Callable[[], None]:
             steps.take(next(works), number + 1)
 
     return both
+
+
+def pinned_step(name: str, precision: str) -> Callable[[], None]:
+    """Likewise, where the data are too large to lie on the device."""
+    share, loader.RESIDENT_SHARE = loader.RESIDENT_SHARE, 0.0
+    try:
+        return training_step(name, precision)
+    finally:
+        loader.RESIDENT_SHARE = share
 
 
 def evaluation(name: str, precision: str) -> Callable[[], None]:
@@ -131,6 +142,7 @@ def on_the_second_device(name: str, precision: str) -> Callable[[], None]:
 FLOWS = {
     "training_step": training_step,
     "static_step": static_step,
+    "pinned_step": pinned_step,
     "evaluate": evaluation,
     "recommend": recommending,
     "padded_step": padded_step,
@@ -196,7 +208,7 @@ def facts(record: Record) -> dict[str, Any]:
 
 def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for flow, prepare in FLOWS.items():
-        for precision in PRECISIONS[:1] if flow == "second_device" else PRECISIONS:
+        for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step") else PRECISIONS:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             run = prepare(name, "bf16" if precision == "bf16" else "fp32")
             record = start()
@@ -210,10 +222,9 @@ def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, A
                 sources.setdefault(launch["key"], launch | {"dtype": precision, "case": f"{flow}, {precision}"})
             result = facts(record)
             if flow == "static_step":
-                result["halves"] = [
-                    [(x["kernel"], x["grid"], x["arguments"], x["key"]) for x in part]
-                    for part in (record.launches[: len(record.launches) // 2], record.launches[len(record.launches) // 2 :])
-                ]
+                described = [(x["kernel"], x["grid"], x["arguments"], x["key"]) for x in record.launches]
+                middle = len(described) // 2
+                result["steps"] = [described[:middle], described[middle:]]
             yield f"{flow}, {precision}", result
 
 

@@ -132,12 +132,3 @@ def test_a_training_that_goes_on_has_the_same_sizes() -> None:
     for work in steps.of_epoch(2, 0):
         again._step(work)
     assert torch.equal(weights(again), weights(whole))
-
-
-def test_more_steps_than_losses_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastseq.training.steps.RING", 4)
-    split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
-    first, second = (trainer(split, "GRU4Rec", {}, neg_samples=1) for _ in range(2))
-    expected, losses = run(first, eager(first), 3), run(second, static(second), 3)
-    assert len(expected) == 12
-    np.testing.assert_allclose(losses, expected, rtol=2e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastseq import _C
 
 from .. import _checks
-from ..negatives import check_ascending, nothing_left
+from ..negatives import UNUSED, check_ascending, nothing_left
 from ._arrays import call, optional, seed_and_step
 
 
@@ -16,6 +16,16 @@ def sample_negatives(
     users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
     probability: Tensor | None, alias: Tensor | None, first: int, threads: int,
 ) -> Tensor:  # fmt: skip
+    unused = positives == UNUSED
+    if unused.any():
+        counted = (~unused).nonzero()[:1, 0]
+        if not len(counted):
+            return torch.zeros(users.shape[0], k, dtype=torch.int64)
+        # Something is drawn in place of those, for the first that counts.
+        users, positives = (torch.where(unused, ids[counted], ids) for ids in (users, positives))
+        seen = seen_offsets, seen_items
+        drawn = sample_negatives(users, positives, *seen, k, n_items, rng, probability, alias, first, threads)
+        return drawn.masked_fill_(unused[:, None], 0)
     result = torch.empty((users.shape[0], k), dtype=torch.int64)
     failed = call(
         _C.sample_negatives, *(ids.contiguous() for ids in (users, positives, seen_offsets, seen_items)), n_items,

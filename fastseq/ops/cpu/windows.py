@@ -14,7 +14,7 @@ def gather_windows(
     tape: Tensor, user_offsets: Tensor, users: Tensor, starts: Tensor, stops: Tensor, first_targets: Tensor,
     order: Tensor, inputs_before: Tensor, targets_before: Tensor, history_before: Tensor | None, place: Tensor,
     n_events: int, n_sequences: int, n_targets: int, n_history: int, max_len: int, padding_idx: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     low, high = place.tolist()
     if not 0 <= low <= high <= order.shape[0]:
         raise ValueError(f"place is {low}, {high}")
@@ -43,4 +43,6 @@ def gather_windows(
     further = torch.arange(1, n_sequences - sequences + 1) * max_len + events
     offsets[sequences + 1 :] = further.clamp_(max=n_events)
     target_sequences[targets:] = sequences + (rows[targets:] - events).div(max_len, rounding_mode="floor")
-    return items, offsets, sequence_users, rows, target_items, target_sequences, l2_items, l2_weights
+    target_users = torch.zeros(n_targets, dtype=torch.int64)
+    torch.index_select(sequence_users, 0, target_sequences[:targets], out=target_users[:targets])
+    return items, offsets, sequence_users, rows, target_items, target_sequences, target_users, l2_items, l2_weights

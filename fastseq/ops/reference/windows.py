@@ -10,7 +10,7 @@ def gather_windows(
     tape: Tensor, user_offsets: Tensor, users: Tensor, starts: Tensor, stops: Tensor, first_targets: Tensor,
     order: Tensor, inputs_before: Tensor, targets_before: Tensor, history_before: Tensor | None, place: Tensor,
     n_events: int, n_sequences: int, n_targets: int, n_history: int, max_len: int, padding_idx: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     low, high = place[:1], place[1:]
 
     def size(before: Tensor) -> Tensor:
@@ -42,11 +42,13 @@ def gather_windows(
     targets = torch.where(real, tape[event], -100)
     target_sequences = torch.where(real, number, count + (rows - n_real).div(max_len, rounding_mode="floor"))
 
+    target_users = torch.where(real, users[window], 0)
+    batch = items, offsets, sequence_users, rows, targets, target_sequences, target_users
+
     if history_before is None:
-        return items, offsets, sequence_users, rows, targets, target_sequences, tape[:0].clone(), tape[:0].float()
+        return *batch, tape[:0].clone(), tape[:0].float()
     real, window, _, j = parts(history_before, n_history)
     first = first_targets[window]
     p = torch.maximum(user_offsets[users[window]], first - max_len) + j
     weight = torch.minimum(stops[window], p + max_len) - torch.maximum(first, p + 1) + 1
-    l2_items, l2_weights = torch.where(real, tape[p], padding_idx), torch.where(real, weight, 0).float()
-    return items, offsets, sequence_users, rows, targets, target_sequences, l2_items, l2_weights
+    return *batch, torch.where(real, tape[p], padding_idx), torch.where(real, weight, 0).float()
