@@ -164,7 +164,7 @@ models first 60 speed --models GRU4Rec SASRec Caser --batches $few --precisions 
 
 # B. Proof. Nothing is timed here, so all of it runs at once.
 together models parity 150 parity --executions "${ways[@]}"
-together tests gpu_tests 150 5 tests/gpu/test_gpu.py "equals_the_reference or same_bits or cuda_graph or replayed or inductor"
+together tests gpu_tests 150 5 tests/gpu "equals_the_reference or those_of_the_cpu or same_bits or cuda_graph or replayed or inductor"
 together tests op_tests 150 6 tests/ops "triton or segments or test_kernels"
 together sanitized memcheck 150
 wait

@@ -65,7 +65,7 @@ def window_row(x, padding_row, stop, real_rows, row_index, column, inside, D: tl
     padding = tl.load(padding_row + column, mask=column < D, other=0.0)
     known = inside & (row_index < real_rows)
     value = tl.load(x + row[:, None] * D + column[None, :], mask=known[:, None] & (column < D)[None, :], other=0.0)
-    return tl.where((row_index < real_rows)[:, None], value, padding[None, :]).to(tl.float32)
+    return tl.where((row_index < real_rows)[:, None], value.to(tl.float32), padding[None, :].to(tl.float32))
 
 
 def _power(size: int, least: int, most: int) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
 from .caser_windows_backward import caser_windows_backward
-from .products import refuse_float64
+from .products import operand
 from .sizes import cdiv
 
 __all__ = ["caser_windows", "caser_windows_backward"]
@@ -85,7 +85,7 @@ def _tap(
         known = ((row + tap >= 0) & (row + tap < rows))[:, None] & (column < D)[None, :]
         value = tl.load(x + (row + tap)[:, None] * D + column[None, :], mask=known, other=0.0)
         address = weight_h + filter_offset(lane, height, tap, FILTERS, D)[None, :] + column[:, None]
-        weight = tl.load(address, mask=within[None, :] & (column < D)[:, None], other=0.0)
+        weight = tl.load(address, mask=within[None, :] & (column < D)[:, None], other=0.0).to(value.dtype)
         sums = tl.dot(value, weight, sums, input_precision=PRECISION)
     return sums
 
@@ -168,10 +168,10 @@ def _histories(
 def caser_windows(*arguments: Tensor) -> tuple[Tensor, Tensor]:
     x, offsets, sequences, stops, *weights = (a.contiguous() for a in arguments)
     weight_h, bias_h, weight_v, bias_v, padding_row = weights
-    refuse_float64(x, "x")
+    kind, x = x.dtype, operand(x, "x", x.dtype)
     shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
     rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
-    out = torch.empty(size, shape.skipped + shape.lanes, dtype=x.dtype, device=x.device)
+    out = torch.empty(size, shape.skipped + shape.lanes, dtype=kind, device=x.device)
     position = torch.empty(size, shape.lanes, dtype=torch.int32, device=x.device)
     if out.numel() == 0:
         return out, position

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
+from .products import operand
 from .rows import sum_rows
 from .segments import sort_ids
 from .sizes import cdiv
@@ -86,12 +87,12 @@ def _sequence_of(offsets, row, rows, sequences, halvings):
 
 @triton.jit(do_not_specialize=["rows", "sequences", "halvings"])
 def _grad_x(
-    grad_slots, distance, offsets, weight_h, partial, rows, sequences, halvings,
+    x, grad_slots, distance, offsets, weight_h, partial, rows, sequences, halvings,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, SKIPPED: tl.constexpr,
     ROWS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of filters' part of the gradient of ROWS - SPAN + 1 rows: partial [blocks, rows, D]. SPAN taps at a
-    time."""
+    """One block of filters' part of the gradient of ROWS - SPAN + 1 rows of x: partial [blocks, rows, D]. SPAN taps at
+    a time. Products are in the type of x."""
     lane, height, most = lanes(LANES, LENGTH, FILTERS)
     number = tl.arange(0, ROWS)
     first = tl.program_id(0) * (ROWS - SPAN + 1)
@@ -114,10 +115,10 @@ def _grad_x(
             )  # fmt: skip
             # Row first + k is met by this tap of the filter that starts tap rows earlier.
             source_row = tl.minimum(number + (lowest + SPAN - 1 - tap), ROWS - 1)[:, None]
-            met = tl.gather(sums, source_row + tl.zeros((ROWS, LANES), tl.int32), 0).to(weight_h.dtype.element_ty)
+            met = tl.gather(sums, source_row + tl.zeros((ROWS, LANES), tl.int32), 0).to(x.dtype.element_ty)
             inside = ((tap < height) & (lane < LENGTH * FILTERS))[:, None] & (column < D)[None, :]
             source = weight_h + filter_offset(lane, height, tap, FILTERS, D)[:, None] + column[None, :]
-            weight = tl.load(source, mask=inside, other=0.0)
+            weight = tl.load(source, mask=inside, other=0.0).to(x.dtype.element_ty)
             result = tl.dot(met, weight, result, input_precision=PRECISION)
     target = first + number
     written = ((number < ROWS - SPAN + 1) & (target < rows))[:, None] & (column < D)[None, :]
@@ -319,10 +320,11 @@ def _finish(
 def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     grad, x, offsets, sequences, stops, *weights, position = (a.contiguous() for a in arguments)
     weight_h, bias_h, weight_v, _, padding_row = weights
+    grad_x, x = torch.empty_like(x), operand(x, "x", x.dtype)
     shape = shape_of(x, offsets, weight_h, bias_h, weight_v)
     rows, size, count = x.shape[0], stops.shape[0], offsets.shape[0] - 1
     if size == 0 or shape.skipped + shape.lanes == 0:
-        return tuple(torch.zeros_like(a) for a in (x, *weights))
+        return tuple(torch.zeros_like(a) for a in (grad_x, *weights))
     slots, halvings = rows + count, (count - 1).bit_length()
     parts = cdiv(shape.d, shape.width)
 
@@ -339,13 +341,12 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
     blocks = cdiv(shape.lanes, shape.block)
-    grad_x = torch.empty_like(x)
     partial = floats(blocks, rows, shape.d)
     if rows > 0 and shape.d > 0:
         if blocks > 0:
             columns = cdiv(shape.d, shape.grad_x["WIDTH"])
             _grad_x[cdiv(rows, shape.rows - shape.span + 1), blocks, columns](
-                grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
+                x, grad_slots, distance, offsets, weight_h, partial, rows, count, halvings, **shape.grad_x
             )
         grid = (cdiv(rows, common.HISTORIES), parts)
         _finish_x[grid](

@@ -171,12 +171,13 @@ def _maybe(x: Tensor | None) -> Tensor | None:
 def embed_sequence(
     items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    site: int, padding_idx: int, bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(item_weight, "item_weight")
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     rng = philox.adjacent(rng)
-    y = torch.empty((n_rows, columns), dtype=item_weight.dtype, device=items.device)
+    kind = torch.bfloat16 if bfloat16 else item_weight.dtype
+    y = torch.empty((n_rows, columns), dtype=kind, device=items.device)
     mean = torch.empty(0 if norm_weight is None else n_rows, dtype=torch.float32, device=items.device)
     rstd = torch.empty_like(mean)
     if y.numel() == 0:
@@ -196,7 +197,7 @@ def embed_sequence(
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
-    padding_idx: int, mean: Tensor, rstd: Tensor,
+    padding_idx: int, bfloat16: bool, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n_rows, columns, sequences = items.shape[0], item_weight.shape[1], offsets.shape[0] - 1
     rng = philox.adjacent(rng)

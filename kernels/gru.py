@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementary import sigmoid, tanh
-from .products import float32_precision, operand, shared_memory
+from .products import float32_precision, operand, shared_memory, summed
 from .segments import longest_first
 from .sizes import cdiv, next_power_of_2
 
@@ -360,7 +360,6 @@ def gru_backward(
                 HIDDEN=hidden, ROWS=STEP_ROWS, COLUMNS=STEP_COLUMNS,
             )  # fmt: skip
             carry.addmm_(d_a, wide)
-    kind = torch.promote_types(h.dtype, weight.dtype)  # a float32 weight beside half-precision gates gets its bits
-    grad_weight = torch.mm(d_hidden.to(kind).t(), previous.to(kind)).to(weight.dtype)
-    grad_bias = grad_weight.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
+    grad_weight = summed(d_hidden.t(), previous, weight.dtype).to(weight.dtype)
+    grad_bias = x_gates.new_empty(0) if bias_hh is None else d_hidden.sum(0, dtype=torch.float32).to(weight.dtype)
     return d_x.to(x_gates.dtype), grad_weight, grad_bias

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .gru import gru, gru_backward
+from .products import summed
 from .sampled_loss import sampled_loss, sampled_loss_backward
 from .segments import segment_sum
 
@@ -31,8 +32,7 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
     *loss_arguments, h, gates, y, d_y, d_scores = arguments[8:]
     grad_y, grad_item = sampled_loss_backward(grad, y, *loss_arguments, d_y, d_scores)
     counted = h if rows is None else h.index_select(0, rows)
-    kind = torch.promote_types(h.dtype, dense_weight.dtype)  # a float32 weight gets float32's bits
-    grad_dense_weight = torch.mm(grad_y.to(kind).t(), counted.to(kind)).to(dense_weight.dtype)
+    grad_dense_weight = summed(grad_y.t(), counted, dense_weight.dtype).to(dense_weight.dtype)
     grad_dense_bias = grad_y.sum(0, dtype=torch.float32).to(dense_bias.dtype)
     grad_h = torch.mm(grad_y, dense_weight.to(grad_y.dtype))
     if rows is not None:

@@ -40,6 +40,17 @@ def float32_precision() -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
+def summed(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product a b, as the gradient of a weight of type ``dtype``: of half types in the wider of the types.
+
+    The matrix unit sums in float32 what it multiplies, so nothing is cast for that on a GPU.
+    """
+    wide = torch.promote_types(a.dtype, dtype)
+    if wide == a.dtype:
+        return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=wide) if a.is_cuda else torch.mm(a.to(wide), b.to(wide))
+
+
 def kind(x: Tensor) -> str:
     """The row of a table of launches that serves the operand x: "half", "tf32" or "ieee"."""
     return float32_precision() if x.dtype == torch.float32 else "half"

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .lists import count_at_most, highest_bit
+from .sizes import cdiv
 
 # Elements of a program: many programs hide the latency of the searches. Not yet measured.
 BLOCK, WARPS = 128, 4
@@ -95,7 +96,7 @@ def gather_windows(
     l2_items, l2_weights = empty(n_history), empty(n_history, torch.float32)
     out = items, offsets, sequence_users, rows, targets, target_sequences, target_users, l2_items, l2_weights
     elements = max(n_events, n_sequences + 1, n_targets, n_history)
-    _gather[(triton.cdiv(elements, BLOCK),)](
+    _gather[(cdiv(elements, BLOCK),)](
         *data, *out, n_events, n_sequences, n_targets, n_history, max_len, padding_idx, L2=history_before is not None,
         BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip

@@ -139,7 +139,9 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
             settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
         ):
             outcomes.append(outcome)
-            say(f"{outcome.name}: {outcome.result.message}; on {outcome.result.device}; {outcome.run.path}")
+            result = outcome.result
+            how = "" if result.execution == "eager" else f" ({result.execution})"
+            say(f"{outcome.name}: {result.message}; on {result.device}{how}; {outcome.run.path}")
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ class Served:
 
 _files: dict[str, str] = {}  # op -> file
 _data_checks: dict[str, Callable[..., None]] = {}  # op -> check of what only its arguments' data shows
+_under_autocast: dict[str, Callable[[str, tuple[Any, ...]], tuple[Any, ...]]] = {}
+_WIDENED = {"cpu"}  # where activations stay in float32 under autocast
 _served: dict[tuple[str, str], Served] = {}
 _warned: set[tuple[str, str]] = set()
 _recorders: list[list[tuple[str, Backend]]] = []
@@ -234,12 +236,36 @@ def _dispatched(op: str, device: str, *arguments: Any) -> Any:
 
 def _autocast(op: str, device: str, *arguments: Any) -> Any:
     with without_autocast(device):
-        return getattr(torch.ops.fastseq, op).default(*_promote(device, arguments))
+        return getattr(torch.ops.fastseq, op).default(*_under_autocast[op](device, arguments))
+
+
+def _cast(positions: tuple[int, ...], device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What autocast makes of the arguments of an op.
+
+    On the CPU all floating tensors are cast to the widest type among them; autocast's own type is for the products of
+    ops that take ``bfloat16`` as an argument. On a GPU the tensors at ``positions``, operands of products, are cast to
+    autocast's type (float64 is not, as in PyTorch), and all others pass as they are.
+    """
+    if device in _WIDENED:
+        kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+        widest = reduce(torch.promote_types, kinds) if kinds else None
+        return tuple(a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+    cast, narrow = list(arguments), torch.get_autocast_dtype(device)
+    for i in positions:
+        if isinstance(cast[i], Tensor) and cast[i].dtype != torch.float64:
+            cast[i] = cast[i].to(narrow)
+    return tuple(cast)
 
 
 def bfloat16_products(device: str) -> bool:
     """Whether autocast asks for matrix products in bfloat16. Ops that have one take it as an argument."""
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    on = device in _PREFERRED and torch.is_autocast_enabled(device)
+    return on and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
+def bfloat16_activations(device: str) -> bool:
+    """Whether autocast wants activations in bfloat16 too: on a GPU, where memory is what most ops wait for."""
+    return device not in _WIDENED and bfloat16_products(device)
 
 
 def register(
@@ -251,6 +277,7 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
+    autocast: tuple[int, ...] = (),
     mutates: tuple[str, ...] = (),
     file: str = "",
 ) -> Any:
@@ -269,10 +296,13 @@ def register(
         setup_context, backward: for any other op, as of torch.library.register_autograd; both or neither.
         check: raises for what only the data of the arguments shows, and is called with them where that may be looked at
             (_checks.py). None for an op that takes no data for addresses, or what its forward op has checked.
+        autocast: positions of the arguments that autocast on a GPU casts to its type, the operands of matrix products
+            (_cast). The others pass as they are: implementations take activations and parameters of different types.
         mutates: names of the arguments that the op writes to.
         file: where its implementations are; empty: in files named as the one that ``fake`` is in.
     """
     _files[op] = file = file or fake.__module__.rpartition(".")[2]
+    _under_autocast[op] = partial(_cast, autocast)
     reference = getattr(importlib.import_module(f"{_FOLDERS['reference']}.{file}"), op)
     schema = torch.library.infer_schema(reference, mutates_args=mutates)
     if check is not None:
@@ -292,7 +322,7 @@ def register(
     if backward is not None:
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     overload = getattr(torch.ops.fastseq, op).default
-    return overload if mutates else short_way(op, overload, _call, _promote, setup_context, backward)
+    return overload if mutates else short_way(op, overload, _call, _under_autocast[op], setup_context, backward)
 
 
 def _gradients_of(

@@ -28,9 +28,9 @@ def causal_attention(
     """dropout(softmax(scale · Q Kᵀ)) V, where a row sees itself and the rows before it in its own sequence.
 
     Args:
-        q, k, v: [T, H, D], all of one floating type. Rows need not be adjacent in memory: slices of one joint
-            projection are read where they lie. float16 and bfloat16 are computed in float32. On a GPU plain PyTorch
-            serves D over 128, with one warning.
+        q, k, v: [T, H, D], all of one floating type; autocast on a GPU casts them to its own. Rows need not be adjacent
+            in memory: slices of one joint projection are read where they lie. float16 and bfloat16 are computed in
+            float32. On a GPU plain PyTorch serves D over 128, with one warning.
         offsets: int32 [B + 1]; sequence b is rows offsets[b] ... offsets[b + 1] - 1. Starts at 0, never decreases, ends
             at T (checked on the CPU; elsewhere with FASTSEQ_CHECK=1, as a check waits for the device). Sequences may be
             empty.
@@ -132,8 +132,18 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings: Any) -> t
 # lse: log of the sum of exp(scaled scores) of each query and head, in the type of the computation; 0 where there is
 # no key.
 _causal_attention = register(
-    "causal_attention", fake=_fake, differentiable=(0, 1, 2), with_output=True, check=_check_data
+    "causal_attention",
+    fake=_fake,
+    differentiable=(0, 1, 2),
+    with_output=True,
+    check=_check_data,
+    autocast=(0, 1, 2),
 )
 _last_query_attention = register(
-    "last_query_attention", fake=_fake, differentiable=(0, 1, 2), with_output=True, check=_check_data
+    "last_query_attention",
+    fake=_fake,
+    differentiable=(0, 1, 2),
+    with_output=True,
+    check=_check_data,
+    autocast=(0, 1, 2),
 )

@@ -24,7 +24,7 @@ def bias_gelu_dropout(
 
     Args:
         x: [..., C], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
-        bias: [C].
+        bias: [C], in the type of ``x``; under autocast of any.
         dropout_p: probability, 0 <= dropout_p < 1.
         rng: int64 [2], (seed, step); needed where dropout_p > 0. Counter: fastseq/ops/philox.py.
         site: which dropout of the model this is, 0 ... 0x7fff.

@@ -27,7 +27,8 @@ def caser_windows(
     of one sequence share their convolutions: any set of stops gives what each history alone would.
 
     Args:
-        x: [T, d], the embedded events of a jagged batch, any floating type; the weights and padding_row have the same.
+        x: [T, d], the embedded events of a jagged batch, any floating type, which autocast on a GPU casts to its own.
+            The weights and padding_row have the same (under autocast any): horizontal filters are rounded to it.
         offsets: int32 [B + 1], sequence s is rows offsets[s] … offsets[s + 1] − 1.
         sequences: int64 [N], the sequence of each history.
         stops: int64 [N], the row after each history's last one: offsets[s] (an empty history) … offsets[s + 1].
@@ -103,4 +104,6 @@ def _fake(x: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # The second output, int32 [N, L·n_h], says where in its history each maximum lies, −1 where ReLU made it zero.
-_caser_windows = register("caser_windows", fake=_fake, differentiable=(0, 4, 5, 6, 7, 8), check=_check_data)
+_caser_windows = register(
+    "caser_windows", fake=_fake, differentiable=(0, 4, 5, 6, 7, 8), check=_check_data, autocast=(0,)
+)

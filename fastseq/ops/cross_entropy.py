@@ -26,12 +26,12 @@ def linear_cross_entropy(
     """``cross_entropy(h weightᵀ + bias, targets)``; the [N, V] logits never exist at once.
 
     On the CPU a sum or mean with gradients takes the three matrix products of materialised logits, its gradients made
-    together with the loss; a loss per row takes four, since its logits are computed again. Under
-    ``torch.autocast("cpu", torch.bfloat16)`` the products' operands are rounded to bfloat16.
+    together with the loss; a loss per row takes four, since its logits are computed again. Under autocast to bfloat16
+    the products' operands are rounded to it; sums, logits and losses stay float32.
 
     Args:
         h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
-        weight: [V, d].
+        weight: [V, d], of the type of ``h`` (under autocast of any).
         targets: int64 [N], 0 ... V - 1 or ``ignore_index``.
         bias: [V] or None.
         ignore_index: rows with this target have loss 0, no gradient, and are not counted by "mean".
@@ -58,7 +58,7 @@ def linear_cross_entropy(
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
     if softcap is not None and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}, expected a positive number or None")
-    settings = (h, weight, targets, bias, ignore_index, softcap, h.device.type == "cpu" and bfloat16_products("cpu"))
+    settings = (h, weight, targets, bias, ignore_index, softcap, bfloat16_products(h.device.type))
     if reduction == "none":
         return _linear_cross_entropy(*settings)[0]
     if h.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):

@@ -28,7 +28,7 @@ def dropout_add_norm(
 
     Args:
         x: [..., d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
-        residual: shape of ``x``.
+        residual: shape of ``x``. It and the vectors may be of another floating type each.
         weight, bias: [d], the normalisation's.
         x_bias: [d] or None, added to ``x`` before dropout (the bias of the linear layer that made ``x``).
         eps: added to the variance.

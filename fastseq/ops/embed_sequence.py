@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import register
+from ._dispatch import bfloat16_activations, register
 from .philox import check_dropout
 
 
@@ -41,7 +41,8 @@ def embed_sequence(
         padding_idx: row of ``item_weight`` that is read like any other but gets no gradient (None: none such).
 
     Returns:
-        [T, d] in the dtype of ``item_weight``. Its gradient is dense and does not depend on the number of threads.
+        [T, d] in the dtype of ``item_weight``; under autocast to bfloat16 on a GPU in bfloat16. The gradient of
+        ``item_weight`` is dense and does not depend on the number of threads.
 
     Raises:
         ValueError: if shapes or dtypes disagree, ``eps``, ``dropout_p`` or ``site`` is out of range, or ``rng`` is
@@ -75,8 +76,9 @@ def embed_sequence(
     check_dropout(dropout_p, rng, site)
     padding = -1 if padding_idx is None else padding_idx
     output, _, _ = _embed_sequence(
-        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, dropout_p, rng, site, padding
-    )
+        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, dropout_p, rng, site, padding,
+        bfloat16_activations(item_weight.device.type),
+    )  # fmt: skip
     return output
 
 
@@ -91,13 +93,14 @@ def _check_data(items: Tensor, offsets: Tensor, item_weight: Tensor, position_we
 
 def _fake(
     items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None, norm_weight: Tensor | None,
-    *_: Any,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(item_weight.dtype, torch.float32)
     mean = item_weight.new_empty(0 if norm_weight is None else items.shape[0], dtype=wide)
-    return item_weight.new_empty(items.shape[0], item_weight.shape[1]), mean, torch.empty_like(mean)
+    kind = torch.bfloat16 if settings[-1] else item_weight.dtype
+    return item_weight.new_empty(items.shape[0], item_weight.shape[1], dtype=kind), mean, torch.empty_like(mean)
 
 
 # The second and third output are the mean and 1 / sqrt(variance + eps) of every row in the compute type, empty
-# without normalisation.
+# without normalisation. The last argument of the op says whether the first one is bfloat16.
 _embed_sequence = register("embed_sequence", fake=_fake, differentiable=(2, 3, 4, 5), check=_check_data)

@@ -28,8 +28,9 @@ def gru(
 
     Args:
         x_gates: [T, 3H], the inputs times weight_ih, plus bias_ih, in the order r, z, n; float32, bfloat16 or float16
-            (computed in float32), or float64 on the CPU. Decides the type of the computation.
-        weight_hh: [3H, H].
+            (computed in float32), or float64 on the CPU. Decides the type of the computation; autocast on a GPU casts
+            it to its type.
+        weight_hh: [3H, H], of any floating type: rounded to that of ``x_gates`` as the operand of its product.
         offsets: int32 [B + 1], where each sequence starts; from 0 to T.
         bias_hh: [3H] or None.
         max_len: at least the length of the longest sequence, known without looking at ``offsets``.
@@ -75,4 +76,4 @@ def _fake(x_gates: Tensor, weight_hh: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 # saved [T, 4H] = (r, z, n, a_n), so that the backward pass computes no gate again; x_gates is there for the
 # reference, which differentiates its own forward pass. grad_bias is empty without a bias.
-_gru = register("gru", fake=_fake, differentiable=(0, 1, 3), with_output=True, check=check_gru_data)
+_gru = register("gru", fake=_fake, differentiable=(0, 1, 3), with_output=True, check=check_gru_data, autocast=(0,))

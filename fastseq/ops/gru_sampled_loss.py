@@ -114,4 +114,6 @@ def _fake(x_gates: Tensor, weight_hh: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 # Beside the losses: h and gates as of gru, y [N, d] the projected rows, d_y and d_scores as of sampled_loss.
 # Gradients: of x_gates, weight_hh, bias_hh, dense_weight, dense_bias, item_weight.
-_gru_sampled_loss = register("gru_sampled_loss", fake=_fake, differentiable=(0, 1, 3, 5, 6, 8), check=_check_data)
+_gru_sampled_loss = register(
+    "gru_sampled_loss", fake=_fake, differentiable=(0, 1, 3, 5, 6, 8), check=_check_data, autocast=(0,)
+)

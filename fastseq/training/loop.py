@@ -451,6 +451,7 @@ class Trainer:
             best_value=state.best_value,
             history=self._history,
             device=device_name(self.device),
+            execution=self._execution(),
         )
 
     # What is trained with.
@@ -463,6 +464,16 @@ class Trainer:
             return StaticSteps(self.model, self.optimizer, data, self.options)
         objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
         return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
+
+    def _execution(self) -> str:
+        """How steps are taken on a GPU and where batches are made, in words."""
+        if self.device.type == "cpu":
+            return "eager"
+        if isinstance(self.steps, StaticSteps):
+            how = "graph" if self.steps.recording else "eager: the step cannot be recorded"
+        else:
+            how = f"eager: {self._why_eager()}"
+        return how if how.endswith(self.loader.residence) else f"{how}; {self.loader.residence}"
 
     def _why_eager(self) -> str | None:
         """Why steps are launched operation by operation; None where they are recorded as a CUDA graph.

@@ -48,6 +48,7 @@ class TrainResult:
             by itself ("finished", "patience"), else those of the last step.
         history: the lines of ``metrics.jsonl``, one dictionary an epoch.
         device: name of the GPU or processor; where a resumed run has changed it, each line of ``history`` says its own.
+        execution: "eager" on the CPU; on a GPU "graph", or "eager" and why, and where batches are made.
     """
 
     stopped: StopReason
@@ -64,3 +65,4 @@ class TrainResult:
     best_value: float | None
     history: list[dict[str, Any]]
     device: str
+    execution: str

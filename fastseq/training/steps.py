@@ -224,8 +224,9 @@ class StaticSteps:
         self.model.hold_rng(batch.rng)
         groups = self.optimizer.param_groups
         kept = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
+        captured = self._stream is not None and torch.cuda.is_current_stream_capturing()
         for group, rate in zip(groups, self._rates.unbind(), strict=False):
-            group.update(lr=rate, capturable=self._stream is not None)
+            group.update(lr=rate, capturable=captured)
         try:
             loss = descend(self.model, self.optimizer, self.model.loss, batch, self.options)
         finally:

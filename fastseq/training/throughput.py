@@ -71,6 +71,7 @@ def train_throughput(
     batch_size: int = 2048,
     loss: str | None = None,
     precision: str = "fp32",
+    execution: str = "auto",
     per_target: bool = False,
     seconds: float = 20.0,
     warmup_seconds: float = 2.0,
@@ -82,8 +83,8 @@ def train_throughput(
     first run of ``warmup_seconds`` is not counted. ``device`` is as ``fastseq.load`` takes it.
 
     Returns:
-        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, device (its name),
-        peak_rss_mb, config, versions.
+        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, execution (in words), device
+        (its name), peak_rss_mb, config, versions.
     """
     device = find_device(device)
     interactions = read(data)
@@ -93,7 +94,8 @@ def train_throughput(
     def run(limit: float) -> Trainer:
         reset_peak_rss()
         # The clock ends it, not the epochs.
-        options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **kept)
+        how: Any = {**kept, "execution": execution}
+        options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **how)
         return Trainer(_built(model, params, interactions, device), everything(interactions), options)
 
     if warmup_seconds > 0:
@@ -105,7 +107,7 @@ def train_throughput(
         "seconds": round(result.seconds, 3),
         "stride": 1 if per_target else built.window_stride or built.max_seq_len,
         "batch_size": batch_size,
-        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss")},
+        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss", "execution")},
         **kept,
         **_circumstances(built, data, interactions),
     }

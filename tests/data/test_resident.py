@@ -51,6 +51,11 @@ def check(loader: Loader, backend: str, epoch: int, start: int = 0) -> None:
         assert same(a, b), [name for name, x in vars(a).items() if not equal(x, getattr(b, name))]
 
 
+def start_of(loader: Loader, backend: str) -> int:
+    """In the midst of an epoch; Triton's interpreter takes its time."""
+    return len(loader) - 2 if backend == "triton" else 2
+
+
 def equal(x: Any, y: Any) -> bool:
     return torch.equal(x, y) if isinstance(x, Tensor) else x == y
 
@@ -58,13 +63,15 @@ def equal(x: Any, y: Any) -> bool:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_batches_of_the_loader(split: Split, shape: dict[str, Any], backend: str) -> None:
-    check(loader_of(split, l2=True, **shape), backend, 1, 2)
+    loader = loader_of(split, l2=True, **shape)
+    check(loader, backend, 1, start_of(loader, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_the_draws_of_the_loader(split: Split, sampler: dict[str, Any], backend: str) -> None:
-    check(loader_of(split, sampler, window_stride=3), backend, 1, 2)
+    loader = loader_of(split, sampler, window_stride=3)
+    check(loader, backend, 1, start_of(loader, backend))
 
 
 @pytest.mark.parametrize("batch_size", [3, 60])
@@ -87,7 +94,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(options=OPTIONS, seed=st.integers(0, 99), margin=st.sampled_from([0.0, 0.3]))
 def test_in_fixed_sizes_every_target_counts_once(options: dict[str, Any], seed: int, margin: float) -> None:
     """Beside the loader's batch there is padding, and targets that do not count; the next epoch in the same memory."""

@@ -158,6 +158,12 @@ def test_ignored_rows_leave_no_trace(loss: str, shared: bool, backend: str, pois
                                       served_loss(alone, loss, backend, padding_idx=7), strict=True):  # fmt: skip
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
     assert not rows[rest].any() and not grad_h[rest].any()
+    with ops.set_backend(backend):
+        settings = options(case, loss)
+        outputs = torch.ops.fastseq.sampled_loss(
+            *(case[n] for n in ("h", "item_weight", "targets", "negatives")), loss, settings["log_q"], 0.3, 7
+        )
+    assert not any(x[rest].any() for x in outputs)
     mean = ops.sampled_loss(*(case[n] for n in ("h", "item_weight", "targets", "negatives")), **options(case, loss))
     torch.testing.assert_close(mean, rows.sum() / len(keep))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastseq.data.readers import from_sequences
 from fastseq.data.resident import ResidentData
 from fastseq.data.split import Split, leave_one_out
+from fastseq.errors import ConfigError, TrainingError
 from fastseq.models import MODELS
 from fastseq.training import Trainer, TrainingOptions
 from fastseq.training.steps import EagerSteps, StaticSteps
@@ -118,17 +120,57 @@ def test_every_target_once_and_no_gradient_of_what_is_unused(
     assert sorted(counted) == sorted(events.tolist())
 
 
-def test_a_training_that_goes_on_has_the_same_sizes() -> None:
+def test_a_training_that_goes_on_has_the_same_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it was stopped, it takes the steps of one that was not, bit for bit."""
+    monkeypatch.setattr("fastseq.training.steps.MARGIN", 0.0)
     split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
-    whole, first = (trainer(split, "SASRec", {}, neg_samples=1) for _ in range(2))
-    run(whole, static(whole), 3)
-    run(first, static(first), 2)
-    again = trainer(split, "SASRec", {}, neg_samples=1)
+    whole, first, again = (trainer(split, "SASRec", {}, neg_samples=1) for _ in range(3))
+    sizes = []
+    steps = whole.steps = static(whole)
+    for epoch in range(4):
+        for work in steps.of_epoch(epoch, 0):
+            whole._step(work)
+        sizes.append(steps.sizes)
+    assert len(set(sizes)) > 1, "no epoch has a larger batch than those before it"
+    run(first, static(first), 3)
     again.model.load_state_dict(first.model.state_dict())
     again.optimizer.load_state_dict(first.optimizer.state_dict())
     again.state = first.state
     steps = again.steps = static(again)
-    for work in steps.of_epoch(2, 0):
+    for work in steps.of_epoch(3, 0):
         again._step(work)
-    assert torch.equal(weights(again), weights(whole))
+    assert steps.sizes == sizes[-1] and torch.equal(weights(again), weights(whole))
+
+
+def test_a_graph_that_is_not_served_is_refused_with_the_reason() -> None:
+    split = histories([9, 4, 14])
+    with pytest.raises(ConfigError, match="execution is graph, but the model is on the CPU; use auto or eager"):
+        trainer(split, "GRU4Rec", {"execution": "graph"}, neg_samples=1)
+    made = trainer(split, "GRU4Rec", {}, neg_samples=1)
+    assert isinstance(made.steps, EagerSteps) and made.fit().execution == "eager"
+
+
+def test_a_recording_that_fails_leaves_steps_that_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning, the same losses; with execution: graph an error."""
+    split = histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11])
+    first, second = (trainer(split, "GRU4Rec", {}, neg_samples=1) for _ in range(2))
+    steps = static(second)
+
+    class Graph:
+        def __enter__(self) -> None:
+            raise RuntimeError("no graph today")
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
+    steps.recording = True
+    expected = run(first, eager(first), 2)
+    with pytest.warns(UserWarning, match="a CUDA graph cannot record them: no graph today"):
+        losses = run(second, steps, 2)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    strict = trainer(split, "GRU4Rec", {}, neg_samples=1)
+    steps = static(strict)
+    steps.options, steps.recording = dataclasses.replace(strict.options, execution="graph"), True
+    with pytest.raises(TrainingError, match="execution is graph, but the step cannot be recorded"):
+        run(strict, steps, 1)

@@ -31,4 +31,4 @@ def caser_windows_backward(
     indices = [a.contiguous() for a in (offsets, sequences, stops)]
     grads = [torch.zeros_like(a) for a in (source, *floats)]
     call(_C.caser_windows_backward, prepared(grad), source, *indices, *floats, position.contiguous(), *grads)
-    return tuple(g.to(x.dtype) for g in grads)
+    return tuple(g.to(a.dtype) for g, a in zip(grads, (x, *weights), strict=True))

@@ -20,7 +20,7 @@ def _positions(items: Tensor, offsets: Tensor, item_weight: Tensor, position_wei
 def embed_sequence(
     items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    site: int, padding_idx: int, bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     kind = compute_type(item_weight.dtype)
     items, offsets = items.contiguous(), offsets.contiguous()
@@ -32,13 +32,13 @@ def embed_sequence(
         optional(position_weight, kind), optional(norm_weight, kind), optional(norm_bias, kind), y,
         *((None, None) if norm_weight is None else (mean, rstd)), eps, p, *seed_and_step(rng), site,
     )  # fmt: skip
-    return y.to(item_weight.dtype), mean, rstd
+    return y.to(torch.bfloat16 if bfloat16 else item_weight.dtype), mean, rstd
 
 
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
-    padding_idx: int, mean: Tensor, rstd: Tensor,
+    padding_idx: int, bfloat16: bool, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     kind = compute_type(item_weight.dtype)
     items, offsets, upstream = items.contiguous(), offsets.contiguous(), matrix(grad, kind)

@@ -49,4 +49,5 @@ def gru_backward(
         grad_weight += transposed_product(grad_hidden, previous)
         if bias_hh is not None:
             grad_bias += grad_hidden.sum(0)
-    return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias.to(weight_hh.dtype)
+    grad_bias = grad_bias.to(x_gates.dtype if bias_hh is None else bias_hh.dtype)
+    return grad_x.to(x_gates.dtype), grad_weight.to(weight_hh.dtype), grad_bias

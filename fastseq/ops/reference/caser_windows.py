@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
@@ -13,6 +15,10 @@ def caser_windows(
     x: Tensor, offsets: Tensor, sequences: Tensor, stops: Tensor, weight_h: Tensor, bias_h: Tensor, weight_v: Tensor,
     bias_v: Tensor, padding_row: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    kind, wide = x.dtype, reduce(torch.promote_types, (weight_h.dtype, weight_v.dtype, padding_row.dtype), x.dtype)
+    x, weight_h, bias_h, weight_v, bias_v, padding_row = (
+        a.to(wide) for a in (x, weight_h, bias_h, weight_v, bias_v, padding_row)
+    )
     length, n_h = bias_h.shape
     size = stops.shape[0]
     starts = torch.maximum(offsets.long()[sequences], stops - length)
@@ -31,7 +37,7 @@ def caser_windows(
         outputs.append(pooled.flatten(1))
         positions.append(torch.where(pooled > 0, position, -1).int().flatten(1))
     empty = torch.empty(size, 0, dtype=torch.int32, device=x.device)
-    return torch.cat(outputs, dim=1), torch.cat([empty, *positions], dim=1)
+    return torch.cat(outputs, dim=1).to(kind), torch.cat([empty, *positions], dim=1)
 
 
 def caser_windows_backward(

@@ -24,22 +24,22 @@ def _embedded(
 def _output(
     items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    site: int, padding_idx: int, bfloat16: bool,
 ) -> Tensor:  # fmt: skip
     embedded = _embedded(items, offsets, item_weight, position_weight, padding_idx)
     if norm_weight is not None and norm_bias is not None:
         weight, bias = norm_weight.to(embedded.dtype), norm_bias.to(embedded.dtype)
         embedded = F.layer_norm(embedded, embedded.shape[-1:], weight, bias, eps)
-    return dropout(embedded, p, rng, site).to(item_weight.dtype)
+    return dropout(embedded, p, rng, site).to(torch.bfloat16 if bfloat16 else item_weight.dtype)
 
 
 def embed_sequence(
     items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None,
-    site: int, padding_idx: int,
+    site: int, padding_idx: int, bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     output = _output(
-        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, p, rng, site, padding_idx
+        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, p, rng, site, padding_idx, bfloat16
     )
     embedded = _embedded(items, offsets, item_weight, position_weight, padding_idx)
     if norm_weight is None:
@@ -50,10 +50,10 @@ def embed_sequence(
 def embed_sequence_backward(
     grad: Tensor, items: Tensor, offsets: Tensor, item_weight: Tensor, position_weight: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, p: float, rng: Tensor | None, site: int,
-    padding_idx: int, mean: Tensor, rstd: Tensor,
+    padding_idx: int, bfloat16: bool, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (
-        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, p, rng, site, padding_idx
+        items, offsets, item_weight, position_weight, norm_weight, norm_bias, eps, p, rng, site, padding_idx, bfloat16
     )  # fmt: skip
     grads = vjp(_output, arguments, grad, wanted=(2, 3, 4, 5))
     ditem, dposition, dweight, dbias = (item_weight.new_empty(0) if g is None else g for g in grads)

@@ -42,4 +42,4 @@ def gru_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     arguments = (x_gates, weight_hh, offsets, bias_hh, max_len)
     grad_x, grad_weight, grad_bias = vjp(lambda *a: gru(*a)[0], arguments, grad, (0, 1, 3))
-    return grad_x, grad_weight, grad_weight.new_empty(0) if grad_bias is None else grad_bias
+    return grad_x, grad_weight, grad_x.new_empty(0) if grad_bias is None else grad_bias

@@ -46,4 +46,4 @@ def gru_sampled_loss_backward(
         loss, log_q, beta, padding_idx, scale,
     )  # fmt: skip
     dx, dweight, dbias, ddense, ddense_bias, ditem = vjp(_losses, inputs, grad, (0, 1, 3, 5, 6, 8))
-    return dx, dweight, grad.new_empty(0) if bias_hh is None else dbias, ddense, ddense_bias, ditem
+    return dx, dweight, dx.new_empty(0) if bias_hh is None else dbias, ddense, ddense_bias, ditem
