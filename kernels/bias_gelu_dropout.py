@@ -96,14 +96,13 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
     return y
 
 
-def bias_gelu_dropout_backward(
+def partial_gradients(
     grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
 ) -> tuple[Tensor, Tensor]:
+    """The gradient of x, which is not empty; that of bias as float32 [1, rows, columns] to add up."""
     source, rng = x.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx = torch.empty_like(source)
-    if dx.numel() == 0:
-        return dx, torch.zeros_like(bias)
     height, width = _tile(columns)
     tiles = cdiv(cdiv(rows, height), PARTIALS)
     programs = cdiv(rows, height * tiles)
@@ -112,4 +111,13 @@ def bias_gelu_dropout_backward(
         grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
         threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip
+    return dx, partial
+
+
+def bias_gelu_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, p: float, rng: Tensor | None, site: int
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format), torch.zeros_like(bias)
+    dx, partial = partial_gradients(grad, x, bias, p, rng, site)
     return dx, *add_up(partial, bias)

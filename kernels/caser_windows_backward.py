@@ -10,6 +10,7 @@ from torch import Tensor
 from . import caser_common as common
 from .caser_common import filter_offset, find, history, lanes, shape_of, window_row
 from .products import operand
+from .rows import sum_rows
 from .segments import sort_ids
 from .sizes import cdiv
 
@@ -293,16 +294,6 @@ def _grad_vertical(
     tl.store(grad_padding + row * D + column, padding, mask=column < D)
 
 
-@triton.jit
-def _column_sums(source, count, columns, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in range(0, count, ROWS):
-        row = first + tl.arange(0, ROWS)
-        inside = (row < count)[:, None] & (column < columns)[None, :]
-        total += tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
-    return tl.sum(total, 0)
-
-
 @triton.jit(do_not_specialize=["vertical_rows", "taps", "rows"])
 def _finish(
     vertical, met, met_vertical, grad_weight, grad_bias, grad_padding, vertical_rows, taps, rows,
@@ -313,7 +304,7 @@ def _finish(
     first: tl.constexpr = (filters + COLUMNS - 1) // COLUMNS
     if tl.program_id(0) < first:
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        total = _column_sums(vertical, vertical_rows, filters, column, ROWS, COLUMNS)
+        total = sum_rows(vertical, vertical_rows, filters, column, ROWS, COLUMNS)
         filter, step = column // (LENGTH + 1), column % (LENGTH + 1)
         real = column < filters
         value = total.to(grad_weight.dtype.element_ty)
@@ -321,8 +312,8 @@ def _finish(
         tl.store(grad_bias + filter, total.to(grad_bias.dtype.element_ty), mask=real & (step == LENGTH))
     else:
         column = (tl.program_id(0) - first) * COLUMNS + tl.arange(0, COLUMNS)
-        total = _column_sums(met, taps, D, column, ROWS, COLUMNS)
-        total += _column_sums(met_vertical, rows, D, column, ROWS, COLUMNS)
+        total = sum_rows(met, taps, D, column, ROWS, COLUMNS)
+        total += sum_rows(met_vertical, rows, D, column, ROWS, COLUMNS)
         tl.store(grad_padding + column, total.to(grad_padding.dtype.element_ty), mask=column < D)
 
 

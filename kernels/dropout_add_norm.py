@@ -128,17 +128,15 @@ def dropout_add_norm(
     return y, mean, rstd
 
 
-def dropout_add_norm_backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
-    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def partial_gradients(
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None, p: float, rng: Tensor | None,
+    site: int, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of x and residual; those of weight, bias and x_bias as float32 [2 or 3, rows, columns] to add up.
+    x is not empty."""
     source, other, rng = x.contiguous(), residual.contiguous(), philox.adjacent(rng)
     rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
     dx, dresidual = torch.empty_like(source), torch.empty_like(other)
-    none = x.new_empty(0)
-    if dx.numel() == 0:
-        empty = torch.zeros_like(weight), torch.zeros_like(bias)
-        return dx, dresidual, *empty, none if x_bias is None else torch.zeros_like(x_bias)
     height, width, warps = tile(columns)
     count, tiles = programs(rows, height)
     partial = torch.empty((2 if x_bias is None else 3, count, columns), dtype=torch.float32, device=x.device)
@@ -148,6 +146,17 @@ def dropout_add_norm_backward(
         threshold(p), 1.0 / (1.0 - p), site,
         BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
     )  # fmt: skip
-    if x_bias is None:
-        return dx, dresidual, *add_up(partial, weight, bias), none
-    return dx, dresidual, *add_up(partial, weight, bias, x_bias)
+    return dx, dresidual, partial
+
+
+def dropout_add_norm_backward(
+    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
+    eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if x.numel() == 0:
+        vectors = (torch.zeros_like(y) for y in (weight, bias, x_bias) if y is not None)
+        results = *(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, residual)), *vectors
+    else:
+        dx, dresidual, partial = partial_gradients(grad, x, residual, weight, x_bias, p, rng, site, mean, rstd)
+        results = dx, dresidual, *add_up(partial, *(y for y in (weight, bias, x_bias) if y is not None))
+    return (*results, x.new_empty(0))[:5]

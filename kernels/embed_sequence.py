@@ -20,7 +20,7 @@ from fastseq.ops.philox import threshold
 
 from . import philox, rows
 from .products import refuse_float64
-from .rows import normalised_gradient, statistics
+from .rows import normalised_gradient, statistics, sum_rows
 from .segments import segment_sum
 from .sizes import cdiv
 
@@ -131,11 +131,23 @@ def _backward(
         tl.store(partial + offset, tl.sum(dbias, axis=0)[None, :], mask=column < columns)
 
 
-@triton.jit(do_not_specialize=["sequences", "per_group"])
-def _position_gradient(
-    gradient, offsets, partial, sequences, per_group, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+@triton.jit(do_not_specialize=["sequences", "per_group", "positions", "count"])
+def _sums(
+    gradient, offsets, partial, vectors, dweight, dbias, sequences, per_group, positions, count, columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One position: the sum over a group of the sequences that reach it. partial is [groups, positions, columns]."""
+    """One position: the sum over a group of the sequences that reach it. partial is [groups, positions, columns].
+    The programs after the positions add up vectors [2, count, columns], SUM_COLUMNS of them each."""
+    if tl.program_id(0) >= positions:
+        if tl.program_id(1) == 0:
+            parts = (columns + SUM_COLUMNS - 1) // SUM_COLUMNS
+            number = tl.program_id(0) - positions
+            vector_column = number % parts * SUM_COLUMNS + tl.arange(0, SUM_COLUMNS)
+            source = vectors + number // parts * count * columns
+            vector = sum_rows(source, count, columns, vector_column, SUM_ROWS, SUM_COLUMNS)
+            target = tl.where(number < parts, dweight, dbias) + vector_column
+            tl.store(target, vector.to(dweight.dtype.element_ty), mask=vector_column < columns)
+        return
     column = tl.arange(0, COLUMNS)[None, :]
     first = tl.program_id(1) * per_group
     stop = tl.minimum(first + per_group, sequences)
@@ -147,7 +159,7 @@ def _position_gradient(
         some = some & (row < tl.load(offsets + sequence + 1, mask=some, other=0))
         offset = row[:, None] * columns + column
         sums += tl.load(gradient + offset, mask=some[:, None] & (column < columns), other=0.0).to(tl.float32)
-    offset = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * columns + column
+    offset = (tl.program_id(1).to(tl.int64) * positions + tl.program_id(0)) * columns + column
     sums = tl.sum(sums, axis=0)[None, :].to(partial.dtype.element_ty)
     tl.store(partial + offset, sums, mask=column < columns)
 
@@ -197,12 +209,12 @@ def embed_sequence_backward(
     grad, offsets = grad.contiguous(), offsets.contiguous()
     gradient = grad
     dweight, dbias, dposition = (item_weight.new_empty(0) for _ in range(3))
+    partial = grad.new_empty((0, 0, columns), dtype=torch.float32)
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
         height, width, warps = rows.tile(columns, BACKWARD_WARP)
         count, tiles = rows.programs(n_rows, height)
-        vectors = 0 if norm_weight is None else 2
-        partial = torch.empty((vectors, count, columns), dtype=torch.float32, device=grad.device)
+        partial = grad.new_empty((0 if norm_weight is None else 2, count, columns), dtype=torch.float32)
         _backward[count,](
             grad, items.contiguous(), offsets, item_weight.contiguous(), _maybe(position_weight),
             _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
@@ -212,18 +224,23 @@ def embed_sequence_backward(
             POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
             COLUMNS=width, num_warps=warps,
         )  # fmt: skip
-        if norm_weight is not None:
+        if norm_weight is not None and position_weight is None:
             dweight, dbias = rows.add_up(partial, norm_weight, norm_weight)
     if position_weight is not None:
+        if norm_weight is not None:
+            dweight, dbias = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (norm_weight,) * 2)
         per_group = max(SEQUENCES, cdiv(sequences, GROUPS))
         groups = cdiv(sequences, per_group)
         dtype = position_weight.dtype if groups == 1 else torch.float32
         sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
-        if sums.numel():
-            height, width, warps = rows.tile(columns, BACKWARD_WARP)
-            _position_gradient[position_weight.shape[0], groups](
-                gradient, offsets, sums, sequences, per_group, columns, ROWS=height, COLUMNS=width, num_warps=warps
-            )
+        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        positions, others = position_weight.shape[0], partial.shape[0] * cdiv(columns, rows.SUM_COLUMNS)
+        if positions + others > 0:
+            _sums[positions + others, groups](
+                gradient, offsets, sums, partial, dweight, dbias, sequences, per_group, positions, partial.shape[1],
+                columns, ROWS=height, COLUMNS=width, SUM_ROWS=rows.SUM_ROWS, SUM_COLUMNS=rows.SUM_COLUMNS,
+                num_warps=warps,
+            )  # fmt: skip
         dposition = sums[0] if groups == 1 else sums.sum(0).to(position_weight.dtype)
     padding = None if padding_idx < 0 else padding_idx
     ditem = segment_sum(items, None, gradient, padding, item_weight.shape[0], item_weight.dtype)

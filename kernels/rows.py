@@ -63,16 +63,22 @@ def programs(rows: int, height: int) -> tuple[int, int]:
     return cdiv(rows, height * tiles), tiles
 
 
+@triton.jit
+def sum_rows(source, count, columns, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sums [COLUMNS] over ``count`` rows of some columns of float32 ``source`` [count, columns]."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, count, ROWS):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < count)[:, None] & (column < columns)[None, :]
+        total += tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
+    return tl.sum(total, axis=0)
+
+
 @triton.jit(do_not_specialize=["count"])
 def _add_up(partial, first, second, third, count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Into output program_id(1) the sum over the rows of its part of partial [outputs, count, columns]."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    source = partial + tl.program_id(1) * count * columns + column
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for at in range(0, count, ROWS):
-        row = at + tl.arange(0, ROWS)[:, None]
-        total += tl.load(source + row * columns, mask=(row < count) & (column < columns), other=0.0)
-    sums = tl.sum(total, axis=0)[None, :]
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = sum_rows(partial + tl.program_id(1) * count * columns, count, columns, column, ROWS, COLUMNS)
     if tl.program_id(1) == 0:
         tl.store(first + column, sums.to(first.dtype.element_ty), mask=column < columns)
     elif tl.program_id(1) == 1:

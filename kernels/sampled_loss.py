@@ -36,7 +36,7 @@ _IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
-def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, beta, count, width, n_items,
+def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, beta, factor, count, width, n_items,
                   LOSS: tl.constexpr, SHARED: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -64,7 +64,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
         some = first + number < count
         hits += tl.sum((some & (tl.load(negatives + first + number, mask=some, other=0) == target)).to(tl.int32))
     kept = tl.where(ignored, 0, count - hits).to(tl.float32)
-    share = 1.0 / tl.maximum(kept, 1.0) if LOSS == "bpr" else 1.0 / (kept + 1.0)
+    share = factor / tl.maximum(kept, 1.0) if LOSS == "bpr" else factor / (kept + 1.0)
 
     loss = 0.0
     sum = 0.0  # of derivatives; of exponentials for sampled softmax
@@ -112,8 +112,8 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
         sum = tl.where(any_counted, sum, 1.0)
         bounded = tl.where(largest == float("-inf"), 0.0, largest)
         value, probability = softplus(bounded + tl.log(sum) - tl.log(tl.maximum(kept, 1.0)) - positive)
-        loss = tl.where(any_counted, value, 0.0)
-        probability = tl.where(any_counted, probability, 0.0)
+        loss = tl.where(any_counted, value * factor, 0.0)
+        probability = tl.where(any_counted, probability * factor, 0.0)
         d_positive = -probability
         scale = probability / sum
         gradient *= scale
@@ -173,7 +173,7 @@ def _scale_tile(width: int, count: int) -> tuple[int, int]:
 
 def sampled_loss(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
-    padding_idx: int | None,
+    padding_idx: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(h, "h")
     if h.shape[1] > WIDEST:
@@ -190,7 +190,7 @@ def sampled_loss(
         torch.mm(h.float(), rows.t(), out=d_scores[:, 1:])
     _sampled_loss[(n_rows,)](
         h, item_weight, targets.contiguous(), negatives, h if log_q is None else log_q.contiguous(), losses, d_h,
-        d_scores, beta if loss == "gbce" else 1.0, count, width, item_weight.shape[0],
+        d_scores, beta if loss == "gbce" else 1.0, scale, count, width, item_weight.shape[0],
         LOSS="bce" if loss == "gbce" else loss, SHARED=shared, **_launch(shared, width, count),
     )  # fmt: skip
     if rows is not None:
@@ -201,7 +201,7 @@ def sampled_loss(
 def sampled_loss_backward(
     grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
-    *_, padding_idx, d_h, d_scores = settings_and_saved
+    *_, padding_idx, _, d_h, d_scores = settings_and_saved
     n_items, kind = item_weight.shape[0], item_weight.dtype
     (n_rows, width), count = h.shape, negatives.shape[-1]
     if negatives.dim() == 1:  # the negatives' part is one dense row each, added like a target's

@@ -127,6 +127,14 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     for hidden, bias in ((24, None), (64, x(192)), (100, x(300)), (256, None)):
         gates, weight = x(n, 3 * hidden), x(3 * hidden, hidden)
         yield call(f"H={hidden}", ops.gru, gates, weight, offsets, bias_hh=bias, max_len=3)
+    for width, inner, heads in ((63, 200, 3), (512, 2048, 8)):
+        square, vector, wide = x(width, width), x(width), x(inner, width)
+        layer: dict[str, Any] = {"in_weight": x(3 * width, width), "in_bias": x(3 * width), "out_weight": square}
+        layer |= {"weight1": wide, "bias1": x(inner), "weight2": x(width, inner), "out_bias": vector, "bias2": vector}
+        layer |= dict.fromkeys(("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias"), vector)
+        layer |= {"heads": heads, "max_len": 200, **drop}
+        words = f"width {width}, inner {inner}"
+        yield call(words, ops.transformer_layer, x(n, width), offsets, ids(n // 2), **layer)
     weights = x(15, 2, 24), x(5, 2), x(1, 5), x(1), x(24)
     yield call("L=5, n_h=2, n_v=1, d=24", ops.caser_windows, x(n, 24), offsets, ids(n), ids(n), *weights)
     for width, bias, softcap in ((64, None, None), (128, x(items), 4.0), (256, x(items), None)):

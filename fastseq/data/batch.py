@@ -62,7 +62,8 @@ class JaggedBatch(Packed):
 
     Attributes:
         items: int64 [T], the input events, sequence after sequence.
-        offsets: int32 [B + 1], sequence ``b`` is ``items[offsets[b]:offsets[b + 1]]``. No sequence is empty.
+        offsets: int32 [B + 1], sequence ``b`` is ``items[offsets[b]:offsets[b + 1]]``. None is empty, but
+            some of the unused ones at the end, which there are where ``divisor`` is given.
         users: int64 [B], the user of each sequence.
         max_len: length of the longest sequence here; 0 in an empty batch.
         rows: int64 [N], ascending, the rows of ``items`` whose target counts; None: all of them, in order.
@@ -78,9 +79,9 @@ class JaggedBatch(Packed):
         n_targets_global: targets of this optimizer step over all ranks: what a sum of losses is divided by.
         last_only: whether exactly the last row of every sequence counts, as in per-target batches (N = B).
         hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
+        rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
         target_users: int64 [N], the user of each target; None: not made yet, see ``users_of_targets``.
         divisor: int64 [], ``n_targets_global`` on the device, where that is 0 and some targets are unused: -100.
-        rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
     """
 
     items: Tensor

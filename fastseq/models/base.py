@@ -312,21 +312,24 @@ class SequentialRecommender(nn.Module, ABC):
         name = type(self).__name__
         if self.loss_name != "cross_entropy" and batch.negatives is None:
             raise ValueError(f"{name}: loss {self.loss_name!r} needs batch.negatives, which is None")
-        total = self._main_loss(batch)
+        number = batch.divisor
+        if number is None:
+            number = max(1, batch.n_targets_global or batch.n_targets)
+            if self.reg_weight == 0.0:
+                return self._main_loss(batch, number)
+        total = self._main_loss(batch, 1)
         if self.reg_weight > 0.0:
             if batch.l2_items is None:
                 raise ValueError(f"{name}: reg_weight is {self.reg_weight} and needs batch.l2_items, which is None")
             total = total + 0.5 * self.reg_weight * self._l2_sum(batch, batch.l2_items).to(total.dtype)
-        if batch.divisor is not None:
-            return total / batch.divisor
-        return total / max(1, batch.n_targets_global or batch.n_targets)
+        return total / number
 
     @property
     def _beta(self) -> float:
         """The weight of gBCE's positive term; 1 for other losses."""
         return ops.gbce_beta(self.neg_samples, self.n_items, self.gbce_t) if self.loss_name == "gbce" else 1.0
 
-    def _main_loss(self, batch: JaggedBatch) -> Tensor:
+    def _main_loss(self, batch: JaggedBatch, divisor: int) -> Tensor:
         return summed_loss(
             self.encode(batch),
             self.item_embedding.weight,
@@ -335,6 +338,7 @@ class SequentialRecommender(nn.Module, ABC):
             batch.log_q,
             loss=self.loss_name,
             beta=self._beta,
+            divisor=divisor,
         )
 
     def _l2_sum(self, batch: JaggedBatch, history: Tensor) -> Tensor:

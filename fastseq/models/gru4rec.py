@@ -69,9 +69,9 @@ class GRU4Rec(SequentialRecommender):
         weight_ih, weight_hh = weights[-1]
         return ops.linear(x, weight_ih), weight_hh
 
-    def _main_loss(self, batch: JaggedBatch) -> Tensor:
+    def _main_loss(self, batch: JaggedBatch, divisor: int) -> Tensor:
         if self.loss_name == "cross_entropy" or batch.negatives is None:
-            return super()._main_loss(batch)
+            return super()._main_loss(batch, divisor)
         gates, weight_hh = self._last_gates(batch)
         return ops.gru_sampled_loss(
             gates,
@@ -89,4 +89,5 @@ class GRU4Rec(SequentialRecommender):
             beta=self._beta,
             reduction="sum",
             padding_idx=self.n_items,
+            divisor=divisor,
         )

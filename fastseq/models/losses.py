@@ -21,8 +21,9 @@ def summed_loss(
     *,
     loss: str,
     beta: float,
+    divisor: float,
 ) -> Tensor:
-    """The main loss summed over the targets.
+    """The main loss summed over the targets, divided by ``divisor``.
 
     Args:
         h: [N, d], one hidden state per target.
@@ -34,7 +35,8 @@ def summed_loss(
         beta: of gBCE.
     """
     if loss == "cross_entropy":
-        return ops.linear_cross_entropy(h, item_weight, targets, reduction="sum")
+        summed = ops.linear_cross_entropy(h, item_weight, targets, reduction="sum")
+        return summed if divisor == 1 else summed / divisor
     assert negatives is not None
     return ops.sampled_loss(
         h,
@@ -46,6 +48,7 @@ def summed_loss(
         beta=beta,
         reduction="sum",
         padding_idx=item_weight.shape[0] - 1,
+        divisor=divisor,
     )
 
 

@@ -124,6 +124,9 @@ class SASRec(SequentialRecommender):
         attention = layer.self_attn
         # Where every row counts, sequences are one event long: their last queries are all there are.
         last_only = last and batch.last_only and batch.rows is not None
+        on_cpu, casts = x.device.type == "cpu", torch.is_autocast_enabled(x.device.type)
+        if not on_cpu and not casts and not last_only and batch.hidden is None:
+            return self._whole_layer(layer, x, batch, batch.rows if last else None, p, rng, site)
         mixed = self._attention(attention, x, batch, last_only, p, rng, site + SITE_ATTENTION)
         if last and batch.rows is not None:
             x = select_rows(x, batch.rows)
@@ -156,6 +159,42 @@ class SASRec(SequentialRecommender):
             dropout_p=p,
             rng=rng,
             site=site + SITE_INNER_OUTPUT,
+        )
+
+    def _whole_layer(
+        self,
+        layer: nn.TransformerEncoderLayer,
+        x: Tensor,
+        batch: JaggedBatch,
+        rows: Tensor | None,
+        p: float,
+        rng: Tensor,
+        site: int,
+    ) -> Tensor:
+        """A layer as one node of autograd, which launches less; on the CPU nothing is gained by that."""
+        attention = layer.self_attn
+        return ops.transformer_layer(
+            x,
+            batch.offsets,
+            rows,
+            in_weight=cast(Tensor, attention.in_proj_weight),
+            in_bias=cast(Tensor, attention.in_proj_bias),
+            out_weight=attention.out_proj.weight,
+            out_bias=attention.out_proj.bias,
+            norm1_weight=layer.norm1.weight,
+            norm1_bias=layer.norm1.bias,
+            weight1=layer.linear1.weight,
+            bias1=layer.linear1.bias,
+            weight2=layer.linear2.weight,
+            bias2=layer.linear2.bias,
+            norm2_weight=layer.norm2.weight,
+            norm2_bias=layer.norm2.bias,
+            heads=self.n_heads,
+            max_len=batch.max_len,
+            eps=layer.norm1.eps,
+            dropout_p=p,
+            rng=rng,
+            site=site,
         )
 
     def _attention(

@@ -23,6 +23,7 @@ from .negatives import sample_negatives, sample_shared_negatives
 from .philox import make_rng
 from .sampled_loss import gbce_beta, sampled_loss
 from .topk import topk
+from .transformer_layer import transformer_layer
 from .windows import gather_windows
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "sampled_loss",
     "set_backend",
     "topk",
+    "transformer_layer",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _checks
 from ._dispatch import register
 from .gru import check_gru, check_gru_data
-from .sampled_loss import check_sampled_data, check_sampled_loss, reduce
+from .sampled_loss import check_sampled_data, check_sampled_loss, division, reduce
 
 
 def gru_sampled_loss(
@@ -31,6 +31,7 @@ def gru_sampled_loss(
     beta: float = 1.0,
     reduction: str = "mean",
     padding_idx: int | None = None,
+    divisor: float = 1,
 ) -> Tensor:
     """``sampled_loss(linear(gru(x_gates)[rows]))``, which see for what is not said here.
 
@@ -46,7 +47,7 @@ def gru_sampled_loss(
         negatives: int64 [N, K] or [S].
         max_len: at least the length of the longest sequence.
         bias_hh: [3H] or None.
-        loss, log_q, beta, reduction, padding_idx: as of sampled_loss.
+        loss, log_q, beta, reduction, padding_idx, divisor: as of sampled_loss.
 
     Returns:
         The loss, as sampled_loss gives it. Differentiable in x_gates, weight_hh, bias_hh, dense_weight, dense_bias and
@@ -70,11 +71,12 @@ def gru_sampled_loss(
     counted = x_gates.shape[0] if rows is None else rows.shape[0]
     projected = x_gates.new_empty(counted, dense_weight.shape[0], device="meta")
     check_sampled_loss(projected, item_weight, targets, negatives, loss, log_q, beta, reduction, padding_idx)
+    scale, divisor = division(x_gates.device, reduction, divisor)
     losses: Tensor = _gru_sampled_loss(
         x_gates, weight_hh, offsets, bias_hh, max_len, dense_weight, dense_bias, rows, item_weight, targets,
-        negatives, loss, log_q, beta, padding_idx,
+        negatives, loss, log_q, beta, padding_idx, scale,
     )[0]  # fmt: skip
-    return reduce(losses, targets, reduction)
+    return reduce(losses, targets, reduction, divisor)
 
 
 def check_rows(rows: Tensor | None, events: int) -> None:

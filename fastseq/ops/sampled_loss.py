@@ -32,6 +32,7 @@ def sampled_loss(
     beta: float = 1.0,
     reduction: str = "mean",
     padding_idx: int | None = None,
+    divisor: float = 1,
 ) -> Tensor:
     """Loss of every row's target against its negatives, straight from hidden states, item table and ids.
 
@@ -57,6 +58,7 @@ def sampled_loss(
         beta: weight of gbce's positive term, see ``gbce_beta``.
         reduction: "none" ([N]), "sum", or "mean" over the rows that count (0 where there are none).
         padding_idx: a row of ``item_weight`` that gets no gradient, or None.
+        divisor: what a "sum" is divided by, as part of the losses where that costs less.
 
     Returns:
         The loss, float32 (float64 for float64 inputs): a mean of losses has no place in a half type.
@@ -72,8 +74,9 @@ def sampled_loss(
     Senécal, IEEE TNN 2008.
     """
     check_sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, reduction, padding_idx)
-    rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)[0]
-    return reduce(rows, targets, reduction)
+    scale, divisor = division(h.device, reduction, divisor)
+    rows: Tensor = _sampled_loss(h, item_weight, targets, negatives, loss, log_q, beta, padding_idx, scale)[0]
+    return reduce(rows, targets, reduction, divisor)
 
 
 def gbce_beta(negatives: int, n_items: int, t: float) -> float:
@@ -99,11 +102,21 @@ def gbce_beta(negatives: int, n_items: int, t: float) -> float:
     return alpha * (t * (1.0 - 1.0 / alpha) + 1.0 / alpha)
 
 
-def reduce(rows: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """The mean over the rows that count (0 if there are none), the sum, or the rows themselves."""
+def division(device: torch.device, reduction: str, divisor: float) -> tuple[float, float]:
+    """What every loss is multiplied by, and what their sum is divided by: on the CPU 1 and the divisor; elsewhere the
+    other way round, as a division of the sum and its derivative are a launch each."""
+    if reduction != "sum" and divisor != 1:
+        raise ValueError(f"divisor is {divisor} and reduction is {reduction!r}: it divides a sum")
+    return (1.0, divisor) if device.type == "cpu" else (1.0 / divisor, 1)
+
+
+def reduce(rows: Tensor, targets: Tensor, reduction: str, divisor: float) -> Tensor:
+    """The mean over the rows that count (0 if there are none), the sum divided by ``divisor``, or the rows."""
     if reduction == "none":
         return rows
-    return total(rows) if reduction == "sum" else total(rows) / (targets != IGNORED).sum().clamp(min=1)
+    if reduction == "sum":
+        return total(rows) if divisor == 1 else total(rows) / divisor
+    return total(rows) / (targets != IGNORED).sum().clamp(min=1)
 
 
 def check_sampled_loss(

@@ -45,6 +45,22 @@ def _gru() -> dict[str, Any]:
     return dict(**gates, offsets=OFFSETS, max_len=4)
 
 
+def _layer() -> dict[str, Any]:
+    inner = 12
+    shapes = {
+        "in_weight": (3 * D, D),
+        "in_bias": (3 * D,),
+        "out_weight": (D, D),
+        "weight1": (inner, D),
+        "bias1": (inner,),
+        "weight2": (D, inner),
+        **dict.fromkeys(("out_bias", "bias2", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias"), (D,)),
+    }
+    weights = {name: torch.randn(shape) / 2 for name, shape in shapes.items()}
+    drawn = dict(heads=2, max_len=4, dropout_p=0.2, rng=RNG)
+    return dict(x=torch.randn(T, D), offsets=OFFSETS, rows=torch.tensor([0, 2, 5, 6]), **weights, **drawn)
+
+
 def _seen() -> dict[str, Any]:
     return dict(seen_offsets=torch.tensor([0, 1, 3]), seen_items=torch.tensor([4, 0, 2]))
 
@@ -128,6 +144,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "sample_shared_negatives": lambda: dict(size=5, n_items=V, rng=RNG),
     "sampled_loss": lambda: dict(h=torch.randn(3, D), **_loss()),
     "topk": lambda: dict(h=torch.randn(2, D), weight=torch.randn(V, D), k=3, bias=torch.randn(V), **_seen()),
+    "transformer_layer": _layer,
 }
 SHARED = torch.tensor([3, 4, 5])
 TABLE = dict(probability=torch.full((V,), 2**31), alias=torch.arange(V).flip(0))
@@ -145,6 +162,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sample_shared_negatives": [TABLE],
     "sampled_loss": [dict(negatives=SHARED), dict(loss="sampled_softmax", log_q=torch.zeros(3, 2), padding_idx=4)],
     "topk": [dict(bias=None, seen_offsets=None, seen_items=None)],
+    "transformer_layer": [dict(rows=None)],
 }
 ALL = [(name, change) for name in CALLS for change in ({}, *VARIANTS.get(name, []))]
 IN_PLACE = {"adam_rows": ("weight", "exp_avg", "exp_avg_sq", "last_step")}

@@ -244,6 +244,18 @@ BAD: dict[str, Refused] = {
         ({"seen_items": torch.tensor([4, 0, V])}, r"seen_items\[2\] is 11, expected 0 <= id < 11"),
         ({"seen_items": torch.tensor([4, -1, 0])}, r"seen_items\[1\] is -1, expected 0 <= id < 11"),
     ],
+    "transformer_layer": [
+        *OFFSETS_ARE_BAD[:2],
+        *EPS_IS_BAD,
+        *DROPOUT_IS_BAD,
+        ({"site": 0x7FFE}, "site is 32769"),
+        ({"heads": 3}, "heads is 3, expected a divisor of 8"),
+        ({"rows": int32(0, 2)}, r"rows is torch\.int32 \[2\], expected torch\.int64 \[N\]"),
+        ({"rows": torch.tensor([0, T])}, "rows holds 7, expected 0 <= row < 7", IndexError),
+        ({"x": torch.zeros(T)}, r"x is \[7\], expected \[T, d\]"),
+        ({"weight2": torch.zeros(3, D)}, r"weight2 is \[3, 8\], expected \[8, 12\]"),
+        ({"in_bias": torch.zeros(3 * D).half()}, "in_bias is torch.float16 and x is torch.float32, expected one"),
+    ],
 }
 
 

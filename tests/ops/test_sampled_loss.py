@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastseq import ops
 from fastseq.ops.sampled_loss import IGNORED, LOSSES
-from tests.ops.backends import cast, check_same_on_threads, moved, needs_triton
+from tests.ops.backends import DEVICE, cast, check_same_on_threads, moved, needs_triton
 from tests.ops.compare import assert_accurate, relative_error
 
 FAST = ["cpu", pytest.param("triton", marks=needs_triton)]
@@ -180,6 +180,24 @@ def test_huge_scores(loss: str, shared: bool, backend: str) -> None:
         assert relative_error(x, best) < allowed
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scale(loss: str, backend: str) -> None:
+    """Multiplies losses and derivatives, and by them the gradients."""
+    h, table, targets = torch.randn(3, 5), torch.randn(9, 5), torch.tensor([1, 2, 3])
+    log_q = torch.randn(3, 4) if loss == "sampled_softmax" else None
+    arguments = (targets, torch.randint(9, (3, 4)), loss, log_q, 1.5, None)
+    results = []
+    for scale in (1.0, 0.25):
+        leaves = [x.to(DEVICE if backend == "triton" else "cpu").requires_grad_() for x in (h.clone(), table.clone())]
+        others = [x.to(leaves[0].device) if isinstance(x, Tensor) else x for x in arguments]
+        with ops.set_backend(backend):
+            rows, d_h, d_scores = torch.ops.fastseq.sampled_loss(*leaves, *others, scale)
+            results.append([rows, d_h, d_scores, *torch.autograd.grad(rows.sum(), leaves)])
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole / 4)
+
+
 def test_reductions() -> None:
     case = inputs(9, 2, 8, 30, shared=False)
     arguments = (case["h"], case["item_weight"], case["targets"], case["negatives"])
@@ -187,6 +205,9 @@ def test_reductions() -> None:
     assert rows.shape == (9,)
     torch.testing.assert_close(ops.sampled_loss(*arguments), rows.mean())
     torch.testing.assert_close(ops.sampled_loss(*arguments, reduction="sum"), rows.sum())
+    torch.testing.assert_close(ops.sampled_loss(*arguments, reduction="sum", divisor=4), rows.sum() / 4)
+    with pytest.raises(ValueError, match="divisor is 4 and reduction is 'mean': it divides a sum"):
+        ops.sampled_loss(*arguments, divisor=4)
     empty = inputs(0, 2, 8, 30, shared=False)
     none = ops.sampled_loss(empty["h"], empty["item_weight"], empty["targets"], empty["negatives"])
     assert none.item() == 0.0
@@ -285,4 +306,4 @@ def test_a_loss_without_a_formula_is_refused(backend: str) -> None:
     case = moved(inputs(3, 2, 4, 5, shared=False), backend)
     arguments = [case[name] for name in ("h", "item_weight", "targets", "negatives")]
     with ops.set_backend(backend), pytest.raises(Exception, match=r"hinge|this loss has no kernel"):
-        torch.ops.fastseq.sampled_loss(*arguments, "hinge", None, 1.0, None)
+        torch.ops.fastseq.sampled_loss(*arguments, "hinge", None, 1.0, None, 1.0)

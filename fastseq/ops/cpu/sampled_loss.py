@@ -24,7 +24,7 @@ def _without_ignored(targets: Tensor, negatives: Tensor) -> tuple[Tensor | None,
 
 def sampled_loss(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
-    padding_idx: int | None,
+    padding_idx: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = prepared(h)
     table = prepared(item_weight, x.dtype)
@@ -46,13 +46,15 @@ def sampled_loss(
         d_scores.masked_fill_(ignored, 0)
     if shared is not None:
         d_h += product(d_scores[:, 1:], shared.t())
+    if scale != 1.0:
+        return rows * scale, d_h * scale, d_scores * scale
     return rows, d_h, d_scores
 
 
 def sampled_loss_backward(
     grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
-    *_, padding_idx, d_h, d_scores = settings_and_saved
+    *_, padding_idx, _, d_h, d_scores = settings_and_saved
     _, targets, negatives = _without_ignored(targets, negatives)
     x = prepared(h)
     scale = grad.to(x.dtype).unsqueeze(1)

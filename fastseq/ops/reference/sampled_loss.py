@@ -61,18 +61,19 @@ def _losses(
 
 def loss_rows(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
-    padding_idx: int | None,
+    padding_idx: int | None, scale: float,
 ) -> Tensor:  # fmt: skip
-    """The loss of every row, [N]; differentiable."""
+    """The loss of every row times ``scale``, [N]; differentiable."""
     ignored, targets, negatives = _without_ignored(targets, negatives)
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
     scores = (h * target).sum(1), torch.einsum("nd,nkd->nk", h, negative)
-    return _losses(*scores, negatives != targets[:, None], loss, log_q, beta)[0].masked_fill(ignored[:, 0], 0)
+    rows = _losses(*scores, negatives != targets[:, None], loss, log_q, beta)[0]
+    return scale * rows.masked_fill(ignored[:, 0], 0)
 
 
 def sampled_loss(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
-    padding_idx: int | None,
+    padding_idx: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     ignored, targets, negatives = _without_ignored(targets, negatives)
     h, target, negative = _table_rows(h, item_weight, targets, negatives, padding_idx)
@@ -80,13 +81,14 @@ def sampled_loss(
     rows, d_positive, d_negative = _losses(*scores, negatives != targets[:, None], loss, log_q, beta)
     d_h = d_positive[:, None] * target + torch.einsum("nk,nkd->nd", d_negative, negative)
     d_scores = torch.cat((d_positive[:, None], d_negative), dim=1)
-    return rows.masked_fill(ignored[:, 0], 0), d_h.masked_fill(ignored, 0), d_scores.masked_fill(ignored, 0)
+    rows = rows.masked_fill(ignored[:, 0], 0)
+    return scale * rows, scale * d_h.masked_fill(ignored, 0), scale * d_scores.masked_fill(ignored, 0)
 
 
 def sampled_loss_backward(
     grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None,
-    beta: float, padding_idx: int | None, d_h: Tensor, d_scores: Tensor,
+    beta: float, padding_idx: int | None, scale: float, d_h: Tensor, d_scores: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    arguments = (h, item_weight, targets, negatives, loss, log_q, beta, padding_idx)
+    arguments = (h, item_weight, targets, negatives, loss, log_q, beta, padding_idx, scale)
     grad_h, grad_item = vjp(loss_rows, arguments, grad, (0, 1))
     return grad_h, grad_item

@@ -1,0 +1,52 @@
+"""A transformer layer as one node, against the references of its parts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fastseq import ops
+
+from .backends import check_cpu, check_triton, needs_triton
+from .calls import CALLS
+
+D = 8
+pytestmark = pytest.mark.filterwarnings("ignore:var")  # of no rows, in the reference
+OPS = {"transformer_layer", "transformer_layer_backward"}
+
+
+def problem(lengths: list[int], rows: torch.Tensor | None) -> tuple[dict[str, Any], torch.Tensor]:
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    call = CALLS["transformer_layer"]()
+    weights = {name: x for name, x in call.items() if name.endswith(("weight", "bias", "1", "2"))}
+    x = torch.randn(int(offsets[-1]), D)
+    counted = x.shape[0] if rows is None else rows.shape[0]
+    return dict(x=x, offsets=offsets, rows=rows, rng=ops.make_rng(5, 2), **weights), torch.randn(counted, D)
+
+
+# Attention in one tile and in blocks, which write gradients in two kernels; all rows and some; none.
+CASES = [
+    ([3, 0, 4], None),
+    ([3, 0, 4], torch.tensor([0, 2, 5, 6])),
+    ([70, 1, 24], torch.arange(0, 95, 2)),
+    ([5], torch.tensor([], dtype=torch.int64)),
+]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(("lengths", "rows"), CASES)
+def test_cpu(lengths: list[int], rows: torch.Tensor | None, dropout_p: float, poisoned_empty: None) -> None:
+    layer = partial(ops.transformer_layer, heads=2, max_len=max(lengths), dropout_p=dropout_p)
+    for dtype in (torch.float32, torch.float64):
+        check_cpu(layer, *problem(lengths, rows), dtype, OPS, 1e-12)
+
+
+@needs_triton
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(("lengths", "rows"), CASES)
+def test_triton(lengths: list[int], rows: torch.Tensor | None, dropout_p: float, poisoned_empty: None) -> None:
+    layer = partial(ops.transformer_layer, heads=2, max_len=max(lengths), dropout_p=dropout_p)
+    check_triton(layer, *problem(lengths, rows), OPS)
