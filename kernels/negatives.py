@@ -58,7 +58,8 @@ def _list(users, positives, seen_offsets, target, n_targets, n_users, n_items):
     return some, valid, positive, start, size, tl.where(positive == _UNUSED, 0, -1)
 
 
-@triton.jit
+# The number of targets differs from batch to batch, and on several ranks that of the first one.
+@triton.jit(do_not_specialize=["n_targets", "first"])
 def _uniform(users, positives, seen_offsets, seen_items, rng, out, n_targets, n_users, n_items, k, first,
              TARGETS: tl.constexpr, DRAWS: tl.constexpr):  # fmt: skip
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)[:, None]
@@ -81,7 +82,7 @@ def _uniform(users, positives, seen_offsets, seen_items, rng, out, n_targets, n_
     tl.store(out + target * k + draw, tl.where(active, item, otherwise), mask=some & (draw < k))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_targets", "first"])
 def _weighted(users, positives, seen_offsets, seen_items, rng, probability, alias, out, n_targets, n_users, n_items,
               k, first, TARGETS: tl.constexpr, DRAWS: tl.constexpr):  # fmt: skip
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)[:, None]
@@ -124,7 +125,7 @@ def _masses_left(masses, seen_items, start, size, step, positive, item, n_items)
     return tl.where(listed | (item == positive), 0, mass)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _complement(users, positives, seen_offsets, seen_items, rng, masses, out, n_items, k, first,
                 ITEMS: tl.constexpr, DRAWS: tl.constexpr):  # fmt: skip
     """The exact draw for what rejection has left; one program a target, and most end here."""

@@ -112,7 +112,13 @@ def _sorted_lists(offsets: Tensor, items: Tensor) -> Tensor:
 
 
 def topk(
-    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    seen_offsets: Tensor | None,
+    seen_items: Tensor | None,
+    seen_sorted: bool,
 ) -> tuple[Tensor, Tensor]:
     x, table = operand(h, "h", h.dtype), operand(weight, "weight", h.dtype)
     (n_users, width), n_items = x.shape, table.shape[0]
@@ -124,7 +130,7 @@ def topk(
     starts, entries = x, x
     if seen_offsets is not None and seen_items is not None and seen:
         starts = seen_offsets.to(torch.int64).contiguous()
-        entries = _sorted_lists(starts, seen_items)
+        entries = seen_items.to(torch.int32) if seen_sorted else _sorted_lists(starts, seen_items)
     size = next((size for size in SIZES if size >= k), SIZES[-1])
     columns = max(16, next_power_of_2(width))
     tiles, steps = cdiv(n_users, USERS), max(1, cdiv(n_items, size))

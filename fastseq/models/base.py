@@ -410,16 +410,18 @@ class SequentialRecommender(nn.Module, ABC):
             if value is None:
                 raise ValueError(f"{type(self).__name__}.predict needs {argument}, got None")
         checked = [] if item_indices is None else [self._asked_items(item_indices)]
-        h = self.encode(self._unpad(sequences, lengths, users, *checked))
-        # A subclass's own; ours would look at the items again.
-        score = self._score if type(self).score is SequentialRecommender.score else self.score
-        return score(h, item_indices)
+        return self.score_checked(self.encode(self._unpad(sequences, lengths, users, *checked)), item_indices)
 
     def score(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
         """Dot products of ``h`` [B, d] with the catalogue [B, n_items], or with ``item_indices`` [B, S] of it."""
         if item_indices is not None:
             look([self._asked_items(item_indices)])
         return self._score(h, item_indices)
+
+    def score_checked(self, h: Tensor, item_indices: Tensor | None = None) -> Tensor:
+        """``score`` of items known to be in the catalogue, without a look at them; a subclass's own is called."""
+        score = self._score if type(self).score is SequentialRecommender.score else self.score
+        return score(h, item_indices)
 
     def _asked_items(self, item_indices: Tensor) -> Ids:
         return "item_indices", as_ids(item_indices, "item_indices"), self.n_items + 1

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import frames
+from ..data.batch import Packed
 from ..data.ids import IdMap, RawId, brief
+from ..devices import memory_named
 from ..errors import DataError, check_integer
 
 if TYPE_CHECKING:
@@ -157,16 +159,19 @@ def recommend(
         raise DataError("users must be a list, with one raw user id for each history")
     rows = _user_indices(model, users, len(listed), unknown_users) if model.needs_user else None
     items = IdMap.from_sorted(np.arange(model.n_items)) if model.catalogue is None else model.catalogue.items
-    result: list[Recommendation] = []
+    passes: list[Tensor] = []
     emptied: list[str] = []
-    with evaluating(model) as model:
+    recommending = f"recommending for {len(listed)} histories"
+    place = model.item_embedding.weight.device
+    with evaluating(model) as model, memory_named(place, recommending, "pass fewer histories at a time"):
         for first in range(0, len(listed), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
             seen = []
             for number, history in enumerate(listed[part], first):
                 label = f"history {number if keys is None else brief(keys[number])}"
                 seen.append(_item_indices(items, history, label, unknown_items, emptied))
-            result += _one_pass(model, seen, None if rows is None else rows[part], k, filter_seen)
+            passes.append(_one_pass(model, seen, None if rows is None else rows[part], k, filter_seen))
+        result = _answers(model, torch.cat(passes)) if passes else []
     if emptied:
         warnings.warn(
             f"unknown_items='skip' left {len(emptied)} of {len(listed)} histories without an event ({emptied[0]}): "
@@ -237,25 +242,48 @@ def _one_pass(
     users: Tensor | None,
     k: int,
     filter_seen: bool,
-) -> list[Recommendation]:
-    device = model.item_embedding.weight.device
-    items, offsets, longest = _jagged([history[-model.max_seq_len :] for history in seen], device)
-    h = model.encode_last(items, offsets, None if users is None else users.to(device), longest)
-    seen_items, seen_offsets, _ = _jagged(seen, device) if filter_seen else (None, None, 0)
+) -> Tensor:
+    """The best k on the model's device, which is not waited for: int64 [B, 2k], indices, then the bits of scores."""
+    padding = np.array([model.n_items])
+    recent = [history[-model.max_seq_len :] if len(history) else padding for history in seen]
     weight = model.item_embedding.weight[:-1]
-    best = min(k, model.n_items)
-    scores, indices = ops.topk(h.to(weight.dtype), weight, best, seen_offsets=seen_offsets, seen_items=seen_items)
-    counts = (indices >= 0).sum(dim=1).tolist()
-    raw = _raw_items(model, indices.cpu().numpy())
-    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores.float().tolist(), counts, strict=True)]
+    asked = _Asked(*_jagged(recent), users, *(_jagged(seen) if filter_seen else (None, None)))
+    asked = asked.to(weight.device, non_blocking=True)
+    h = model.encode_last(asked.items, asked.offsets, asked.users, max(map(len, recent)), False)
+    scores, indices = ops.topk(
+        h.to(weight.dtype),
+        weight,
+        min(k, model.n_items),
+        seen_offsets=asked.seen_offsets,
+        seen_items=asked.seen_items,
+    )
+    return torch.cat([indices, scores.float().double().view(torch.int64)], dim=1)
 
 
-def _jagged(histories: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor, int]:
-    lengths = [len(history) for history in histories]
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    items = torch.from_numpy(np.concatenate(histories)).to(device)
-    return items, torch.from_numpy(offsets).to(device), max(lengths)
+@dataclass
+class _Asked(Packed):
+    """Histories, jagged, of which none is empty, their users where they are read, and what is left out of the lists."""
+
+    items: Tensor
+    offsets: Tensor
+    users: Tensor | None
+    seen_items: Tensor | None
+    seen_offsets: Tensor | None
+
+
+def _jagged(histories: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Items int64 [T] and offsets int32 [B + 1]."""
+    offsets = np.zeros(len(histories) + 1, np.int32)
+    np.cumsum([len(history) for history in histories], out=offsets[1:])
+    return torch.from_numpy(np.concatenate(histories)), torch.from_numpy(offsets)
+
+
+def _answers(model: SequentialRecommender, best: Tensor) -> list[Recommendation]:
+    """What ``_one_pass`` gave, in raw ids: the one look at the device."""
+    indices, bits = best.cpu().chunk(2, dim=1)
+    counts, scores = (indices >= 0).sum(dim=1).tolist(), bits.view(torch.float64).tolist()
+    raw = _raw_items(model, indices.numpy())
+    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores, counts, strict=True)]
 
 
 def _raw_items(model: SequentialRecommender, indices: NDArray[np.int64]) -> list[list[Any]]:

@@ -187,6 +187,41 @@ def _wants_gradient(argument: Any) -> bool:
     return isinstance(argument, Tensor) and argument.requires_grad
 
 
+# What Triton raises where it cannot compile or load a kernel: its classes, and the words of a plain RuntimeError.
+_TRITON_ERRORS = {"OutOfResources", "PTXASError", "CompilationError"}
+_TRITON_WORDS = ("kernel image", "PTX", "PassManager", "active drivers", "C compiler")
+
+
+def _not_built(error: Exception) -> bool:
+    """Whether Triton has no kernel for this GPU, or none that fits into it: nothing has run then."""
+    if any(kind.__name__ in _TRITON_ERRORS for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TRITON_WORDS)
+
+
+def _without_triton(op: str, device: str, arguments: tuple[Any, ...], error: Exception) -> Callable[..., Any]:
+    """The reference of ``op`` in place of a kernel that Triton could not build, with one warning for each reason.
+
+    Raises:
+        BackendError: naming op, GPU and remedy, under FASTSEQ_STRICT=1, and for an op in place, which may have begun.
+    """
+    where = next(x.device for x in arguments if isinstance(x, Tensor))
+    gpu = str(where)
+    if where.type == "cuda":
+        capability = ".".join(map(str, torch.cuda.get_device_capability(where)))
+        gpu = f"{torch.cuda.get_device_name(where)} (compute capability {capability})"
+    said = str(error).strip().partition("\n")[0]
+    reason = f"Triton has no kernel that runs on {gpu} ({type(error).__name__}: {said})"
+    remedy = "FASTSEQ_BACKEND=reference asks for plain PyTorch, device cpu for C++"
+    if getattr(torch.ops.fastseq, op).default._schema.is_mutable:
+        raise BackendError(f"{op}: {reason}; {remedy}") from error
+    function = plain(op, device, reason, remedy)
+    if "OutOfResources" not in type(error).__name__:  # that one depends on the call; all others would be met again
+        with _lock:
+            _served[op, device] = Served(op, device, "reference", reason, function)
+    return function
+
+
 def _call(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if device == "cuda":
         index = next(x.device.index for x in arguments if isinstance(x, Tensor))
@@ -207,7 +242,12 @@ def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
     if serving.backend != "cpu":
         if check is not None and _checks.wanted(device):
             check(*arguments)
-        return serving.function(*arguments)
+        try:
+            return serving.function(*arguments)
+        except Exception as error:
+            if serving.backend != "triton" or not _not_built(error):
+                raise
+            return _without_triton(op, device, arguments, error)(*arguments)
     try:
         return serving.function(*arguments)
     except (ValueError, IndexError, RuntimeError) as error:

@@ -19,6 +19,7 @@ def topk(
     bias: Tensor | None = None,
     seen_offsets: Tensor | None = None,
     seen_items: Tensor | None = None,
+    seen_sorted: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k items with the highest scores h · weightᵀ + bias that a user has not seen.
 
@@ -29,6 +30,7 @@ def topk(
         bias: [V] or None, the type of ``h``. An item with bias −inf is never returned.
         seen_offsets, seen_items: both or neither. User b has seen seen_items[seen_offsets[b] : seen_offsets[b + 1]].
             int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
+        seen_sorted: promises that each user's list ascends; the Triton kernel then does not sort the lists.
 
     Returns:
         (scores [B, k] in the type of ``h``, ids int64 [B, k]), best first; among equal scores the smaller id first,
@@ -59,13 +61,19 @@ def topk(
         if seen_items.dtype != torch.int64 or seen_items.dim() != 1:
             raise ValueError(f"seen_items is {seen_items.dtype} {list(seen_items.shape)}, expected torch.int64 [S]")
     result: tuple[Tensor, Tensor] = _topk(
-        h.detach(), weight.detach(), k, None if bias is None else bias.detach(), seen_offsets, seen_items
+        h.detach(), weight.detach(), k, None if bias is None else bias.detach(), seen_offsets, seen_items, seen_sorted
     )
     return result
 
 
 def _check_data(
-    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    seen_offsets: Tensor | None,
+    seen_items: Tensor | None,
+    seen_sorted: bool,
 ) -> None:
     if seen_offsets is None or seen_items is None:
         return

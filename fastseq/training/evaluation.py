@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastseq import _version, ops
+from fastseq.data.batch import Packed
 from fastseq.data.interactions import Interactions
+from fastseq.data.prefetch import prefetched
 from fastseq.data.split import EvalPart, History, Part, Split
-from fastseq.devices import device_name
+from fastseq.devices import device_name, memory_named
 from fastseq.errors import CheckpointError, DataError, check_integer
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import check_catalogue, evaluating
@@ -139,30 +141,43 @@ def evaluate(
         device = model.item_embedding.weight.device
     else:
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
-    lists = torch.zeros(len(ks), n_items, dtype=torch.int64) if coverage and protocol == "full" else None
-    sums: dict[str, Tensor] = {}
+    names = list(ranking_metrics(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.int64), ks))
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    listed = coverage and protocol == "full"
+    lists = torch.zeros(len(ks) if listed else 0, n_items, dtype=torch.int64, device=device)
     counts = torch.zeros(2, dtype=torch.int64)
-    with evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext(model) as still:
+    evaluating_some = f"evaluating {batch_size} users at a time"
+    still: Any
+    with (
+        evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext(model) as still,
+        memory_named(device, evaluating_some, "lower evaluation.batch_size (evaluation_batch_size)"),
+    ):
         source = _ModelSource(still) if isinstance(still, SequentialRecommender) else _ScorerSource(still)
-        for users in _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol):
+        batches = _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol)
+        # While a GPU ranks some users, a thread makes the next ones ready.
+        for here in prefetched(batches, 2) if device.type == "cuda" else batches:
+            counts += torch.tensor([here.n_repeated, here.n_masked])
+            users = here.to(device, non_blocking=True)
             source.read(users)
-            counts += torch.tensor([users.n_repeated, users.n_masked])
             if protocol == "full":
-                width = min(n_items, ks[-1] + int(users.n_targets.max()))
-                scores, items = source.best(users, width)
+                scores, items = source.best(users, min(n_items, ks[-1] + here.most_targets))
             else:
-                items = _sampled_candidates(users, n_items, n_negatives, (seed, int(part == "test")))
+                items = _sampled_candidates(here, n_items, n_negatives, (seed, int(part == "test"))).to(device)
                 scores = source.at(items)
             relevant = worst_order(scores, users.is_target(items))
-            for name, values in ranking_metrics(relevant, users.n_targets, ks).items():
-                sums[name] = sums.get(name, 0.0) + values.sum()
-            if lists is not None:
-                for row, k in enumerate(ks):
-                    best = items[:, :k].reshape(-1)
-                    lists[row] += best[best >= 0].bincount(minlength=n_items)
-    metrics = _means(sums, ks, len(targets_of_part), ranks)
+            values = ranking_metrics(relevant, users.n_targets, ks, here.most_targets)
+            sums += torch.stack(list(values.values())).sum(dim=1)
+            for count, k in zip(lists, ks, strict=False):
+                best = items[:, :k].reshape(-1)
+                count.index_add_(0, best.clamp(min=0), (best >= 0).long())
+        # The one look at the device: float64 sums by their bits.
+        read = torch.cat([source.diverged.long().view(1), sums.view(torch.int64), lists.view(-1)]).cpu()
+    if read[0]:
+        raise _diverged(model)
+    sums, lists = ranks.sum(read[1 : 1 + len(names)].view(torch.float64)), read[1 + len(names) :].view(lists.shape)
+    metrics = {name: value / len(targets_of_part) for name, value in zip(names, sums.tolist(), strict=True)}
     untrained = None
-    if lists is not None:
+    if listed:
         lists = ranks.sum(lists)
         for k, row in zip(ks, lists, strict=True):
             metrics |= list_metrics(row, len(targets_of_part), k)
@@ -201,13 +216,6 @@ def evaluate(
     return Evaluation(metrics, described, time.perf_counter() - started)
 
 
-def _means(sums: dict[str, Tensor], ks: tuple[int, ...], n_users: int, ranks: Ranks) -> dict[str, float]:
-    """Sums over this rank's users to means over all users; a rank without users has no sums."""
-    names = list(ranking_metrics(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.int64), ks))
-    total = torch.tensor([float(sums.get(name, 0.0)) for name in names], dtype=torch.float64)
-    return {name: value / n_users for name, value in zip(names, ranks.sum(total).tolist(), strict=True)}
-
-
 def _describe_candidates(protocol: str, n_negatives: int, mask_seen: MaskSeen) -> str:
     where = "history" if mask_seen == "history" else "training part"
     if protocol == "full":
@@ -220,16 +228,16 @@ def _describe_candidates(protocol: str, n_negatives: int, mask_seen: MaskSeen) -
     )
 
 
-@dataclass(frozen=True)
-class _Users:
+@dataclass
+class _Users(Packed):
     """One batch of users: histories, what is filtered, and targets, all jagged.
 
     Attributes:
         users: int64 [B].
         items, offsets, max_len: histories, cut to the model's length; int64 [T], int32 [B + 1].
         seen_items, seen_offsets: items to leave out of the ranking, increasing.
-        targets: int64 [m], distinct targets that are ranked, user after user; target_rows: int64 [m], their row.
-        n_targets: int64 [B], distinct targets, also those that are left out of the ranking.
+        ranked: int64 [m], increasing, row · n_items + item of the distinct targets that are ranked.
+        n_targets: int64 [B], distinct targets, also those that are left out of the ranking; most_targets: of a user.
         n_repeated, n_masked: distinct targets that stand in the training part, and those left out of the ranking.
     """
 
@@ -239,17 +247,20 @@ class _Users:
     max_len: int
     seen_items: Tensor
     seen_offsets: Tensor
-    targets: Tensor
-    target_rows: Tensor
+    ranked: Tensor
     n_targets: Tensor
+    most_targets: int
     n_items: int
     n_repeated: int
     n_masked: int
 
     def is_target(self, items: Tensor) -> Tensor:
         """Whether each of ``items`` [B, C] (−1: none) is a target of its row."""
-        rows = torch.arange(items.shape[0]).unsqueeze(1) * self.n_items
-        return torch.isin(rows + items, self.target_rows * self.n_items + self.targets) & (items >= 0)
+        if not len(self.ranked):
+            return torch.zeros_like(items, dtype=torch.bool)
+        asked = torch.arange(items.shape[0], device=items.device).unsqueeze(1) * self.n_items + items
+        nearest = torch.searchsorted(self.ranked, asked).clamp_(max=len(self.ranked) - 1)
+        return (self.ranked[nearest] == asked) & (items >= 0)
 
 
 def _batches(
@@ -270,6 +281,7 @@ def _batches(
         # WarpRec's sampled candidates hold every target.
         ranked = targets if mask != "history" and protocol == "sampled" else np.setdiff1d(targets, seen, True)
         edges = np.arange(len(rows) + 1) * data.n_items
+        n_targets = np.diff(np.searchsorted(targets, edges))
         yield _Users(
             users=torch.from_numpy(part.users[rows]),
             items=torch.from_numpy(items),
@@ -277,9 +289,9 @@ def _batches(
             max_len=int(np.diff(offsets).max()),
             seen_items=torch.from_numpy(seen % data.n_items),
             seen_offsets=torch.from_numpy(np.searchsorted(seen, edges).astype(np.int32)),
-            targets=torch.from_numpy(ranked % data.n_items),
-            target_rows=torch.from_numpy(ranked // data.n_items),
-            n_targets=torch.from_numpy(np.diff(np.searchsorted(targets, edges))),
+            ranked=torch.from_numpy(ranked),
+            n_targets=torch.from_numpy(n_targets),
+            most_targets=int(n_targets.max()),
             n_items=data.n_items,
             n_repeated=len(np.intersect1d(targets, trained, True)),
             n_masked=len(targets) - len(ranked),
@@ -302,7 +314,7 @@ def _gather(tape: Int64Array, start: Int64Array, stop: Int64Array) -> tuple[Int6
 
 def _sampled_candidates(users: _Users, n_items: int, n_negatives: int, seed: tuple[int, int]) -> Tensor:
     """Targets that are ranked, then negatives, of each user: int64 [B, C], filled up with −1."""
-    target_rows, targets = users.target_rows.numpy(), users.targets.numpy()
+    target_rows, targets = np.divmod(users.ranked.numpy(), n_items)
     stops = np.searchsorted(target_rows, np.arange(len(users.users) + 1))
     most = int(np.diff(stops).max())
     candidates = np.full((len(users.users), most + n_negatives), -1, np.int64)
@@ -319,47 +331,50 @@ def _sampled_candidates(users: _Users, n_items: int, n_negatives: int, seed: tup
     return torch.from_numpy(candidates)
 
 
+def _diverged(model: object) -> CheckpointError:
+    return CheckpointError(
+        f"{type(model).__name__} gives outputs that are not finite: its training has diverged; go back to an earlier "
+        "checkpoint or train with a lower learning rate"
+    )
+
+
 class _ModelSource:
     """A model's scores of one batch of users at a time, from hidden states: only a user's best items are ever kept."""
 
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
         self.max_len: int | None = model.max_seq_len
+        self.diverged = torch.zeros((), dtype=torch.bool, device=model.item_embedding.weight.device)
 
     def read(self, users: _Users) -> None:
-        """Takes the next batch."""
-        device = self._model.item_embedding.weight.device
-        indices = users.users.to(device)
-        self._h = self._model.encode_last(users.items.to(device), users.offsets.to(device), indices, users.max_len)
-        if not torch.isfinite(self._h).all():
-            raise CheckpointError(
-                f"{type(self._model).__name__} gives outputs that are not finite: its training has diverged; "
-                "go back to an earlier checkpoint or train with a lower learning rate"
-            )
+        """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""
+        self._h = self._model.encode_last(users.items, users.offsets, users.users, users.max_len, False)
+        self.diverged = self.diverged | ~torch.isfinite(self._h).all()
+        if self._h.device.type == "cpu" and self.diverged:  # a GPU is not waited for
+            raise _diverged(self._model)
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
         """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
         weight = self._model.item_embedding.weight[:-1]
-        device = weight.device
-        scores, items = ops.topk(
+        return ops.topk(
             self._h.to(weight.dtype),
             weight,
             k,
-            seen_offsets=users.seen_offsets.to(device),
-            seen_items=users.seen_items.to(device),
+            seen_offsets=users.seen_offsets,
+            seen_items=users.seen_items,
+            seen_sorted=True,
         )
-        return scores.cpu(), items.cpu()
 
     def at(self, items: Tensor) -> Tensor:
         """Scores [B, C] of ``items`` [B, C]; −inf where an item is −1."""
-        scores = self._model.score(self._h, items.clamp(min=0).to(self._h.device)).cpu()
-        return scores.masked_fill_(items < 0, float("-inf"))
+        return self._model.score_checked(self._h, items.clamp(min=0)).masked_fill_(items < 0, float("-inf"))
 
 
 class _ScorerSource:
     """The same of a scorer, from whole rows of the catalogue."""
 
     max_len: int | None = None
+    diverged = torch.tensor(False)
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer

@@ -50,7 +50,9 @@ def worst_order(scores: Tensor, is_target: Tensor) -> Tensor:
     return is_target.gather(1, order.gather(1, by_score))
 
 
-def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
+def ranking_metrics(
+    relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...], most_targets: int | None = None
+) -> dict[str, Tensor]:
     """Metrics of each user.
 
     With rel(r) 1 where rank r is a target, else 0, and R the user's number of targets:
@@ -63,11 +65,13 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
         relevant: bool [B, C], by rank; ranks beyond C are no targets.
         n_targets: int64 [B], all targets of each user, at least 1.
         ks: cut-offs.
+        most_targets: the largest of ``n_targets``; None: looked up.
 
     Returns:
         ``"NDCG@10"`` and so on → float64 [B].
     """
-    longest = min(max(ks), max(relevant.shape[1], int(n_targets.max())))  # beyond it no rank holds a target
+    most = int(n_targets.max()) if most_targets is None else most_targets
+    longest = min(max(ks), max(relevant.shape[1], most))  # beyond it no rank holds a target
     hits = torch.zeros(relevant.shape[0], longest, dtype=torch.float64, device=relevant.device)
     width = min(longest, relevant.shape[1])
     hits[:, :width] = relevant[:, :width].double()
@@ -83,14 +87,15 @@ def ranking_metrics(relevant: Tensor, n_targets: Tensor, ks: tuple[int, ...]) ->
     for k in ks:
         last = min(k, longest) - 1
         result[f"HR@{k}"] = (hits_so_far[:, last] > 0).double()
-        result[f"NDCG@{k}"] = gain[:, last] / ideal[n_targets.clamp(max=k) - 1]
+        reachable = n_targets.clamp(max=k)
+        result[f"NDCG@{k}"] = gain[:, last] / ideal[reachable - 1]
         result[f"MRR@{k}"] = first[:, last]
         recall, precision = hits_so_far[:, last] / n_targets, hits_so_far[:, last] / k
         result[f"Recall@{k}"] = recall
         result[f"Precision@{k}"] = precision
         result[f"F1@{k}"] = (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
-        result[f"MAP@{k}"] = precise[:, last] / n_targets.clamp(max=k)
-        result[f"MAR@{k}"] = recalled[:, last] / n_targets.clamp(max=k)
+        result[f"MAP@{k}"] = precise[:, last] / reachable
+        result[f"MAR@{k}"] = recalled[:, last] / reachable
     return result
 
 

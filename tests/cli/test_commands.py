@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from fastseq.devices import device_name
 from fastseq.training import RunFolder, checkpoint
 from tests import run_python
 from tests.models.small import small_params
@@ -421,6 +423,37 @@ def test_what_configuration_and_data_contradict_is_named(
     write_data(tmp_path / "data.csv")
     config = write_config(tmp_path, sections, GRU4Rec=MODELS["GRU4Rec"])
     assert message in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
+
+
+def test_every_command_takes_a_device_and_says_which(
+    trained: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = trained
+    run, name = "runs/data/SASRec", device_name(torch.device("cpu"))
+    lines = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
+    kept = json.loads((folder / run / "evaluation.json").read_text())["protocol"]["device"]
+    again = answer("evaluate", run, "--device", "cpu", folder=folder)["protocol"]["device"]
+    assert {name} == {kept, again, said["runs"][0]["training"]["device"], *(line["device"] for line in lines)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in (
+        ("train", folder / "config.yaml", "--overwrite"), ("evaluate", run), ("recommend", run, "--sample", 1),
+        ("bench", "train"), ("bench", "predict"), ("verify", "--config", folder / "config.yaml"),
+    ):  # fmt: skip
+        for asked, words in (
+            ("gpu", "expected auto, cpu or cuda[:n]"),
+            ("cuda:1", "PyTorch sees no GPU here; use cpu"),
+        ):
+            err = refusal(*command, "--device", asked, folder=folder)
+            assert f"--device is '{asked}', " in err and words in err
+    assert (folder / run / "checkpoints/last.safetensors").exists()
+
+
+def test_a_device_of_the_command_replaces_those_of_the_configuration(tmp_path: Path) -> None:
+    write_data(tmp_path / "data.csv")
+    asked = {**MODELS["GRU4Rec"], "epochs": 1, "optimization": {"device": "cuda:7"}}
+    config = write_config(tmp_path, {"general": {"device": "cuda:9"}}, GRU4Rec=asked)
+    (run,) = answer("train", config, "--device", "cpu", folder=tmp_path)["runs"]
+    assert yaml.safe_load((tmp_path / run["run"] / "config.yaml").read_text())["general"]["device"] == "cpu"
 
 
 def test_mistakes_in_the_environment_are_one_line(folder: Path) -> None:

@@ -139,6 +139,61 @@ def test_an_op_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch
     assert seen == [1, 0] and current == [0]
 
 
+class OutOfResources(Exception):
+    """As triton.runtime.errors has it."""
+
+
+NOT_BUILT = [
+    OutOfResources("out of resource: shared memory, Required: 300000, Hardware limit: 101376."),
+    RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_BUILT, ids=lambda error: type(error).__name__)
+def test_a_kernel_that_triton_cannot_build(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FASTSEQ_STRICT an error that names op, GPU and remedy; else plain PyTorch serves, with one warning."""
+
+    def function(*arguments: object) -> None:
+        raise error
+
+    def plant(device: str) -> None:
+        served = _dispatch.Served("dropout", device, "triton", "", function)
+        monkeypatch.setitem(_dispatch._served, ("dropout", device), served)
+
+    plant("cuda")
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Old")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    x = FakeTensor(FakeTensorMode(), torch.empty(2, 8, device="meta"), torch.device("cuda", 0))
+    words = r"dropout on cuda: .*NVIDIA Old \(compute capability 6.1\).*FASTSEQ_BACKEND=reference.*device cpu"
+    with pytest.raises(BackendError, match=words) as raised:
+        _dispatch._call("dropout", "cuda", (x, 0.5, None, 0))
+    assert raised.value.__context__ is error
+    with set_backend("reference"):
+        expected = call()
+    monkeypatch.setitem(
+        _dispatch._served, ("dropout", "cpu"), _dispatch.Served("dropout", "cpu", "triton", "", function)
+    )
+    monkeypatch.setenv("FASTSEQ_STRICT", "0")
+    with pytest.warns(RuntimeWarning, match="dropout falls back to plain PyTorch") as warned:
+        assert torch.equal(call(), expected) and torch.equal(call(), expected)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), IndexError("items[3] is 9")], ids=str)
+def test_other_errors_of_a_kernel_stand(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setenv("FASTSEQ_STRICT", "0")
+    served = _dispatch.Served("dropout", "cpu", "triton", "", function)
+    monkeypatch.setitem(_dispatch._served, ("dropout", "cpu"), served)
+    with pytest.raises(type(error)) as raised:
+        call()
+    assert raised.value is error
+
+
 # PyTorch's two ways to say how float32 is multiplied on a GPU, and whether TF32 is allowed after them.
 TF32 = {
     "torch.set_float32_matmul_precision('high')": True,

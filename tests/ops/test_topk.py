@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 
 import pytest
 import torch
@@ -192,6 +193,22 @@ def test_triton(
     bias[::5] = float("-inf")
     assert_same(h, weight, k, "triton")
     assert_same(h, weight, k, "triton", bias=bias, **seen_lists(rows, items, 2 * items))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_lists_that_ascend_are_not_sorted_again(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    h, weight = integers(5, 40)
+    seen = seen_lists(5, 40, 20)
+    bounds = seen["seen_offsets"].tolist()
+    seen["seen_items"] = torch.cat([seen["seen_items"][a:b].sort().values for a, b in pairwise(bounds)])
+    expected = assert_same(h, weight, 30, backend, **seen)
+    if backend == "triton":
+        from fastseq.kernels import topk as kernel
+
+        monkeypatch.delattr(kernel, "_sorted_lists")
+    with set_backend(backend):
+        given = topk(**moved({"h": h, "weight": weight, "k": 30, **seen, "seen_sorted": True}, backend))
+    assert all(torch.equal(x.cpu(), y) for x, y in zip(given, expected, strict=True))
 
 
 @needs_triton

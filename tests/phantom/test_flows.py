@@ -16,19 +16,19 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 LIMITS = {
     ("SASRec", "training_step"): (81, 101, 0, 0),
     ("GRU4Rec", "training_step"): (36, 41, 0, 0),
-    ("Caser", "training_step"): (50, 61, 0, 0),
+    ("Caser", "training_step"): (50, 60, 0, 0),
     ("SASRec", "static_step"): (166, 206, 0, 0),  # of two steps
     ("GRU4Rec", "static_step"): (76, 86, 0, 0),
     ("Caser", "static_step"): (104, 126, 0, 0),
-    ("SASRec", "evaluate"): (165, 165, 15, 12),
-    ("GRU4Rec", "evaluate"): (123, 123, 15, 12),
-    ("Caser", "evaluate"): (159, 159, 15, 12),
-    ("SASRec", "recommend"): (51, 51, 4, 50),
-    ("GRU4Rec", "recommend"): (36, 36, 4, 50),
-    ("Caser", "recommend"): (49, 49, 5, 50),
     ("SASRec", "padded_step"): (135, 159, 0, 1),
     ("GRU4Rec", "padded_step"): (66, 71, 0, 1),
     ("Caser", "padded_step"): (79, 90, 0, 1),
+    ("SASRec", "evaluate"): (312, 312, 3, 1),  # of three batches of users, metrics included
+    ("GRU4Rec", "evaluate"): (270, 270, 3, 1),
+    ("Caser", "evaluate"): (306, 306, 3, 1),
+    ("SASRec", "recommend"): (46, 46, 1, 1),
+    ("GRU4Rec", "recommend"): (31, 31, 1, 1),
+    ("Caser", "recommend"): (43, 43, 1, 1),
 }
 each = pytest.mark.parametrize(("model", "flow"), LIMITS)
 
@@ -57,8 +57,9 @@ def test_bf16_reaches_the_kernels(facts_of: Facts, model: str) -> None:
             assert "bfloat16" in kinds, op
         if "attention" in op and not op.endswith("_backward"):
             assert kinds == ["bfloat16"]
+    places = ("ops/linear.py", "models/caser.py", "gru_sampled_loss.py", "descend")
     for cast in facts["casts"]:
-        assert any(place in cast for place in ("ops/linear.py", "gru_sampled_loss.py", "descend")), cast
+        assert any(place in cast for place in places), cast
 
 
 @pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))

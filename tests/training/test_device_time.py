@@ -13,7 +13,7 @@ from torch import Tensor
 from fastseq import devices
 from fastseq.data.batch import JaggedBatch
 from fastseq.errors import TrainingError
-from fastseq.training import Trainer, TrainingOptions, loop
+from fastseq.training import Trainer, TrainingOptions, evaluate, loop
 from fastseq.training.distributed import Ranks
 
 from .tiny import Tiny, make_model, make_split, same_weights, train
@@ -91,6 +91,24 @@ def test_full_memory_is_named_and_what_was_saved_stays(tmp_path: Path, monkeypat
     assert resumed.state.step == 3
     resumed.fit()
     assert same_weights(resumed.model, whole)
+
+
+def test_full_memory_in_an_evaluation_and_a_recommendation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+
+    split = make_split()
+    model = make_model(split)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 139 << 30))
+    model.encode = full  # type: ignore[method-assign]
+    with pytest.raises(devices.DeviceMemoryError, match=r"evaluating 256 users .* Lower evaluation.batch_size"):
+        evaluate(model, split)
+    with pytest.raises(devices.DeviceMemoryError, match=r"recommending for 2 histories: .* Pass fewer histories"):
+        model.recommend([[1], [2]])
+    trainer = Trainer(make_model(split), split, TrainingOptions(epochs=1, evaluation_batch_size=9))
+    monkeypatch.setattr(trainer.model, "encode_last", full)
+    with pytest.raises(devices.DeviceMemoryError, match="while evaluating 9 users at a time"):
+        trainer.fit()
 
 
 def test_a_large_gpu_with_small_steps_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

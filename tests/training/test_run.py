@@ -16,7 +16,7 @@ import yaml
 import fastseq.models
 from fastseq.data.interactions import build_interactions
 from fastseq.data.split import Split, leave_one_out
-from fastseq.errors import CheckpointError
+from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import GRU4Rec
 from fastseq.training import checkpoint, save_warprec
 from fastseq.training.distributed import Ranks
@@ -184,6 +184,18 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
     run.write_ids(split.interactions.item_ids, split.interactions.user_ids)
     with pytest.raises(CheckpointError, match=r"another catalogue: .*item_ids"):
         load(run.path)
+
+
+def test_a_model_is_loaded_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_split()
+    filled(tmp_path / "x", split, make_model(split))
+    with monkeypatch.context() as patch:
+        patch.setattr("fastseq.training.run.find_device", torch.device)
+        model = load(tmp_path / "x", "meta")
+        assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert load(tmp_path / "x").item_embedding.weight.device.type == "cpu"
+    with pytest.raises(ConfigError, match="device is 'gpu', expected auto, cpu or cuda"):
+        load(tmp_path / "x", "gpu")
 
 
 def test_every_model_can_be_loaded() -> None:

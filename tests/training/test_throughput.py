@@ -76,7 +76,7 @@ def test_training_throughput_runs_the_loop_of_fastseq_train(
 def test_bench_train_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--max-len", 6, "--stride", 2, "--batch-size", 32, "--loss", "bce", "--precision", "bf16")
     figures = bench(tmp_path, "train", "--model", "GRU4Rec", "--data", data, *options, "--seconds", 0.2)
-    assert {"first_loss", "last_loss", "peak_rss_mb", "config", "versions"} <= set(figures)
+    assert {"first_loss", "last_loss", "device", "peak_rss_mb", "config", "versions"} <= set(figures)
     assert [figures[key] for key in ("stride", "batch_size", "precision", "per_target")] == [2, 32, "bf16", False]
     changes = {"model": "GRU4Rec", "loss": "bce", "max_seq_len": 6, "window_stride": 2, "batch_size": 32}
     assert figures["config"] == throughput.REFERENCE_CONFIGURATIONS["GRU4Rec"] | {"reg_weight": 0.0} | changes
@@ -99,7 +99,7 @@ def test_warmup_is_a_run_of_its_own(data: Path, tmp_path: Path, monkeypatch: pyt
 def test_bench_predict_prints_one_json_line(data: Path, tmp_path: Path) -> None:
     options = ("--model", "Caser", "--data", data, "--max-len", 5, "-k", 3, "--batch-size", 8, "--seconds", 0.1)
     figures = bench(tmp_path, "predict", *options)
-    assert {"histories_per_s", "calls", "peak_rss_mb", "versions"} <= set(figures)
+    assert {"histories_per_s", "calls", "device", "peak_rss_mb", "versions"} <= set(figures)
     assert (figures["k"], figures["batch_size"], figures["config"]["model"]) == (3, 8, "Caser")
     assert figures["p50_ms"] <= figures["p99_ms"]
     code, out, _ = here("bench", "predict", *options, folder=tmp_path)

@@ -19,7 +19,13 @@ FEWEST_PACKED = 64  # users from which packing the items pays; below, the users 
 
 
 def topk(
-    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    seen_offsets: Tensor | None,
+    seen_items: Tensor | None,
+    seen_sorted: bool,
 ) -> tuple[Tensor, Tensor]:
     users, items, shift = prepared(h), prepared(weight), optional(bias)
     if seen_offsets is None or seen_items is None:

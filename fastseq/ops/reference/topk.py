@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def topk(
-    h: Tensor, weight: Tensor, k: int, bias: Tensor | None, seen_offsets: Tensor | None, seen_items: Tensor | None
+    h: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    seen_offsets: Tensor | None,
+    seen_items: Tensor | None,
+    seen_sorted: bool,
 ) -> tuple[Tensor, Tensor]:
     kind = torch.float64 if h.dtype == torch.float64 else torch.float32
     items = weight.to(kind)
