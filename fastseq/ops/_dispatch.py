@@ -256,17 +256,6 @@ def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
         raise
 
 
-def _promote(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """All floating tensors cast to the widest type among them (autocast leaves parameters in float32)."""
-    kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
-    if not kinds:
-        return arguments
-    widest = kinds[0]
-    for kind in kinds[1:]:
-        widest = torch.promote_types(widest, kind)
-    return tuple(a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
-
-
 def _dispatched(op: str, device: str, *arguments: Any) -> Any:
     """What torch.library calls."""
     if device != "cpu":
