@@ -58,7 +58,7 @@ def _forward_tile(
         weight = tl.where(keep_mask(rng, row, 0, head, site, threshold, LENGTH, LENGTH), weight, 0.0)
     value = head_rows(v, row, valid, head, v_row, v_head, D, WIDTH)
     sums = tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
-    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads * D, D, WIDTH)
+    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
@@ -99,7 +99,7 @@ def _forward_blocks(
         sums = sums * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         top = larger
     tl.store(lse + row * heads + head, top + tl.log(total), mask=valid)
-    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads * D, D, WIDTH)
+    store_rows(out, sums * (keep_scale / total)[:, None], row, valid, head, heads, D, WIDTH)
 
 
 @triton.jit
@@ -112,11 +112,12 @@ def _weights(query, key, lse, index, key_index, valid, scale, PRECISION: tl.cons
 
 @triton.jit(do_not_specialize=["site"])
 def _backward_tile(
-    grad, q, k, v, lse, dq, dk, dv, offsets, rng, dq_row, dk_row, dv_row, q_row, q_head, k_row, k_head, v_row, v_head,
-    scale, threshold, keep_scale, site,
-    DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr, PRECISION: tl.constexpr,
+    grad, q, k, v, lse, dq, dk, dv, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, scale,
+    threshold, keep_scale, site,
+    SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three gradients of one sequence and head."""
+    """All three gradients of one sequence and head: of dq, dk and dv each, or in the SLOTS = 3 of one tensor."""
     head, heads = tl.program_id(1), tl.num_programs(1)
     start = tl.load(offsets + tl.program_id(0))
     length = tl.load(offsets + tl.program_id(0) + 1) - start
@@ -139,20 +140,21 @@ def _backward_tile(
         slope = tl.where(kept, slope * keep_scale, 0.0)
         used = tl.where(kept, weight * keep_scale, 0.0)
     sums = tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
-    store_rows(dv, sums, row, valid, head, dv_row, D, WIDTH)
+    store_rows(dv, sums, row, valid, (SLOTS - 1) * heads + head, heads * SLOTS, D, WIDTH)
     # The weights sum to 1 but for the rounding of lse, which would not cancel in slope - mean: divided out.
     mean = tl.sum(weight * slope, axis=1) / tl.where(valid, tl.sum(weight, axis=1), 1.0)
     slope = (weight * (slope - mean[:, None]) * scale).to(query.dtype)
-    store_rows(dq, tl.dot(slope, key, input_precision=PRECISION), row, valid, head, dq_row, D, WIDTH)
-    store_rows(dk, tl.dot(tl.trans(slope), query, input_precision=PRECISION), row, valid, head, dk_row, D, WIDTH)
+    store_rows(dq, tl.dot(slope, key, input_precision=PRECISION), row, valid, head, heads * SLOTS, D, WIDTH)
+    sums = tl.dot(tl.trans(slope), query, input_precision=PRECISION)
+    store_rows(dk, sums, row, valid, SLOTS // 2 * heads + head, heads * SLOTS, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
 def _backward_queries(
-    grad, q, k, v, out, lse, means, dq, offsets, rng, dq_row, q_row, q_head, k_row, k_head, v_row, v_head, blocks,
+    grad, q, k, v, out, lse, means, dq, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, blocks,
     scale, threshold, keep_scale, site,
-    DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of one block of queries, and what the kernel for dk and dv needs of it: the mean slope of each softmax."""
     head, heads = tl.program_id(1), tl.num_programs(1)
@@ -184,15 +186,15 @@ def _backward_queries(
             slope = tl.where(kept, slope * keep_scale, 0.0)
         slope = (weight * (slope - mean[:, None]) * scale).to(key.dtype)
         sums += tl.dot(slope, key, input_precision=PRECISION)
-    store_rows(dq, sums, row, valid, head, dq_row, D, WIDTH)
+    store_rows(dq, sums, row, valid, head, heads * SLOTS, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["site", "blocks"])
 def _backward_keys(
-    grad, q, k, v, lse, means, dk, dv, offsets, rng, dk_row, dv_row, q_row, q_head, k_row, k_head, v_row, v_head,
-    blocks, scale, threshold, keep_scale, site,
-    DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    grad, q, k, v, lse, means, dk, dv, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, blocks,
+    scale, threshold, keep_scale, site,
+    SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one block of keys; the first blocks, which are seen by the most queries, first."""
     head, heads = tl.program_id(1), tl.num_programs(1)
@@ -227,8 +229,8 @@ def _backward_keys(
         value_sums += tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
         slope = (weight * (slope - mean[:, None]) * scale).to(query.dtype)
         key_sums += tl.dot(tl.trans(slope), query, input_precision=PRECISION)
-    store_rows(dk, key_sums, key_row, key_valid, head, dk_row, D, WIDTH)
-    store_rows(dv, value_sums, key_row, key_valid, head, dv_row, D, WIDTH)
+    store_rows(dk, key_sums, key_row, key_valid, SLOTS // 2 * heads + head, heads * SLOTS, D, WIDTH)
+    store_rows(dv, value_sums, key_row, key_valid, (SLOTS - 1) * heads + head, heads * SLOTS, D, WIDTH)
 
 
 @narrow_heads
@@ -249,32 +251,31 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *settings
 
 
 def _fill_gradients(
-    grads: tuple[Tensor, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
+    grads: tuple[Tensor, ...], slots: int, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> None:
-    """Writes the gradients of q, k and v, whose rows need not be adjacent."""
+    """Writes the gradients of q, k and v: three tensors, or ``slots`` = 3 times the one that holds them all."""
     *settings, out, lse = settings_and_saved
     x = Inputs(q, k, v, *settings)
     dq, dk, dv = grads
     if dq.numel() == 0:
         return
-    dq_row, dk_row, dv_row = (each.stride(0) for each in grads)
     grad, out, lse = head_operand(grad).contiguous(), out.contiguous(), lse.contiguous()
-    inputs, ends = (grad, x.q, x.k, x.v), (x.offsets, x.rng)
+    inputs, ends = (grad, x.q, x.k, x.v), (x.offsets, x.rng, *x.strides)
     if x.max_len <= x.config.one_tile_backward:
         _backward_tile[x.sequences, x.heads](
-            *inputs, lse, dq, dk, dv, *ends, dq_row, dk_row, dv_row, *x.strides, *x.drawn, **x.one_tile()
-        )
+            *inputs, lse, dq, dk, dv, *ends, *x.drawn, SLOTS=slots, **x.one_tile()
+        )  # fmt: skip
         return
     means = torch.empty_like(lse)
     tile = x.config.backward_queries
     count = cdiv(x.longest, tile.queries)
     _backward_queries[x.sequences * count, x.heads](
-        *inputs, out, lse, means, dq, *ends, dq_row, *x.strides, count, *x.drawn, **x.by_blocks(tile)
+        *inputs, out, lse, means, dq, *ends, count, *x.drawn, SLOTS=slots, **x.by_blocks(tile)
     )
     tile = x.config.backward_keys
     count = cdiv(x.longest, tile.keys)
     _backward_keys[x.sequences * count, x.heads](
-        *inputs, lse, means, dk, dv, *ends, dk_row, dv_row, *x.strides, count, *x.drawn, **x.by_blocks(tile)
+        *inputs, lse, means, dk, dv, *ends, count, *x.drawn, SLOTS=slots, **x.by_blocks(tile)
     )
 
 
@@ -283,7 +284,7 @@ def causal_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    _fill_gradients((dq, dk, dv), grad, q, k, v, *settings_and_saved)
+    _fill_gradients((dq, dk, dv), 1, grad, q, k, v, *settings_and_saved)
     return dq, dk, dv
 
 
@@ -292,5 +293,5 @@ def packed_gradient(grad: Tensor, packed: Tensor, *settings_and_saved: Any) -> T
     if packed.shape[3] > MAX_HEAD_DIM:
         return torch.stack(causal_attention_backward(grad, *packed.unbind(1), *settings_and_saved), 1)
     result = torch.empty_like(packed)
-    _fill_gradients(result.unbind(1), grad, *packed.unbind(1), *settings_and_saved)
+    _fill_gradients((result,) * 3, 3, grad, *packed.unbind(1), *settings_and_saved)
     return result

@@ -99,10 +99,10 @@ def head_rows(x, row, valid, head, row_stride, head_stride, D: tl.constexpr, WID
 
 
 @triton.jit
-def store_rows(x, value, row, valid, head, row_stride, D: tl.constexpr, WIDTH: tl.constexpr):
-    """The converse, where the heads of a row are adjacent."""
+def store_rows(x, value, row, valid, head, row_heads, D: tl.constexpr, WIDTH: tl.constexpr):
+    """The converse, to a contiguous [rows, row_heads, D]."""
     column = tl.arange(0, WIDTH)[None, :]
-    offset = row[:, None] * row_stride + head * D + column
+    offset = (row[:, None] * row_heads + head) * D + column
     tl.store(x + offset, value.to(x.dtype.element_ty), mask=valid[:, None] & (column < D))
 
 

@@ -153,10 +153,11 @@ def dropout_add_norm_backward(
     grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
     eps: float, p: float, rng: Tensor | None, site: int, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    vectors = [y for y in (weight, bias, x_bias) if y is not None]
     if x.numel() == 0:
-        vectors = (torch.zeros_like(y) for y in (weight, bias, x_bias) if y is not None)
-        results = *(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, residual)), *vectors
+        dx, dresidual = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, residual))
+        sums = [torch.zeros_like(y) for y in vectors]
     else:
         dx, dresidual, partial = partial_gradients(grad, x, residual, weight, x_bias, p, rng, site, mean, rstd)
-        results = dx, dresidual, *add_up(partial, *(y for y in (weight, bias, x_bias) if y is not None))
-    return (*results, x.new_empty(0))[:5]
+        sums = add_up(partial, *vectors)
+    return dx, dresidual, sums[0], sums[1], x.new_empty(0) if x_bias is None else sums[2]

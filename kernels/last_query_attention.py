@@ -118,9 +118,9 @@ def _last_backward(
             kept = _last_kept(rng, stop - 1, at, head, site, threshold, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
             used = tl.where(kept, weight * keep_scale, 0.0)
-        store_rows(dv, used[:, None] * upstream[None, :], row, valid, head, heads * D, D, WIDTH)
+        store_rows(dv, used[:, None] * upstream[None, :], row, valid, head, heads, D, WIDTH)
         slope = weight * (slope - mean) * scale
-        store_rows(dk, slope[:, None] * query[None, :], row, valid, head, heads * D, D, WIDTH)
+        store_rows(dk, slope[:, None] * query[None, :], row, valid, head, heads, D, WIDTH)
         sums += tl.sum(slope[:, None] * key, axis=0)
     tl.store(dq + offset, sums.to(dq.dtype.element_ty), mask=inside)
 

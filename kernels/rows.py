@@ -65,12 +65,12 @@ def programs(rows: int, height: int) -> tuple[int, int]:
 
 @triton.jit
 def sum_rows(source, count, columns, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The sums [COLUMNS] over ``count`` rows of some columns of float32 ``source`` [count, columns]."""
+    """The sums [COLUMNS] in float32 over ``count`` rows of some columns of ``source`` [count, columns]."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, count, ROWS):
         row = first + tl.arange(0, ROWS)
         inside = (row < count)[:, None] & (column < columns)[None, :]
-        total += tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
+        total += tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
     return tl.sum(total, axis=0)
 
 

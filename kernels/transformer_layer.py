@@ -24,6 +24,9 @@ from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile of rows that are moved, and its widest row.
 TILE, WIDEST = 1024, 256
+# Up to so many events the gradient of the bias of queries, keys and values is added up beside the partial sums, by so
+# many rows at a time: more would wait for the few programs that do it. Not yet measured.
+EVENTS, BIAS_ROWS = 4096, 256
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -58,13 +61,14 @@ def _spread(first, second, rows, to_first, to_second, count, halvings, size, col
     tl.store(to_second + target, tl.load(second + source, mask=read, other=0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["norm_rows", "inner_rows"])
+@triton.jit(do_not_specialize=["norm_rows", "inner_rows", "events"])
 def _vectors(
-    norm1, norm2, inner, norm1_weight, norm1_bias, out_bias, norm2_weight, norm2_bias, bias2, bias1, norm_rows,
-    inner_rows, columns, inner_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    norm1, norm2, inner, packed, norm1_weight, norm1_bias, out_bias, norm2_weight, norm2_bias, bias2, bias1, in_bias,
+    norm_rows, inner_rows, events, columns, inner_columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BIAS_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Adds up the partial sums norm1 and norm2 [3, norm_rows, columns] and inner [inner_rows, inner_columns]: each
-    program some columns of one vector."""
+    """Adds up the partial sums norm1 and norm2 [3, norm_rows, columns] and inner [inner_rows, inner_columns], and
+    perhaps the rows of packed [events, 3 columns]: each program some columns of one vector."""
     vector = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     kind = norm1_weight.dtype.element_ty
@@ -83,9 +87,12 @@ def _vectors(
             tl.store(norm2_bias + column, sums, mask=column < columns)
         else:
             tl.store(bias2 + column, sums, mask=column < columns)
-    else:
+    elif vector == 6:
         sums = sum_rows(inner, inner_rows, inner_columns, column, ROWS, COLUMNS).to(kind)
         tl.store(bias1 + column, sums, mask=column < inner_columns)
+    else:
+        sums = sum_rows(packed, events, 3 * columns, column, BIAS_ROWS, COLUMNS).to(kind)
+        tl.store(in_bias + column, sums, mask=column < 3 * columns)
 
 
 def _moved(columns: int) -> tuple[int, int]:
@@ -154,15 +161,16 @@ def transformer_layer_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, .
     d_packed = packed_gradient(
         d_mixed.view(mixed.shape), packed, offsets, max_len, p, rng, site, 1.0 / math.sqrt(width // heads), mixed, lse
     ).view(size, 3 * width)
-    d_in_weight, d_in_bias = torch.mm(d_packed.t(), x), d_packed.sum(0)
+    d_in_weight = torch.mm(d_packed.t(), x)
     d_x.addmm_(d_packed, in_weight)
+    few = size <= EVENTS
     vectors = (norm1_weight, norm1_bias, out_bias, *norm2, bias2, bias1)
-    d_norm1_weight, d_norm1_bias, d_out_bias, d_norm2_weight, d_norm2_bias, d_bias2, d_bias1 = sums = [
-        torch.empty_like(a, memory_format=torch.contiguous_format) for a in vectors
-    ]
-    _vectors[cdiv(max(width, bias1.shape[0]), SUM_COLUMNS), 7](
-        sums0, sums2, sums1, *sums, sums0.shape[1], sums1.shape[1], width, bias1.shape[0], ROWS=SUM_ROWS,
-        COLUMNS=SUM_COLUMNS,
+    sums = [torch.empty_like(a, memory_format=torch.contiguous_format) for a in vectors]
+    d_norm1_weight, d_norm1_bias, d_out_bias, d_norm2_weight, d_norm2_bias, d_bias2, d_bias1 = sums
+    d_in_bias = torch.empty_like(d_packed[0]) if few else d_packed.sum(0)
+    _vectors[cdiv(max(3 * width if few else width, bias1.shape[0]), SUM_COLUMNS), 8 if few else 7](
+        sums0, sums2, sums1, d_packed, *sums, d_in_bias, sums0.shape[1], sums1.shape[1], size, width, bias1.shape[0],
+        ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, BIAS_ROWS=BIAS_ROWS,
     )  # fmt: skip
     return (
         d_x, d_in_weight, d_in_bias, d_out_weight, d_out_bias, d_norm1_weight, d_norm1_bias, d_weight1, d_bias1,

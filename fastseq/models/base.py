@@ -312,17 +312,15 @@ class SequentialRecommender(nn.Module, ABC):
         name = type(self).__name__
         if self.loss_name != "cross_entropy" and batch.negatives is None:
             raise ValueError(f"{name}: loss {self.loss_name!r} needs batch.negatives, which is None")
-        number = batch.divisor
-        if number is None:
-            number = max(1, batch.n_targets_global or batch.n_targets)
-            if self.reg_weight == 0.0:
-                return self._main_loss(batch, number)
+        number = max(1, batch.n_targets_global or batch.n_targets)
+        if batch.divisor is None and self.reg_weight == 0.0:
+            return self._main_loss(batch, number)
         total = self._main_loss(batch, 1)
         if self.reg_weight > 0.0:
             if batch.l2_items is None:
                 raise ValueError(f"{name}: reg_weight is {self.reg_weight} and needs batch.l2_items, which is None")
             total = total + 0.5 * self.reg_weight * self._l2_sum(batch, batch.l2_items).to(total.dtype)
-        return total / number
+        return total / (number if batch.divisor is None else batch.divisor)
 
     @property
     def _beta(self) -> float:

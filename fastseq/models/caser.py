@@ -141,10 +141,8 @@ class Caser(SequentialRecommender):
             weight = self.fc1.weight
             return weight.new_empty(length * (length + 1) // 2, 0, d), weight.new_empty(length, 0)
         convolutions = [cast(nn.Conv2d, convolution) for convolution in self.conv_h]
-        weight: Tensor = _Stacked.apply(
-            self.get_buffer("_places"), *(convolution.weight for convolution in convolutions)
-        )
-        return weight, torch.stack([cast(Tensor, convolution.bias) for convolution in convolutions])
+        stacked: Tensor = _Stacked.apply(self.get_buffer("_places"), *(each.weight for each in convolutions))
+        return stacked, torch.stack([cast(Tensor, each.bias) for each in convolutions])
 
     def _vertical(self) -> tuple[Tensor, Tensor]:
         """Weights [n_v, L] and biases [n_v]."""

@@ -22,6 +22,25 @@ def test_rows_none_counts_every_row() -> None:
     assert torch.equal(model.encode(batch), some)
 
 
+@pytest.mark.parametrize("counted", [None, [1, 3, 6]])
+def test_a_layer_as_one_node_is_the_layer(counted: list[int] | None) -> None:
+    """As a GPU runs it and as the CPU does, dropout included: output and gradients."""
+    model, _ = exactness.pair("SASRec", "zero", attn_dropout_prob=0.3)
+    batch, _ = exactness.shared_batch(torch.arange(8), 9, 9, 2)
+    batch.rows = None if counted is None else torch.tensor(counted)
+    x, rng = torch.randn(batch.items.shape[0], model.embedding_size, dtype=torch.float64), model.rng
+    layer, results = model.transformer_encoder.layers[0], []
+    for run in (
+        lambda x: model._layer(layer, x, batch, True, rng, 5),
+        lambda x: model._whole_layer(layer, x, batch, batch.rows, 0.3, rng, 5),
+    ):
+        leaves = [x.clone().requires_grad_(), *layer.parameters()]
+        output = run(leaves[0])
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_a_history_over_max_seq_len_is_an_error() -> None:
     model = SASRec(PARAMS, INFO)
     sequences, lengths = exactness.histories(12, [12])

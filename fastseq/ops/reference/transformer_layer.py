@@ -26,7 +26,8 @@ def transformer_layer(
     size, width = x.shape
     packed = linear(x, in_weight, in_bias, False).view(size, 3, heads, width // heads)
     scale = 1.0 / math.sqrt(width // heads)
-    mixed, lse = causal_attention(*packed.unbind(1), offsets, max_len, p, rng, site, scale)
+    q, k, v = packed.unbind(1)
+    mixed, lse = causal_attention(q, k, v, offsets, max_len, p, rng, site, scale)
     counted, residual = x.new_empty(0, width), x.new_empty(0, width)
     ours, other = mixed.view(size, width), x
     if rows is not None:
@@ -57,4 +58,4 @@ def transformer_layer_backward(
 
     weights = (in_weight, in_bias, out_weight, out_bias, norm1_weight, norm1_bias, weight1, bias1, weight2, bias2)
     arguments = (x, offsets, rows, *weights, norm2_weight, norm2_bias, heads, max_len, eps, p, rng, site)
-    return tuple(vjp(output, arguments, grad, (0, *range(3, 15))))  # type: ignore[return-value]
+    return tuple(vjp(output, arguments, grad, (0, *range(3, 15))))
