@@ -19,7 +19,7 @@ from .backends import needs_triton
 from .calls import ALL, CALLS, differentiable
 from .compare import relative_error
 
-# By op: its activations. All other floating arguments are parameters.
+# By op: its activations, which CAST casts where they are not bfloat16. All other floating arguments are parameters.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "bias_gelu_dropout": ("x",),
     "caser_windows": ("x",),
@@ -32,8 +32,9 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "last_query_attention": ("q", "k", "v"),
     "linear_cross_entropy": ("h",),
     "sampled_loss": ("h",),
+    "transformer_layer": ("x", "in_weight", "in_bias", "out_weight", "weight1", "weight2"),  # operands of PyTorch's
 }
-CAST = {"caser_windows", "causal_attention", "gru", "gru_sampled_loss", "last_query_attention"}  # where they are not
+CAST = {"caser_windows", "causal_attention", "gru", "gru_sampled_loss", "last_query_attention", "transformer_layer"}
 FLOAT32_RESULT = {"gru_sampled_loss", "linear_cross_entropy", "sampled_loss"}  # losses
 CASES = [  # with what is optional, and without
     pytest.param(name, change, id=f"{name}-{'-'.join(change)}")
