@@ -125,7 +125,7 @@ def _masses_left(masses, seen_items, start, size, step, positive, item, n_items)
     return tl.where(listed | (item == positive), 0, mass)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["k", "first"])
 def _complement(users, positives, seen_offsets, seen_items, rng, masses, out, n_items, k, first,
                 ITEMS: tl.constexpr, DRAWS: tl.constexpr):  # fmt: skip
     """The exact draw for what rejection has left; one program a target, and most end here."""

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -154,19 +154,21 @@ def evaluate(
     ):
         source = _ModelSource(still) if isinstance(still, SequentialRecommender) else _ScorerSource(still)
         batches = _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol)
+        if protocol == "sampled":
+            drawn = n_items, n_negatives, (seed, int(part == "test"))
+            batches = (replace(here, candidates=_sampled_candidates(here, *drawn)) for here in batches)
         # While a GPU ranks some users, a thread makes the next ones ready.
         for here in prefetched(batches, 2) if device.type == "cuda" else batches:
             counts += torch.tensor([here.n_repeated, here.n_masked])
             users = here.to(device, non_blocking=True)
             source.read(users)
-            if protocol == "full":
+            if users.candidates is None:
                 scores, items = source.best(users, min(n_items, ks[-1] + here.most_targets))
             else:
-                items = _sampled_candidates(here, n_items, n_negatives, (seed, int(part == "test"))).to(device)
-                scores = source.at(items)
+                items, scores = users.candidates, source.at(users.candidates)
             relevant = worst_order(scores, users.is_target(items))
             values = ranking_metrics(relevant, users.n_targets, ks, here.most_targets)
-            sums += torch.stack(list(values.values())).sum(dim=1)
+            sums += torch.stack([value.sum() for value in values.values()])
             for count, k in zip(lists, ks, strict=False):
                 best = items[:, :k].reshape(-1)
                 count.index_add_(0, best.clamp(min=0), (best >= 0).long())
@@ -239,6 +241,7 @@ class _Users(Packed):
         ranked: int64 [m], increasing, row · n_items + item of the distinct targets that are ranked.
         n_targets: int64 [B], distinct targets, also those that are left out of the ranking; most_targets: of a user.
         n_repeated, n_masked: distinct targets that stand in the training part, and those left out of the ranking.
+        candidates: int64 [B, C], what is ranked, −1 where there are fewer; None: the catalogue.
     """
 
     users: Tensor
@@ -253,6 +256,7 @@ class _Users(Packed):
     n_items: int
     n_repeated: int
     n_masked: int
+    candidates: Tensor | None = None
 
     def is_target(self, items: Tensor) -> Tensor:
         """Whether each of ``items`` [B, C] (−1: none) is a target of its row."""
