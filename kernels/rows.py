@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -44,6 +46,7 @@ def normalised_gradient(value, normal, rstd, column, columns):
     return tl.where(column < columns, rstd * (value - mean - normal * slope), 0.0)
 
 
+@functools.cache
 def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
     """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements a warp.
 

@@ -124,8 +124,7 @@ class SASRec(SequentialRecommender):
         attention = layer.self_attn
         # Where every row counts, sequences are one event long: their last queries are all there are.
         last_only = last and batch.last_only and batch.rows is not None
-        on_cpu, casts = x.device.type == "cpu", torch.is_autocast_enabled(x.device.type)
-        if not on_cpu and not casts and not last_only and batch.hidden is None:
+        if x.device.type != "cpu" and not last_only and batch.hidden is None:
             return self._whole_layer(layer, x, batch, batch.rows if last else None, p, rng, site)
         mixed = self._attention(attention, x, batch, last_only, p, rng, site + SITE_ATTENTION)
         if last and batch.rows is not None:

@@ -46,7 +46,8 @@ def transformer_layer(
         dropout_add_norm(z weight2ᵀ, y, x_bias=bias2)            site + 3
 
     Args:
-        x: [T, d], float32, bfloat16 or float16, or float64 on the CPU; the weights have the same type.
+        x: [T, d], float32, bfloat16 or float16, or float64 on the CPU; the weights have the same type. Autocast on a
+            GPU casts x and the operands of products, that is in_weight, in_bias, out_weight, weight1 and weight2.
         offsets: int32 [B + 1], as of causal_attention.
         rows: int64 [N], ascending, none twice: the rows whose output counts; None for all T.
         in_weight, in_bias: [3d, d] and [3d], of queries, keys and values.
@@ -139,5 +140,6 @@ def _fake(x: Tensor, offsets: Tensor, rows: Tensor | None, *arguments: Any) -> t
 # rows); their projection; mean and 1 / sqrt(variance + eps) of the first normalisation, and its output; what goes into
 # and comes out of GELU; the second projection; mean and 1 / sqrt(variance + eps) of the second normalisation.
 _transformer_layer = register(
-    "transformer_layer", fake=_fake, differentiable=(0, *range(3, 15)), check=_check_data
+    "transformer_layer", fake=_fake, differentiable=(0, *range(3, 15)), check=_check_data,
+    autocast=(0, 3, 4, 5, 9, 11),
 )  # fmt: skip

@@ -32,8 +32,12 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "last_query_attention": ("q", "k", "v"),
     "linear_cross_entropy": ("h",),
     "sampled_loss": ("h",),
+    "transformer_layer": ("x",),
 }
-CAST = {"caser_windows", "causal_attention", "gru", "gru_sampled_loss", "last_query_attention"}  # where they are not
+# What autocast casts where it is not bfloat16 already: operands of products.
+OPERANDS = {name: ACTIVATIONS[name] for name in ("caser_windows", "causal_attention", "gru", "gru_sampled_loss")}
+OPERANDS["last_query_attention"] = ("q", "k", "v")
+OPERANDS["transformer_layer"] = ("x", "in_weight", "in_bias", "out_weight", "weight1", "weight2")
 FLOAT32_RESULT = {"gru_sampled_loss", "linear_cross_entropy", "sampled_loss"}  # losses
 CASES = [  # with what is optional, and without
     pytest.param(name, change, id=f"{name}-{'-'.join(change)}")
@@ -108,14 +112,14 @@ def test_types_and_values(
     arguments = arguments_of(name, change, kind)
     with ops.set_backend(backend), torch.autocast("cpu", torch.bfloat16):
         output, *gradients = run(name, arguments)
-    operand = torch.bfloat16 if name in CAST else kind
+    activation = torch.bfloat16 if name in OPERANDS else kind
     expected = [
-        operand if key in ACTIVATIONS[name] else torch.float32
+        torch.bfloat16 if key in OPERANDS.get(name, ()) else kind if key in ACTIVATIONS[name] else torch.float32
         for key, x in arguments.items()
         if isinstance(x, Tensor) and x.is_floating_point()
     ]
     assert sorted(map(str, reached[name])) == sorted(map(str, expected))
-    result = torch.bfloat16 if name == "embed_sequence" else torch.float32 if name in FLOAT32_RESULT else operand
+    result = torch.bfloat16 if name == "embed_sequence" else torch.float32 if name in FLOAT32_RESULT else activation
     assert output.dtype == result
     leaves = differentiable(name, arguments)
     assert [x.dtype for x in gradients] == [arguments[key].dtype for key in leaves]

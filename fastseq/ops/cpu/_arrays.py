@@ -19,13 +19,16 @@ def compute_type(dtype: torch.dtype) -> torch.dtype:
 
 def prepared(x: Tensor, kind: torch.dtype | None = None) -> Tensor:
     """``x`` detached, contiguous and of type ``kind``, by default its compute type; no copy where it already is."""
-    return x.detach().to(compute_type(x.dtype) if kind is None else kind).contiguous()
+    kind = compute_type(x.dtype) if kind is None else kind
+    if x.dtype == kind and x.is_contiguous():  # at small sizes the calls are what costs
+        return x.detach() if x.requires_grad else x
+    return x.detach().to(kind).contiguous()
 
 
 def matrix(x: Tensor, kind: torch.dtype) -> Tensor:
     """``x [..., C]`` detached, as a contiguous [rows, C] of type ``kind``; no copy where it already is one."""
-    if x.dim() == 2 and x.dtype == kind and x.is_contiguous():  # at small sizes the calls are what costs
-        return x.detach()
+    if x.dim() == 2 and x.dtype == kind and x.is_contiguous():
+        return x.detach() if x.requires_grad else x
     return x.detach().to(kind).reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()  # -1 knows no [T, 0]
 
 
