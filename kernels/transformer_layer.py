@@ -71,28 +71,27 @@ def _vectors(
     perhaps the rows of packed [events, 3 columns]: each program some columns of one vector."""
     vector = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    kind = norm1_weight.dtype.element_ty
     if vector < 6:
         source = tl.where(vector < 3, norm1, norm2) + vector % 3 * norm_rows * columns
-        sums = sum_rows(source, norm_rows, columns, column, ROWS, COLUMNS).to(kind)
+        sums = sum_rows(source, norm_rows, columns, column, ROWS, COLUMNS)
         if vector == 0:
-            tl.store(norm1_weight + column, sums, mask=column < columns)
+            tl.store(norm1_weight + column, sums.to(norm1_weight.dtype.element_ty), mask=column < columns)
         elif vector == 1:
-            tl.store(norm1_bias + column, sums, mask=column < columns)
+            tl.store(norm1_bias + column, sums.to(norm1_bias.dtype.element_ty), mask=column < columns)
         elif vector == 2:
-            tl.store(out_bias + column, sums, mask=column < columns)
+            tl.store(out_bias + column, sums.to(out_bias.dtype.element_ty), mask=column < columns)
         elif vector == 3:
-            tl.store(norm2_weight + column, sums, mask=column < columns)
+            tl.store(norm2_weight + column, sums.to(norm2_weight.dtype.element_ty), mask=column < columns)
         elif vector == 4:
-            tl.store(norm2_bias + column, sums, mask=column < columns)
+            tl.store(norm2_bias + column, sums.to(norm2_bias.dtype.element_ty), mask=column < columns)
         else:
-            tl.store(bias2 + column, sums, mask=column < columns)
+            tl.store(bias2 + column, sums.to(bias2.dtype.element_ty), mask=column < columns)
     elif vector == 6:
-        sums = sum_rows(inner, inner_rows, inner_columns, column, ROWS, COLUMNS).to(kind)
-        tl.store(bias1 + column, sums, mask=column < inner_columns)
+        sums = sum_rows(inner, inner_rows, inner_columns, column, ROWS, COLUMNS)
+        tl.store(bias1 + column, sums.to(bias1.dtype.element_ty), mask=column < inner_columns)
     else:
-        sums = sum_rows(packed, events, 3 * columns, column, BIAS_ROWS, COLUMNS).to(kind)
-        tl.store(in_bias + column, sums, mask=column < 3 * columns)
+        sums = sum_rows(packed, events, 3 * columns, column, BIAS_ROWS, COLUMNS)
+        tl.store(in_bias + column, sums.to(in_bias.dtype.element_ty), mask=column < 3 * columns)
 
 
 def _moved(columns: int) -> tuple[int, int]:

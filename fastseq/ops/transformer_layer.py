@@ -140,6 +140,9 @@ def _fake(x: Tensor, offsets: Tensor, rows: Tensor | None, *arguments: Any) -> t
 # rows); their projection; mean and 1 / sqrt(variance + eps) of the first normalisation, and its output; what goes into
 # and comes out of GELU; the second projection; mean and 1 / sqrt(variance + eps) of the second normalisation.
 _transformer_layer = register(
-    "transformer_layer", fake=_fake, differentiable=(0, *range(3, 15)), check=_check_data,
-    autocast=(0, 3, 4, 5, 9, 11),
-)  # fmt: skip
+    "transformer_layer",
+    fake=_fake,
+    differentiable=(0, *range(3, 15)),
+    check=_check_data,
+    autocast=(0, 3, 4, 5, 9, 11),  # x and the weights of products, and the bias that PyTorch adds to one
+)

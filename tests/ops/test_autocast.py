@@ -19,7 +19,7 @@ from .backends import needs_triton
 from .calls import ALL, CALLS, differentiable
 from .compare import relative_error
 
-# By op: its activations. All other floating arguments are parameters.
+# By op: its activations, which CAST casts where they are not bfloat16. All other floating arguments are parameters.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "bias_gelu_dropout": ("x",),
     "caser_windows": ("x",),
