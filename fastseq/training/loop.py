@@ -136,10 +136,10 @@ class Trainer:
             with memory_named(self.device, step, "lower batch_size or max_seq_len", self._kept):
                 return self._fit()
         finally:
-            # The steps held it; who trains on by other means gets the mask that would come next.
-            self.model.set_rng(self.options.seed, self.state.step * self.ranks.world_size + self.ranks.rank)
             if self.run is not None:
                 self.run.unlock()
+            # The steps held it; who trains on by other means gets the mask that would come next.
+            self.model.set_rng(self.options.seed, self.state.step * self.ranks.world_size + self.ranks.rank)
 
     def _say_if_small(self) -> None:
         """Warns where the steps are likely too small to fill the GPU."""
@@ -155,7 +155,7 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self._before = state.targets, state.seconds
+        self._before, self._flags = (state.targets, state.seconds), None
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
                 self.model.train()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -174,3 +177,38 @@ def test_a_recording_that_fails_leaves_steps_that_are_launched(monkeypatch: pyte
     steps.options, steps.recording = dataclasses.replace(strict.options, execution="graph"), True
     with pytest.raises(TrainingError, match="execution is graph, but the step cannot be recorded"):
         run(strict, steps, 1)
+
+
+def test_what_was_changed_between_two_trainings_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would update weights that were moved away or frozen since, with another optimizer's state."""
+    made = trainer(histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11]), "GRU4Rec", {}, neg_samples=1)
+    steps = static(made)
+
+    class Graph:
+        def replay(self) -> None:
+            steps._step()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    steps.recording = True
+    run(made, steps, 2)
+    graph = steps._graph
+    assert graph is not None
+    made.optimizer.param_groups[0]["lr"] = 0.5
+    run(made, steps, 1)
+    assert steps._graph is graph
+    weight = made.model.item_embedding.weight
+    changes: list[Callable[[], Any]] = [
+        lambda: made.optimizer.load_state_dict(copy.deepcopy(made.optimizer.state_dict())),
+        lambda: made.model.double().float(),
+        lambda: weight.requires_grad_(False),
+        lambda: made.optimizer.param_groups[1].update(weight_decay=0.3),
+    ]
+    for change in changes:
+        graph = steps._graph
+        change()
+        run(made, steps, 1)
+        assert steps._graph is not None and steps._graph is not graph
+    frozen = weight.clone()
+    run(made, steps, 1)
+    assert torch.equal(weight, frozen)
