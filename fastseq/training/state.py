@@ -49,6 +49,7 @@ class TrainState:
         best_epoch, best_value: of the validation metric; bad_validations: in a row without improvement.
         stopped: why training is over, or None while it is not.
         metrics_bytes: length of ``metrics.jsonl``.
+        execution: how the last steps were taken; None: it is not known.
     """
 
     epoch: int = 0
@@ -65,6 +66,7 @@ class TrainState:
     bad_validations: int = 0
     stopped: StopReason | None = None
     metrics_bytes: int = 0
+    execution: Literal["eager", "graph"] | None = None
 
 
 def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
