@@ -238,10 +238,10 @@ class Trainer:
         counts that time as theirs."""
         if not self._pending:
             return
-        state = self.state
-        losses = self.steps.losses()
+        state, losses = self.state, self.steps.losses()
+        pending, self._pending = self._pending, []
         self._count_seconds()
-        for i, (share, (all_targets, targets)) in enumerate(zip(losses, self._pending, strict=True)):
+        for i, (share, (all_targets, targets)) in enumerate(zip(losses, pending, strict=True)):
             if not math.isfinite(share):
                 self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
             if targets:
@@ -250,7 +250,6 @@ class Trainer:
                 state.last_loss = share * all_targets / targets
                 if state.first_loss is None:
                     state.first_loss = state.last_loss
-        self._pending.clear()
 
     def _raise_diverged(self, what: str, step: int) -> None:
         late = "" if step == self.state.step else f", seen after step {self.state.step}"

@@ -69,6 +69,13 @@ def test_a_loss_seen_late_names_its_step(tmp_path: Path) -> None:
     steps = len(Trainer(make_failing(), split, options).loader)
     with pytest.raises(TrainingError, match=rf"loss is nan at step 4 \(epoch 1, seen after step {steps}\), learning"):
         Trainer(make_failing(), split, options, tmp_path).fit()
+    trainer = Trainer(make_failing(), split, options)
+    sound = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    with pytest.raises(TrainingError, match="loss is nan"):
+        trainer.fit()
+    trainer.model.load_state_dict(sound)
+    trainer.optimizer.state.clear()
+    assert trainer.fit().stopped == "finished"
 
 
 def test_full_memory_is_named_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
