@@ -44,7 +44,8 @@ def _gather(first, second, rows, to_first, to_second, count, columns, ROWS: tl.c
 @triton.jit(do_not_specialize=["count", "halvings", "size"])
 def _spread(first, second, rows, to_first, to_second, count, halvings, size, columns, ROWS: tl.constexpr,
             COLUMNS: tl.constexpr):  # fmt: skip
-    """The converse: ``size`` rows, zero where ``rows``, which ascend, name none. 2 ** halvings > count."""
+    """The converse: ``size`` rows, zero where ``rows``, which ascend, name none; of repeats the first one's.
+    2 ** halvings > count."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     low = tl.zeros((ROWS,), tl.int32)

@@ -256,17 +256,6 @@ def _serve(op: str, device: str, arguments: tuple[Any, ...]) -> Any:
         raise
 
 
-def _promote(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """All floating tensors cast to the widest type among them (autocast leaves parameters in float32)."""
-    kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
-    if not kinds:
-        return arguments
-    widest = kinds[0]
-    for kind in kinds[1:]:
-        widest = torch.promote_types(widest, kind)
-    return tuple(a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
-
-
 def _dispatched(op: str, device: str, *arguments: Any) -> Any:
     """What torch.library calls."""
     if device != "cpu":
@@ -360,9 +349,20 @@ def register(
     if differentiable:
         setup_context, backward = _gradients_of(op, file, differentiable, with_output)
     if backward is not None:
+        backward = _where_wanted(op, backward)
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     overload = getattr(torch.ops.fastseq, op).default
     return overload if mutates else short_way(op, overload, _call, _under_autocast[op], setup_context, backward)
+
+
+def _where_wanted(op: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward``; no gradients where a later node has given none, which is not a tensor of zeros then."""
+    nothing = (None,) * len(getattr(torch.ops.fastseq, op).default._schema.arguments)
+
+    def wanted(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
+        return nothing if grad is None else backward(ctx, grad, *others)
+
+    return wanted
 
 
 def _gradients_of(
