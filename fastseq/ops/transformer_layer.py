@@ -65,7 +65,7 @@ def transformer_layer(
     Raises:
         ValueError: if a shape, type, probability or site is not as above; on the CPU, or with FASTSEQ_CHECK=1, also if
             ``offsets`` is malformed or ``rows`` descend.
-        IndexError: there, for a row that is none of x.
+        IndexError: there, for a row that is none of x; on a GPU without it such a row's output is NaN.
 
     Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     """

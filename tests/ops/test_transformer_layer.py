@@ -44,6 +44,14 @@ def test_cpu(lengths: list[int], rows: torch.Tensor | None, dropout_p: float, po
         check_cpu(layer, *problem(lengths, rows), dtype, OPS, 1e-12)
 
 
+@needs_triton
+def test_a_row_that_is_none_reads_nothing() -> None:
+    arguments = moved(problem([3, 0, 4], torch.tensor([-1, 3, 7, 2**40]))[0], "triton")
+    with ops.set_backend("triton"), ops.check_data(False):
+        y = ops.transformer_layer(**arguments, heads=2, max_len=4)
+    assert y.isnan().all(1).tolist() == [True, False, True, True]
+
+
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 def test_repeated_rows(backend: str) -> None:
     """As of the unused targets of a batch in fixed sizes: all but the first have no gradient."""
