@@ -165,7 +165,7 @@ def sort_ids(
     Fills ``table`` besides, which is contiguous, with ``base`` or zeros.
 
     Returns:
-        int32 [N] what is sorted, and which entry each of them is.
+        int32 [N] what is sorted, and [N] which entry each of them is: int32 if places were counted, else int64.
     """
     entries = ids.shape[0]
     if 0 < entries <= RANKED:
