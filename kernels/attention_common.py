@@ -73,7 +73,7 @@ CONFIGS = {
 # Without dropout the compiler keeps more in registers: with some of those tiles 8 to 104 bytes would spill.
 WITHOUT_DROPOUT = CONFIGS | {
     ("ieee", 32): CONFIGS["ieee", 32]._replace(
-        one_tile_forward=32, forward=Blocks(64, 16, 4, 1), backward_keys=Blocks(32, 32, 8, 1)
+        one_tile_forward=32, forward=Blocks(64, 16, 8, 1), backward_keys=Blocks(32, 32, 8, 1)
     ),
     ("ieee", 128): CONFIGS["ieee", 128]._replace(backward_keys=Blocks(16, 16, 8, 1)),
     ("tf32", 32): CONFIGS["tf32", 32]._replace(backward_keys=Blocks(32, 32, 4, 1)),

@@ -11,8 +11,8 @@ import torch
 from .case import OURS, Case, Spec
 
 FILES = (
-    "attention", "gru", "gru_sampled_loss", "caser_windows", "cross_entropy", "sampled_loss", "topk", "embed_sequence",
-    "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "windows", "adam_rows",
+    "attention", "gru", "gru_sampled_loss", "caser_windows", "transformer_layer", "cross_entropy", "sampled_loss",
+    "topk", "embed_sequence", "dropout_add_norm", "bias_gelu_dropout", "dropout", "negatives", "windows", "adam_rows",
     "linear",
 )  # fmt: skip
 

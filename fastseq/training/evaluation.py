@@ -172,8 +172,8 @@ def evaluate(
             for count, k in zip(lists, ks, strict=False):
                 best = items[:, :k].reshape(-1)
                 count.index_add_(0, best.clamp(min=0), (best >= 0).long())
-        # The one look at the device: float64 sums by their bits.
-        read = torch.cat([source.diverged.long().view(1), sums.view(torch.int64), lists.view(-1)]).cpu()
+    # The one look at the device: float64 sums by their bits.
+    read = torch.cat([source.diverged.long().view(1), sums.view(torch.int64), lists.view(-1)]).cpu()
     if read[0]:
         raise _diverged(model)
     sums, lists = ranks.sum(read[1 : 1 + len(names)].view(torch.float64)), read[1 + len(names) :].view(lists.shape)

@@ -136,6 +136,8 @@ class Trainer:
             with memory_named(self.device, step, "lower batch_size or max_seq_len", self._kept):
                 return self._fit()
         finally:
+            # The steps held it; who trains on by other means gets the mask that would come next.
+            self.model.set_rng(self.options.seed, self.state.step * self.ranks.world_size + self.ranks.rank)
             if self.run is not None:
                 self.run.unlock()
 

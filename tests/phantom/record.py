@@ -200,6 +200,7 @@ def facts(record: Record) -> dict[str, Any]:
         "copies": list(record.copies),
         "syncs": list(record.syncs),
         "errors": list(record.errors),
+        "products": sorted({x for y in record.launches for x in y["constants"].values() if x in ("ieee", "tf32")}),
         "operands": {op: sorted(kinds) for op, kinds in record.operands.items()},
         "casts": dict(record.casts),
         "on_host": dict(record.on_host),
@@ -209,8 +210,9 @@ def facts(record: Record) -> dict[str, Any]:
 def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for flow, prepare in FLOWS.items():
         for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step") else PRECISIONS:
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-            run = prepare(name, "bf16" if precision == "bf16" else "fp32")
+            trains = flow in ("training_step", "static_step")  # by their own option, the others by PyTorch's setting
+            torch.set_float32_matmul_precision("high" if precision == "tf32" and not trains else "highest")
+            run = prepare(name, precision)
             record = start()
             try:
                 run()

@@ -63,6 +63,13 @@ def test_bf16_reaches_the_kernels(facts_of: Facts, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
+def test_tf32_is_the_option_of_a_training(facts_of: Facts, model: str) -> None:
+    for precision, products in (("fp32", "ieee"), ("tf32", "tf32")):
+        for flow in ("training_step", "static_step"):
+            assert facts_of(model)[f"{flow}, {precision}"]["products"] == [products], flow
+
+
+@pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
 def test_a_batch_is_made_on_the_device_or_comes_in_one_asynchronous_copy(facts_of: Facts, model: str) -> None:
     resident, pinned = (facts_of(model)[f"{flow}, fp32"] for flow in ("training_step", "pinned_step"))
     assert not resident["copies"] and {"windows._gather", "negatives._uniform"} <= set(resident["launches"])

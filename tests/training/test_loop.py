@@ -206,6 +206,16 @@ def test_a_loss_that_is_not_finite_stops_training(split: Split, tmp_path: Path) 
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_dropout_goes_on_after_a_training(split: Split) -> None:
+    """Whoever trains the model further by other means draws new masks."""
+    trainer = Trainer(make_model(split), split, TrainingOptions(epochs=1, seed=7))
+    result, model = trainer.fit(), trainer.model
+    model.train()
+    assert model.rng.tolist() == [7, result.steps]
+    model._take_rng()
+    assert model.rng.tolist() == [7, result.steps + 1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_resume(split: Split, tmp_path: Path, number: signal.Signals) -> None:
     whole, _ = train(split, TrainingOptions(epochs=3))
