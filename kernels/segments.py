@@ -46,7 +46,7 @@ def _keys(ids, others, index, entries, n_keys, KIND: tl.constexpr):
     return tl.where((key >= 0) & (key < n_keys), key, n_keys).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["entries", "size"])
+@triton.jit(do_not_specialize=["entries", "n_keys", "size"])
 def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: tl.constexpr,
            PLACES: tl.constexpr, OTHERS: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
     """Puts entries in their places; and fills the ``size`` values of the table with zeros."""
@@ -106,7 +106,7 @@ def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, per_r
         tl.store(partial + chunk.to(tl.int64) * width + column, sum, mask=column < width)
 
 
-@triton.jit(do_not_specialize=["entries", "padding_idx"])
+@triton.jit(do_not_specialize=["entries", "n_rows", "padding_idx"])
 def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entries, per_row, width, n_rows,
                   padding_idx, CHUNK: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr,
                   COLUMNS: tl.constexpr):  # fmt: skip
@@ -160,11 +160,12 @@ def sort_ids(
     Fills ``table`` besides, which is contiguous, with zeros.
 
     Returns:
-        int32 [N] what is sorted, and which entry each of them is.
+        int32 [N] what is sorted, and [N] which entry each of them is: int32 if places were counted, else int64.
     """
     entries = ids.shape[0]
     if 0 < entries <= RANKED:
-        sorted_keys, order = torch.empty(2, entries, dtype=torch.int32, device=ids.device)
+        # Apart: the second half of one tensor is aligned by chance, and kernels are compiled for either alignment.
+        sorted_keys, order = (torch.empty(entries, dtype=torch.int32, device=ids.device) for _ in range(2))
         others = None if others is None else others.contiguous()
         _placed("ids" if others is None else "sums", ids, others, sorted_keys, order, n_ids, table)
         return sorted_keys, order
