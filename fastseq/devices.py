@@ -65,6 +65,12 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that nothing uses: what PyTorch keeps of freed tensors is free."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)
+
+
 @cache
 def device_name(device: torch.device) -> str:
     """What made a figure: a GPU's name as PyTorch has it, such as "NVIDIA H200", or the processor's."""

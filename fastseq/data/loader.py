@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastseq.devices import free_memory
 from fastseq.native import _C
 from fastseq.ops import make_rng
 
@@ -140,10 +142,11 @@ class Loader:
         self.resident: ResidentData | None = None
         self.residence = f"batches are made on the {self.device}"
         if self.device.type == "cuda":
-            needed, free = ResidentData.bytes_of(self), torch.cuda.mem_get_info(self.device)[0]
+            needed, free = ResidentData.bytes_of(self), free_memory(self.device)
             size = f"{needed / 1e6:,.0f} MB of data"
             if needed <= free * RESIDENT_SHARE:
-                self.resident = ResidentData(self, self.device)
+                # Of a copy: in a circle with this loader the memory would wait for Python's collector.
+                self.resident = ResidentData(copy.copy(self), self.device)
                 self.residence = f"batches are made on {self.device}, from {size} there"
             else:
                 share = f"more than {RESIDENT_SHARE:.0%} of the {free / 1e6:,.0f} MB free on {self.device}"

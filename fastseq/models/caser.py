@@ -21,11 +21,16 @@ class _Stacked(torch.autograd.Function):
     """Filters of all heights, tap by tap [L(L + 1)/2, n_h, d], from the weights of nn.Conv2d, each [n_h, 1, height, d].
     The gradients of all are one gather and views of it, where autograd copies one after the other."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, places: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.heights = len(weights)
+    def forward(places: Tensor, *weights: Tensor) -> Tensor:
         return torch.cat([weight.squeeze(1).transpose(0, 1) for weight in weights])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.heights = len(inputs) - 1
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

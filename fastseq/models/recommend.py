@@ -18,7 +18,7 @@ from ..data import frames
 from ..data.batch import Packed
 from ..data.ids import IdMap, RawId, brief
 from ..devices import memory_named
-from ..errors import DataError, check_integer
+from ..errors import CheckpointError, DataError, check_integer
 
 if TYPE_CHECKING:
     from ..data.interactions import Interactions
@@ -243,7 +243,8 @@ def _one_pass(
     k: int,
     filter_seen: bool,
 ) -> Tensor:
-    """The best k on the model's device, which is not waited for: int64 [B, 2k], indices, then the bits of scores."""
+    """The best k on the model's device, which is not waited for: int64 [B, 2k + 1], indices, the bits of scores, and
+    those of the output's sum, which is not finite where the output is not."""
     padding = np.array([model.n_items])
     recent = [history[-model.max_seq_len :] if len(history) else padding for history in seen]
     weight = model.item_embedding.weight[:-1]
@@ -257,7 +258,8 @@ def _one_pass(
         seen_offsets=asked.seen_offsets,
         seen_items=asked.seen_items,
     )
-    return torch.cat([indices, scores.float().double().view(torch.int64)], dim=1)
+    numbers = torch.cat([scores.float(), h.float().sum(dim=1, keepdim=True)], dim=1)
+    return torch.cat([indices, numbers.double().view(torch.int64)], dim=1)
 
 
 @dataclass
@@ -278,9 +280,19 @@ def _jagged(histories: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(histories)), torch.from_numpy(offsets)
 
 
+def diverged(model: object) -> CheckpointError:
+    """What a model is refused with whose outputs are not finite."""
+    return CheckpointError(
+        f"{type(model).__name__} gives outputs that are not finite: its training has diverged; go back to an earlier "
+        "checkpoint or train with a lower learning rate"
+    )
+
+
 def _answers(model: SequentialRecommender, best: Tensor) -> list[Recommendation]:
     """What ``_one_pass`` gave, in raw ids: the one look at the device."""
-    indices, bits = best.cpu().chunk(2, dim=1)
+    indices, bits, total = best.cpu().tensor_split([best.shape[1] // 2, best.shape[1] - 1], dim=1)
+    if not total.view(torch.float64).isfinite().all():
+        raise diverged(model)
     counts, scores = (indices >= 0).sum(dim=1).tolist(), bits.view(torch.float64).tolist()
     raw = _raw_items(model, indices.numpy())
     return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores, counts, strict=True)]

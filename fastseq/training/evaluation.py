@@ -27,9 +27,9 @@ from fastseq.data.interactions import Interactions
 from fastseq.data.prefetch import prefetched
 from fastseq.data.split import EvalPart, History, Part, Split
 from fastseq.devices import device_name, memory_named
-from fastseq.errors import CheckpointError, DataError, check_integer
+from fastseq.errors import DataError, check_integer
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import check_catalogue, evaluating
+from fastseq.models.recommend import check_catalogue, diverged, evaluating
 
 from .distributed import Ranks
 from .metrics import MaskSeen, RankingProtocol, list_metrics, parse_metric, ranking_metrics, worst_order
@@ -175,7 +175,7 @@ def evaluate(
     # The one look at the device: float64 sums by their bits.
     read = torch.cat([source.diverged.long().view(1), sums.view(torch.int64), lists.view(-1)]).cpu()
     if read[0]:
-        raise _diverged(model)
+        raise diverged(model)
     sums, lists = ranks.sum(read[1 : 1 + len(names)].view(torch.float64)), read[1 + len(names) :].view(lists.shape)
     metrics = {name: value / len(targets_of_part) for name, value in zip(names, sums.tolist(), strict=True)}
     untrained = None
@@ -335,13 +335,6 @@ def _sampled_candidates(users: _Users, n_items: int, n_negatives: int, seed: tup
     return torch.from_numpy(candidates)
 
 
-def _diverged(model: object) -> CheckpointError:
-    return CheckpointError(
-        f"{type(model).__name__} gives outputs that are not finite: its training has diverged; go back to an earlier "
-        "checkpoint or train with a lower learning rate"
-    )
-
-
 class _ModelSource:
     """A model's scores of one batch of users at a time, from hidden states: only a user's best items are ever kept."""
 
@@ -355,7 +348,7 @@ class _ModelSource:
         self._h = self._model.encode_last(users.items, users.offsets, users.users, users.max_len, False)
         self.diverged = self.diverged | ~torch.isfinite(self._h).all()
         if self._h.device.type == "cpu" and self.diverged:  # a GPU is not waited for
-            raise _diverged(self._model)
+            raise diverged(self._model)
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
         """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""

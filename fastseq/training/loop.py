@@ -136,10 +136,10 @@ class Trainer:
             with memory_named(self.device, step, "lower batch_size or max_seq_len", self._kept):
                 return self._fit()
         finally:
-            # The steps held it; who trains on by other means gets the mask that would come next.
-            self.model.set_rng(self.options.seed, self.state.step * self.ranks.world_size + self.ranks.rank)
             if self.run is not None:
                 self.run.unlock()
+            # The steps held it; who trains on by other means gets the mask that would come next.
+            self.model.set_rng(self.options.seed, self.state.step * self.ranks.world_size + self.ranks.rank)
 
     def _say_if_small(self) -> None:
         """Warns where the steps are likely too small to fill the GPU."""
@@ -153,9 +153,22 @@ class Trainer:
                 stacklevel=3,
             )
 
+    def _say_if_changed(self) -> None:
+        """Warns where steps are not taken as those before: with ``auto``, free memory may decide."""
+        state, why = self.state, self._why_eager()
+        before, state.execution = state.execution, "graph" if isinstance(self.steps, StaticSteps) else "eager"
+        if before not in (None, state.execution) and self.ranks.is_first:
+            remedy = f"here {why}" if before == "graph" else "execution: eager goes on as before"
+            warnings.warn(
+                f"execution was {before} and is {state.execution}: from here on the weights are not bit for bit those "
+                f"of a run that was never stopped; {remedy}",
+                stacklevel=4,
+            )
+
     def _fit(self) -> TrainResult:
         state = self.state
-        self._before = state.targets, state.seconds
+        self._before, self._flags = (state.targets, state.seconds), None
+        self._say_if_changed()
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
                 self.model.train()

@@ -32,6 +32,7 @@ _FREE_OPTIONS = {
     "max_seconds",
     "progress_every_seconds",
 }
+_BY_GROUP = {"base_lrs", "_last_lr", "min_lrs"}  # what a scheduler keeps for each group of parameters
 
 
 @dataclass
@@ -48,6 +49,7 @@ class TrainState:
         best_epoch, best_value: of the validation metric; bad_validations: in a row without improvement.
         stopped: why training is over, or None while it is not.
         metrics_bytes: length of ``metrics.jsonl``.
+        execution: how the last steps were taken; None: it is not known.
     """
 
     epoch: int = 0
@@ -64,6 +66,7 @@ class TrainState:
     bad_validations: int = 0
     stopped: StopReason | None = None
     metrics_bytes: int = 0
+    execution: Literal["eager", "graph"] | None = None
 
 
 def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
@@ -146,9 +149,11 @@ def load_last(
             entries.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     if scheduler is not None:
-        scheduler.load_state_dict(metadata["scheduler"])
         # Without weight decay an older checkpoint has two groups, of equal rates.
-        for group, rate in zip(optimizer.param_groups, metadata["learning_rates"], strict=False):
+        rates = metadata["learning_rates"][: len(optimizer.param_groups)]
+        by_group = {key: metadata["scheduler"][key][: len(rates)] for key in _BY_GROUP & metadata["scheduler"].keys()}
+        scheduler.load_state_dict(metadata["scheduler"] | by_group)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
     torch.set_rng_state(tensors["rng.torch"])
     known = {field.name for field in fields(TrainState)}

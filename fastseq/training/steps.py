@@ -118,7 +118,7 @@ class StaticSteps:
     The data lie on the device: a step gathers its batch and draws its negatives there. What differs from step to step
     are a row of ten numbers, copied from one place on the device to another, and the learning rates. A batch has room
     for the largest one so far; what it does not need are sequences of padding and targets that do not count. A larger
-    one in a later epoch is recorded anew.
+    one in a later epoch is recorded anew, as are weights and optimizers that were changed between two trainings.
 
     The first steps, and on a CPU all, are launched one by one. Where the recording fails they go on so, with a warning.
 
@@ -138,6 +138,7 @@ class StaticSteps:
         self.recording = data.device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(data.device) if self.recording else None
         self._graph: Any = None
+        self._recorded: list[Any] = []
         self._warm = 0
         self._epoch: ResidentEpoch | None = None
         self._known = 0  # epochs that the sizes have room for
@@ -151,6 +152,8 @@ class StaticSteps:
 
     def of_epoch(self, epoch: int, start: int) -> Generator[Place, None, None]:
         self._read += self._drain()  # before the losses of another epoch take their places
+        if self._graph is not None and self._recorded != self._fixed():
+            self._graph, self._warm = None, 0
         # Of every epoch until this one, so that a training that was stopped has the sizes of one that was not.
         for number in range(min(self._known, epoch), epoch + 1):
             self._epoch = self.data.epoch(number, into=self._epoch)
@@ -165,7 +168,8 @@ class StaticSteps:
         assert self._epoch is not None
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if rates != self._rates_there:
-            self._rates[: len(rates)].copy_(torch.tensor(rates))
+            for there, rate in zip(self._rates, rates, strict=False):
+                there.fill_(rate)  # no copy from the host, which would wait for the device
             self._rates_there = rates
         self._place.copy_(self._epoch.places[work.number])
         if self._graph is None and self.recording and self._warm >= WARMUP:
@@ -214,7 +218,16 @@ class StaticSteps:
             warnings.warn(f"steps are launched one by one, a CUDA graph cannot record them: {error}", stacklevel=2)
             self.recording = False
             return
-        self._graph = graph
+        self._graph, self._recorded = graph, self._fixed()
+
+    def _fixed(self) -> list[Any]:
+        """What a recording has in it for good: between two calls of ``fit`` others may move or freeze it."""
+        states, groups = self.optimizer.state.values(), self.optimizer.param_groups
+        return [
+            [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.model.parameters()],
+            [x.data_ptr() for state in states for x in state.values() if isinstance(x, Tensor)],
+            [{key: x for key, x in group.items() if key not in ("params", "lr")} for group in groups],
+        ]
 
     def _step(self) -> None:
         """The step of the batch that ``_place`` holds, without a number of the host's that other steps lack."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -181,3 +183,23 @@ def test_a_gpu_holds_the_data_where_a_quarter_of_it_is_enough(split: Split, monk
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * needed - 1, 0))
     gpu = loader_of(split, sampler, device="cuda:0")
     assert gpu.resident is None and "0 MB of data are more than 25% of the 0 MB free on cuda:0" in gpu.residence
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 8)
+    assert loader_of(split, sampler, device="cuda:0").resident is not None, "freed tensors take no memory"
+
+
+def test_data_on_a_gpu_goes_with_its_loader(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: memory of a GPU does not wait for Python's collector of circles."""
+    build = ResidentData.__init__
+    monkeypatch.setattr(ResidentData, "__init__", lambda self, loader, device: build(self, loader, "cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
+    gc.disable()
+    try:
+        loader = loader_of(split, device="cuda:0")
+        assert loader.resident is not None
+        tape = weakref.ref(loader.resident.tensors[0])
+        assert len(list(loader.batches(0))) == len(loader)
+        del loader
+        assert tape() is None
+    finally:
+        gc.enable()

@@ -49,6 +49,20 @@ def test_shared_windows_equal_per_target_histories(events: int, stride: int) -> 
     exactness.assert_same_loss(model, model.loss(batch), plain, expected)
 
 
+def test_several_weights_at_once() -> None:
+    """By torch.func, as in ensembles."""
+    model, _ = exactness.pair("Caser")
+    users, (sequences, _) = torch.tensor([0, 6, 2]), exactness.histories(9, [9, 4, 1])
+    weights = {name: torch.stack([x, 2 * x]).detach() for name, x in model.named_parameters()}
+
+    def outputs(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        result: torch.Tensor = torch.func.functional_call(model, weights, (users, sequences))
+        return result
+
+    expected = [outputs({name: x[i] for name, x in weights.items()}) for i in range(2)]
+    torch.testing.assert_close(torch.func.vmap(outputs)(weights), torch.stack(expected))
+
+
 @pytest.mark.parametrize("width", [1, 4, 9])
 def test_a_narrow_batch_is_padded_to_the_full_window(width: int) -> None:
     """Evaluation pads to the longest history of the batch only."""

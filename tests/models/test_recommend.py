@@ -9,8 +9,11 @@ import torch
 
 from fastseq import Catalogue, GRU4Rec, SASRec
 from fastseq.data.ids import IdMap
+from fastseq.errors import CheckpointError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import HISTORIES_PER_PASS
+from fastseq.ops import set_backend
+from tests.ops.backends import DEVICE, needs_triton
 
 from .test_base import GRU, SAS
 
@@ -80,6 +83,18 @@ def test_mode_is_restored_and_nothing_is_recorded(model: SequentialRecommender) 
     with pytest.raises(ValueError, match="unknown"):
         model.recommend([["nothing"]])
     assert not model.training
+
+
+@needs_triton
+def test_a_model_that_has_diverged_is_refused_on_a_gpu_too(model: SequentialRecommender) -> None:
+    """Where the ranking does not look at the scores."""
+    with torch.no_grad():
+        model.item_embedding.weight[3] = torch.nan
+    with (
+        set_backend("triton"),
+        pytest.raises(CheckpointError, match=f"{type(model).__name__} gives outputs that are not"),
+    ):
+        model.to(DEVICE).recommend([[ITEMS[1]], [ITEMS[3]]], k=2)
 
 
 def test_without_a_catalogue_indices_are_the_ids(model: SequentialRecommender) -> None:

@@ -86,6 +86,8 @@ def static_step(name: str, precision: str) -> Callable[[], None]:
 
     def both() -> None:
         for number in range(2):
+            for group in made.optimizer.param_groups:  # as a schedule does
+                group["lr"] *= 0.5
             steps.take(next(works), number + 1)
 
     return both

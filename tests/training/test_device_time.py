@@ -15,6 +15,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.errors import TrainingError
 from fastseq.training import Trainer, TrainingOptions, evaluate, loop
 from fastseq.training.distributed import Ranks
+from fastseq.training.steps import EagerSteps
 
 from .tiny import Tiny, make_model, make_split, same_weights, train
 
@@ -145,3 +146,22 @@ def test_ranks_read_the_answer_to_a_question_one_step_later(monkeypatch: pytest.
     assert reasons == [None, None, None, "interrupted"] and asked == [[0, 0]] * 4
     assert read == [0, 0, 1, 2, 3], "the first at once, each other one a step late, the last so that none is left open"
     assert trainer._stop_reason(request, at_once=True) is None and read[-1] == 4
+
+
+def test_a_training_of_ranks_that_was_stopped_goes_on() -> None:
+    class Two(Ranks):
+        asked = 0
+
+        def sum(self, tensor: Tensor) -> Tensor:
+            return tensor
+
+        def summing(self, tensor: Tensor) -> Any:
+            self.__class__.asked += 1
+            other = int(self.asked in (3, 4))  # another rank, which a signal has reached
+            return lambda: tensor + torch.tensor([0, other])
+
+    split = make_split()
+    trainer = Trainer(make_model(split), split, TrainingOptions(epochs=2, **PLAIN))
+    assert isinstance(trainer.steps, EagerSteps)
+    trainer.ranks = Two(0, 2)
+    assert [trainer.fit().stopped for _ in range(2)] == ["interrupted", "finished"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastseq.training.optimizers import OPTIMIZERS, SCHEDULERS
 from fastseq.training.options import TrainingOptions
 from tests.models.small import small_params
 
-from .tiny import make_model, make_split, same_weights, train
+from .tiny import Tiny, make_model, make_split, same_weights, train
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "StepLR": {"step_size": 2, "gamma": 0.3},
@@ -99,6 +100,24 @@ def test_weights_are_those_of_pytorchs_optimizer(name: str, params: dict[str, An
         train(split, options, tmp_path / "run", stop, weight_decay=0.1)
     resumed, _ = train(split, options, tmp_path / "run", resume=True, weight_decay=0.1)
     assert same_weights(resumed, trainer.model)
+
+
+def test_a_checkpoint_of_two_groups_goes_on_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before groups were one without weight decay, schedulers kept two rates."""
+    split, one_group = make_split(), Tiny.parameter_groups
+
+    def two_groups(model: Tiny) -> list[dict[str, Any]]:
+        (group,) = one_group(model)
+        return [{**group, "params": group["params"][:1]}, {**group, "params": group["params"][1:]}]
+
+    for schedule, params in (("CosineAnnealingWarmRestarts", {"T_0": 2}), ("ReduceLROnPlateau", {"patience": 0})):
+        options = TrainingOptions(epochs=2, schedule=schedule, schedule_params=params)
+        longer = replace(options, epochs=4)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tiny, "parameter_groups", two_groups)
+            train(split, options, tmp_path / schedule)
+        resumed, _ = train(split, longer, tmp_path / schedule, resume=True)
+        assert same_weights(resumed, train(split, longer)[0])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +47,13 @@ def histories(lengths: list[int], n_items: int = 12) -> Split:
     return leave_one_out(from_sequences([random.integers(n_items, size=n).tolist() for n in lengths]))
 
 
-def trainer(split: Split, name: str, options: dict[str, Any], **params: Any) -> Trainer:
+def trainer(split: Split, name: str, options: dict[str, Any], run_dir: Path | None = None, **params: Any) -> Trainer:
     common = {"weight_decay": 0.01, "learning_rate": 0.01, "epochs": 3, "batch_size": 16, "max_seq_len": 5}
     data = split.interactions
     model = MODELS[name](
         {**SMALL[name], **common, **params}, {"n_users": data.n_users, "n_items": data.n_items}, seed=3
     )
-    return Trainer(model.train(), split, TrainingOptions(validation_metric=None, **options))
+    return Trainer(model.train(), split, TrainingOptions(validation_metric=None, **options), run_dir, resume=True)
 
 
 def eager(made: Trainer) -> EagerSteps:
@@ -174,3 +179,50 @@ def test_a_recording_that_fails_leaves_steps_that_are_launched(monkeypatch: pyte
     steps.options, steps.recording = dataclasses.replace(strict.options, execution="graph"), True
     with pytest.raises(TrainingError, match="execution is graph, but the step cannot be recorded"):
         run(strict, steps, 1)
+
+
+def test_what_was_changed_between_two_trainings_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would update weights that were moved away or frozen since, with another optimizer's state."""
+    made = trainer(histories([3, 9, 4, 14, 6, 3, 22, 5, 7, 11]), "GRU4Rec", {}, neg_samples=1)
+    steps = static(made)
+
+    class Graph:
+        def replay(self) -> None:
+            steps._step()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    steps.recording = True
+    run(made, steps, 2)
+    graph = steps._graph
+    assert graph is not None
+    made.optimizer.param_groups[0]["lr"] = 0.5
+    run(made, steps, 1)
+    assert steps._graph is graph
+    weight = made.model.item_embedding.weight
+    changes: list[Callable[[], Any]] = [
+        lambda: made.optimizer.load_state_dict(copy.deepcopy(made.optimizer.state_dict())),
+        lambda: made.model.double().float(),
+        lambda: weight.requires_grad_(False),
+        lambda: made.optimizer.param_groups[1].update(weight_decay=0.3),
+    ]
+    for change in changes:
+        graph = steps._graph
+        change()
+        run(made, steps, 1)
+        assert steps._graph is not None and steps._graph is not graph
+    frozen = weight.clone()
+    run(made, steps, 1)
+    assert torch.equal(weight, frozen)
+
+
+def test_another_execution_is_told_when_a_run_goes_on(tmp_path: Path) -> None:
+    split = histories([3, 9, 4, 14, 6])
+    trainer(split, "GRU4Rec", {"max_seconds": 1e-9}, tmp_path, neg_samples=1).fit()
+    resumed = trainer(split, "GRU4Rec", {}, tmp_path, neg_samples=1)
+    resumed.steps = static(resumed)
+    with pytest.warns(UserWarning, match="execution was eager and is graph: .* never stopped; execution: eager goes"):
+        resumed.fit()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="execution was")
+        resumed.fit()
