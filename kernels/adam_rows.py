@@ -22,7 +22,7 @@ TILE, COLUMNS, WARPS = 512, 256, 4
 MARKED = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _mark(rows, slots, count, n_rows, MARKED: tl.constexpr):
     """slots[rows[i]] = i."""
     i = tl.program_id(0) * MARKED + tl.arange(0, MARKED)
@@ -30,7 +30,7 @@ def _mark(rows, slots, count, n_rows, MARKED: tl.constexpr):
     tl.store(slots + row, i, mask=(row >= 0) & (row < n_rows))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _update(weight, exp_avg, exp_avg_sq, last_step, slots, grad, step_number, lr, beta1, beta2, add1, add2, eps,
             count, n_rows, width, LAZY: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
             ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip

@@ -52,7 +52,7 @@ GRADIENT_WIDTH = 128
 COMBINED_ROWS = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, width, part, softcap,
             BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr,
             STEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -88,7 +88,7 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
     tl.store(hits + offset, hit, mask=row < n_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "parts"])
 def _combine(largest, sums, hits, targets, losses, lses, n_rows, n_items, parts, ignore_index,
              ROWS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -113,7 +113,7 @@ def _combine(largest, sums, hits, targets, losses, lses, n_rows, n_items, parts,
     tl.store(lses + row, lse, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["a_rows", "b_rows"])
 def _gradient(a, b, bias, targets, lses, grad, grad_row, d_a, d_bias, a_rows, b_rows, width, n_items, part,
               ignore_index, softcap, ITEMS: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr,
               A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
@@ -198,7 +198,7 @@ def linear_cross_entropy(
     launch, columns = (FORWARD if width <= 128 else WIDE_FORWARD)[kind(x)], max(16, next_power_of_2(width))
     tiles = cdiv(n_rows, launch.mine)
     parts, part = _parts(tiles, n_items, launch.others)
-    partial = torch.empty(3, parts, n_rows, dtype=torch.float32, device=h.device)
+    partial = [torch.empty(parts, n_rows, dtype=torch.float32, device=h.device) for _ in range(3)]
     _losses[tiles, parts](
         x, table, shift, targets, *partial, n_rows, n_items, width, part, softcap or 1.0,
         BIAS=bias is not None, SOFTCAP=softcap is not None, ROWS=launch.mine, ITEMS=launch.others, WIDTH=columns,

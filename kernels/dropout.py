@@ -16,7 +16,7 @@ from .products import refuse_float64
 from .sizes import cdiv, next_power_of_2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "site"])
 def _dropout(x, y, rng, rows, columns, threshold, scale, site, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]

@@ -116,7 +116,7 @@ def _store_gates(address, r, z, n, mask, HIDDEN: tl.constexpr):
     tl.store(address + 2 * HIDDEN, n.to(kind), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def _forward(
     x, weight, bias, offsets, order, h, saved, sequences,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
@@ -179,7 +179,7 @@ def _forward(
         x_r, x_z, x_n, active = later_r, later_z, later_n, later
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def _backward(
     grad, weight, offsets, order, h, saved, d_x, d_hidden, previous, sequences,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
@@ -255,7 +255,7 @@ def _step_sequences(offsets, t, sequences, ROWS: tl.constexpr):
     return sequence[:, None], real[:, None], (first.to(tl.int64) + t)[:, None], (last - first > t)[:, None]
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=["t", "sequences"])
 def _step(
     x, a, offsets, state, h, saved, t, sequences, HIDDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -275,7 +275,7 @@ def _step(
     tl.store(address + 3 * HIDDEN, a_n.to(kind), mask=active)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=["t", "sequences"])
 def _step_backward(
     grad, offsets, h, saved, carry, d_a, d_x, d_hidden, previous, t, sequences,
     HIDDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.negatives import ATTEMPTS, UNUSED, WORDS_PER_NEGATIVE
+from fastseq.ops.negatives import ATTEMPTS, WORDS_PER_NEGATIVE
 from fastseq.ops.philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
+from fastseq.ops.sampled_loss import IGNORED
 
 from . import philox
 from .lists import contains, count_at_most, highest_bit
@@ -29,7 +30,7 @@ _BLOCKS = tl.constexpr(WORDS_PER_NEGATIVE // 4)
 _LAST = tl.constexpr(ATTEMPTS // 2)  # the block of the last attempt and of the exact draw
 _SITE = tl.constexpr(SITE_NEGATIVES)
 _PENDING = tl.constexpr(-2)
-_UNUSED = tl.constexpr(UNUSED)
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def _list(users, positives, seen_offsets, target, n_targets, n_users, n_items):
     valid = some & (user >= 0) & (user < n_users) & (positive >= 0) & (positive < n_items)
     start = tl.load(seen_offsets + user, mask=valid, other=0)
     size = (tl.load(seen_offsets + user + 1, mask=valid, other=0) - start).to(tl.int32)
-    return some, valid, positive, start, size, tl.where(positive == _UNUSED, 0, -1)
+    return some, valid, positive, start, size, tl.where(positive == _IGNORED, 0, -1)
 
 
 # The number of targets differs from batch to batch, and on several ranks that of the first one.

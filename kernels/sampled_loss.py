@@ -136,7 +136,7 @@ def _sampled_loss(h, table, targets, negatives, log_q, losses, d_h, d_scores, be
     tl.store(d_h + row * width + column, gradient + d_positive * target_row, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _scale(grad, grad_row, d_h, d_scores, targets, negatives, grad_h, coefficients, ids, n_rows, count, width,
            n_items, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """grad · d_h, grad · d_scores and the ids that belong to them, in one launch."""

@@ -46,10 +46,10 @@ def _keys(ids, others, index, entries, n_keys, KIND: tl.constexpr):
     return tl.where((key >= 0) & (key < n_keys), key, n_keys).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["entries", "size"])
-def _place(ids, others, sorted_keys, order, base, table, entries, n_keys, size, KIND: tl.constexpr,
+@triton.jit(do_not_specialize=["entries", "n_keys", "size"])
+def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: tl.constexpr,
            PLACES: tl.constexpr, OTHERS: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
-    """Puts entries in their places; and fills the ``size`` values of the table, from base or with zeros."""
+    """Puts entries in their places; and fills the ``size`` values of the table with zeros."""
     index = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
     key = _keys(ids, others, index, entries, n_keys, KIND)
     before = tl.zeros((PLACES, OTHERS), tl.int32)
@@ -66,10 +66,7 @@ def _place(ids, others, sorted_keys, order, base, table, entries, n_keys, size, 
         step = tl.num_programs(0).to(tl.int64) * FILL
         for first in range(tl.program_id(0).to(tl.int64) * FILL, size, step):
             offset = first + tl.arange(0, FILL)
-            value = tl.zeros((FILL,), table.dtype.element_ty)
-            if base is not None:
-                value = tl.load(base + offset, mask=offset < size, other=0.0)
-            tl.store(table + offset, value, mask=offset < size)
+            tl.store(table + offset, tl.zeros((FILL,), table.dtype.element_ty), mask=offset < size)
 
 
 @triton.jit
@@ -109,8 +106,8 @@ def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, per_r
         tl.store(partial + chunk.to(tl.int64) * width + column, sum, mask=column < width)
 
 
-@triton.jit(do_not_specialize=["entries", "padding_idx"])
-def _sum_segments(sorted_ids, order, coefficients, source, partial, base, table, entries, per_row, width, n_rows,
+@triton.jit(do_not_specialize=["entries", "n_rows", "padding_idx"])
+def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entries, per_row, width, n_rows,
                   padding_idx, CHUNK: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr,
                   COLUMNS: tl.constexpr):  # fmt: skip
     """The row of entry program_id(0), if it is the first of its id."""
@@ -142,39 +139,38 @@ def _sum_segments(sorted_ids, order, coefficients, source, partial, base, table,
                 sum, position, entries, id, sorted_ids, order, coefficients, source, per_row, column, width,
                 WEIGHTED, ENTRIES,
             )  # fmt: skip
-        if base is not None:
-            sum += tl.load(base + offset, mask=column < width, other=0.0).to(tl.float32)
         tl.store(table + offset, sum.to(table.dtype.element_ty), mask=column < width)
 
 
 def _placed(kind: str, ids: Tensor, others: Tensor | None, sorted_keys: Tensor | None, order: Tensor, n_keys: int = 0,
-            base: Tensor | None = None, table: Tensor | None = None) -> None:  # fmt: skip
+            table: Tensor | None = None) -> None:  # fmt: skip
     entries = order.shape[0]
     _place[(cdiv(entries, PLACES),)](
-        ids.contiguous(), others, sorted_keys, order, base, table, entries, n_keys,
+        ids.contiguous(), others, sorted_keys, order, table, entries, n_keys,
         0 if table is None else table.numel(), KIND=kind, PLACES=PLACES, OTHERS=OTHERS, FILL=FILL,
     )  # fmt: skip
 
 
 def sort_ids(
-    ids: Tensor, n_ids: int, others: Tensor | None = None, base: Tensor | None = None, table: Tensor | None = None
+    ids: Tensor, n_ids: int, others: Tensor | None = None, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sorts integers ``ids`` [N], or their sums with ``others`` [N], stable; those outside 0 ... n_ids - 1 come last,
     as n_ids, which is below 2^31.
 
-    Fills ``table`` besides, which is contiguous, with ``base`` or zeros.
+    Fills ``table`` besides, which is contiguous, with zeros.
 
     Returns:
-        int32 [N] what is sorted, and which entry each of them is.
+        int32 [N] what is sorted, and [N] which entry each of them is: int32 if places were counted, else int64.
     """
     entries = ids.shape[0]
     if 0 < entries <= RANKED:
-        sorted_keys, order = torch.empty(2, entries, dtype=torch.int32, device=ids.device)
+        # Apart: the second half of one tensor is aligned by chance, and kernels are compiled for either alignment.
+        sorted_keys, order = (torch.empty(entries, dtype=torch.int32, device=ids.device) for _ in range(2))
         others = None if others is None else others.contiguous()
-        _placed("ids" if others is None else "sums", ids, others, sorted_keys, order, n_ids, base, table)
+        _placed("ids" if others is None else "sums", ids, others, sorted_keys, order, n_ids, table)
         return sorted_keys, order
     if table is not None:
-        table.zero_() if base is None else table.copy_(base)
+        table.zero_()
     keys = ids if others is None else ids + others
     return keys.masked_fill((keys < 0) | (keys >= n_ids), n_ids).to(torch.int32).sort(stable=True)
 
@@ -196,7 +192,6 @@ def segment_sum(
     padding_idx: int | None,
     n_rows: int,
     dtype: torch.dtype = torch.float32,
-    base: Tensor | None = None,
 ) -> Tensor:
     """``table[ids[i, j]] += coefficients[i, j] * source[i]``, summed in float32 in the order of (i, j).
 
@@ -207,7 +202,6 @@ def segment_sum(
         padding_idx: a row to which nothing is added, or None.
         n_rows: rows of the table, below 2^31.
         dtype: of the result.
-        base: [n_rows, d] in that type, what the sums are added to; None: zeros.
 
     Returns:
         [n_rows, d], all of it written; the same bits in every run.
@@ -217,8 +211,8 @@ def segment_sum(
     table = torch.empty(n_rows, width, dtype=dtype, device=source.device)
     if table.numel() == 0:
         return table
-    source, base = source.contiguous(), None if base is None else base.contiguous()
-    sorted_ids, order = sort_ids(ids.reshape(-1), n_rows, base=base, table=table)
+    source = source.contiguous()
+    sorted_ids, order = sort_ids(ids.reshape(-1), n_rows, table=table)
     if entries == 0:
         return table
     weights = source if coefficients is None else coefficients.contiguous()
@@ -232,7 +226,7 @@ def segment_sum(
             sorted_ids, order, weights, source, partial, entries, per_row, width, **shape, num_warps=WARPS
         )
     _sum_segments[entries, across](
-        sorted_ids, order, weights, source, partial, base, table, entries, per_row, width, n_rows,
+        sorted_ids, order, weights, source, partial, table, entries, per_row, width, n_rows,
         -1 if padding_idx is None else padding_idx, **shape, num_warps=WARPS,
     )  # fmt: skip
     return table

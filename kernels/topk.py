@@ -32,7 +32,7 @@ _ID_BITS = 31
 _EMPTY = tl.constexpr(-(2**63))  # below every item
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_users", "n_entries"])
 def _scan(h, weight, bias, seen_offsets, entries, bounds, lists, n_users, n_items, width, part, n_entries, k,
           BIAS: tl.constexpr, SEEN: tl.constexpr, BOUNDED: tl.constexpr, USERS: tl.constexpr, SIZE: tl.constexpr,
           WIDTH: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -80,7 +80,7 @@ def _scan(h, weight, bias, seen_offsets, entries, bounds, lists, n_users, n_item
     tl.store(lists + offset, best, mask=some_user)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_users", "parts"])
 def _merge(lists, scores, ids, bounds, n_users, parts, k, first, USERS: tl.constexpr, SIZE: tl.constexpr):
     """The best SIZE of all parts, written to columns first ... k - 1 of the result."""
     user = tl.program_id(0) * USERS + tl.arange(0, USERS)[:, None]

@@ -29,22 +29,25 @@ TILE, WIDEST = 1024, 256
 EVENTS, BIAS_ROWS = 4096, 256
 
 
-@triton.jit(do_not_specialize=["count"])
-def _gather(first, second, rows, to_first, to_second, count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows ``rows`` [count] of two tensors."""
+@triton.jit(do_not_specialize=["count", "size"])
+def _gather(first, second, rows, to_first, to_second, count, size, columns, ROWS: tl.constexpr,
+            COLUMNS: tl.constexpr):  # fmt: skip
+    """Rows ``rows`` [count] of two tensors of ``size`` rows; NaN for what is none of them."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     row = tl.load(rows + index, mask=index < count, other=0)
     inside = (index < count)[:, None] & (column < columns)
     source, target = row[:, None] * columns + column, index.to(tl.int64)[:, None] * columns + column
-    tl.store(to_first + target, tl.load(first + source, mask=inside, other=0.0), mask=inside)
-    tl.store(to_second + target, tl.load(second + source, mask=inside, other=0.0), mask=inside)
+    known = inside & ((row >= 0) & (row < size))[:, None]
+    tl.store(to_first + target, tl.load(first + source, mask=known, other=float("nan")), mask=inside)
+    tl.store(to_second + target, tl.load(second + source, mask=known, other=float("nan")), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "halvings", "size"])
 def _spread(first, second, rows, to_first, to_second, count, halvings, size, columns, ROWS: tl.constexpr,
             COLUMNS: tl.constexpr):  # fmt: skip
-    """The converse: ``size`` rows, zero where ``rows``, which ascend, name none. 2 ** halvings > count."""
+    """The converse: ``size`` rows, zero where ``rows``, which ascend, name none; of repeats the first one's.
+    2 ** halvings > count."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     low = tl.zeros((ROWS,), tl.int32)
@@ -118,7 +121,7 @@ def transformer_layer(
         if counted.numel() > 0:
             height, across = _moved(width)
             _gather[cdiv(rows.shape[0], height), cdiv(width, across)](
-                ours, x, rows.contiguous(), counted, residual, rows.shape[0], width, ROWS=height, COLUMNS=across
+                ours, x, rows.contiguous(), counted, residual, rows.shape[0], size, width, ROWS=height, COLUMNS=across
             )
         ours, other = counted, residual
     projected = torch.mm(ours, out_weight.t())

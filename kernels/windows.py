@@ -11,11 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastseq.ops.sampled_loss import IGNORED
+
 from .lists import count_at_most, highest_bit
 from .sizes import cdiv
 
 # Elements of a program: many programs hide the latency of the searches. Not yet measured.
 BLOCK, WARPS = 128, 4
+
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -63,7 +67,7 @@ def _gather(tape, user_offsets, users, starts, stops, first_targets, order, inpu
     sequence = tl.where(real, number, size + (row - n_real) // max_len)
     inside = element < n_targets
     tl.store(rows + element, row, mask=inside)
-    tl.store(targets + element, tl.load(tape + event, mask=real, other=-100), mask=inside)
+    tl.store(targets + element, tl.load(tape + event, mask=real, other=_IGNORED), mask=inside)
     tl.store(target_sequences + element, sequence, mask=inside)
     tl.store(target_users + element, tl.load(users + window, mask=real, other=0), mask=inside)
 

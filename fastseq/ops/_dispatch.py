@@ -349,9 +349,20 @@ def register(
     if differentiable:
         setup_context, backward = _gradients_of(op, file, differentiable, with_output)
     if backward is not None:
+        backward = _where_wanted(op, backward)
         torch.library.register_autograd(f"fastseq::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     overload = getattr(torch.ops.fastseq, op).default
     return overload if mutates else short_way(op, overload, _call, _under_autocast[op], setup_context, backward)
+
+
+def _where_wanted(op: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward``; no gradients where a later node has given none, which is not a tensor of zeros then."""
+    nothing = (None,) * len(getattr(torch.ops.fastseq, op).default._schema.arguments)
+
+    def wanted(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
+        return nothing if grad is None else backward(ctx, grad, *others)
+
+    return wanted
 
 
 def _gradients_of(

@@ -39,10 +39,10 @@ from torch import Tensor
 
 from . import _checks
 from ._dispatch import register
+from .sampled_loss import IGNORED
 
 ATTEMPTS = 31
 WORDS_PER_NEGATIVE = 64
-UNUSED = -100  # in place of a target: cross-entropy's ignore_index
 
 
 def _check_common(n_items: int, rng: Tensor, probability: Tensor | None, alias: Tensor | None) -> None:
@@ -146,7 +146,7 @@ def _check_data(
 ) -> None:  # fmt: skip
     n_users, entries = seen_offsets.shape[0] - 1, seen_items.shape[0]
     _checks.in_range("users", users, n_users, f"0 <= value < {n_users}")
-    counted = torch.where(positives == UNUSED, 0, positives)
+    counted = torch.where(positives == IGNORED, 0, positives)
     _checks.in_range("positives", counted, n_items, f"0 <= value < {n_items}")
     ends = seen_offsets[:-1], seen_offsets[1:]
     wrong = ((ends[0] < 0) | (ends[0] > ends[1]) | (ends[1] > entries)).nonzero()

@@ -30,7 +30,8 @@ def topk(
         bias: [V] or None, the type of ``h``. An item with bias −inf is never returned.
         seen_offsets, seen_items: both or neither. User b has seen seen_items[seen_offsets[b] : seen_offsets[b + 1]].
             int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
-        seen_sorted: promises that each user's list ascends; the Triton kernel then does not sort the lists.
+        seen_sorted: promises that each user's list ascends; the Triton kernel then does not sort the lists. Where
+            the lists are looked at (below), the promise is too; C++, which needs no order, does not look.
 
     Returns:
         (scores [B, k] in the type of ``h``, ids int64 [B, k]), best first; among equal scores the smaller id first,
@@ -85,6 +86,14 @@ def _check_data(
         problem = f"seen_offsets decreases at index {i}: {int(seen_offsets[i - 1])} then {int(seen_offsets[i])}"
         raise ValueError(f"{problem}, expected ranges of {entries} seen items")
     _checks.in_range("seen_items", seen_items, items, f"0 <= id < {items}")
+    if seen_sorted:
+        falls = seen_items.diff() < 0
+        ends = seen_offsets[1:-1]
+        falls[ends[(ends > 0) & (ends < entries)].long() - 1] = False  # from one list to the next
+        if falls.any():
+            i = int(falls.nonzero()[0]) + 1
+            problem = f"seen_items[{i}] is {int(seen_items[i])}, after {int(seen_items[i - 1])}"
+            raise ValueError(f"{problem}: expected each list to ascend, or seen_sorted=False")
 
 
 def check_ends(seen_offsets: Tensor, seen_items: Tensor) -> None:

@@ -49,7 +49,8 @@ def transformer_layer(
         x: [T, d], float32, bfloat16 or float16, or float64 on the CPU; the weights have the same type. Autocast on a
             GPU casts x and the operands of products, that is in_weight, in_bias, out_weight, weight1 and weight2.
         offsets: int32 [B + 1], as of causal_attention.
-        rows: int64 [N], ascending, none twice: the rows whose output counts; None for all T.
+        rows: int64 [N], ascending: the rows whose output counts; None for all T. Where a row is repeated, only the
+            first of its outputs may have a gradient that is not zero.
         in_weight, in_bias: [3d, d] and [3d], of queries, keys and values.
         out_weight, out_bias: [d, d] and [d].
         weight1, bias1, weight2, bias2: [f, d], [f], [d, f] and [d].
@@ -63,8 +64,8 @@ def transformer_layer(
 
     Raises:
         ValueError: if a shape, type, probability or site is not as above; on the CPU, or with FASTSEQ_CHECK=1, also if
-            ``offsets`` is malformed.
-        IndexError: there, for a row that is none of x.
+            ``offsets`` is malformed or ``rows`` descend.
+        IndexError: there, for a row that is none of x; on a GPU without it such a row's output is NaN.
 
     Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     """
@@ -105,6 +106,9 @@ def transformer_layer(
 def _check_data(x: Tensor, offsets: Tensor, rows: Tensor | None, *arguments: Any) -> None:
     _checks.offsets_of_rows(offsets, x.shape[0], arguments[13])
     check_rows(rows, x.shape[0])
+    if rows is not None and (falls := (rows.diff() < 0).nonzero()).shape[0]:
+        i = int(falls[0]) + 1
+        raise ValueError(f"rows[{i}] is {int(rows[i])}, after {int(rows[i - 1])}: expected them to ascend; sort them")
 
 
 def _fake(x: Tensor, offsets: Tensor, rows: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:

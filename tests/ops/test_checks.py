@@ -252,6 +252,7 @@ BAD: dict[str, Refused] = {
         ({"heads": 3}, "heads is 3, expected a divisor of 8"),
         ({"rows": int32(0, 2)}, r"rows is torch\.int32 \[2\], expected torch\.int64 \[N\]"),
         ({"rows": torch.tensor([0, T])}, "rows holds 7, expected 0 <= row < 7", IndexError),
+        ({"rows": torch.tensor([1, 3, 2])}, r"rows\[2\] is 2, after 3: expected them to ascend; sort them"),
         ({"x": torch.zeros(T)}, r"x is \[7\], expected \[T, d\]"),
         ({"weight2": torch.zeros(3, D)}, r"weight2 is \[3, 8\], expected \[8, 12\]"),
         ({"in_bias": torch.zeros(3 * D).half()}, "in_bias is torch.float16 and x is torch.float32, expected one"),

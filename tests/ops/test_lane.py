@@ -220,3 +220,30 @@ def test_what_is_saved_is_guarded() -> None:
     bias.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+class _Unused(torch.autograd.Function):
+    """A node that gives no gradient, rather than zeros, to what it was called with first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return x.sum() + y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+@pytest.mark.parametrize(("name", "change"), [pytest.param(*c, id=f"{c[0]}-{'-'.join(c[1])}") for c in ALL])
+def test_no_gradient_where_none_comes_back(name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def act() -> list[bool]:
+        arguments = CALLS[name]() | change
+        leaves = [arguments[key].requires_grad_() for key in differentiable(name, arguments)]
+        outputs, other = results(name, arguments), torch.ones((), requires_grad=True)
+        if not outputs[0].requires_grad:
+            return []
+        _Unused.apply(outputs[0], other).backward()
+        return [x.grad is None or not x.grad.any() for x in leaves]
+
+    for way in by_both_ways(monkeypatch, act):
+        assert all(way)

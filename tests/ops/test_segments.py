@@ -64,9 +64,6 @@ def test_triton(
         exact = dense(ids, None if weights is None else weights.double(), source.double(), padding_idx, n_rows)
         plain = dense(ids, weights, source, padding_idx, n_rows)
         assert_as_accurate(sums.cpu(), plain, exact, 3, "table")
-        base = torch.randn(n_rows, width)
-        sums = segment_sum(*arguments, padding_idx, n_rows, base=base.to(DEVICE))
-        assert_as_accurate(sums.cpu(), base + plain, base + exact, 3, "table and base")
 
 
 @needs_triton
@@ -105,6 +102,7 @@ def test_order(count: int) -> None:
     expected, order = torch.where((ids < 0) | (ids > 8), 9, ids).sort(stable=True)
     sorted_ids, entries = sort_ids(ids.to(DEVICE), 9)
     assert torch.equal(sorted_ids.cpu(), expected.int()) and torch.equal(entries.cpu().long(), order)
+    assert sorted_ids.data_ptr() % 16 == entries.data_ptr() % 16 == 0  # kernels are compiled for either alignment
     lengths = torch.randint(0, 5, (count,))
     offsets = torch.cat((torch.zeros(1), lengths.cumsum(0))).int().to(DEVICE)
     expected = lengths.argsort(descending=True, stable=True)

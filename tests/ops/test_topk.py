@@ -211,6 +211,18 @@ def test_lists_that_ascend_are_not_sorted_again(backend: str, monkeypatch: pytes
     assert all(torch.equal(x.cpu(), y) for x, y in zip(given, expected, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+def test_a_list_that_does_not_ascend_although_promised(backend: str) -> None:
+    """Descending from one list to the next, past empty ones too, is no fault."""
+    h, weight = integers(4, 9)
+    seen = {"seen_offsets": torch.tensor([0, 0, 2, 2, 5]), "seen_items": torch.tensor([3, 8, 1, 2, 7])}
+    with set_backend(backend), check_data(True):
+        topk(**moved({"h": h, "weight": weight, "k": 3, **seen, "seen_sorted": True}, backend))
+        seen["seen_items"][4] = 0
+        with pytest.raises(ValueError, match=r"seen_items\[4\] is 0, after 2: expected each list to ascend"):
+            topk(**moved({"h": h, "weight": weight, "k": 3, **seen, "seen_sorted": True}, backend))
+
+
 @needs_triton
 def test_triton_sizes_and_dtypes(poisoned_empty: None) -> None:
     h, weight = integers(3, 130)

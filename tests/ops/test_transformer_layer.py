@@ -10,7 +10,7 @@ import torch
 
 from fastseq import ops
 
-from .backends import check_cpu, check_triton, needs_triton
+from .backends import check_cpu, check_triton, moved, needs_triton
 from .calls import CALLS
 
 D = 8
@@ -42,6 +42,29 @@ def test_cpu(lengths: list[int], rows: torch.Tensor | None, dropout_p: float, po
     layer = partial(ops.transformer_layer, heads=2, max_len=max(lengths), dropout_p=dropout_p)
     for dtype in (torch.float32, torch.float64):
         check_cpu(layer, *problem(lengths, rows), dtype, OPS, 1e-12)
+
+
+@needs_triton
+def test_a_row_that_is_none_reads_nothing() -> None:
+    arguments = moved(problem([3, 0, 4], torch.tensor([-1, 3, 7, 2**40]))[0], "triton")
+    with ops.set_backend("triton"), ops.check_data(False):
+        y = ops.transformer_layer(**arguments, heads=2, max_len=4)
+    assert y.isnan().all(1).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+def test_repeated_rows(backend: str) -> None:
+    """As of the unused targets of a batch in fixed sizes: all but the first have no gradient."""
+    rows = torch.tensor([1, 3, 3, 6, 6, 6])
+    arguments, upstream = moved(problem([3, 0, 4], rows)[0], backend), torch.randn(6, D)
+    upstream[[2, 4, 5]] = 0
+    leaves, results = [arguments[name].requires_grad_() for name in ("x", "in_weight")], []
+    for name in ("reference", backend):
+        with ops.set_backend(name):
+            y = ops.transformer_layer(**arguments, heads=2, max_len=4, dropout_p=0.3)
+            results.append([y, *torch.autograd.grad(y, leaves, upstream.to(y.device))])
+    for expected, result in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_triton

@@ -8,7 +8,8 @@ from torch import Tensor
 from fastseq import _C
 
 from .. import _checks
-from ..negatives import UNUSED, check_ascending, nothing_left
+from ..negatives import check_ascending, nothing_left
+from ..sampled_loss import IGNORED
 from ._arrays import call, optional, seed_and_step
 
 
@@ -16,7 +17,7 @@ def sample_negatives(
     users: Tensor, positives: Tensor, seen_offsets: Tensor, seen_items: Tensor, k: int, n_items: int, rng: Tensor,
     probability: Tensor | None, alias: Tensor | None, first: int, threads: int,
 ) -> Tensor:  # fmt: skip
-    unused = positives == UNUSED
+    unused = positives == IGNORED
     if unused.any():
         counted = (~unused).nonzero()[:1, 0]
         if not len(counted):

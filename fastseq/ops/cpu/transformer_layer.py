@@ -18,6 +18,8 @@ def transformer_layer(x: Tensor, offsets: Tensor, rows: Tensor | None, *argument
     in_weight, in_bias, out_weight, out_bias, norm1, shift1, weight1, bias1, weight2, bias2 = arguments[:10]
     norm2, shift2 = arguments[10:12]
     heads, max_len, eps, p, rng, site = arguments[12:]
+    if rows is not None and (rows.diff() < 0).any():
+        raise ValueError("rows descend")
     size, width = x.shape
     packed = linear(x, in_weight, in_bias, False).view(size, 3, heads, width // heads)
     scale = 1.0 / math.sqrt(width // heads)
@@ -52,7 +54,7 @@ def transformer_layer_backward(grad: Tensor, x: Tensor, offsets: Tensor, rows: T
     )
     d_mixed, d_out_weight, _ = linear_backward(d_projected, ours, out_weight, None, False)
     if rows is not None:
-        d_mixed, d_x = (torch.zeros_like(x).index_copy_(0, rows, part) for part in (d_mixed, d_x))
+        d_mixed, d_x = (torch.zeros_like(x).index_add_(0, rows, part) for part in (d_mixed, d_x))
     settings = offsets, max_len, p, rng, site, 1.0 / math.sqrt(width // heads), mixed, lse
     parts = causal_attention_backward(d_mixed.view(mixed.shape), *packed.unbind(1), *settings)
     d_more, d_in_weight, d_in_bias = linear_backward(

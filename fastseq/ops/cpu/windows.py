@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastseq import _C
 
+from ..sampled_loss import IGNORED
 from ..windows import check_room
 
 
@@ -28,7 +29,7 @@ def gather_windows(
     offsets = torch.empty(n_sequences + 1, dtype=torch.int32)
     sequence_users = torch.zeros(n_sequences, dtype=torch.int64)
     rows = torch.arange(events - targets, events - targets + n_targets).clamp_(max=n_events - 1)
-    target_items = torch.full((n_targets,), -100)
+    target_items = torch.full((n_targets,), IGNORED)
     target_sequences = torch.empty(n_targets, dtype=torch.int64)
     l2_items = torch.full((n_history,), padding_idx)
     l2_weights = torch.zeros(n_history)

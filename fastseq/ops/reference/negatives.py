@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..negatives import ATTEMPTS, UNUSED, WORDS_PER_NEGATIVE, nothing_left
+from ..negatives import ATTEMPTS, WORDS_PER_NEGATIVE, nothing_left
 from ..philox import SITE_NEGATIVES, SITE_SHARED_NEGATIVES
+from ..sampled_loss import IGNORED
 from .philox import philox
 
 
@@ -44,12 +45,12 @@ def sample_negatives(
         return torch.from_numpy(result).to(users.device)
     for name, ids, end in (("users", users, len(offsets) - 1), ("positives", positives, n_items)):
         for n, value in enumerate(ids.tolist()):
-            if not (0 <= value < end or (ids is positives and value == UNUSED)):
+            if not (0 <= value < end or (ids is positives and value == IGNORED)):
                 raise ValueError(f"{name}[{n}] is {value}, expected 0 <= value < {end}")
     table = None if probability is None or alias is None else (probability.tolist(), alias.tolist())
     masses = None if table is None else _masses(*table)
     for n, (user, positive) in enumerate(zip(users.tolist(), positives.tolist(), strict=True)):
-        if positive == UNUSED:
+        if positive == IGNORED:
             result[n] = 0
             continue
         excluded = np.union1d(items[offsets[user] : offsets[user + 1]], [positive])

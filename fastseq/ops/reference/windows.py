@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastseq.ops.sampled_loss import IGNORED
+
 
 def gather_windows(
     tape: Tensor, user_offsets: Tensor, users: Tensor, starts: Tensor, stops: Tensor, first_targets: Tensor,
@@ -39,7 +41,7 @@ def gather_windows(
     row = inputs_before[low + number] - inputs_before[low] + event - 1 - starts[window]
     further = torch.arange(n_targets, device=tape.device) - size(targets_before)
     rows = torch.where(real, row, (n_real + further).clamp(max=n_events - 1))
-    targets = torch.where(real, tape[event], -100)
+    targets = torch.where(real, tape[event], IGNORED)
     target_sequences = torch.where(real, number, count + (rows - n_real).div(max_len, rounding_mode="floor"))
 
     target_users = torch.where(real, users[window], 0)
