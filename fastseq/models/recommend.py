@@ -183,6 +183,11 @@ def recommend(
     return result[0] if single else result
 
 
+def has_replaced_method(model: nn.Module) -> bool:
+    """Whether this instance has a method that its class does not give it, as by ``torch.compile``."""
+    return any(callable(value) and hasattr(type(model), name) for name, value in vars(model).items())
+
+
 @contextmanager
 def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
     """Yields ``model`` in evaluation mode; gradients are off.
@@ -192,9 +197,8 @@ def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
     by ``torch.compile``, is itself switched and switched back: the new method is bound to it.
     """
     training = [part for part in model.modules() if part.training]
-    replaced = any(callable(value) and hasattr(type(model), name) for name, value in vars(model).items())
     with torch.inference_mode():
-        if not (replaced and training):
+        if not (training and has_replaced_method(model)):
             yield _in_evaluation_mode(model)
             return
         try:

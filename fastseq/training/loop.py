@@ -20,7 +20,7 @@ from fastseq.data.split import Split
 from fastseq.devices import device_name, memory_named
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.recommend import Catalogue, check_catalogue
+from fastseq.models.recommend import Catalogue, check_catalogue, has_replaced_method
 from fastseq.ops.sampled_loss import needs_log_q
 
 from . import optimizers
@@ -502,8 +502,8 @@ class Trainer:
             "the model is on the CPU": self.device.type != "cuda",
             "several processes train": self.ranks.world_size > 1,
             # What it does on the host a recording would leave out.
-            f"{type(self.model).__name__} is not one of fastseq's own models": execution == "auto"
-            and not type(self.model).__module__.startswith("fastseq."),
+            f"{type(self.model).__name__} is not one of fastseq's own models as they are": execution == "auto"
+            and (has_replaced_method(self.model) or not type(self.model).__module__.startswith("fastseq.")),
             "per_target is on": self.options.per_target,
             self.loader.residence: self.loader.resident is None,
             f"the optimizer is {type(self.optimizer).__name__}, not a fused Adam or AdamW": not all(

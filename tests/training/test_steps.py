@@ -153,6 +153,10 @@ def test_a_graph_that_is_not_served_is_refused_with_the_reason() -> None:
         trainer(split, "GRU4Rec", {"execution": "graph"}, neg_samples=1)
     made = trainer(split, "GRU4Rec", {}, neg_samples=1)
     assert isinstance(made.steps, EagerSteps) and made.fit().execution == "eager"
+    made.device, made.loader.resident = torch.device("cuda", 0), static(made).data
+    assert made._why_eager() is None
+    made.model.loss = made.model.loss  # type: ignore[method-assign]
+    assert made._why_eager() == "GRU4Rec is not one of fastseq's own models as they are"
 
 
 def test_a_recording_that_fails_leaves_steps_that_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
