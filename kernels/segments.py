@@ -31,6 +31,7 @@ RANKED = 1 << 14
 # Entries that a program counts the places of, and those that it compares at a time: 16 pairs a thread with 4 warps.
 # Values of the table that it fills at a time.
 PLACES, OTHERS, FILL = 32, 64, 2048
+FILLING = 512  # programs that fill a table, at least, if it is as large
 
 
 @triton.jit
@@ -145,7 +146,9 @@ def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entri
 def _placed(kind: str, ids: Tensor, others: Tensor | None, sorted_keys: Tensor | None, order: Tensor, n_keys: int = 0,
             table: Tensor | None = None) -> None:  # fmt: skip
     entries = order.shape[0]
-    _place[(cdiv(entries, PLACES),)](
+    # Few entries fill a large table too slowly alone; the programs beyond them place none.
+    filling = 0 if table is None else min(cdiv(table.numel(), FILL), FILLING)
+    _place[(max(cdiv(entries, PLACES), filling),)](
         ids.contiguous(), others, sorted_keys, order, table, entries, n_keys,
         0 if table is None else table.numel(), KIND=kind, PLACES=PLACES, OTHERS=OTHERS, FILL=FILL,
     )  # fmt: skip

@@ -207,10 +207,13 @@ class StaticSteps:
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Other threads of the process may use the GPU meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._step()
         except RuntimeError as error:
             self.optimizer.zero_grad(set_to_none=True)
+            if self.options.execution == "graph" and isinstance(error, torch.OutOfMemoryError):
+                raise
             if self.options.execution == "graph":
                 raise TrainingError(
                     f"execution is graph, but the step cannot be recorded ({error}): use eager"

@@ -161,7 +161,7 @@ def test_ignored_rows_leave_no_trace(loss: str, shared: bool, backend: str, pois
     with ops.set_backend(backend):
         settings = options(case, loss)
         outputs = torch.ops.fastseq.sampled_loss(
-            *(case[n] for n in ("h", "item_weight", "targets", "negatives")), loss, settings["log_q"], 0.3, 7
+            *(case[n] for n in ("h", "item_weight", "targets", "negatives")), loss, settings["log_q"], 0.3, 7, 1.0
         )
     assert not any(x[rest].any() for x in outputs)
     mean = ops.sampled_loss(*(case[n] for n in ("h", "item_weight", "targets", "negatives")), **options(case, loss))

@@ -172,7 +172,7 @@ def test_a_recording_that_fails_leaves_steps_that_are_launched(monkeypatch: pyte
         def __exit__(self, *error: object) -> None: ...
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **settings: graph)
     steps.recording = True
     expected = run(first, eager(first), 2)
     with pytest.warns(UserWarning, match="a CUDA graph cannot record them: no graph today"):
@@ -195,7 +195,7 @@ def test_what_was_changed_between_two_trainings_is_recorded_anew(monkeypatch: py
             steps._step()
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **settings: contextlib.nullcontext())
     steps.recording = True
     run(made, steps, 2)
     graph = steps._graph
