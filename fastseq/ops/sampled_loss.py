@@ -107,6 +107,9 @@ def division(device: torch.device, reduction: str, divisor: float) -> tuple[floa
     other way round, as a division of the sum and its derivative are a launch each."""
     if reduction != "sum" and divisor != 1:
         raise ValueError(f"divisor is {divisor} and reduction is {reduction!r}: it divides a sum")
+    _checks.number("divisor", divisor)
+    if divisor == 0:
+        raise ValueError("divisor is 0, expected another number")
     return (1.0, divisor) if device.type == "cpu" else (1.0 / divisor, 1)
 
 

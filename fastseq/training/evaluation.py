@@ -341,7 +341,11 @@ class _ModelSource:
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
         self.max_len: int | None = model.max_seq_len
-        self.diverged = torch.zeros((), dtype=torch.bool, device=model.item_embedding.weight.device)
+        weight = model.item_embedding.weight[:-1]
+        # On a CPU ranking refuses a NaN score; on a GPU it would leave such an item out.
+        self.diverged = torch.zeros((), dtype=torch.bool, device=weight.device)
+        if weight.device.type != "cpu":
+            self.diverged = ~torch.isfinite(weight).all()
 
     def read(self, users: _Users) -> None:
         """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""
