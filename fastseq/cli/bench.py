@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import Json, show_table
+from .console import Device, Json, show_table
 from .paths import expanded
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
 Model = Annotated[str, typer.Option(help="As in a configuration; its reference configuration is measured.")]
 Data = Annotated[Path | None, typer.Option(help="Interactions (default: the embedded data set).", callback=expanded)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n; auto is a GPU where there is one.")]
 MaxLen = Annotated[int | None, typer.Option(help="max_seq_len (default: the model's).", min=1)]
 
 

@@ -25,7 +25,7 @@ except ImportError as error:  # the core install has no command line
 from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from .bench import bench
-from .console import Json, fail, say, show, show_table, stderr, write_any_text
+from .console import Device, Json, fail, say, show, show_table, stderr, write_any_text
 from .paths import expanded
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Where the interactions are, if not where the training read them.", callback=expanded),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n; auto is a GPU where there is one.")]
 Run = Annotated[
     Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False, callback=expanded)
 ]

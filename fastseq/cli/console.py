@@ -16,6 +16,7 @@ from rich.table import Column, Table
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False)
 stdout = Console(markup=False, emoji=False, highlight=False)
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n; auto is a GPU where there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}  # a tab would end a field
 

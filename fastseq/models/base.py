@@ -16,7 +16,17 @@ from ..errors import check_integer
 from ..ops.sampled_loss import IGNORED, needs_log_q
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, seed_draws, seeded
-from .jagged import Ids, as_ids, check_padded, fill_empty, last_rows, look, offsets_of, places, trailing_lengths
+from .jagged import (
+    Ids,
+    as_ids,
+    check_padded,
+    fill_empty,
+    last_rows,
+    look,
+    offsets_of,
+    padded_positions,
+    trailing_lengths,
+)
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import Catalogue, recommend
 
@@ -236,10 +246,10 @@ class SequentialRecommender(nn.Module, ABC):
         numbers = [total, lengths.amax() if size else total, *([] if hidden is None else [hidden.any().long()])]
         n_events, longest, *some_hidden = look([*checked, *more], *numbers)
         offsets = offsets_of(lengths)
-        place = places(lengths, offsets, width, n_events)
-        batch = self._last_batch(item_seq.reshape(-1)[place], offsets, users, longest)
+        positions = padded_positions(lengths, offsets, width, n_events)
+        batch = self._last_batch(item_seq.reshape(-1)[positions], offsets, users, longest)
         if hidden is not None and some_hidden[0]:
-            batch.hidden = hidden.reshape(-1)[place]
+            batch.hidden = hidden.reshape(-1)[positions]
         return batch
 
     def _hidden(self, item_seq: Tensor, lengths: Tensor) -> Tensor | None:

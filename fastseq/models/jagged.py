@@ -69,7 +69,7 @@ def trailing_lengths(item_seq: Tensor, padding: int) -> Tensor:
     return torch.where(item_seq != padding, columns, 0).amax(dim=1)
 
 
-def places(lengths: Tensor, offsets: Tensor, width: int, total: int) -> Tensor:
+def padded_positions(lengths: Tensor, offsets: Tensor, width: int, total: int) -> Tensor:
     """Where in a padded batch [B, width], its rows one after another, the events of its jagged form are.
 
     Args:

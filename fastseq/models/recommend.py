@@ -162,8 +162,8 @@ def recommend(
     passes: list[Tensor] = []
     emptied: list[str] = []
     recommending = f"recommending for {len(listed)} histories"
-    place = model.item_embedding.weight.device
-    with evaluating(model) as model, memory_named(place, recommending, "pass fewer histories at a time"):
+    device = model.item_embedding.weight.device
+    with evaluating(model) as model, memory_named(device, recommending, "pass fewer histories at a time"):
         for first in range(0, len(listed), HISTORIES_PER_PASS):
             part = slice(first, first + HISTORIES_PER_PASS)
             seen = []

@@ -343,9 +343,7 @@ class _ModelSource:
         self.max_len: int | None = model.max_seq_len
         weight = model.item_embedding.weight[:-1]
         # On a CPU ranking refuses a NaN score; on a GPU it would leave such an item out.
-        self.diverged = torch.zeros((), dtype=torch.bool, device=weight.device)
-        if weight.device.type != "cpu":
-            self.diverged = ~torch.isfinite(weight).all()
+        self.diverged = torch.tensor(False) if weight.device.type == "cpu" else ~torch.isfinite(weight).all()
 
     def read(self, users: _Users) -> None:
         """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""

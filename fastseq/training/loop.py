@@ -227,7 +227,7 @@ class Trainer:
             factor = learning_rate_factor(options.schedule, state.step, self.total_steps, options.warmup_steps)
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
-        self.steps.take(work, state.step)
+        self.steps.take(work)
         self._pending.append((work.n_targets_global, work.n_targets))
         state.batch += 1
         state.step += 1

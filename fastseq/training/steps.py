@@ -42,8 +42,8 @@ class Steps(Protocol):
     def of_epoch(self, epoch: int, start: int) -> Generator[Any, None, None]:
         """The work of the steps ``start`` and on of an epoch."""
 
-    def take(self, work: Any, step: int) -> None:
-        """Takes the optimizer's step number ``step`` with the learning rates that its groups name; does not wait."""
+    def take(self, work: Any) -> None:
+        """Takes one optimizer step with the learning rates that its groups name; does not wait."""
 
     def losses(self) -> list[float]:
         """This rank's loss of each step since the last call; waits for the device."""
@@ -74,7 +74,7 @@ class EagerSteps:
     def of_epoch(self, epoch: int, start: int) -> Generator[JaggedBatch, None, None]:
         return self.loader.batches(epoch, start)
 
-    def take(self, work: JaggedBatch, step: int) -> None:
+    def take(self, work: JaggedBatch) -> None:
         assert work.rng is not None
         self.model.hold_rng(work.rng)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
@@ -164,7 +164,7 @@ class StaticSteps:
         for number, n_targets in enumerate(self._epoch.n_targets[start:].tolist(), start):
             yield Place(number, n_targets)
 
-    def take(self, work: Place, step: int) -> None:
+    def take(self, work: Place) -> None:
         assert self._epoch is not None
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if rates != self._rates_there:

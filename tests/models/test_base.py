@@ -16,7 +16,7 @@ from torch import Tensor
 from fastseq import GRU4Rec, SASRec, ops
 from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
-from fastseq.models.jagged import fill_empty, offsets_of, places, trailing_lengths
+from fastseq.models.jagged import fill_empty, offsets_of, padded_positions, trailing_lengths
 from fastseq.models.losses import row_counts, sum_of_squares
 from fastseq.ops.sampled_loss import LOSSES
 from tests import run_python
@@ -204,7 +204,7 @@ def test_unpadding_and_filling_are_what_a_loop_would_do(rows: list[list[int]]) -
     padded = torch.tensor([row + [5] * (width - len(row)) for row in rows]).view(-1, width).long()
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     offsets = offsets_of(lengths)
-    items = padded.view(-1)[places(lengths, offsets, width, sum(map(len, rows)))]
+    items = padded.view(-1)[padded_positions(lengths, offsets, width, sum(map(len, rows)))]
     assert items.tolist() == [i for row in rows for i in row]
     assert offsets.dtype == torch.int32
     assert [items[a:b].tolist() for a, b in pairwise(offsets)] == rows

@@ -73,7 +73,7 @@ def static_step(name: str, precision: str) -> Callable[[], None]:
     assert isinstance(steps, StaticSteps), made._why_eager()
     steps.recording = False  # nothing records here
     works = steps.of_epoch(0, 0)
-    steps.take(next(works), 0)
+    steps.take(next(works))
     kept = dict(made.model.named_parameters()) | dict(made.model.named_buffers())
     for i, state in enumerate(made.optimizer.state.values()):
         kept |= {f"optimizer {i} {key}": x for key, x in state.items()}
@@ -85,10 +85,10 @@ def static_step(name: str, precision: str) -> Callable[[], None]:
     STATE.kept = {x.untyped_storage()._cdata: key for key, x in kept.items()}
 
     def both() -> None:
-        for number in range(2):
+        for _ in range(2):
             for group in made.optimizer.param_groups:  # as a schedule does
                 group["lr"] *= 0.5
-            steps.take(next(works), number + 1)
+            steps.take(next(works))
 
     return both
 
