@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -12,23 +12,14 @@ from torch import Tensor
 from .sizes import next_power_of_2
 
 LANES = 32  # filters of a program: at n_h = 8 four heights, which keeps the taps beyond a filter's height few
-ROWS = 32  # rows of a program, of 8 values a thread
-HISTORIES = 8  # of a program
+ROWS = 32  # rows of a program: 8 values a thread
+HISTORIES = 16  # of a program
 WIDTH = 64  # columns of x of a program
 VERTICAL = 4  # vertical filters of a program
 STEPS = 32  # rows of a history, or distances from its stop, of a program
 RUNS = 128  # runs of histories that are summed apart
 COLUMNS = 16  # of a program that adds up partial sums
 PART = 32 << 20  # bytes of the tap products that are made at a time: they stay in the L2 cache, 50 MB on an H200
-
-
-class Part(NamedTuple):
-    """Heights whose filters' tap products are made together: their lanes and their rows of weight_h."""
-
-    first: int
-    stop: int
-    first_tap: int
-    stop_tap: int
 
 
 @triton.jit
@@ -45,16 +36,22 @@ def find(offsets, value, gap: tl.constexpr, sequences, halvings):
 
 
 @triton.jit
-def lanes(block, first, stop, LENGTH: tl.constexpr, FILTERS: tl.constexpr, LANES: tl.constexpr):
-    """A block of the filters first ... stop - 1: their numbers [LANES], heights, which exist, where their taps begin
-    in a row of products, and the least and the largest height."""
-    lane = first + block * LANES + tl.arange(0, LANES)
-    height = lane // FILTERS + 1
-    before = first // FILTERS
-    place = (height * (height - 1) // 2 - before * (before + 1) // 2) * FILTERS + lane % FILTERS
-    least = (first + block * LANES) // FILTERS + 1
-    most = tl.minimum((first + block * LANES + LANES - 1) // FILTERS + 1, LENGTH)
-    return lane, height, lane < stop, place, least, most
+def products_width(low, high, FILTERS: tl.constexpr):
+    """Taps of the heights low + 1 ... high, all filters: the columns of their products."""
+    return (high * (high + 1) // 2 - low * (low + 1) // 2) * FILTERS
+
+
+@triton.jit
+def lanes(block, low, high, LENGTH: tl.constexpr, FILTERS: tl.constexpr, LANES: tl.constexpr):
+    """A block of the filters of heights low + 1 ... high, (height - 1) n_h + filter: their numbers [LANES], heights,
+    which exist, where in a row of products their taps begin, and the least and the largest height. Written so that the
+    compiler knows which neighbours lie side by side."""
+    number = block * LANES + tl.arange(0, LANES)
+    height = low + number // FILTERS + 1
+    place = (height * (height - 1) // 2 - low * (low + 1) // 2) * FILTERS + number % FILTERS
+    least = low + block * LANES // FILTERS + 1
+    most = tl.minimum(low + (block * LANES + LANES - 1) // FILTERS + 1, LENGTH)
+    return low * FILTERS + number, height, number < (high - low) * FILTERS, place, least, most
 
 
 @triton.jit
@@ -81,21 +78,21 @@ class Shape:
         block, columns = {"LANES": self.block}, {"D": d, "WIDTH": self.width}
         self.convolve = {**sizes, **block, **columns, "ROWS": ROWS}
         self.histories = {**sizes, **block, **columns, "NV": n_v, "HISTORIES": HISTORIES, "VERTICAL": self.vertical}
-        self.by_slot = {**sizes, "SKIPPED": self.skipped, "SLOTS": 16, "COLUMNS": 128}
+        self.by_slot = {**sizes, "SKIPPED": self.skipped, "COLUMNS": 512, "num_warps": 1}
         self.tap_gradients = {**sizes, **block, "SKIPPED": self.skipped, "ROWS": ROWS, "RUNS": RUNS}
         self.sums = {**sizes, **block, **columns, "NV": n_v, "STEPS": self.steps, "HISTORIES": HISTORIES}
-        self.finish_x = {**sizes, **columns, "NV": n_v, "ROWS": 8}
+        self.finish_x = {**sizes, **columns, "NV": n_v, "num_warps": 1}
         self.finish = {**sizes, **block, **columns, "NV": n_v, "ROWS": 32, "COLUMNS": COLUMNS}
 
-    def parts(self, rows: int) -> Iterator[Part]:
-        """At least one, and each of one height or more."""
+    def parts(self, rows: int) -> Iterator[tuple[int, int, slice]]:
+        """Heights whose products are made together, low + 1 ... high, one or more, and their rows of weight_h."""
         most = PART // (4 * (rows + 1) * max(self.n_h, 1))
         low = 0
         while low < self.length:
             high, before = low + 1, low * (low + 1) // 2
             while high < self.length and (high + 1) * (high + 2) // 2 - before <= most:
                 high += 1
-            yield Part(low * self.n_h, high * self.n_h, before, high * (high + 1) // 2)
+            yield low, high, slice(before, high * (high + 1) // 2)
             low = high
 
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import caser_common as common
-from .caser_common import history, lanes, shape_of
+from .caser_common import history, lanes, products_width, shape_of
 from .caser_windows_backward import caser_windows_backward
 from .products import operand, product_into
 from .sizes import cdiv
@@ -31,17 +31,17 @@ from .sizes import cdiv
 __all__ = ["caser_windows", "caser_windows_backward"]
 
 
-@triton.jit(do_not_specialize=["rows", "width", "first", "stop"])
+@triton.jit(do_not_specialize=["rows", "low", "high"])
 def _convolve(
-    products, weight_h, bias_h, padding_row, convolved, rows, width, first, stop,
+    products, weight_h, bias_h, padding_row, convolved, rows, low, high,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """convolved [rows, lanes]: the sums along the diagonals of products [rows + 1, width], whose last row, the
     padding row's, is made by the programs beyond."""
-    tiles = (rows + ROWS - 1) // ROWS
+    tiles, width = (rows + ROWS - 1) // ROWS, products_width(low, high, FILTERS)
     if tl.program_id(0) < tiles:
-        lane, height, real, place, _, most = lanes(tl.program_id(1), first, stop, LENGTH, FILTERS, LANES)
+        lane, height, real, place, _, most = lanes(tl.program_id(1), low, high, LENGTH, FILTERS, LANES)
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         source = products + row.to(tl.int64)[:, None] * width + place[None, :]
         sums = tl.zeros((ROWS, LANES), tl.float32)
@@ -55,8 +55,7 @@ def _convolve(
     else:
         block = (tl.program_id(0) - tiles) * tl.num_programs(1) + tl.program_id(1)
         index = block * LANES + tl.arange(0, LANES)
-        before = first // FILTERS
-        weight = weight_h + (before * (before + 1) // 2 * FILTERS + index)[:, None] * D
+        weight = weight_h + (low * (low + 1) // 2 * FILTERS + index)[:, None] * D
         total = tl.zeros((LANES,), tl.float32)
         for start in range(0, D, WIDTH):
             column = start + tl.arange(0, WIDTH)
@@ -75,10 +74,10 @@ def _take(value, best, position, start, fits):
     return tl.where(taken, value, best), tl.where(taken, start, position)
 
 
-@triton.jit(do_not_specialize=["size", "rows", "width", "first", "stop_lane", "vertical"])
+@triton.jit(do_not_specialize=["size", "rows", "low", "high", "vertical"])
 def _histories(
     x, offsets, sequences, stops, bias_h, weight_v, bias_v, padding_row, products, convolved, out, position_out,
-    size, rows, width, first, stop_lane, vertical,
+    size, rows, low, high, vertical,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr,
     HISTORIES: tl.constexpr, VERTICAL: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -106,8 +105,8 @@ def _histories(
         tl.store(outputs, total.to(out.dtype.element_ty), mask=written)
     else:
         block = tl.program_id(1) - vertical
-        lane, height, real, place, least, most = lanes(block, first, stop_lane, LENGTH, FILTERS, LANES)
-        used = inside[:, None] & real[None, :]
+        lane, height, real, place, least, most = lanes(block, low, high, LENGTH, FILTERS, LANES)
+        used, width = inside[:, None] & real[None, :], products_width(low, high, FILTERS)
         best = tl.zeros((HISTORIES, LANES), tl.float32)
         position = tl.full((HISTORIES, LANES), -1, tl.int32)
         source = convolved + start[:, None] * (LENGTH * FILTERS) + lane[None, :]
@@ -121,10 +120,13 @@ def _histories(
         for begin in range(tl.maximum(shortest - most + 1, 0), tl.where(shortest < LENGTH, LENGTH - least + 1, 0)):
             fits = used & (height[None, :] > (real_rows - begin)[:, None]) & (height <= LENGTH - begin)[None, :]
             value = tl.zeros((HISTORIES, LANES), tl.float32)
+            met = products + (start + begin)[:, None] * width + place[None, :]
+            beyond = products + rows.to(tl.int64) * width + place[None, :]
             for tap in range(0, most):
-                met = tl.where(begin + tap < real_rows, start + begin + tap, rows)
-                product = products + met[:, None] * width + (place + tap * FILTERS)[None, :]
+                product = tl.where((tap < real_rows - begin)[:, None], met, beyond)
                 value += tl.load(product, mask=fits & (tap < height)[None, :], other=0.0)
+                met += width + FILTERS
+                beyond += FILTERS
             best, position = _take(value + bias, best, position, begin, fits)
         tl.store(target[:, None] + NV * D + lane[None, :], best.to(out.dtype.element_ty), mask=used)
         offset = number.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
@@ -144,20 +146,19 @@ def caser_windows(*arguments: Tensor) -> tuple[Tensor, Tensor]:
     convolved = torch.empty(rows, shape.lanes, dtype=torch.float32, device=x.device)
     taps = operand(weight_h, "weight_h", x.dtype)
     vertical = cdiv(shape.n_v, shape.vertical) * cdiv(shape.d, shape.width)
-    for part in shape.parts(rows):
-        weight = taps[part.first_tap : part.stop_tap].flatten(0, 1)
-        width, blocks = weight.shape[0], cdiv(part.stop - part.first, shape.block)
+    for low, high, part in shape.parts(rows):
+        weight, blocks = taps[part].flatten(0, 1), cdiv((high - low) * shape.n_h, shape.block)
+        width = weight.shape[0]
         products = torch.empty(rows + 1, width, dtype=torch.float32, device=x.device)
         if blocks > 0:
             product_into(x, weight.t(), products[:rows])
             grid = (cdiv(rows, common.ROWS) + cdiv(cdiv(width, shape.block), blocks), blocks)
             _convolve[grid](
-                products, weight_h, bias_h, padding_row, convolved, rows, width, part.first, part.stop,
-                **shape.convolve,
+                products, weight_h, bias_h, padding_row, convolved, rows, low, high, **shape.convolve
             )  # fmt: skip
         _histories[cdiv(size, common.HISTORIES), vertical + blocks](
             x, offsets, sequences, stops, bias_h, weight_v, bias_v, padding_row, products, convolved, out, position,
-            size, rows, width, part.first, part.stop, vertical, **shape.histories,
+            size, rows, low, high, vertical, **shape.histories,
         )  # fmt: skip
         vertical = 0
     return out, position

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import caser_common as common
-from .caser_common import find, history, lanes, shape_of
+from .caser_common import find, history, lanes, products_width, shape_of
 from .products import operand, product_into
 from .rows import sum_rows
 from .segments import sort_ids
@@ -28,79 +28,66 @@ def _below(ascending, value, size, halvings):
     return low
 
 
-@triton.jit(do_not_specialize=["slots", "size", "halvings"])
+@triton.jit(do_not_specialize=["size", "halvings"])
 def _by_slot(
-    grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, slots, size, halvings,
-    LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, size, halvings,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """grad_slots: sums of grad over each slot's histories. distance: from a maximum to the stop, -1 where none is."""
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    """grad_slots: sums of grad over a slot's histories. distance: from a maximum to the stop, -1 where none is."""
+    slot = tl.program_id(0)
     width: tl.constexpr = SKIPPED + LENGTH * FILTERS
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    real = slot < slots
     begin = _below(sorted_slots, slot, size, halvings)
-    total = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
     at = begin
-    same = tl.load(sorted_slots + at, mask=at < size, other=-1) == slot
-    hit = same
-    while tl.max(same.to(tl.int32), 0) > 0:
-        number = tl.load(order + at, mask=same, other=0).to(tl.int64)
-        used = same[:, None] & (column < width)[None, :]
-        total += tl.load(grad + number[:, None] * width + column[None, :], mask=used, other=0.0).to(tl.float32)
+    hit = tl.load(sorted_slots + at, mask=at < size, other=-1) == slot
+    more = hit
+    while more:
+        number = tl.load(order + at).to(tl.int64)
+        total += tl.load(grad + number * width + column, mask=column < width, other=0.0).to(tl.float32)
         at += 1
-        same = same & (tl.load(sorted_slots + at, mask=at < size, other=-1) == slot)
-    inside = real[:, None] & (column < width)[None, :]
-    tl.store(grad_slots + slot.to(tl.int64)[:, None] * width + column[None, :], total, mask=inside)
+        more = tl.load(sorted_slots + at, mask=at < size, other=-1) == slot
+    tl.store(grad_slots + slot.to(tl.int64) * width + column, total, mask=column < width)
 
     # Equal histories have equal maxima: the first one's are read.
-    number = tl.load(order + begin, mask=hit, other=0).to(tl.int64)
-    number = tl.where(hit, number, size)
-    _, _, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
-    lane = column - SKIPPED
-    offset = number[:, None] * (LENGTH * FILTERS) + lane[None, :]
-    used = hit[:, None] & (lane >= 0)[None, :] & (column < width)[None, :]
-    at = tl.load(position + offset, mask=used, other=-1)
-    far = tl.where(at >= 0, tl.maximum(real_rows[:, None] - at, 0), -1)
-    offset = slot.to(tl.int64)[:, None] * (LENGTH * FILTERS) + lane[None, :]
-    tl.store(distance + offset, far.to(tl.int32), mask=inside & (lane >= 0)[None, :])
+    first = tl.load(order + begin, mask=hit, other=0).to(tl.int64)
+    _, _, real_rows = history(offsets, sequences, stops, first, size, LENGTH)
+    lane, inside = column - SKIPPED, (column >= SKIPPED) & (column < width)
+    place = tl.load(position + first * (LENGTH * FILTERS) + lane, mask=inside & hit, other=-1)
+    far = tl.where(place >= 0, tl.maximum(real_rows - place, 0), -1)
+    tl.store(distance + slot.to(tl.int64) * (LENGTH * FILTERS) + lane, far, mask=inside)
 
 
-@triton.jit
-def _sequence_of(offsets, row, rows, sequences, halvings):
-    """Sequence and end of each row; the nearest row's outside 0 ... rows - 1."""
-    sequence = find(offsets, tl.minimum(tl.maximum(row, 0), rows - 1).to(tl.int32), 0, sequences, halvings)
-    return sequence, tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
-
-
-@triton.jit(do_not_specialize=["rows", "sequences", "halvings", "slots", "runs", "width", "first", "stop"])
+@triton.jit(do_not_specialize=["rows", "sequences", "halvings", "slots", "runs", "low", "high"])
 def _tap_gradients(
     grad_slots, distance, offsets, sums, grad_products, padded, grad_bias,
-    rows, sequences, halvings, slots, runs, width, first, stop,
+    rows, sequences, halvings, slots, runs, low, high,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, SKIPPED: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
     """grad_products [rows + 1, width]: of the products with each row and, last, with the padding row. Every filter
     starts at ROWS rows, or before the first one; the programs beyond add up ``sums`` for the padding row."""
-    tiles = (rows + LENGTH + ROWS - 2) // ROWS
-    lane, height, real, place, _, most = lanes(tl.program_id(1), first, stop, LENGTH, FILTERS, LANES)
+    tiles, width = (slots + LENGTH + ROWS - 2) // ROWS, products_width(low, high, FILTERS)
+    lane, height, real, place, _, most = lanes(tl.program_id(1), low, high, LENGTH, FILTERS, LANES)
     kind = grad_products.dtype.element_ty
     if tl.program_id(0) < tiles:
-        row = tl.program_id(0) * ROWS - (LENGTH - 1) + tl.arange(0, ROWS)
-        slot = row + _sequence_of(offsets, row, rows, sequences, halvings)[0]
-        slot = tl.where((row >= 0) & (row < rows), slot, slots)
+        slot = tl.program_id(0) * ROWS - (LENGTH - 1) + tl.arange(0, ROWS)
+        known = tl.minimum(tl.maximum(slot, 0), slots - 1)
+        sequence = find(offsets, known, 1, sequences, halvings)
+        ends = known - sequence == tl.load(offsets + sequence + 1)  # no filter starts where a sequence ends
+        row = tl.where(slot < 0, slot, tl.where(ends | (slot >= slots), rows, slot - sequence))[:, None]
         at = (slot + LENGTH).to(tl.int64)[:, None]
         far_at = distance + at * (LENGTH * FILTERS) + lane[None, :]
         source = grad_slots + at * (SKIPPED + LENGTH * FILTERS) + SKIPPED + lane[None, :]
-        target = grad_products + (row + LENGTH - 1).to(tl.int64)[:, None] * width
-        target += (place + (LENGTH - 1) * FILTERS)[None, :]
+        target = grad_products + (row + LENGTH - 1).to(tl.int64) * width + (place + (LENGTH - 1) * FILTERS)[None, :]
         total = tl.zeros((ROWS, LANES), tl.float32)
         for i in range(0, LENGTH):
             tap = LENGTH - 1 - i
-            inside = (slot < slots - tap - 1)[:, None] & real[None, :]
+            inside = ((slot >= 0) & (slot < slots - tap - 1))[:, None] & real[None, :]
             far = tl.load(far_at, mask=inside, other=-1)
-            total += tl.load(source, mask=inside & (far == tap + 1), other=0.0)
+            total += tl.where(far == tap + 1, tl.load(source, mask=inside, other=0.0), 0.0)
             if tap < most:
-                met = ((row >= -tap) & (row < rows - tap))[:, None] & (real & (tap < height))[None, :]
+                met = (row >= -tap) & (row < rows - tap) & (real & (tap < height))[None, :]
                 tl.store(target, total.to(kind), mask=met)
             far_at -= LENGTH * FILTERS
             source -= SKIPPED + LENGTH * FILTERS
@@ -115,28 +102,26 @@ def _tap_gradients(
         tl.store(grad_bias + lane, reached.to(grad_bias.dtype.element_ty), mask=real & (step == LENGTH))
 
 
-@triton.jit(do_not_specialize=["rows", "sequences", "halvings"])
+@triton.jit(do_not_specialize=["sequences", "halvings"])
 def _finish_x(
-    grad_rows, grad_slots, offsets, weight_v, grad_x, rows, sequences, halvings,
-    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    grad_rows, grad_slots, offsets, weight_v, grad_x, sequences, halvings,
+    LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """grad_x: that of the horizontal filters, and the vertical filters of the next LENGTH histories."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    row = tl.program_id(0)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = (row < rows)[:, None] & (column < D)[None, :]
-    total = tl.load(grad_rows + row[:, None] * D + column[None, :], mask=inside, other=0.0)
+    total = tl.load(grad_rows + row.to(tl.int64) * D + column, mask=column < D, other=0.0)
     if NV > 0:
-        sequence, start, end = _sequence_of(offsets, row, rows, sequences, halvings)
-        for step in range(1, LENGTH + 1):
-            stop = row + step
-            known = stop <= end
-            row_index = tl.minimum(stop - start, LENGTH) - step  # of this row in that history
-            source = grad_slots + (stop + sequence)[:, None] * (NV * D + LENGTH * FILTERS) + column[None, :]
-            for v in range(0, NV):
-                weight = tl.load(weight_v + v * LENGTH + row_index, mask=known, other=0.0).to(tl.float32)
-                total += weight[:, None] * tl.load(source + v * D, mask=inside & known[:, None], other=0.0)
-    tl.store(grad_x + row[:, None] * D + column[None, :], total.to(grad_x.dtype.element_ty), mask=inside)
+        sequence = find(offsets, row, 0, sequences, halvings)
+        start = tl.load(offsets + sequence)
+        source = grad_slots + (row + sequence).to(tl.int64) * (NV * D + LENGTH * FILTERS) + column
+        for step in range(1, tl.minimum(LENGTH, tl.load(offsets + sequence + 1) - row) + 1):
+            source += NV * D + LENGTH * FILTERS
+            at = tl.minimum(row + step - start, LENGTH) - step  # of this row in the history that ends step rows on
+            for v in tl.static_range(NV):
+                weight = tl.load(weight_v + v * LENGTH + at).to(tl.float32)
+                total += weight * tl.load(source + v * D, mask=column < D, other=0.0)
+    tl.store(grad_x + row.to(tl.int64) * D + column, total.to(grad_x.dtype.element_ty), mask=column < D)
 
 
 @triton.jit(do_not_specialize=["size", "each"])
@@ -150,7 +135,7 @@ def _sums(
     of the maxima at most so many rows from the stop, whose filters meet padding from this tap on."""
     parts: tl.constexpr = (D + WIDTH - 1) // WIDTH
     steps: tl.constexpr = (LENGTH + STEPS) // STEPS
-    run, program, runs = tl.program_id(0), tl.program_id(1) // steps, tl.num_programs(0)
+    run, program = tl.program_id(0), tl.program_id(1) // steps
     step = tl.program_id(1) % steps * STEPS + tl.arange(0, STEPS)
     width: tl.constexpr = NV * D + LENGTH * FILTERS
     if program < NV * parts:
@@ -207,7 +192,7 @@ def _finish(
     if block < 0:
         tap, d = tl.program_id(0) // parts % LENGTH, tl.program_id(0) % parts * WIDTH + tl.arange(0, WIDTH)
         lane, height, known, place, _, _ = lanes(
-            tl.program_id(0) // (LENGTH * parts), 0, LENGTH * FILTERS, LENGTH, FILTERS, LANES
+            tl.program_id(0) // (LENGTH * parts), 0, LENGTH, LENGTH, FILTERS, LANES
         )
         known = known & (tap < height)
         inside = known[:, None] & (d < D)[None, :]
@@ -240,7 +225,11 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     if size == 0 or shape.skipped + shape.lanes == 0:
         return tuple(torch.zeros_like(a) for a in (grad_x, *weights))
     slots, halvings = rows + count, (count - 1).bit_length()
-    blocks, parts, steps = cdiv(shape.lanes, shape.block), cdiv(shape.d, shape.width), cdiv(shape.length + 1, shape.steps)
+    blocks, parts, steps = (
+        cdiv(shape.lanes, shape.block),
+        cdiv(shape.d, shape.width),
+        cdiv(shape.length + 1, shape.steps),
+    )
 
     def floats(*sizes: int) -> Tensor:
         return torch.empty(*sizes, dtype=torch.float32, device=x.device)
@@ -248,13 +237,12 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     sorted_slots, order = sort_ids(stops, slots, sequences)
     grad_slots = floats(slots, shape.skipped + shape.lanes)
     distance = torch.empty(slots, shape.lanes, dtype=torch.int32, device=x.device)
-    grid = (cdiv(slots, shape.by_slot["SLOTS"]), cdiv(shape.skipped + shape.lanes, 128))
-    _by_slot[grid](
-        grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, slots, size,
-        size.bit_length(), **shape.by_slot,
+    _by_slot[slots, cdiv(shape.skipped + shape.lanes, shape.by_slot["COLUMNS"])](
+        grad, position, offsets, sequences, stops, sorted_slots, order, grad_slots, distance, size, size.bit_length(),
+        **shape.by_slot,
     )  # fmt: skip
 
-    each = cdiv(size, common.RUNS)
+    each, steps = cdiv(size, common.RUNS), cdiv(shape.length + 1, shape.steps)
     runs = cdiv(size, each)
     vertical, met = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * steps * shape.n_v, shape.d)
     sums, padded = floats(runs, shape.length + 1, shape.lanes), floats(shape.length + 1, shape.lanes)
@@ -266,25 +254,24 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding = map(torch.empty_like, weights)
     grad_taps, grad_rows = floats(*weight_h.shape), floats(rows + 1, shape.d)
     taps = operand(weight_h, "weight_h", x.dtype)
-    for part in shape.parts(rows):
-        weight = taps[part.first_tap : part.stop_tap].flatten(0, 1)
-        width, block = weight.shape[0], cdiv(part.stop - part.first, shape.block)
-        grad_products = torch.empty(rows + 1, width, dtype=x.dtype, device=x.device)
+    for low, high, part in shape.parts(rows):
+        weight, block = taps[part].flatten(0, 1), cdiv((high - low) * shape.n_h, shape.block)
+        grad_products = torch.empty(rows + 1, weight.shape[0], dtype=x.dtype, device=x.device)
         if block > 0:
-            grid = (cdiv(rows + shape.length - 1, common.ROWS) + shape.length + 1, block)
+            grid = (cdiv(slots + shape.length - 1, common.ROWS) + shape.length + 1, block)
             _tap_gradients[grid](
                 grad_slots, distance, offsets, sums, grad_products, padded, grad_bias_h,
-                rows, count, halvings, slots, runs, width, part.first, part.stop, **shape.tap_gradients,
+                rows, count, halvings, slots, runs, low, high, **shape.tap_gradients,
             )  # fmt: skip
-        target = grad_rows if part.first_tap == 0 else torch.empty_like(grad_rows)
+        target = grad_rows if low == 0 else torch.empty_like(grad_rows)
         product_into(grad_products, weight, target)
-        if target is not grad_rows:
+        if low > 0:
             grad_rows += target
-        product_into(grad_products[:rows].t(), x, grad_taps[part.first_tap : part.stop_tap].flatten(0, 1))
+        product_into(grad_products[:rows].t(), x, grad_taps[part].flatten(0, 1))
     if rows > 0:
-        _finish_x[cdiv(rows, shape.finish_x["ROWS"]), parts](
-            grad_rows, grad_slots, offsets, weight_v, grad_x, rows, count, halvings, **shape.finish_x
-        )
+        _finish_x[rows, parts](
+            grad_rows, grad_slots, offsets, weight_v, grad_x, count, halvings, **shape.finish_x
+        )  # fmt: skip
     programs = blocks * shape.length * parts
     programs += cdiv(shape.n_v * (shape.length + 1), common.COLUMNS) + cdiv(shape.d, common.COLUMNS)
     _finish[(programs,)](
