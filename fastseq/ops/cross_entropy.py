@@ -61,7 +61,7 @@ def linear_cross_entropy(
     settings = (h, weight, targets, bias, ignore_index, softcap, bfloat16_products(h.device.type))
     if reduction == "none":
         return _linear_cross_entropy(*settings)[0]
-    if h.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
         summed = _summed_linear_cross_entropy(*settings)[0]
     else:
         summed = total(_linear_cross_entropy(*settings)[0])
