@@ -66,13 +66,14 @@ def _bent(logit, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _logits(h, weight, bias, item, first, rows_left, n_items, width, softcap, BIAS: tl.constexpr, SOFTCAP: tl.constexpr,
+def _logits(h, weight, bias, first, rows_left, n_items, width, softcap, BIAS: tl.constexpr, SOFTCAP: tl.constexpr,
             ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
     """Of a tile of rows, whose first h points to, and of items from ``first`` on; and their derivatives."""
     table = weight + tl.cast(first, tl.int64) * width
     logit, _ = product(h, table, rows_left, n_items - first, width, ROWS, ITEMS, WIDTH, STEP, PRECISION)
     if BIAS:
+        item = first + tl.arange(0, ITEMS)
         logit += tl.load(bias + item, mask=item < n_items, other=0.0).to(tl.float32)[None, :]
     return _bent(logit, softcap, SOFTCAP)
 
@@ -100,13 +101,13 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
     sum = tl.zeros((ROWS,), tl.float32)
     hit = tl.zeros((ROWS,), tl.float32)
     for first in range(start, stop, ITEMS):
-        item = first + tl.arange(0, ITEMS)
         logit, _ = _logits(
-            h, weight, bias, item, first, n_rows - first_row, n_items, width, softcap, BIAS, SOFTCAP, ROWS, ITEMS,
+            h, weight, bias, first, n_rows - first_row, n_items, width, softcap, BIAS, SOFTCAP, ROWS, ITEMS,
             WIDTH, STEP, PRECISION,
         )  # fmt: skip
-        hit += tl.sum(tl.where(item[None, :] == target[:, None], logit, 0.0), axis=1)
-        m, sum = _add_exponentials(m, sum, tl.where((item < n_items)[None, :], logit, float("-inf")))
+        column = tl.arange(0, ITEMS)[None, :]
+        hit += tl.sum(tl.where(column == (target - first)[:, None], logit, 0.0), axis=1)
+        m, sum = _add_exponentials(m, sum, tl.where(column < n_items - first, logit, float("-inf")))
     offset = tl.program_id(1).to(tl.int64) * n_rows + row
     tl.store(largest + offset, m, mask=row < n_rows)
     tl.store(sums + offset, sum, mask=row < n_rows)
@@ -145,23 +146,24 @@ def _slopes(h, weight, bias, targets, lses, grad, grad_row, slopes, first, n_row
     """The gradient of the logits of all rows and the items from ``first`` on, a tile a program."""
     first_row = tl.program_id(0) * ROWS
     row = first_row + tl.arange(0, ROWS)
-    column = tl.program_id(1) * ITEMS + tl.arange(0, ITEMS)
-    item = first + column
+    first_item = first + tl.program_id(1) * ITEMS
     logit, derivative = _logits(
-        h + first_row.to(tl.int64) * width, weight, bias, item, first + tl.program_id(1) * ITEMS, n_rows - first_row,
-        n_items, width, softcap, BIAS, SOFTCAP, ROWS, ITEMS, WIDTH, STEP, PRECISION,
+        h + first_row.to(tl.int64) * width, weight, bias, first_item, n_rows - first_row, n_items, width, softcap, BIAS,
+        SOFTCAP, ROWS, ITEMS, WIDTH, STEP, PRECISION,
     )  # fmt: skip
     target = tl.load(targets + row, mask=row < n_rows, other=0)
+    ignored = target == ignore_index
+    some = (target >= 0) & (target < n_items)
     lse = tl.load(lses + row, mask=row < n_rows, other=0.0)
-    slope = tl.exp(logit - lse[:, None]) - tl.where(item[None, :] == target[:, None], 1.0, 0.0)
-    scale = tl.full((ROWS,), 1.0, tl.float32)
+    shift = tl.where(ignored, float("inf"), tl.where(some, lse, float("nan")))
+    place = tl.where(some & (target != ignore_index), target - first_item, -1).to(tl.int32)
+    slope = tl.exp(logit - shift[:, None]) - tl.where(tl.arange(0, ITEMS)[None, :] == place[:, None], 1.0, 0.0)
+    slope *= derivative
     if grad is not None:
-        scale = tl.load(grad + row * grad_row, mask=row < n_rows, other=0.0).to(tl.float32)
-    scale = tl.where((target >= 0) & (target < n_items), scale, float("nan"))
-    scale = tl.where(target == ignore_index, 0.0, scale)
-    offset = row.to(tl.int64)[:, None] * pitch + column[None, :]
-    tl.store(slopes + offset, (slope * derivative * scale[:, None]).to(slopes.dtype.element_ty),
-             mask=(row < n_rows)[:, None] & (item < n_items)[None, :])  # fmt: skip
+        slope *= tl.load(grad + row * grad_row, mask=row < n_rows, other=0.0).to(tl.float32)[:, None]
+    # There is room for whole tiles.
+    offset = row.to(tl.int64)[:, None] * pitch + (tl.program_id(1) * ITEMS + tl.arange(0, ITEMS))[None, :]
+    tl.store(slopes + offset, slope.to(slopes.dtype.element_ty))
 
 
 @triton.jit
@@ -304,7 +306,7 @@ def linear_cross_entropy_backward(
     launch, sizes = _tiles(x)
     chunk = max(1, CHUNK // (max(n_rows, 1) * x.element_size() * launch.items)) * launch.items
     chunk = min(chunk, cdiv(n_items, launch.items) * launch.items)
-    slopes = torch.empty(n_rows, chunk, dtype=x.dtype, device=x.device)
+    slopes = torch.empty(cdiv(n_rows, launch.rows) * launch.rows, chunk, dtype=x.dtype, device=x.device)
     for first in range(0, n_items if n_rows > 0 else 0, max(chunk, 1)):
         items = slice(first, min(first + chunk, n_items))
         _slopes[cdiv(n_rows, launch.rows), cdiv(items.stop - first, launch.items)](
@@ -312,7 +314,7 @@ def linear_cross_entropy_backward(
             width, chunk, ignore_index, softcap or 1.0, BIAS=bias is not None, SOFTCAP=softcap is not None, **sizes,
             PRECISION=float32_precision(), num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
-        gradients.add(slopes[:, : items.stop - first], slice(0, n_rows), items)
+        gradients.add(slopes[:n_rows, : items.stop - first], slice(0, n_rows), items)
     return gradients.to(h, weight)
 
 
