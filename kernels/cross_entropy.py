@@ -59,10 +59,11 @@ LONG, ROW_LAUNCHES = 8192, ((4, 1), (16, 2))
 @triton.jit
 def _bent(logit, softcap, SOFTCAP: tl.constexpr):
     """The logit that counts, and its derivative by the product's."""
+    derivative = 1.0
     if SOFTCAP:
         bend = tanh(logit / softcap)
-        return softcap * bend, 1.0 - bend * bend
-    return logit, 1.0
+        logit, derivative = softcap * bend, 1.0 - bend * bend
+    return logit, derivative
 
 
 @triton.jit
