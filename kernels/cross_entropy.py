@@ -2,13 +2,13 @@
 
 A sum with gradients, where a chunk has room for enough rows of logits: three products of the library. The first writes
 a chunk's logits, ``_softmax`` turns each row into its loss and the gradient of its logits, in place in float32, and two
-products take that to the gradients of h and weight.
+products take that to the gradients of h and weight. Half types write that gradient beside the logits.
 
 Elsewhere the logits are made twice and never leave registers: ``_losses`` takes a tile of rows and one part of the
 catalogue, and keeps the running maximum, the sum of exponentials and the target's logit, which ``_combine`` merges.
 With the log-sum-exp, ``_slopes`` writes the gradient of the logits of all rows and a chunk of the items, for the same
-two products. Either way a chunk takes CHUNK bytes, whatever the sizes, every sum has one order, and no term is left out
-for being small.
+two products. Either way a chunk takes CHUNK bytes, whatever the sizes (half types half as much again for logits that
+are kept), every sum has one order, and no term is left out for being small.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHUNK = 40 << 20
 # Rows that a chunk must hold for its logits to be kept. They cost 24 bytes of traffic each (18 in half types), the
 # gradient of weight, read and written once a chunk, 8 a column and row; a fourth product and the gradient of the logits
 # alone take 12 (6). That pays where the matrix unit multiplies; without it a product costs more. By arithmetic: to
-# 13,000 to 20,000 items, and 109,000. Not yet measured.
+# 20,000 items, and 109,000. Not yet measured.
 KEPT_ROWS = {"half": 512, "tf32": 512, "ieee": 96}
 ROWS_STEP = 32  # rows of a chunk are a multiple: their targets and losses start aligned
 # Warps of a row of logits, and how many 16 bytes each thread reads at a time, up to LONG items and above.
@@ -327,8 +327,7 @@ def summed_linear_cross_entropy(
     n_rows, n_items = x.shape[0], table.shape[0]
     warps, each = ROW_LAUNCHES[n_items > LONG]
     pitch = cdiv(n_items, 128 * each * warps) * 128 * each * warps
-    size = 4 if x.dtype == torch.float32 else 4 + x.element_size()
-    rows = CHUNK // (max(pitch, 1) * size) // ROWS_STEP * ROWS_STEP
+    rows = CHUNK // (4 * max(pitch, 1)) // ROWS_STEP * ROWS_STEP
     if n_rows == 0 or n_items == 0 or rows < min(n_rows, KEPT_ROWS[kind(x)]):
         losses, lse = linear_cross_entropy(h, weight, targets, bias, ignore_index, softcap, bfloat16)
         return losses.sum(), *linear_cross_entropy_backward(
