@@ -92,7 +92,9 @@ def _merge(lists, merged, scores, ids, bounds, n_users, parts, k, first, SIZE: t
     entry = (part.to(tl.int64) * n_users + user) * SIZE + place % KEEP
     best = tl.sort(tl.load(lists + entry, mask=part < parts, other=_EMPTY), descending=True)
     if merged is not None:
-        tl.store(merged + (tl.program_id(1) * tl.cast(n_users, tl.int64) + user) * KEEP + place, best, mask=place < KEEP)
+        tl.store(
+            merged + (tl.program_id(1) * tl.cast(n_users, tl.int64) + user) * KEEP + place, best, mask=place < KEEP
+        )
     else:
         bits = (best >> 32).to(tl.int32)
         bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
