@@ -299,18 +299,19 @@ class RowMask {
     RowMask(const Dropout& dropout, int64_t row) : dropout_(dropout), row_(row) {}
     // Whether a key, by its row of the batch, is dropped; keys are asked for in order.
     bool dropped(int64_t key) {
-        if (key >= stop_) {
-            const int64_t first = key / kDrawn * kDrawn, left = row_ + 1 - first;
-            draw(dropout_, first / kDrawn, row_, static_cast<int>(left < kDrawn ? left : kDrawn), values_);
-            stop_ = first + kDrawn;
+        if (dropout_.threshold == 0) return false;
+        if (key >= first_ + kDrawn) {
+            first_ = key / 8 * 8;
+            const int64_t left = row_ + 1 - first_;
+            draw(dropout_, first_, row_, static_cast<int>(left < kDrawn ? left : kDrawn), values_);
         }
-        return values_[key % kDrawn] < dropout_.threshold;
+        return values_[key - first_] < dropout_.threshold;
     }
 
    private:
     const Dropout dropout_;
     const int64_t row_;
-    int64_t stop_ = 0;
+    int64_t first_ = -kDrawn;  // the column of values_[0]
     alignas(64) uint16_t values_[kDrawn];
 };
 

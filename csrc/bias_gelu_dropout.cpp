@@ -20,7 +20,7 @@ void bias_gelu_dropout(const BiasGeluDropout<T>& a) {
         for (int64_t first = 0; first < width; first += kDrawn) {
             alignas(64) uint16_t values[kDrawn];
             const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
-            draw(a.dropout, first / kDrawn, row, count, values);
+            draw(a.dropout, first, row, count, values);
             const T *__restrict__ x = a.x + row * width + first, *__restrict__ bias = a.bias + first;
             T* __restrict__ y = a.y + row * width + first;
 #pragma omp simd
@@ -45,7 +45,7 @@ void bias_gelu_dropout_backward(const BiasGeluDropoutBackward<T>& a) {
             for (int64_t first = 0; first < width; first += kDrawn) {
                 alignas(64) uint16_t values[kDrawn];
                 const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
-                draw(a.dropout, first / kDrawn, row, count, values);
+                draw(a.dropout, first, row, count, values);
                 const T *__restrict__ x = a.x + row * width + first, *__restrict__ bias = a.bias + first;
                 const T* __restrict__ grad = a.grad + row * width + first;
                 T *__restrict__ dx = a.dx + row * width + first, *__restrict__ dbias = partial + first;

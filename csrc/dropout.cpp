@@ -15,12 +15,15 @@ void dropout(const T* x, T* y, int64_t rows, int64_t columns, const Dropout& dro
     const uint16_t threshold = dropout.threshold;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t cell = 0; cell < rows * groups; ++cell) {
-        const int64_t row = cell / groups, group = cell % groups, start = row * columns + group * kDrawn;
+        const int64_t row = cell / groups, first = cell % groups * kDrawn, start = row * columns + first;
         alignas(64) uint16_t values[kDrawn];
-        const int width = static_cast<int>(columns - group * kDrawn < kDrawn ? columns - group * kDrawn : kDrawn);
-        draw(dropout, group, row, width, values);
+        const int width = static_cast<int>(columns - first < kDrawn ? columns - first : kDrawn);
+        draw(dropout, first, row, width, values);
 #pragma omp simd
-        for (int c = 0; c < width; ++c) y[start + c] = values[c] < threshold ? T(0) : x[start + c] * scale;
+        for (int c = 0; c < width; ++c) {
+            const T value = x[start + c] * scale;
+            y[start + c] = values[c] < threshold ? T(0) : value;
+        }
     }
 }
 

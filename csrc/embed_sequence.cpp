@@ -38,9 +38,12 @@ void embed_sequence(const EmbedSequence<T>& a) {
         for (int64_t first = 0; first < width; first += kDrawn) {
             alignas(64) uint16_t values[kDrawn];
             const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
-            draw(a.dropout, first / kDrawn, row, count, values);
+            draw(a.dropout, first, row, count, values);
 #pragma omp simd
-            for (int c = 0; c < count; ++c) y[first + c] = values[c] < threshold ? T(0) : y[first + c] * scale;
+            for (int c = 0; c < count; ++c) {
+                const T value = y[first + c] * scale;
+                y[first + c] = values[c] < threshold ? T(0) : value;
+            }
         }
     }
 }
@@ -63,9 +66,12 @@ void embed_sequence_norm_backward(const EmbedSequenceNormBackward<T>& a) {
             for (int64_t first = 0; first < width; first += kDrawn) {
                 alignas(64) uint16_t values[kDrawn];
                 const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
-                draw(a.dropout, first / kDrawn, row, count, values);
+                draw(a.dropout, first, row, count, values);
 #pragma omp simd
-                for (int c = 0; c < count; ++c) g[first + c] = values[c] < threshold ? T(0) : grad[first + c] * scale;
+                for (int c = 0; c < count; ++c) {
+                    const T value = grad[first + c] * scale;
+                    g[first + c] = values[c] < threshold ? T(0) : value;
+                }
             }
             const T* item = a.item_weight + a.items[row] * width;
             const T* position = a.position_weight ? a.position_weight + a.positions[row] * width : nullptr;

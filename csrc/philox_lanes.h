@@ -15,7 +15,7 @@
 
 namespace fastseq::FASTSEQ_ISA {
 
-constexpr int kWords = 64;       // of philox_group: 16 blocks, where it is not asked for fewer
+constexpr int kWords = 64;       // of philox_group: 16 blocks, where it is not asked for others
 constexpr int kPhiloxRows = 16;  // rows of philox_rows
 
 namespace lanes {
@@ -90,24 +90,24 @@ static inline __attribute__((always_inline)) void rounds(const Rng& rng, Words (
 }  // namespace lanes
 
 // kBlocks (a multiple of 8) times four words: word w is output w % 4 of the block with counter
-// (16 * group + w / 4, row, step, site).
+// (block + w / 4, row, step, site).
 template <int kBlocks = kWords / 4>
-static inline void philox_group(const Rng& rng, uint32_t group, uint32_t row, uint32_t site, void* words) {
+static inline void philox_group(const Rng& rng, uint32_t block, uint32_t row, uint32_t site, void* words) {
     using namespace lanes;
     constexpr int vectors = kBlocks < 2 * kWidth ? 1 : 2;  // two where there are so many: their latencies overlap
     Words index;
     for (int i = 0; i < kWidth; ++i) index[i] = static_cast<uint64_t>(i);
-    for (int block = 0; block < kBlocks; block += vectors * kWidth) {
+    for (int i = 0; i < kBlocks; i += vectors * kWidth) {
         Words x0[vectors], x1[vectors], x2[vectors], x3[vectors];
         for (int v = 0; v < vectors; ++v) {
-            x0[v] = index + (group * (kWords / 4) + static_cast<uint32_t>(block + v * kWidth));
+            x0[v] = index + (block + static_cast<uint32_t>(i + v * kWidth));
             x1[v] = Words{} + row;
             x2[v] = Words{} + rng.step;
             x3[v] = Words{} + site;
         }
         rounds(rng, x0, x1, x2, x3);
         for (int v = 0; v < vectors; ++v)
-            store(static_cast<char*>(words) + 16 * (block + v * kWidth), x0[v], x1[v], x2[v], x3[v]);
+            store(static_cast<char*>(words) + 16 * (i + v * kWidth), x0[v], x1[v], x2[v], x3[v]);
     }
 }
 
