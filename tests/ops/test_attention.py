@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq.ops import BackendError, _dispatch, causal_attention, last_query_attention, make_rng, set_backend
+from fastseq.ops.philox import keep_scale
 from fastseq.ops.reference.philox import keep_mask
 
 from .backends import DEVICE, Function, cast, check_cpu, check_threads, check_triton, needs_triton, run
@@ -194,14 +195,18 @@ def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) 
     v = torch.eye(128, dtype=dtype)[position].unsqueeze(1).expand(-1, HEADS, -1)
     k = torch.zeros(total, HEADS, 128, dtype=dtype)
     heads = torch.arange(HEADS)
-    keep = keep_mask(torch.arange(total).unsqueeze(1).expand(-1, HEADS), 128, P, RNG, SITE | heads << 16)
+    rows, sites = torch.arange(total).unsqueeze(1).expand(-1, HEADS), SITE | heads << 16
+    firsts = offsets[:-1].tolist()
+    keep = torch.cat([
+        keep_mask(rows[first : first + n], 128, P, RNG, sites, first) for first, n in zip(firsts, lengths, strict=True)
+    ])  # fmt: skip
     keep &= (torch.arange(128) <= position.unsqueeze(1)).unsqueeze(1)
     k, v = k.to(device), v.to(device)
     with set_backend(backend):
         full = over(causal_attention, lengths)(k, k, v).cpu()
         last = over(last_query_attention, lengths)(k[:5], k, v).cpu()
     assert torch.equal(full != 0, keep)
-    expected = keep / (position + 1).to(dtype)[:, None, None] / (1 - P)
+    expected = keep / (position + 1).to(dtype)[:, None, None] * keep_scale(P)
     torch.testing.assert_close(full, expected.to(dtype))
     assert torch.equal(last[1:] != 0, keep[(offsets[2:] - 1).long()])
     assert not last[0].any()
