@@ -19,6 +19,7 @@ from torch import Tensor
 from fastseq.ops.philox import keep_scale, threshold
 
 from . import philox, rows
+from .lists import sequence_of
 from .products import refuse_float64
 from .rows import normalised_gradient, statistics, sum_rows
 from .segments import segment_sum
@@ -31,20 +32,6 @@ BACKWARD_WARP = 128
 
 
 @triton.jit
-def _positions(row, offsets, sequences, steps):
-    """Where in their sequences the rows are: 2 ** steps > sequences halvings find the last offset not above each."""
-    row = row.to(tl.int32)  # as offsets are
-    low = tl.zeros_like(row)
-    high = low + sequences
-    for _ in range(steps):
-        middle = low + (high - low) // 2
-        reached = tl.load(offsets + middle) <= row
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    return row - tl.load(offsets + low)
-
-
-@triton.jit
 def _embedded(
     items, offsets, item_weight, position_weight, index, column, n_rows, sequences, steps, columns, n_items, longest,
     POSITION: tl.constexpr,
@@ -54,7 +41,8 @@ def _embedded(
     item = tl.load(items + index, mask=some, other=0)
     known = some & (item >= 0) & (item < n_items)
     if POSITION:
-        position = _positions(index, offsets, sequences, steps)
+        row = index.to(tl.int32)  # as offsets are
+        position = row - tl.load(offsets + sequence_of(row, offsets, sequences, steps))
         known = known & (position < longest)
     inside = known[:, None] & (column < columns)
     value = tl.load(item_weight + item[:, None] * columns + column, mask=inside, other=0.0).to(tl.float32)

@@ -89,32 +89,17 @@ def check_kernels(
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("lengths", "dropout_p"), [([9], 0.0), ([0, 16, 1, 0, 3], P), ([17, 32], P), ([64, 33], P), ([70], P)]
-)
-def test_triton_one_tile(
-    lengths: list[int], dropout_p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
-) -> None:
-    """Whole sequences in a tile of 16, 32, 64 or 128."""
-    kernels = importlib.import_module("fastseq.kernels.attention_common")
-    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
-        for key, config in table.items():
-            monkeypatch.setitem(table, key, config._replace(one_tile_forward=128, one_tile_backward=128))
-    check_kernels(causal_attention, lengths, 24, dropout_p)
-
-
-@needs_triton
-@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 16), P), ((16, 16), 0.0)])
-@pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17]], ids=str)
-def test_triton_blocks(
+@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((32, 64), P), ((16, 16), 0.0)])
+@pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17], [2, 1, 0, 4, 3, 1, 70, 5]], ids=str)
+def test_triton_tiles(
     lengths: list[int], dropout_p: float, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
 ) -> None:
-    """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
+    """Tiles with rows of several sequences, sequences over several tiles; more queries than keys, and fewer."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
-    small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
+    blocks = kernels.Blocks(*tile, 4, 1)
     for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
-        for key in table:
-            monkeypatch.setitem(table, key, small)
+        for key, config in table.items():
+            monkeypatch.setitem(table, key, config._replace(**dict.fromkeys(config._fields, blocks)))
     check_kernels(causal_attention, lengths, 20, dropout_p)
 
 
