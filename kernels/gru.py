@@ -43,15 +43,21 @@ STEP_ROWS, STEP_COLUMNS = 8, 128  # of the element-wise step above WIDEST: 8 ele
 
 def _constants(x: Tensor, hidden: int, sequences: int) -> dict[str, Any]:
     """Constants of _forward and _backward for ``sequences`` sequences with gates of the type of ``x``."""
-    width, kind = max(32, next_power_of_2(hidden)), kind_of(x)
+    width, kind, shared = max(32, next_power_of_2(hidden)), kind_of(x), shared_memory(x)
     each = next_power_of_2(cdiv(sequences, PROGRAMS))
-    # Three parts of the weight lie in shared memory beside an operand and its result.
-    fits = (3 * width + 3 * 16) * width * x.element_size() <= shared_memory(x)
+    # The weight lies in shared memory, beside operands and results. AMD's chips have 64 KB: no room.
+    fits = 64 << 10 < shared >= 3 * (width + 16) * width * x.element_size()
     matrix = fits and (kind == "half" or (kind == "tf32" and each > 2))
+    if not matrix:
+        each = min(each, 2 if shared > 164 << 10 else 1)  # two spill on an A100
+    elif kind == "half":
+        each = min(each, 8)
+    else:
+        each = 16
     return {
         "HIDDEN": hidden,
         "WIDTH": width,
-        "SEQUENCES": min(each, 2) if not matrix else 16 if kind == "tf32" else min(each, 16),
+        "SEQUENCES": each,
         "PRECISION": float32_precision() if matrix else "fma",
         "num_warps": width // 32 if matrix and each <= 4 else width // 16,
         "num_stages": 1,  # the loads of a step are fetched ahead by hand
