@@ -60,8 +60,8 @@ class Config(NamedTuple):
 _NARROW = Config(Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2))
 CONFIGS = {
     ("ieee", 32): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 64): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 128): Config(Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1)),
+    ("ieee", 64): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 16, 8, 1)),
+    ("ieee", 128): Config(Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 4, 1)),
     ("tf32", 32): _NARROW,
     ("tf32", 64): Config(Blocks(32, 32, 2, 2), Blocks(32, 32, 2, 2), Blocks(32, 32, 4, 1)),
     ("tf32", 128): Config(Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 32, 4, 1)),
