@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.philox import threshold
+from fastseq.ops.philox import keep_scale, threshold
 
 from . import philox, rows
 from .lists import sequence_of
@@ -72,9 +72,9 @@ def _forward(
         b = tl.load(norm_bias + column, mask=column < columns, other=0.0).to(tl.float32)
         value = centred * rstd[:, None] * w + b
     if DROPOUT:
-        block = tl.arange(0, COLUMNS // 4)[None, :]
-        drawn = philox.words(rng, index[:, None], block, site, ROWS, COLUMNS // 4)
-        value = tl.where(drawn < threshold, 0.0, value * scale)
+        block = tl.arange(0, COLUMNS // 8)[None, :]
+        dropped = philox.dropped(rng, index[:, None], block, site, threshold, ROWS, COLUMNS // 8)
+        value = tl.where(dropped, 0.0, value * scale)
     inside = (index < n_rows)[:, None] & (column < columns)
     tl.store(y + index[:, None] * columns + column, value.to(y.dtype.element_ty), mask=inside)
 
@@ -96,9 +96,9 @@ def _backward(
         offset = index[:, None] * columns + column
         value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
-            block = tl.arange(0, COLUMNS // 4)[None, :]
-            drawn = philox.words(rng, index[:, None], block, site, ROWS, COLUMNS // 4)
-            value = tl.where(drawn < threshold, 0.0, value * scale)
+            block = tl.arange(0, COLUMNS // 8)[None, :]
+            dropped = philox.dropped(rng, index[:, None], block, site, threshold, ROWS, COLUMNS // 8)
+            value = tl.where(dropped, 0.0, value * scale)
         if NORM:
             embedded = _embedded(
                 items, offsets, item_weight, position_weight, index, column, n_rows, sequences, steps, columns,
@@ -175,7 +175,7 @@ def embed_sequence(
         items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
         _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
         columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
-        threshold(p), 1.0 / (1.0 - p), site,
+        threshold(p), keep_scale(p), site,
         POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
         COLUMNS=width, num_warps=warps,
     )  # fmt: skip
@@ -208,7 +208,7 @@ def embed_sequence_backward(
             _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
             sequences.bit_length(), columns, item_weight.shape[0],
             0 if position_weight is None else position_weight.shape[0], tiles,
-            threshold(p), 1.0 / (1.0 - p), site,
+            threshold(p), keep_scale(p), site,
             POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
             COLUMNS=width, num_warps=warps,
         )  # fmt: skip

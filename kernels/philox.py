@@ -24,6 +24,25 @@ def words(rng, row, block, site, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
+@triton.jit
+def dropped(rng, row, block, site, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Which elements of ROWS rows and 8 * BLOCKS columns dropout drops: bool [ROWS, 8 * BLOCKS].
+
+    Args:
+        rng, row, site: as of ``words``.
+        block: int [1, BLOCKS], counter word c0: column // 8.
+        threshold: int, 16 bits.
+    """
+    seed = tl.load(rng)
+    step = tl.load(rng + 1).to(tl.uint32)
+    zero = tl.zeros((ROWS, BLOCKS), tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, zero + block.to(tl.uint32), zero + row.to(tl.uint32), zero + step, zero + site)
+    below = tl.cast(threshold, tl.uint32) << 16  # a word is below it where its upper half is below the threshold
+    pairs = tl.interleave(w1.to(tl.uint64) << 32 | w0, w3.to(tl.uint64) << 32 | w2)
+    even, odd = pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)
+    return tl.interleave(tl.interleave(even << 16, odd << 16), tl.interleave(even, odd)) < below
+
+
 def adjacent(rng: Tensor | None) -> Tensor | None:
     """``rng`` as ``words`` reads it: the step beside the seed."""
     return None if rng is None else rng.contiguous()

@@ -55,7 +55,7 @@ def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
     """
     if columns > WIDEST:
         raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
-    width = max(4, next_power_of_2(columns))
+    width = max(8, next_power_of_2(columns))
     height = min(MOST_ROWS, max(1, TILE // width))
     return height, width, min(16, max(1, height * width // per_warp))
 

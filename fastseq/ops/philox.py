@@ -12,29 +12,31 @@ Key
 Counter
     ``(c0, c1, c2, c3)``, with ``c2 = step & 0xffffffff`` for every op.
 
-============================  ==================  =====  =========================  =========================
-op                            c0                  c1     c3                         output
-============================  ==================  =====  =========================  =========================
-dropout and the fused glue    column // 8         row    site                       value column % 8
-causal_attention              key // 8            query  site | head << 16          value key % 8
-negatives, per target         draw // 4           target SITE_NEGATIVES             word draw % 4
-negatives, shared             draw // 4           0      SITE_SHARED_NEGATIVES      word draw % 4
-============================  ==================  =====  =========================  =========================
+==========================  ===========  ======  =====================  ================
+op                          c0           c1      c3                     output
+==========================  ===========  ======  =====================  ================
+dropout and the fused glue  column // 8  row     site                   value column % 8
+causal_attention            key // 8     query   site | head << 16      value key % 8
+negatives, per target       draw // 4    target  SITE_NEGATIVES         word draw % 4
+negatives, shared           draw // 4    0       SITE_SHARED_NEGATIVES  word draw % 4
+==========================  ===========  ======  =====================  ================
 
 A counter gives four words of 32 bits. Its eight values are their halves: value ``2 * word + half``, half 0 the low 16
-bits, so that they lie in memory in this order where integers are little-endian.
+bits. So they lie in this order in the memory of a little-endian machine.
 
-``row`` is the row of the jagged batch (``x`` flattened to two dimensions); ``query`` and ``key`` are rows of it too, so
-a last-query pass draws the mask that the full pass draws for that row. ``target`` is the target's number in the whole batch; fastseq/ops/negatives.py says
-how ``draw`` counts. ``site`` (0 ... 0x7fff) tells the dropouts of one model apart; SITE_* lie above them.
+``row`` is the row of the jagged batch (``x`` flattened to two dimensions). ``query`` and ``key`` are rows of it too, so
+a last-query pass draws the mask that the full pass draws for that row. ``target`` is the target's number in the whole
+batch; fastseq/ops/negatives.py says how ``draw`` counts. ``site`` (0 ... 0x7fff) tells the dropouts of one model apart;
+SITE_* lie above them.
 
-An element is dropped when its value is below ``threshold(p)``, p in units of 1/65536: an integer comparison, equal on
-every machine. What is kept is multiplied by ``keep_scale(p)``, the inverse of the share that is kept, rounded once to
-the type of the computation. So the mean is exact, and p is rounded to the nearest 1/65536 (one that is not 0 to at
-least 1/65536, at most 65535/65536).
+An element is dropped when its value is below ``threshold(p)``: an integer comparison, equal on every machine. What is
+kept is multiplied by ``keep_scale(p)``, rounded once to the type of the computation. So p is rounded to a multiple of
+1/65536 (one that is not 0 to at least 1/65536 and at most 65535/65536), and the scale is the inverse of the share that
+is kept of that: the mean is exact.
 
-``STREAM`` is the number of this contract. It goes up when masks or negatives of the same seed and step change, and a
-training resumes only with the number that it began with. 1 (until 0.9): dropout by whole words, four columns a counter.
+``STREAM`` is the number of this contract. It rises when a seed and a step give other masks or negatives, and a training
+is resumed only with the number that it began with. Stream 1 compared whole words for dropout, four columns a counter,
+and counted keys from the start of their sequence.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
