@@ -3,11 +3,13 @@
 A program takes the next rows of the jagged batch, whichever sequences they belong to, and goes over the keys from the
 start of its first row's sequence to its last row. A row sees the keys from its sequence's start up to itself: a causal
 mask, block-diagonal where a tile has rows of several sequences. So the grid depends on the number of rows alone, and
-short sequences share a tile. Rows find their sequence by a binary search in the offsets.
+short sequences share a tile. Programs find their first row's sequence by a binary search in the offsets.
 
-The forward rescales its sums when a larger score comes (online softmax). The backward is two kernels, one over queries
-for dq, one over keys for dk and dv, each writing what only it owns, so there are no atomics. The last query alone is a
-pass over keys and values without matrix instructions: it is bound by memory.
+The forward rescales its sums when a larger score comes (online softmax). The backward makes scores and masks once where
+it fits: a program has some keys, sums dk and dv over the queries that see them, and writes what its keys add to dq; a
+small kernel adds these parts up. Longer sequences would have too many parts, and some tiles too many registers: then it
+is two kernels, over queries for dq, over keys for dk and dv. Each writes what only it owns: there are no atomics. The
+last query alone is a pass over keys and values without matrix instructions: it is bound by memory.
 
 float32 operands are multiplied in float32 unless PyTorch is set to use TF32; others on the matrix units with float32
 sums. Softmax and its statistics are float32 always. Exponentials are powers of two. A NaN or infinity among the values
@@ -142,8 +144,8 @@ def _backward_queries(
 
 @triton.jit(do_not_specialize=["rows", "sequences", "steps", "site"])
 def _backward_keys(
-    grad, q, k, v, out, lse, means, dk, dv, parts, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, rows, sequences,
-    steps, scale, threshold, keep_scale, site,
+    grad, q, k, v, out, lse, means, dk, dv, parts, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, rows,
+    sequences, steps, scale, threshold, keep_scale, site,
     PARTS: tl.constexpr, SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -169,6 +171,7 @@ def _backward_keys(
         norm = tl.load(lse + statistic, mask=valid, other=0.0) * LOG2_E
         if PARTS > 0:
             result = head_rows(out, at, index, valid, head, heads * D, D, D, WIDTH)
+            # The diagonal of a product: on a matrix unit cheaper than the sums alone, which would widen every element.
             mean = tl.dot(upstream, tl.trans(result), input_precision=PRECISION)
             mean = tl.sum(tl.where(index[:, None] == index[None, :], mean, 0.0), axis=1)
         else:
@@ -181,7 +184,7 @@ def _backward_keys(
         if DROPOUT:
             kept = keep_mask(rng, row, first, head, site, threshold, QUERIES, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
-            used = tl.where(kept, weight, keep_scale - keep_scale)
+            used = tl.where(kept, weight, keep_scale - keep_scale)  # 0, as in the forward
         value_sums += tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
         slope = (weight * (slope - mean[:, None])).to(query.dtype)
         key_sums += tl.dot(tl.trans(slope), query, input_precision=PRECISION)
@@ -207,7 +210,7 @@ def _add_parts(
     first = tl.program_id(0) * QUERIES
     index = tl.arange(0, QUERIES)
     row, last = first + index, tl.minimum(first + QUERIES, rows)
-    start, low, high = sequence_bounds(row, first, last, offsets, sequences, steps, False)
+    start, low, _ = sequence_bounds(row, first, last, offsets, sequences, steps, False)
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)
     for tile in range(low // KEYS, (last - 1) // KEYS + 1):
         some = (row < rows) & (start // KEYS <= tile) & (tile <= row // KEYS)
@@ -236,7 +239,7 @@ def _fill_gradients(
     dq, dk, dv = grads
     if dq.numel() == 0:
         return
-    grad, out, lse = head_operand(grad).contiguous(), out.contiguous(), lse.contiguous()
+    grad, out, lse = head_operand(grad).contiguous(), head_operand(out).contiguous(), lse.contiguous()
     inputs = (grad, x.q, x.k, x.v, out, lse)
     blocks = x.config.one_pass
     if blocks is not None and (count := x.parts(blocks.keys)) <= MOST_PARTS:

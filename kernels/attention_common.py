@@ -36,7 +36,7 @@ def narrow_heads(launch: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Blocks(NamedTuple):
-    """A tile of scores of the kernels that go block by block, and the warps and pipeline stages of a program."""
+    """A tile of scores, and the warps and pipeline stages of a program."""
 
     queries: int
     keys: int
@@ -82,8 +82,8 @@ LAST_KEYS = 64
 def key_order(KEYS: tl.constexpr):
     """The order in which a tile holds KEYS keys in a row of the jagged batch: int32 [KEYS].
 
-    A thread of a matrix unit holds columns 2 t and 2 t + 1 of every 8. They get the keys that one call of Philox serves,
-    so no mask moves between threads: of 32 keys, column 8 w + 2 t + h has key 8 t + 2 w + h, which is half h of word w.
+    A thread of a matrix unit holds columns 2 t and 2 t + 1 of every 8. They get the keys that one call of Philox
+    serves, so no mask moves between threads: of 32 keys, column 8 w + 2 t + h has key 8 t + 2 w + h, half h of word w.
     """
     CALLS: tl.constexpr = min(4, KEYS // 8)
     column = tl.arange(0, KEYS)
