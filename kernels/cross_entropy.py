@@ -53,7 +53,7 @@ CHUNK = 40 << 20
 KEPT_ROWS = {"half": 512, "tf32": 512, "ieee": 96}
 ROWS_STEP = 32  # rows of a chunk are a multiple: their targets and losses start aligned
 # Warps of a row of logits, and how many 16 bytes each thread reads at a time, up to LONG items and above.
-LONG, ROW_LAUNCHES = 8192, ((4, 1), (16, 2))
+LONG, ROW_LAUNCHES = 8192, ((2, 2), (16, 2))
 
 
 @triton.jit

@@ -27,8 +27,9 @@ USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
 # Programs that fill a large chip: few users' catalogue is cut into so many parts.
 PROGRAMS = 512
-# Entries of lists that a program sorts at once to merge them, and its warps. Not yet measured.
-MERGED, MERGE_WARPS = 1024, 4
+# Entries of lists that a program sorts at once to merge them, and its warps: the compiler takes seconds for twice as
+# many. Not yet measured.
+MERGED, MERGE_WARPS = 512, 4
 
 _ID_BITS = 31
 _EMPTY = tl.constexpr(-(2**63))  # below every item
