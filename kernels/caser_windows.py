@@ -120,11 +120,11 @@ def _histories(
         for begin in range(tl.maximum(shortest - most + 1, 0), tl.where(shortest < LENGTH, LENGTH - least + 1, 0)):
             fits = used & (height[None, :] > (real_rows - begin)[:, None]) & (height <= LENGTH - begin)[None, :]
             value = tl.zeros((HISTORIES, LANES), tl.float32)
-            met = products + (start + begin)[:, None] * width + place[None, :]
-            beyond = products + rows.to(tl.int64) * width + place[None, :]
+            met = (start + begin)[:, None] * width + place[None, :]
+            beyond = rows.to(tl.int64) * width + place[None, :]
             for tap in range(0, most):
                 product = tl.where((tap < real_rows - begin)[:, None], met, beyond)
-                value += tl.load(product, mask=fits & (tap < height)[None, :], other=0.0)
+                value += tl.load(products + product, mask=fits & (tap < height)[None, :], other=0.0)
                 met += width + FILTERS
                 beyond += FILTERS
             best, position = _take(value + bias, best, position, begin, fits)

@@ -148,8 +148,8 @@ def _sums(
             _, stop, real_rows = history(offsets, sequences, stops, number, size, LENGTH)
             source = x + (stop - real_rows + step)[:, None] * D + column[None, :]
             value = tl.load(source, mask=inside & (step < real_rows)[:, None], other=0.0).to(tl.float32)
-            source = grad + number.to(tl.int64) * width + v * D + column[None, :] + step[:, None] * 0
-            slope = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+            slopes = grad + number.to(tl.int64) * width + v * D + column[None, :] + step[:, None] * 0
+            slope = tl.load(slopes, mask=inside, other=0.0).to(tl.float32)
             total += slope * tl.where((step == LENGTH)[:, None], 1.0, value)
             if real_rows < LENGTH:
                 beyond += tl.where(((step >= real_rows) & (step < LENGTH))[:, None], slope, 0.0)
@@ -165,21 +165,21 @@ def _sums(
         near = tl.zeros((STEPS, LANES), tl.float32)
         for i in range(0, each, HISTORIES):
             numbers = run * each + i + tl.arange(0, HISTORIES)
-            _, _, heights = history(offsets, sequences, stops, numbers, size, LENGTH)
+            _, _, real = history(offsets, sequences, stops, numbers, size, LENGTH)
             known = (numbers < tl.minimum(run * each + each, size))[:, None] & (lane < LENGTH * FILTERS)[None, :]
             rows = numbers.to(tl.int64)[:, None]
             at = tl.load(position + rows * (LENGTH * FILTERS) + lane[None, :], mask=known, other=-1)
-            slopes = tl.load(grad + rows * width + NV * D + lane[None, :], mask=known & (at >= 0), other=0.0)
-            within = (heights[:, None] - at)[:, None, :] <= step[None, :, None]
-            near += tl.sum(tl.where(within, slopes.to(tl.float32)[:, None, :], 0.0), 0)
+            ours = tl.load(grad + rows * width + NV * D + lane[None, :], mask=known & (at >= 0), other=0.0)
+            within = (real[:, None] - at)[:, None, :] <= step[None, :, None]
+            near += tl.sum(tl.where(within, ours.to(tl.float32)[:, None, :], 0.0), 0)
         target = sums + (run * (LENGTH + 1) + step)[:, None] * (LENGTH * FILTERS) + lane[None, :]
         tl.store(target, near, mask=(step <= LENGTH)[:, None] & (lane < LENGTH * FILTERS)[None, :])
 
 
-@triton.jit(do_not_specialize=["vertical_rows", "met_rows"])
+@triton.jit(do_not_specialize=["rows", "vertical_rows", "met_rows"])
 def _finish(
-    vertical, met, grad_row, grad_taps, padded, padding_row,
-    grad_weight_h, grad_weight_v, grad_bias_v, grad_padding, vertical_rows, met_rows,
+    vertical, met, grad_rows, grad_taps, padded, padding_row,
+    grad_weight_h, grad_weight_v, grad_bias_v, grad_padding, rows, vertical_rows, met_rows,
     LENGTH: tl.constexpr, FILTERS: tl.constexpr, D: tl.constexpr, NV: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -211,7 +211,7 @@ def _finish(
         tl.store(grad_bias_v + filter, total.to(grad_bias_v.dtype.element_ty), mask=real & (step == LENGTH))
     else:
         column = (block - (filters + COLUMNS - 1) // COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
-        total = tl.load(grad_row + column, mask=column < D, other=0.0)
+        total = tl.load(grad_rows + rows.to(tl.int64) * D + column, mask=column < D, other=0.0)
         total += sum_rows(met, met_rows, D, column, ROWS, COLUMNS)
         tl.store(grad_padding + column, total.to(grad_padding.dtype.element_ty), mask=column < D)
 
@@ -225,11 +225,8 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     if size == 0 or shape.skipped + shape.lanes == 0:
         return tuple(torch.zeros_like(a) for a in (grad_x, *weights))
     slots, halvings = rows + count, (count - 1).bit_length()
-    blocks, parts, steps = (
-        cdiv(shape.lanes, shape.block),
-        cdiv(shape.d, shape.width),
-        cdiv(shape.length + 1, shape.steps),
-    )
+    blocks, parts = cdiv(shape.lanes, shape.block), cdiv(shape.d, shape.width)
+    steps = cdiv(shape.length + 1, shape.steps)
 
     def floats(*sizes: int) -> Tensor:
         return torch.empty(*sizes, dtype=torch.float32, device=x.device)
@@ -242,7 +239,7 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
         **shape.by_slot,
     )  # fmt: skip
 
-    each, steps = cdiv(size, common.RUNS), cdiv(shape.length + 1, shape.steps)
+    each = cdiv(size, max(1, min(common.RUNS, common.PART // (4 * (shape.length + 1) * max(shape.lanes, 1)))))
     runs = cdiv(size, each)
     vertical, met = floats(runs * parts, shape.n_v, shape.length + 1), floats(runs * steps * shape.n_v, shape.d)
     sums, padded = floats(runs, shape.length + 1, shape.lanes), floats(shape.length + 1, shape.lanes)
@@ -275,7 +272,8 @@ def caser_windows_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
     programs = blocks * shape.length * parts
     programs += cdiv(shape.n_v * (shape.length + 1), common.COLUMNS) + cdiv(shape.d, common.COLUMNS)
     _finish[(programs,)](
-        vertical, met, grad_rows[rows], grad_taps, padded, padding_row,
-        grad_weight_h, grad_weight_v, grad_bias_v, grad_padding, vertical.shape[0], met.shape[0], **shape.finish,
+        vertical, met, grad_rows, grad_taps, padded, padding_row,
+        grad_weight_h, grad_weight_v, grad_bias_v, grad_padding, rows, vertical.shape[0], met.shape[0],
+        **shape.finish,
     )  # fmt: skip
     return grad_x, grad_weight_h, grad_bias_h, grad_weight_v, grad_bias_v, grad_padding

@@ -106,9 +106,9 @@ def _losses(h, weight, bias, targets, largest, sums, hits, n_rows, n_items, widt
             h, weight, bias, first, n_rows - first_row, n_items, width, softcap, BIAS, SOFTCAP, ROWS, ITEMS,
             WIDTH, STEP, PRECISION,
         )  # fmt: skip
-        column = tl.arange(0, ITEMS)[None, :]
-        hit += tl.sum(tl.where(column == (target - first)[:, None], logit, 0.0), axis=1)
-        m, sum = _add_exponentials(m, sum, tl.where(column < n_items - first, logit, float("-inf")))
+        item = (first + tl.arange(0, ITEMS))[None, :]
+        hit += tl.sum(tl.where(item == target[:, None], logit, 0.0), axis=1)
+        m, sum = _add_exponentials(m, sum, tl.where(item < n_items, logit, float("-inf")))
     offset = tl.program_id(1).to(tl.int64) * n_rows + row
     tl.store(largest + offset, m, mask=row < n_rows)
     tl.store(sums + offset, sum, mask=row < n_rows)
@@ -216,8 +216,6 @@ def _operands(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, weight, targets and bias, contiguous, the first two of one type. Without a bias: h, which is not read."""
     dtype = torch.bfloat16 if bfloat16 else torch.promote_types(h.dtype, weight.dtype)
-    if dtype == torch.float16:  # probabilities times 1 / N are too small for it
-        dtype = torch.float32
     x, table = operand(h, "h", dtype), operand(weight, "weight", dtype)
     return x, table, targets.contiguous(), x if bias is None else bias.contiguous()
 
@@ -264,7 +262,9 @@ class _Gradients:
     """The gradients of h, weight and bias, summed in float32 from chunks of the gradient of the logits."""
 
     def __init__(self, x: Tensor, table: Tensor, bias: Tensor | None) -> None:
-        self.x, self.table, self.bias = x, table, bias
+        # Probabilities times 1 / N are too small for float16.
+        wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+        self.x, self.table, self.bias = x.to(wide), table.to(wide), bias
         # Of nothing they are 0.
         make = torch.empty if x.shape[0] > 0 < table.shape[0] else torch.zeros
         sizes = x.shape, table.shape, (0,) if bias is None else bias.shape
@@ -285,6 +285,8 @@ class _Gradients:
 
 def _multiply(a: Tensor, b: Tensor, total: Tensor, add: bool = False) -> None:
     """The product a b, written to ``total``, float32, or added to it."""
+    if not a.is_cuda:
+        a, b = a.float(), b.float()
     if a.dtype == torch.float32:
         torch.addmm(total, a, b, beta=float(add), out=total)
     elif add:
@@ -305,9 +307,9 @@ def linear_cross_entropy_backward(
     (n_rows, width), n_items = x.shape, table.shape[0]
     gradients = _Gradients(x, table, bias)
     launch, sizes = _tiles(x)
-    chunk = max(1, CHUNK // (max(n_rows, 1) * x.element_size() * launch.items)) * launch.items
+    chunk = max(1, CHUNK // (max(n_rows, 1) * gradients.x.element_size() * launch.items)) * launch.items
     chunk = min(chunk, cdiv(n_items, launch.items) * launch.items)
-    slopes = torch.empty(cdiv(n_rows, launch.rows) * launch.rows, chunk, dtype=x.dtype, device=x.device)
+    slopes = torch.empty(cdiv(n_rows, launch.rows) * launch.rows, chunk, dtype=gradients.x.dtype, device=x.device)
     for first in range(0, n_items if n_rows > 0 else 0, max(chunk, 1)):
         items = slice(first, min(first + chunk, n_items))
         _slopes[cdiv(n_rows, launch.rows), cdiv(items.stop - first, launch.items)](
@@ -336,7 +338,7 @@ def summed_linear_cross_entropy(
     gradients = _Gradients(x, table, bias)
     losses = torch.empty(n_rows, dtype=torch.float32, device=h.device)
     logits = torch.empty(min(rows, n_rows), pitch, dtype=torch.float32, device=h.device)
-    slopes = logits if x.dtype == torch.float32 else torch.empty_like(logits, dtype=x.dtype)
+    slopes = logits if gradients.x.dtype == torch.float32 else torch.empty_like(logits, dtype=gradients.x.dtype)
     for first in range(0, n_rows, rows):
         part = slice(first, min(first + rows, n_rows))
         count = part.stop - first

@@ -32,7 +32,7 @@ def linear_cross_entropy(
     float32, and the logits' are rounded to bfloat16 where the operands are.
 
     Args:
-        h: [N, d], float32, bfloat16 or float16 (multiplied as float32), or float64 on the CPU.
+        h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
         weight: [V, d], of the type of ``h`` (under autocast of any).
         targets: int64 [N], 0 ... V - 1 or ``ignore_index``.
         bias: [V] or None.

@@ -193,7 +193,7 @@ class _Dispatch(TorchDispatchMode):
             out._value = name == "all"  # nothing is wrong
         if name in ("logical_not", "bitwise_not") and hasattr(args[0], "_value"):
             out._value = not args[0]._value
-        if name in ("mm", "addmm", "bmm"):
+        if name in ("mm", "addmm", "_addmm_activation"):
             record.products.add(float32_precision())
         if name not in FREE and not _is_view(func):
             record.aten[name] += LAUNCHES.get(name, 1)
