@@ -94,93 +94,65 @@ def _sequences(offsets, order, sequences, SEQUENCES: tl.constexpr):
 
 
 @triton.jit
-def _weight(weight, gate: tl.constexpr, inputs, outputs, HIDDEN: tl.constexpr):
-    """Part of one gate's weight: what it takes from units ``inputs`` to units ``outputs``."""
-    address = weight + (gate * HIDDEN + outputs) * HIDDEN + inputs
-    return tl.load(address, mask=(inputs < HIDDEN) & (outputs < HIDDEN), other=0.0)
-
-
-@triton.jit
 def _exchanged(x, SIZE: tl.constexpr):
     """x, flat, through shared memory: each thread gets what the next operation asks of it.
 
-    Without it Triton spreads the layout of the weight's tile to all that is computed from a state.
+    Without it Triton spreads the layout of one operation's tile to all that is computed from it.
     """
     return tl.gather(tl.reshape(x, (SIZE,)), tl.arange(0, SIZE), 0)
 
 
-# Without the matrix unit a tile of the weight has six axes. Triton gives the last ones of more than 4 numbers, from the
-# right, to lanes and warps, and those before to registers; the very last is what a thread loads at once.
+# Without the matrix unit a product takes its weight as [1, k, r, o, LANES]: units in k and LANES are multiplied, those
+# in r and o get the sums. Triton deals the axes out to lanes and warps from the right, so LANES lanes share a sum, and
+# a thread holds k times r numbers. Unit 4 (LANES (k / 4) + lane) + k % 4 lets a thread read four states at once.
 
 
 @triton.jit
-def _forward_tile(WIDTH: tl.constexpr, MATRIX: tl.constexpr):
-    """Units that are multiplied, and units that get the sums: a thread has WIDTH / 4 of the former, 2 of the latter."""
+def _weight(
+    weight, gate: tl.constexpr, kind: tl.constexpr, TRANSPOSED: tl.constexpr, LANES: tl.constexpr,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr,
+):  # fmt: skip
+    """One gate's weight as _product takes it, from states to sums or, TRANSPOSED, back."""
+    row, column = tl.arange(0, WIDTH)[:, None], tl.arange(0, WIDTH)[None, :]
+    inside = (row < HIDDEN) & (column < HIDDEN)
+    w = tl.load(weight + (gate * HIDDEN + row) * HIDDEN + column, mask=inside, other=0.0).to(kind)
+    if TRANSPOSED:
+        w = tl.trans(w)
     if MATRIX:
-        return tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH)[:, None]
+        return w
     else:
-        k = tl.arange(0, WIDTH // 16)[None, :, None, None, None, None]
-        half = tl.arange(0, 2)[None, None, :, None, None, None]
-        unit = tl.arange(0, WIDTH // 2)[None, None, None, :, None, None]
-        lane = tl.arange(0, 4)[None, None, None, None, :, None]
-        four = tl.arange(0, 4)[None, None, None, None, None, :]
-        return 16 * k + 4 * lane + four, WIDTH // 2 * half + unit
+        w = tl.reshape(_exchanged(w, WIDTH * WIDTH), (LANES // 2, 2 * WIDTH // LANES, WIDTH // (4 * LANES), LANES, 4))
+        w = tl.permute(w, (2, 4, 0, 1, 3))
+        return tl.reshape(w, (1, WIDTH // LANES, LANES // 2, 2 * WIDTH // LANES, LANES)).to(tl.float32)
 
 
 @triton.jit
-def _forward_factor(state, kind: tl.constexpr, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr):
-    """The state [SEQUENCES, WIDTH] as _forward_product takes it."""
+def _factor(x, kind: tl.constexpr, LANES: tl.constexpr, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr,
+            MATRIX: tl.constexpr):  # fmt: skip
+    """x [SEQUENCES, WIDTH] as _product takes it."""
     if MATRIX:
-        return tl.trans(state.to(kind))
+        return tl.trans(x.to(kind))
     else:
-        return tl.reshape(_exchanged(state, SEQUENCES * WIDTH), (SEQUENCES, WIDTH // 16, 1, 1, 4, 4))
+        x = tl.reshape(_exchanged(x, SEQUENCES * WIDTH), (SEQUENCES, WIDTH // (4 * LANES), LANES, 4))
+        return tl.reshape(tl.permute(x, (0, 1, 3, 2)), (SEQUENCES, WIDTH // LANES, 1, 1, LANES))
 
 
 @triton.jit
-def _forward_product(w, state, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
-    """The weight times the state: [SEQUENCES, WIDTH]."""
-    if PRECISION == "fma":
-        a = tl.reshape(tl.permute(w * state, (0, 2, 3, 4, 1, 5)), (SEQUENCES, WIDTH, 4, WIDTH // 4))
-        a = tl.sum(tl.sum(a, 3), 2)
+def _product(w, x, sums, PRECISION: tl.constexpr):
+    """w times x, added to ``sums``: not yet added over lanes, and transposed."""
+    if PRECISION != "fma":
+        return tl.dot(w, x, sums, input_precision=PRECISION)
+    elif sums is None:
+        return tl.sum(w * x, 1)
     else:
-        a = tl.trans(tl.dot(w, state, input_precision=PRECISION))
-    return tl.reshape(_exchanged(a, SEQUENCES * WIDTH), (SEQUENCES, WIDTH))
+        return sums + tl.sum(w * x, 1)
 
 
 @triton.jit
-def _backward_tile(WIDTH: tl.constexpr, MATRIX: tl.constexpr):
-    """The same: a thread has WIDTH / 8 of the former, 4 of the latter."""
-    if MATRIX:
-        return tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH)[:, None]
-    else:
-        k = tl.arange(0, WIDTH // 32)[None, :, None, None, None, None]
-        four = tl.arange(0, 4)[None, None, :, None, None, None]
-        unit = tl.arange(0, WIDTH // 4)[None, None, None, :, None, None]
-        lane = tl.arange(0, 8)[None, None, None, None, :, None]
-        part = tl.arange(0, 4)[None, None, None, None, None, :]
-        return 32 * k + 4 * lane + four, 4 * unit + part
-
-
-@triton.jit
-def _backward_product(
-    w, gradient, sums, kind: tl.constexpr, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr
-):
-    """The gradient [SEQUENCES, WIDTH] of a gate's sums times its weight, added to ``sums``."""
-    if PRECISION == "fma":
-        d = tl.reshape(_exchanged(gradient, SEQUENCES * WIDTH), (SEQUENCES, WIDTH // 32, 8, 4))
-        d = tl.permute(d, (0, 1, 3, 2))[:, :, :, None, :, None]
-        p = tl.reshape(tl.permute(w * d, (0, 3, 5, 4, 1, 2)), (SEQUENCES, WIDTH, 8, WIDTH // 8))
-        p = tl.sum(p, 3)
-        return p if sums is None else sums + p
-    else:
-        return tl.dot(w, tl.trans(gradient.to(kind)), sums, input_precision=PRECISION)
-
-
-@triton.jit
-def _backward_result(sums, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr):
-    """[SEQUENCES, WIDTH]."""
-    sums = tl.trans(sums) if MATRIX else tl.sum(sums, 2)
-    return tl.reshape(_exchanged(sums, SEQUENCES * WIDTH), (SEQUENCES, WIDTH))
+def _result(sums, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr):
+    """What _product gave, as [SEQUENCES, WIDTH]."""
+    sums = _exchanged(tl.trans(sums), SEQUENCES * WIDTH) if MATRIX else tl.sum(sums, 3)
+    return tl.reshape(sums, (SEQUENCES, WIDTH))
 
 
 @triton.jit
@@ -208,13 +180,12 @@ def _forward(
     first, length = _sequences(offsets, order, sequences, SEQUENCES)
     kind: tl.constexpr = x.dtype.element_ty
     MATRIX: tl.constexpr = PRECISION != "fma"
-    held: tl.constexpr = kind if MATRIX else tl.float32
+    LANES: tl.constexpr = 4  # fewer would read more of the state, more would exchange more sums
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
-    inputs, outputs = _forward_tile(WIDTH, MATRIX)
-    w_r = _weight(weight, 0, inputs, outputs, HIDDEN).to(kind).to(held)
-    w_z = _weight(weight, 1, inputs, outputs, HIDDEN).to(kind).to(held)
-    w_n = _weight(weight, 2, inputs, outputs, HIDDEN).to(kind).to(held)
+    w_r = _weight(weight, 0, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
+    w_z = _weight(weight, 1, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
+    w_n = _weight(weight, 2, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
     if bias is not None:
         b_r, b_z, b_n = _load_gates(bias + unit, inside, HIDDEN)
 
@@ -227,10 +198,10 @@ def _forward(
         gates += 3 * HIDDEN
         later_r, later_z, later_n = _load_gates(gates, later, HIDDEN)
 
-        factor = _forward_factor(state, kind, SEQUENCES, WIDTH, MATRIX)
-        a_r = _forward_product(w_r, factor, SEQUENCES, WIDTH, PRECISION)
-        a_z = _forward_product(w_z, factor, SEQUENCES, WIDTH, PRECISION)
-        a_n = _forward_product(w_n, factor, SEQUENCES, WIDTH, PRECISION)
+        before = _factor(state, kind, LANES, SEQUENCES, WIDTH, MATRIX)
+        a_r = _result(_product(w_r, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
+        a_z = _result(_product(w_z, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
+        a_n = _result(_product(w_n, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
         if bias is not None:
             a_r += b_r.to(tl.float32)
             a_z += b_z.to(tl.float32)
@@ -252,14 +223,13 @@ def _backward(
     first, length = _sequences(offsets, order, sequences, SEQUENCES)
     kind: tl.constexpr = d_x.dtype.element_ty
     MATRIX: tl.constexpr = PRECISION != "fma"
-    held: tl.constexpr = kind if MATRIX else tl.float32
+    LANES: tl.constexpr = 8  # three factors for one sum
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
     start = tl.zeros_like(length)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
-    outputs, inputs = _backward_tile(WIDTH, MATRIX)
-    w_r = _weight(weight, 0, inputs, outputs, HIDDEN).to(kind).to(held)
-    w_z = _weight(weight, 1, inputs, outputs, HIDDEN).to(kind).to(held)
-    w_n = _weight(weight, 2, inputs, outputs, HIDDEN).to(kind).to(held)
+    w_r = _weight(weight, 0, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
+    w_z = _weight(weight, 1, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
+    w_n = _weight(weight, 2, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
     carry = tl.zeros((SEQUENCES, WIDTH), tl.float32)  # gradient of the state, from later events
     longest = tl.max(tl.max(length, 1), 0)
     active = (length >= longest) & inside
@@ -287,10 +257,10 @@ def _backward(
         tl.store(previous + row * HIDDEN + unit, before, mask=active)
         _store_gates(d_x + row * (3 * HIDDEN) + unit, d_r, d_z, d_n, active, HIDDEN)
         _store_gates(d_hidden + row * (3 * HIDDEN) + unit, d_r, d_z, d_a, active, HIDDEN)
-        sums = _backward_product(w_r, d_r, None, kind, SEQUENCES, WIDTH, PRECISION)
-        sums = _backward_product(w_z, d_z, sums, kind, SEQUENCES, WIDTH, PRECISION)
-        sums = _backward_product(w_n, d_a, sums, kind, SEQUENCES, WIDTH, PRECISION)
-        carry = total * z + _backward_result(sums, SEQUENCES, WIDTH, MATRIX)
+        sums = _product(w_r, _factor(d_r, kind, LANES, SEQUENCES, WIDTH, MATRIX), None, PRECISION)
+        sums = _product(w_z, _factor(d_z, kind, LANES, SEQUENCES, WIDTH, MATRIX), sums, PRECISION)
+        sums = _product(w_n, _factor(d_a, kind, LANES, SEQUENCES, WIDTH, MATRIX), sums, PRECISION)
+        carry = total * z + _result(sums, SEQUENCES, WIDTH, MATRIX)
         row -= 1
         active, before, total = early, early_before, early_total
         r, z, n, a_n = early_r, early_z, early_n, early_a
