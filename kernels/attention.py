@@ -3,11 +3,13 @@
 A program takes the next rows of the jagged batch, whichever sequences they belong to, and goes over the keys from the
 start of its first row's sequence to its last row. A row sees the keys from its sequence's start up to itself: a causal
 mask, block-diagonal where a tile has rows of several sequences. So the grid depends on the number of rows alone, and
-short sequences share a tile. Rows find their sequence by a binary search in the offsets.
+short sequences share a tile. Programs find their first row's sequence by a binary search in the offsets.
 
-The forward rescales its sums when a larger score comes (online softmax). The backward is two kernels, one over queries
-for dq, one over keys for dk and dv, each writing what only it owns, so there are no atomics. The last query alone is a
-pass over keys and values without matrix instructions: it is bound by memory.
+The forward rescales its sums when a larger score comes (online softmax). The backward makes scores and masks once where
+it fits: a program has some keys, sums dk and dv over the queries that see them, and writes what its keys add to dq; a
+small kernel adds these parts up. Longer sequences would have too many parts, and some tiles too many registers: then it
+is two kernels, over queries for dq, over keys for dk and dv. Each writes what only it owns: there are no atomics. The
+last query alone is a pass over keys and values without matrix instructions: it is bound by memory.
 
 float32 operands are multiplied in float32 unless PyTorch is set to use TF32; others on the matrix units with float32
 sums. Softmax and its statistics are float32 always. Exponentials are powers of two. A NaN or infinity among the values
@@ -25,6 +27,8 @@ from torch import Tensor
 
 from .attention_common import (
     MAX_HEAD_DIM,
+    MOST_PARTS,
+    SUM,
     Inputs,
     head_operand,
     head_rows,
@@ -87,6 +91,7 @@ def _forward(
         shrink = tl.exp2(top - larger)
         total = total * shrink + tl.sum(weight, axis=1)
         if DROPOUT:
+            # Not the constant 0, which LLVM moves behind the rounding: it then takes apart pairs of halves to choose.
             nothing = keep_scale - keep_scale
             weight = tl.where(keep_mask(rng, row, at, head, site, threshold, QUERIES, KEYS), weight, nothing)
         value = head_rows(v, at, order, key_row < rows, head, v_row, v_head, D, WIDTH)
@@ -139,12 +144,13 @@ def _backward_queries(
 
 @triton.jit(do_not_specialize=["rows", "sequences", "steps", "site"])
 def _backward_keys(
-    grad, q, k, v, lse, means, dk, dv, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, rows, sequences,
-    steps, scale, threshold, keep_scale, site,
-    SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    grad, q, k, v, out, lse, means, dk, dv, parts, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, rows,
+    sequences, steps, scale, threshold, keep_scale, site,
+    PARTS: tl.constexpr, SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of KEYS rows of one head."""
+    """dk and dv of KEYS rows of one head; where PARTS is not 0, also what those keys add to dq, into ``parts`` [PARTS,
+    rows, heads, D]. Of PARTS tiles in a row each is another part, and so many hold the keys of any row."""
     head, heads = tl.program_id(1), tl.num_programs(1)
     first = tl.program_id(0) * KEYS
     order, index = key_order(KEYS), tl.arange(0, QUERIES)
@@ -163,7 +169,13 @@ def _backward_keys(
         upstream = head_rows(grad, at, index, valid, head, heads * D, D, D, WIDTH)
         statistic = row.to(tl.int64) * heads + head
         norm = tl.load(lse + statistic, mask=valid, other=0.0) * LOG2_E
-        mean = tl.load(means + statistic, mask=valid, other=0.0)
+        if PARTS > 0:
+            result = head_rows(out, at, index, valid, head, heads * D, D, D, WIDTH)
+            # The diagonal of a product: on a matrix unit cheaper than the sums alone, which would widen every element.
+            mean = tl.dot(upstream, tl.trans(result), input_precision=PRECISION)
+            mean = tl.sum(tl.where(index[:, None] == index[None, :], mean, 0.0), axis=1)
+        else:
+            mean = tl.load(means + statistic, mask=valid, other=0.0)
         some = (at < first + KEYS - 1) | (low < at + QUERIES)
         score = _scores(query, key, scale, row, key_row, (stop - 1 - key_row)[None, :], some, PRECISION)
         weight = tl.exp2(score - norm[:, None])
@@ -172,13 +184,39 @@ def _backward_keys(
         if DROPOUT:
             kept = keep_mask(rng, row, first, head, site, threshold, QUERIES, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
-            used = tl.where(kept, weight, 0.0)
+            used = tl.where(kept, weight, keep_scale - keep_scale)  # 0, as in the forward
         value_sums += tl.dot(tl.trans(used.to(upstream.dtype)), upstream, input_precision=PRECISION)
         slope = (weight * (slope - mean[:, None])).to(query.dtype)
         key_sums += tl.dot(tl.trans(slope), query, input_precision=PRECISION)
+        if PARTS > 0:
+            part = parts + tl.cast(tl.program_id(0) % PARTS, tl.int64) * rows * heads * D
+            store_rows(
+                part, tl.dot(slope, key, input_precision=PRECISION), at, index, row < high, head, heads, D, WIDTH
+            )
     store_rows(dk, key_sums * scale, first, order, key_valid, SLOTS // 2 * heads + head, heads * SLOTS, D, WIDTH)
     slot = (SLOTS - 1) * heads + head
     store_rows(dv, value_sums * keep_scale, first, order, key_valid, slot, heads * SLOTS, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["rows", "sequences", "steps", "site"])
+def _add_parts(
+    parts, dq, offsets, rng, q_row, q_head, k_row, k_head, v_row, v_head, rows, sequences, steps, scale, threshold,
+    keep_scale, site,
+    PARTS: tl.constexpr, SLOTS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of QUERIES rows of one head: the sum of what the tiles of KEYS keys have added."""
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    first = tl.program_id(0) * QUERIES
+    index = tl.arange(0, QUERIES)
+    row, last = first + index, tl.minimum(first + QUERIES, rows)
+    start, low, _ = sequence_bounds(row, first, last, offsets, sequences, steps, False)
+    sums = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for tile in range(low // KEYS, (last - 1) // KEYS + 1):
+        some = (row < rows) & (start // KEYS <= tile) & (tile <= row // KEYS)
+        part = parts + tl.cast(tile % PARTS, tl.int64) * rows * heads * D
+        sums += head_rows(part, first, index, some, head, heads * D, D, D, WIDTH)
+    store_rows(dq, sums * scale, first, index, row < rows, head, heads * SLOTS, D, WIDTH)
 
 
 @narrow_heads
@@ -201,12 +239,20 @@ def _fill_gradients(
     dq, dk, dv = grads
     if dq.numel() == 0:
         return
-    grad, out, lse = head_operand(grad).contiguous(), out.contiguous(), lse.contiguous()
+    grad, out, lse = head_operand(grad).contiguous(), head_operand(out).contiguous(), lse.contiguous()
+    inputs = (grad, x.q, x.k, x.v, out, lse)
+    blocks = x.config.one_pass
+    if blocks is not None and (count := x.parts(blocks.keys)) <= MOST_PARTS:
+        parts = torch.empty(count, *q.shape, dtype=torch.float32, device=q.device)
+        ways = {"SLOTS": slots, "PARTS": count}
+        x.launch(_backward_keys, blocks, blocks.keys, *inputs, None, dk, dv, parts, **ways)
+        x.launch(_add_parts, SUM._replace(keys=blocks.keys), SUM.queries, parts, dq, **ways)
+        return
     means = torch.empty_like(lse)
     blocks = x.config.backward_queries
-    x.launch(_backward_queries, blocks, blocks.queries, grad, x.q, x.k, x.v, out, lse, means, dq, SLOTS=slots)
+    x.launch(_backward_queries, blocks, blocks.queries, *inputs, means, dq, SLOTS=slots)
     blocks = x.config.backward_keys
-    x.launch(_backward_keys, blocks, blocks.keys, grad, x.q, x.k, x.v, lse, means, dk, dv, SLOTS=slots)
+    x.launch(_backward_keys, blocks, blocks.keys, *inputs, means, dk, dv, None, SLOTS=slots, PARTS=0)
 
 
 @narrow_heads

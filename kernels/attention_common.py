@@ -36,7 +36,7 @@ def narrow_heads(launch: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Blocks(NamedTuple):
-    """A tile of scores of the kernels that go block by block, and the warps and pipeline stages of a program."""
+    """A tile of scores, and the warps and pipeline stages of a program."""
 
     queries: int
     keys: int
@@ -50,6 +50,7 @@ class Config(NamedTuple):
     forward: Blocks
     backward_queries: Blocks
     backward_keys: Blocks
+    one_pass: Blocks | None = None  # of a backward that makes scores and masks once
 
 
 # By how operands are multiplied and the width of a head, narrower ones as 32. Chosen by what the compiler said: among
@@ -57,11 +58,11 @@ class Config(NamedTuple):
 # with the fewest instructions a row at the lengths of ml-1m and beauty. That is one warp for 16 queries, a row of the
 # matrix unit's tiles: larger tiles waste more on the edges of sequences. Triton multiplies float32 without matrix units
 # by holding whole operands in registers, hence its many warps. Which is fastest is not yet measured.
-_NARROW = Config(Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2))
+_NARROW = Config(Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 2), Blocks(16, 32, 1, 1))
 CONFIGS = {
     ("ieee", 32): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 64): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
-    ("ieee", 128): Config(Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1)),
+    ("ieee", 64): Config(Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(32, 16, 8, 1)),
+    ("ieee", 128): Config(Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 4, 1)),
     ("tf32", 32): _NARROW,
     ("tf32", 64): Config(Blocks(32, 32, 2, 2), Blocks(32, 32, 2, 2), Blocks(32, 32, 4, 1)),
     ("tf32", 128): Config(Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 32, 4, 1)),
@@ -69,7 +70,10 @@ CONFIGS = {
     ("half", 64): Config(Blocks(16, 32, 1, 2), Blocks(32, 32, 2, 2), Blocks(32, 32, 2, 1)),
     ("half", 128): Config(Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1)),
 }
-WITHOUT_DROPOUT = CONFIGS
+# One pass takes memory, float32, for so many parts of dq at most: sequences of 225 events with tiles of 32 keys.
+MOST_PARTS = 8
+# The sum over them.
+SUM = Blocks(32, 32, 1, 1)
 # Keys at a time of the last query: 64 x 128 elements are 64 registers a thread with 4 warps, and need no more room.
 LAST_KEYS = 64
 
@@ -78,8 +82,8 @@ LAST_KEYS = 64
 def key_order(KEYS: tl.constexpr):
     """The order in which a tile holds KEYS keys in a row of the jagged batch: int32 [KEYS].
 
-    A thread of a matrix unit holds columns 2 t and 2 t + 1 of every 8. They get the keys that one call of Philox serves,
-    so no mask moves between threads: of 32 keys, column 8 w + 2 t + h has key 8 t + 2 w + h, which is half h of word w.
+    A thread of a matrix unit holds columns 2 t and 2 t + 1 of every 8. They get the keys that one call of Philox
+    serves, so no mask moves between threads: of 32 keys, column 8 w + 2 t + h has key 8 t + 2 w + h, half h of word w.
     """
     CALLS: tl.constexpr = min(4, KEYS // 8)
     column = tl.arange(0, KEYS)
@@ -95,7 +99,9 @@ def keep_mask(rng, row, first_key, head, site, threshold, QUERIES: tl.constexpr,
     seed, step = tl.load(rng), tl.load(rng + 1).to(tl.uint32)
     zero = tl.zeros((QUERIES, KEYS // 8), tl.uint32)
     block = (first_key // 8 + tl.arange(0, KEYS // 8)).to(tl.uint32)[None, :]
-    w0, w1, w2, w3 = philox.rounds(seed, zero + block, row.to(tl.uint32)[:, None], step, (site | (head << 16)).to(tl.uint32))
+    w0, w1, w2, w3 = philox.rounds(
+        seed, zero + block, row.to(tl.uint32)[:, None], step, (site | (head << 16)).to(tl.uint32)
+    )
     # Selected by a column's number, which the compiler knows. tl.join would do, but it makes Triton 3.7 choose a layout
     # of the weights, as an operand of their product with the values, that moves them between threads.
     word, half = tl.arange(0, 4)[None, None, :, None, None], tl.arange(0, 2)[None, None, None, None, :]
@@ -156,12 +162,17 @@ class Inputs:
         self.strides = [s for x in (self.q, self.k, self.v) for s in x.stride()[:2]]
         self.offsets, self.rng = offsets.contiguous(), philox.adjacent(rng)
         self.rows, self.heads, self.sequences = k.shape[0], q.shape[1], offsets.shape[0] - 1
+        self.longest = min(max_len, self.rows)
         self.drawn = (scale, threshold(p), keep_scale(p), site)
         width = max(16, next_power_of_2(q.shape[2]))
         way = kind(self.q)
-        self.config = (CONFIGS if p > 0.0 else WITHOUT_DROPOUT)[way, max(32, width)]
+        self.config = CONFIGS[way, max(32, width)]
         self.shape: dict[str, Any] = {"DROPOUT": p > 0.0, "D": q.shape[2], "WIDTH": width}
         self.precision = "tf32" if way == "tf32" else "ieee"  # half types have one way
+
+    def parts(self, keys: int) -> int:
+        """How many tiles of so many keys the keys of one row may lie in."""
+        return (self.longest + keys - 2) // keys + 1
 
     def launch(self, kernel: Any, blocks: Blocks, rows: int, *tensors: Tensor | None, **constants: Any) -> None:
         """``kernel`` over tiles of so many ``rows`` of the batch, for every head."""

@@ -27,8 +27,6 @@ from .sizes import cdiv
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
-# Elements a warp of the backward: with 8 a thread it needs just over 128 registers, and spills a few.
-BACKWARD_WARP = 128
 
 
 @triton.jit
@@ -200,7 +198,7 @@ def embed_sequence_backward(
     partial = grad.new_empty((0, 0, columns), dtype=torch.float32)
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
-        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        height, width, warps = rows.tile(columns)
         count, tiles = rows.programs(n_rows, height)
         partial = grad.new_empty((0 if norm_weight is None else 2, count, columns), dtype=torch.float32)
         _backward[count,](
@@ -221,7 +219,7 @@ def embed_sequence_backward(
         groups = cdiv(sequences, per_group)
         dtype = position_weight.dtype if groups == 1 else torch.float32
         sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
-        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        height, width, warps = rows.tile(columns)
         positions, others = position_weight.shape[0], partial.shape[0] * cdiv(columns, rows.SUM_COLUMNS)
         if positions + others > 0:
             _sums[positions + others, groups](

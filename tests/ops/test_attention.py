@@ -89,17 +89,22 @@ def check_kernels(
 
 
 @needs_triton
-@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((32, 64), P), ((16, 16), 0.0)])
-@pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17], [2, 1, 0, 4, 3, 1, 70, 5]], ids=str)
+@pytest.mark.parametrize("one_pass", [True, False])
+@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 64), 0.0)])
+@pytest.mark.parametrize("lengths", [[3, 0, 33], [2, 1, 0, 4, 3, 1, 70, 5]], ids=str)
 def test_triton_tiles(
-    lengths: list[int], dropout_p: float, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+    lengths: list[int],
+    tile: tuple[int, int],
+    dropout_p: float,
+    one_pass: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    poisoned_empty: None,
 ) -> None:
     """Tiles with rows of several sequences, sequences over several tiles; more queries than keys, and fewer."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
     blocks = kernels.Blocks(*tile, 4, 1)
-    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
-        for key, config in table.items():
-            monkeypatch.setitem(table, key, config._replace(**dict.fromkeys(config._fields, blocks)))
+    for key in kernels.CONFIGS:
+        monkeypatch.setitem(kernels.CONFIGS, key, kernels.Config(*(blocks,) * 3, blocks if one_pass else None))
     check_kernels(causal_attention, lengths, 20, dropout_p)
 
 
