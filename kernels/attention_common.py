@@ -139,7 +139,8 @@ def head_rows(x, first, index, valid, head, row_stride, head_stride, D: tl.const
     ``first`` is a number: what is added to it does not change in a loop over tiles."""
     column = tl.arange(0, WIDTH)[None, :]
     x += tl.cast(first, tl.int64) * row_stride + head.to(tl.int64) * head_stride
-    return tl.load(x + (index[:, None] * row_stride + column), mask=valid[:, None] & (column < D), other=0.0)
+    offset = index.to(tl.int64)[:, None] * row_stride + column
+    return tl.load(x + offset, mask=valid[:, None] & (column < D), other=0.0)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ A tap of a filter meets each row of x in one number: the products x weight_hᵀ 
 are made for as many heights at a time as stay in the L2 cache. ``_convolve`` sums them to the convolutions that start
 at each row, for complete filters. ``_histories`` takes each history's maxima of these. A filter that runs past the end
 of a short history meets the padding row: those sums are made anew for the history, with the padding row's products,
-which are one more row of them. It also copies the vertical filters' outputs.
+which are one more row of them. It also makes the outputs of the vertical filters.
 
 The backward pass turns the gradients to slots: a history that ends at row ``stop`` of its sequence has a slot, ``stop +
 sequence``, T + B of them in the order of the tape. A slot keeps the sum of the gradients of equal histories, in order,
@@ -69,7 +69,7 @@ def _convolve(
 @triton.jit
 def _take(value, best, position, start, fits):
     """The maximum with the convolutions that begin at row ``start`` of each history. ReLU: only what is above 0. Starts
-    come in time, so the first of equal maxima stays. A NaN is taken."""
+    come in order of time, so the first of equal maxima stays. A NaN is taken."""
     taken = fits & ((value > best) | (value != value))
     return tl.where(taken, value, best), tl.where(taken, start, position)
 

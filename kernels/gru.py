@@ -1,9 +1,8 @@
 """Gated recurrent unit: a program carries one sequence, or a few, from their first event to their last.
 
 The recurrent weight stays on the chip and the state in registers, so a step reads the input gates of its events and
-writes their state and gates. The next step's input gates are loaded while this step multiplies. There are as many
-programs as sequences up to ``PROGRAMS``; beyond, sequences are taken in the order of their lengths, so that those of a
-program end together.
+writes their state and gates. The next step's input gates are loaded while this step multiplies. Where there are more
+sequences than multiprocessors, they are taken in the order of their lengths, so that those of a program end together.
 
 Exact float32 products need no matrix unit: a thread holds its part of the weight in registers, 192 values of 128 units,
 multiplies it with its part of the state and adds; a few lanes then add what they have. So it is for tf32 too while a
@@ -37,23 +36,21 @@ from .segments import longest_first
 from .sizes import cdiv, next_power_of_2
 
 WIDEST = 128
-PROGRAMS = 264  # two for each multiprocessor of an H100: with more sequences, some share a program
+MULTIPROCESSORS = 132  # of an H100
 STEP_ROWS, STEP_COLUMNS = 8, 128  # of the element-wise step above WIDEST: 8 elements a thread
 
 
 def _constants(x: Tensor, hidden: int, sequences: int) -> dict[str, Any]:
     """Constants of _forward and _backward for ``sequences`` sequences with gates of the type of ``x``."""
     width, kind, shared = max(32, next_power_of_2(hidden)), kind_of(x), shared_memory(x)
-    each = next_power_of_2(cdiv(sequences, PROGRAMS))
+    waves = cdiv(sequences, MULTIPROCESSORS)
     # The weight lies in shared memory, beside operands and results. AMD's chips have 64 KB: no room.
     fits = 64 << 10 < shared >= 3 * (width + 16) * width * x.element_size()
-    matrix = fits and (kind == "half" or (kind == "tf32" and each > 2))
+    matrix = fits and (kind == "half" or (kind == "tf32" and waves > 4))
     if not matrix:
-        each = min(each, 2 if shared > 164 << 10 else 1)  # two spill on an A100
-    elif kind == "half":
-        each = min(each, 8)
-    else:
-        each = 16
+        each = 1 if waves == 1 or shared <= 164 << 10 else 2  # two spill on an A100
+    else:  # a multiprocessor has room for two programs of half types, for one of tf32
+        each = min(next_power_of_2(cdiv(waves, 2)), 8) if kind == "half" else 16
     return {
         "HIDDEN": hidden,
         "WIDTH": width,
@@ -327,7 +324,7 @@ def _launch(x: Tensor, hidden: int, offsets: Tensor) -> tuple[int, Tensor | None
     """Programs, the sequences by length (longest first; None where they all start at once), constants."""
     sequences = offsets.shape[0] - 1
     constants = _constants(x, hidden, sequences)
-    order = None if sequences <= PROGRAMS // 2 else longest_first(offsets)
+    order = None if sequences <= MULTIPROCESSORS else longest_first(offsets)
     return cdiv(sequences, constants["SEQUENCES"]), order, constants
 
 

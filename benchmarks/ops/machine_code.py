@@ -216,7 +216,7 @@ _LABEL = re.compile(r"(\.L_x_\d+):")
 def parts(text: str) -> list[dict[str, Any]]:
     """A disassembly by loops: what is outside of all, then every loop without those inside it, as they come.
 
-    Each has ``place``, PATH:LINE of the branch that closes it in the source ("" outside), ``classes``, the number of
+    Each has ``place``, FILE:LINE of the branch that closes it in the source ("" outside), ``classes``, the number of
     instructions of each class, and ``lines``, the number of each line, outside of loops alone.
     """
     instructions: list[tuple[str, str, str]] = []  # opcode, operands, line
@@ -224,7 +224,7 @@ def parts(text: str) -> list[dict[str, Any]]:
     line = ""
     for text_line in text.splitlines():
         if found := _LINE.match(text_line):
-            line = f"{found[1]}:{found[2]}"
+            line = f"{Path(found[1]).name}:{found[2]}"  # Triton's cache may have it from another checkout
         elif found := _LABEL.match(text_line):
             labels[found[1]] = len(instructions)
         elif (found := _INSTRUCTION.match(text_line)) and found[1] != "NOP":
@@ -324,24 +324,26 @@ def loops(path: str) -> list[tuple[int, int, range]]:
     )
 
 
-def trips(place: str, lines: dict[str, float]) -> float:
+def trips(place: str, lines: dict[str, float], paths: dict[str, str]) -> float:
     """How often the loop around ``place`` went round, in all programs."""
-    path, line = place.rsplit(":", 1)
-    around = [loop for loop in loops(path) if loop[0] <= int(line) <= loop[1]]
+    file, line = place.split(":")
+    around = [loop for loop in loops(paths[file]) if loop[0] <= int(line) <= loop[1]]
     if not around:
         raise RuntimeError(f"{place} closes a loop of the machine code and is in none of the source")
-    return max(lines.get(f"{path}:{number}", 0.0) for number in around[-1][2])
+    return max(lines.get(f"{file}:{number}", 0.0) for number in around[-1][2])
 
 
 def joined(launch: dict[str, Any], lines: dict[str, float]) -> dict[str, Any]:
     """A row of the results: what a launch is, and the instructions its warps issue."""
+    paths = {Path(path).name: path for path, _ in (line.rsplit(":", 1) for line in lines)}
+    lines = {Path(line).name: number for line, number in lines.items()}
     programs, warps = math.prod(launch["grid"]), launch["warps"]
     # A function that is inlined twice has two loops of one line.
     same = Counter(part["place"] for part in launch["parts"])
     rows = []
     for part in launch["parts"]:
         if part["place"]:
-            times = trips(part["place"], lines) / same[part["place"]]
+            times = trips(part["place"], lines, paths) / same[part["place"]]
         else:  # a line of which nothing is known runs as often as those before it: it belongs to PyTorch's or Triton's
             share, total = 1.0, 0.0
             for line, number in part["lines"].items():
@@ -349,9 +351,7 @@ def joined(launch: dict[str, Any], lines: dict[str, float]) -> dict[str, Any]:
                     share = min(1.0, lines[line] / programs)
                 total += share * number
             times = programs * total / max(part["lines"].total(), 1)
-        rows.append(
-            {"place": Path(part["place"]).name, "classes": dict(part["classes"]), "warps": round(times * warps, 1)}
-        )
+        rows.append({"place": part["place"], "classes": dict(part["classes"]), "warps": round(times * warps, 1)})
     kept = {name: launch[name] for name in ("kernel", "grid", "registers", "shared")}
     kept["file"] = launch["module"].rpartition(".")[2]
     return kept | {"num_warps": warps, "parts": rows}

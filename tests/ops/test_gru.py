@@ -223,24 +223,24 @@ def test_triton(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype,
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("programs", "dtype", "precision", "share"),
+    ("multiprocessors", "dtype", "precision", "share"),
     [
         (20, torch.float32, "highest", 2),
         (13, torch.float32, "high", 2),
-        (13, torch.float16, "highest", 2),
-        (7, torch.float16, "highest", 4),
+        (7, torch.float16, "highest", 2),
+        (4, torch.float16, "highest", 4),
         (1, torch.float16, "highest", 8),
-        (8, torch.float32, "high", 16),
+        (6, torch.float32, "high", 16),
     ],
 )
 def test_triton_sequences_share_programs(
-    programs: int, dtype: torch.dtype, precision: str, share: int, monkeypatch: pytest.MonkeyPatch
+    multiprocessors: int, dtype: torch.dtype, precision: str, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every number that may share one, the last program not full: with the matrix unit and without."""
     if precision == "high" and DEVICE == "cuda":
         pytest.skip("tf32 is coarser than what this compares with")
     module = importlib.import_module("fastseq.kernels.gru")
-    monkeypatch.setattr(module, "PROGRAMS", programs)
+    monkeypatch.setattr(module, "MULTIPROCESSORS", multiprocessors)
     lengths, hidden, before = [3, 0, 9, 1, 4] * 5, 40, torch.get_float32_matmul_precision()
     x, weight, b, grad = inputs(lengths, hidden, True, dtype)
     torch.set_float32_matmul_precision(precision)
@@ -256,7 +256,7 @@ def test_triton_sequences_share_programs(
 @pytest.mark.parametrize("hidden", [20, 70, 140])
 def test_triton_company_changes_no_bit(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence's states and gradients are the same alone and in a program with others, whatever their lengths."""
-    monkeypatch.setattr("fastseq.kernels.gru.PROGRAMS", 9)
+    monkeypatch.setattr("fastseq.kernels.gru.MULTIPROCESSORS", 9)
     lengths = [4] + [1, 6, 0, 3] * 4 + [2]
     x, weight, b, grad = inputs(lengths, hidden, True, torch.float32)
     together = run(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, "triton", set())
