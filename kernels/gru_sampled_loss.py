@@ -2,9 +2,9 @@
 
 With negatives of their own, tiles of rows go from hidden state to the gradient of the hidden state in one kernel
 (kernels/sampled_loss.py). It writes the layer's output and its gradient once, for what sums over rows: the gradient of
-the table reads the one by item, a product of the library that of the layer's weight the other. With shared negatives, whose scores are matrix products, or a layer
-too wide for one multiprocessor, the products are the library's; some rows at a time, so that their scores stay in the
-second-level cache.
+the table reads the one by item, a product of the library that of the layer's weight reads the other. With shared
+negatives, whose scores are matrix products, or a layer too wide for the kernel, the products are the library's: some
+rows at a time, so that their scores stay in the second-level cache.
 
 The backward pass multiplies what is there with the upstream gradient, one launch, and sums the gradient of the table
 by sorted ids (kernels/segments.py), as that of states, should a row count twice: without atomics.
@@ -90,16 +90,3 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
         *gru_backward(d_h, *gru_arguments, h, gates), d_weight.to(dense_weight.dtype), d_bias.to(dense_bias.dtype),
         grad_item,
     )  # fmt: skip
-
-
-import os
-
-if os.environ.get("NOGRU"):
-
-    def gru(x, w, *_):
-        return x.new_empty(x.shape[0], w.shape[1]).normal_() if x.device.type == "cpu" else x.new_empty(
-            x.shape[0], w.shape[1]
-        ), x.new_empty(x.shape[0], 4 * w.shape[1])
-
-    def gru_backward(d, x, w, o, b, *_):
-        return torch.empty_like(x), torch.empty_like(w), x.new_empty(0)

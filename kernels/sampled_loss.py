@@ -81,7 +81,8 @@ def _ends(positive, loss, sum, largest, kept, beta, share, factor, LOSS: tl.cons
 @triton.jit(do_not_specialize=["n_rows"])
 def _losses_of_rows(h, weight, bias, table, targets, negatives, log_q, losses, y, d_scores, d_rows, d_h, beta,
                     factor, n_rows, count, width, hidden, n_items, LOSS: tl.constexpr, ROWS: tl.constexpr,
-                    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, STEP: tl.constexpr,
+                    PRECISION: tl.constexpr):  # fmt: skip
     """Rows with negatives of their own; where HIDDEN is not 0, those that the layer makes of the states h."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     some = row < n_rows

@@ -316,7 +316,9 @@ def trips(place: str, lines: dict[str, float]) -> float:
 def joined(launch: dict[str, Any], code: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """A row of the results: what a launch is, and the instructions its warps issue."""
     lines, programs, warps = run["lines"], math.prod(launch["grid"]), code["warps"]
-    same = Counter(part["place"] for part in code["parts"])  # a function that is inlined twice has two loops of one line
+    same = Counter(
+        part["place"] for part in code["parts"]
+    )  # a function that is inlined twice has two loops of one line
     rows = []
     for part in code["parts"]:
         if part["place"]:

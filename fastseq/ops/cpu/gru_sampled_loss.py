@@ -1,4 +1,4 @@
-"""gru on the CPU, and behind it csrc/gru_sampled_loss.cpp: dense layer, loss and gradients in one pass over the rows."""
+"""gru on the CPU, and behind it csrc/gru_sampled_loss.cpp: dense layer, loss and gradients in one pass over rows."""
 
 from __future__ import annotations
 
