@@ -19,7 +19,7 @@ constexpr int64_t kBlock = 4 * kSumRows, kSpanBlocks = 512;
 // With shared negatives: blocks of a span, and its scores unless those are too few.
 constexpr int64_t kFewestBlocks = 4, kMostBlocks = 20, kKept = 1 << 21;
 constexpr int64_t kChunk = 128;              // shared negatives whose rows of the table stay in the first cache
-constexpr int64_t kStrip = 8 * kColumnRows;  // of the gradient of shared negatives
+constexpr int64_t kStrip = 4 * kColumnRows;  // rows of the gradients of the layer and of shared negatives
 constexpr int64_t kDepth = 10 * kBlock;      // rows summed at a time
 
 template <typename T>
@@ -75,8 +75,8 @@ class Pass {
                 for (int64_t block = 0; block < rows; block += kBlock)
                     differentiate(first, block, std::min(kBlock, rows - block));
 #pragma omp for schedule(dynamic, 1) nowait
-                for (int64_t tile = 0; tile < (width + kColumnRows - 1) / kColumnRows * panels; ++tile)
-                    add_weight_gradient(first, rows, tile / panels * kColumnRows, tile % panels * kColumns);
+                for (int64_t tile = 0; tile < (width + kStrip - 1) / kStrip * panels; ++tile)
+                    add_weight_gradient(first, rows, tile / panels * kStrip, tile % panels * kColumns);
 #pragma omp for schedule(dynamic, 1)
                 for (int64_t j = 0; j < shared_; j += kStrip)
                     add_product(scores() + j, row_, std::min(kStrip, shared_ - j), y_.get(), width_, width, first, rows,
@@ -149,7 +149,7 @@ class Pass {
 
     // A tile of the layer's gradient, and with the first unit its part of the bias's.
     void add_weight_gradient(int64_t first, int64_t rows, int64_t column, int64_t unit) {
-        const int64_t H = a_.hidden, width = in_.width, count = std::min<int64_t>(kColumnRows, width - column);
+        const int64_t H = a_.hidden, width = in_.width, count = std::min(kStrip, width - column);
         const T* d_y = d_y_.get() + column;
         add_product(d_y, width, count, states(first) + unit, hidden_, std::min(kColumns, H - unit), first, rows,
                     a_.d_weight + column * H + unit, H);

@@ -21,14 +21,14 @@ from torch import Tensor
 from fastseq.ops.sampled_loss import IGNORED
 
 from .elementary import softplus
-from .products import float32_precision, product, refuse_float64
+from .products import float32_precision, product, refuse_float64, shared_memory
 from .rows import WIDEST
 from .segments import segment_sum
 from .sizes import cdiv, next_power_of_2
 
-# Elements of a tile of rows, 16 a thread. With shared negatives, the scores read at a time and the warps for that. Not
+# Elements of a tile of rows, 8 a thread: 16 spill a few bytes. With shared negatives, the scores read at a time and the warps for that. Not
 # yet measured.
-TILE, WARPS = 1024, 2
+TILE, WARPS = 512, 2
 SHARED_TILE, SHARED_WARPS = 1024, 4
 # Rows and warps of a tile with a dense layer, and columns that are multiplied at a time. Not yet measured.
 LAYER_ROWS, LAYER_WARPS, LAYER_STEP = 32, 8, {"ieee": 16, "tf32": 64}
@@ -292,7 +292,7 @@ def losses_of_rows(
     height, warps = max(1, TILE // columns), min(8, max(WARPS, columns // 512))
     if weight is not None:
         columns, hidden, precision = max(16, columns), max(16, next_power_of_2(h.shape[1])), float32_precision()
-        height, warps = LAYER_ROWS, LAYER_WARPS
+        height, warps = LAYER_ROWS if shared_memory(h) > 64 << 10 else LAYER_ROWS // 2, LAYER_WARPS  # AMD's spill
     _losses_of_rows[(cdiv(n_rows, height),)](
         h, weight, bias, item_weight, targets, negatives,
         h if log_q is None else log_q.contiguous(), losses, y, d_scores, d_rows, d_h,
