@@ -4,8 +4,8 @@
 
 namespace fastseq {
 
-// What follows the recurrence: y = h[rows] weightᵀ + bias, the sampled loss of y, and the gradients of scale times the
-// sum of the losses. loss.h is not read; a target may be `ignored`: no loss, no gradient, and its negatives are ids.
+// What follows the recurrence: y = h[rows] weightᵀ + bias, the sampled loss of y with shared negatives, and the gradients
+// of scale times the sum of the losses. loss.h is not read; a target may be `ignored`: no loss, no gradient.
 template <typename T>
 struct DenseLoss {
     LossInputs<T> loss;
@@ -13,9 +13,8 @@ struct DenseLoss {
     const int64_t* rows;         // [loss.rows], of h; null: all of them in order
     int64_t hidden, ignored;
     T scale;
-    // losses [rows]; y [rows, width]; d_scores [rows, 1 + count], the target's first, with shared negatives [rows, 1];
-    // d_h [rows, hidden]; d_weight [width, hidden]; d_bias [width]; and with shared negatives the gradients of their
-    // rows of the table [count, width].
+    // losses [rows]; y [rows, width]; d_scores [rows], of the targets; d_h [rows, hidden]; d_weight [width, hidden];
+    // d_bias [width]; d_negatives [count, width], by the negatives' rows of the table.
     T *losses, *y, *d_scores, *d_h, *d_weight, *d_bias, *d_negatives;
     int threads;
 };

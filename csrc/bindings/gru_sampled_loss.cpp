@@ -11,11 +11,12 @@ void gru_sampled_loss_of(const Array<T>& h, const OptionalArray<int64_t>& rows, 
                          const Array<int64_t>& negatives, const std::string& loss, const OptionalArray<T>& log_q,
                          double beta, int64_t ignored, double scale, Array<T>& losses, Array<T>& y,
                          Array<T>& d_scores, Array<T>& d_h, Array<T>& d_weight, Array<T>& d_bias,
-                         OptionalArray<T>& d_negatives, Threads threads) {
+                         Array<T>& d_negatives, Threads threads) {
     check_number("ignored", ignored, INT32_MIN, -1);
     DenseLoss<T> a{};
     a.loss = loss_inputs(item_weight, targets, negatives, loss, log_q, beta, ignored);
-    const int64_t count = a.loss.rows, width = a.loss.width, negatives_of_row = a.loss.shared ? 0 : a.loss.count;
+    const int64_t count = a.loss.rows, width = a.loss.width;
+    check_shape(negatives, "negatives", {-1});
     check_shape(h, "h", {rows ? -1 : count, -1});
     a.hidden = h.shape(1);
     check_shape(weight, "weight", {width, a.hidden});
@@ -24,15 +25,15 @@ void gru_sampled_loss_of(const Array<T>& h, const OptionalArray<int64_t>& rows, 
     a.rows = optional_data(rows, "rows", {count});
     check_shape(losses, "losses", {count});
     check_shape(y, "y", {count, width});
-    check_shape(d_scores, "d_scores", {count, 1 + negatives_of_row});
+    check_shape(d_scores, "d_scores", {count, 1});
     check_shape(d_h, "d_h", {count, a.hidden});
     check_shape(d_weight, "d_weight", {width, a.hidden});
-    if (d_negatives.has_value() != a.loss.shared) throw py::value_error("d_negatives is for shared negatives alone");
-    a.d_negatives = optional_data(d_negatives, "d_negatives", {a.loss.count, width});
+    check_shape(d_negatives, "d_negatives", {a.loss.count, width});
     a.h = h.data(), a.weight = weight.data(), a.bias = bias.data();
     a.ignored = ignored, a.scale = static_cast<T>(scale), a.threads = threads;
     a.losses = losses.mutable_data(), a.y = y.mutable_data(), a.d_scores = d_scores.mutable_data();
-    a.d_h = d_h.mutable_data(), a.d_weight = d_weight.mutable_data(), a.d_bias = d_bias.mutable_data();
+    a.d_h = d_h.mutable_data(), a.d_weight = d_weight.mutable_data(), a.d_bias = d_bias.mutable_data(),
+    a.d_negatives = d_negatives.mutable_data();
     py::gil_scoped_release release;
     gru_sampled_loss(a);
 }
