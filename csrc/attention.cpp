@@ -1,7 +1,7 @@
 // Causal attention over jagged sequences, one (sequence, head) at a time.
 //
 // A block of 16 queries lives in the lanes of a vector, so the scores of a block are a tile [keys, 16] up to the
-// diagonal: softmax statistics need no horizontal sums, one philox_rows() call gives the mask of four keys, and all
+// diagonal: softmax statistics need no horizontal sums, one philox_rows() call gives the mask of eight keys, and all
 // five products are the same small gemm. The backward pass computes the tile again from the saved log-sum-exp.
 // Scores are kept in units of log 2, so that exponentials are powers of two.
 #include "attention.h"
@@ -12,8 +12,8 @@
 #include <cstring>
 #include <limits>
 
+#include "draw.h"
 #include "exp2.h"
-#include "philox_lanes.h"
 #include "small_gemm.h"
 
 namespace fastseq::FASTSEQ_ISA {
@@ -21,7 +21,7 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 
-static_assert(kQueries == kPhiloxRows, "the mask of a block is one philox_rows() call for every four keys");
+static_assert(kQueries == kPhiloxRows, "the mask of a block is one philox_rows() call for every eight keys");
 
 // Hands out consecutive pieces of one thread's scratch memory.
 template <typename T>
@@ -83,14 +83,49 @@ void largest(const T* scores, int64_t keys, int64_t first, T* largest) {
     }
 }
 
+// The mask of a block of queries. A sequence begins anywhere in the eight keys of a call, so two calls' are kept.
+class BlockMask {
+  public:
+    // row: of the first query, key: the first that is asked for; both rows of the batch.
+    BlockMask(const Dropout& dropout, int64_t row, int64_t key)
+        : dropout_(dropout), row_(static_cast<uint32_t>(row)), next_(key / 8) {}
+
+    // Draws up to `key`; that and the fifteen before it, where they were asked for, may then be read.
+    void reach(int64_t key) {
+        for (; next_ <= key / 8; ++next_) {
+            alignas(64) uint32_t words[4][kPhiloxRows];
+            philox_rows(dropout_.rng, static_cast<uint32_t>(next_), row_, dropout_.site, words);
+            uint32_t(*low)[kPhiloxRows] = values_ + next_ % 2 * 8;
+            for (int w = 0; w < 4; ++w, low += 2)
+#pragma omp simd
+                for (int r = 0; r < kPhiloxRows; ++r) {
+                    low[0][r] = words[w][r] << 16;
+                    low[1][r] = words[w][r];
+                }
+        }
+    }
+
+    // The values of a key for the queries, each in the upper half of its word (below them is what decides nothing).
+    const uint32_t* values(int64_t key) const { return values_[key % 16]; }
+
+  private:
+    const Dropout& dropout_;
+    uint32_t row_;
+    int64_t next_;  // the first block of keys that is not drawn
+    alignas(64) uint32_t values_[16][kPhiloxRows];
+};
+
 // scores <- 2^(score - largest), zero where masked or dropped; sum: before dropping.
 template <typename T, bool kDropout>
-void exponentiate(const AttentionBatch& batch, T* scores, int64_t keys, int64_t first, uint32_t row, uint32_t site,
-                  const T* largest, T* sum) {
-    alignas(64) uint32_t words[4][kPhiloxRows];
+void exponentiate(const Dropout& dropout, T* scores, int64_t keys, int64_t start, int64_t first, const T* largest,
+                  T* sum) {
+    BlockMask mask(dropout, start + first, start);
+    const uint32_t threshold = static_cast<uint32_t>(dropout.threshold) << 16;
     for (int r = 0; r < kQueries; ++r) sum[r] = T(0);
     for (int64_t j = 0; j < keys; j += 4) {
-        if (kDropout) philox_rows(batch.rng, static_cast<uint32_t>(j / 4), row, site, words);
+        const uint32_t* values[4];
+        if (kDropout) mask.reach(start + j + 3);
+        for (int g = 0; g < 4; ++g) values[g] = mask.values(start + j + g);
         const T distance = static_cast<T>(j - first);
         T* tile = scores + j * kQueries;
 #pragma omp simd
@@ -100,7 +135,7 @@ void exponentiate(const AttentionBatch& batch, T* scores, int64_t keys, int64_t 
                 const T power = exp2_negative(tile[g * kQueries + r] - largest[r]);
                 const T weight = distance + static_cast<T>(g) <= static_cast<T>(r) ? power : T(0);
                 part += weight;
-                tile[g * kQueries + r] = kDropout && words[g][r] < batch.threshold ? T(0) : weight;
+                tile[g * kQueries + r] = kDropout && values[g][r] < threshold ? T(0) : weight;
             }
             sum[r] += part;
         }
@@ -111,12 +146,15 @@ void exponentiate(const AttentionBatch& batch, T* scores, int64_t keys, int64_t 
 // delta, the sum over keys of probability times its gradient, is taken from the tile and not from out · d(out): where
 // one key has all the weight the two terms of d(scores) then cancel exactly, whatever type `out` was rounded to.
 template <typename T, bool kDropout>
-void differentiate(const AttentionBatch& batch, T* scores, T* products, int64_t keys, int64_t first, uint32_t row,
-                   uint32_t site, const T* lse) {
-    alignas(64) uint32_t words[4][kPhiloxRows];
+void differentiate(const Dropout& dropout, T* scores, T* products, int64_t keys, int64_t start, int64_t first,
+                   const T* lse) {
+    BlockMask mask(dropout, start + first, start);
+    const uint32_t threshold = static_cast<uint32_t>(dropout.threshold) << 16;
     alignas(64) T delta[kQueries] = {};
     for (int64_t j = 0; j < keys; j += 4) {
-        if (kDropout) philox_rows(batch.rng, static_cast<uint32_t>(j / 4), row, site, words);
+        const uint32_t* values[4];
+        if (kDropout) mask.reach(start + j + 3);
+        for (int g = 0; g < 4; ++g) values[g] = mask.values(start + j + g);
         const T distance = static_cast<T>(j - first);
         T* tile = scores + j * kQueries;
         T* product = products + j * kQueries;
@@ -127,7 +165,7 @@ void differentiate(const AttentionBatch& batch, T* scores, T* products, int64_t 
                 const int64_t cell = g * kQueries + r;
                 const T power = exp2_negative(tile[cell] - lse[r]);
                 const T weight = distance + static_cast<T>(g) <= static_cast<T>(r) ? power : T(0);
-                const bool dropped = kDropout && words[g][r] < batch.threshold;
+                const bool dropped = kDropout && values[g][r] < threshold;
                 tile[cell] = dropped ? -weight : weight;  // the sign remembers the mask
                 product[cell] = dropped ? T(0) : product[cell];
                 part += weight * product[cell];
@@ -153,8 +191,8 @@ void forward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, int
     const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
     const int64_t heads = batch.heads, width = batch.width, padded = padded_width(width), stride = heads * width;
     const int64_t length_padded = (length + kGemmRows - 1) / kGemmRows * kGemmRows;
-    const uint32_t site = batch.site | static_cast<uint32_t>(head) << 16;
-    const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const Dropout dropout = batch.dropout.of_head(head);
+    const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(batch.dropout.scale);
     const HeadRows<T> q = x.q.at(start, head * width), k = x.k.at(start, head * width), v = x.v.at(start, head * width);
     T* keys = scratch.take(length_padded * padded);
     T* values = scratch.take(length_padded * padded);
@@ -171,7 +209,7 @@ void forward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, int
         pack_lanes(q.at(first, 0), rows, width, factor, queries);
         gemm<T>(seen, kQueries, width, {keys, padded, 1}, queries, kQueries, scores, kQueries, false);
         largest(scores, seen, first, top);
-        exponentiate<T, kDropout>(batch, scores, seen, first, static_cast<uint32_t>(row), site, top, sum);
+        exponentiate<T, kDropout>(dropout, scores, seen, start, first, top, sum);
         gemm<T>(kQueries, padded, seen, {scores, 1, kQueries}, values, padded, result, padded, false);
         for (int64_t r = 0; r < rows; ++r) {
             x.lse[(row + r) * heads + head] = top[r] * static_cast<T>(kLn2) + std::log(sum[r]);
@@ -187,8 +225,8 @@ void backward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, in
     const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
     const int64_t heads = batch.heads, width = batch.width, padded = padded_width(width), stride = heads * width;
     const int64_t length_padded = (length + kGemmRows - 1) / kGemmRows * kGemmRows, at = start * stride + head * width;
-    const uint32_t site = batch.site | static_cast<uint32_t>(head) << 16;
-    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const Dropout dropout = batch.dropout.of_head(head);
+    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(batch.dropout.scale);
     const HeadRows<T> q = x.q.at(start, head * width), k = x.k.at(start, head * width), v = x.v.at(start, head * width);
     const HeadRows<T> grad{x.grad + at, stride};
     T* keys = scratch.take(length_padded * padded);
@@ -219,7 +257,7 @@ void backward_head(const AttentionBatch& batch, const AttentionTensors<T>& x, in
         pack_rows(grad.at(first, 0), rows, kQueries, width, padded, keep_scale, grad_rows);
         gemm<T>(seen, kQueries, width, {keys, padded, 1}, query_lanes, kQueries, scores, kQueries, false);
         gemm<T>(seen, kQueries, width, {values, padded, 1}, grad_lanes, kQueries, products, kQueries, false);
-        differentiate<T, kDropout>(batch, scores, products, seen, first, static_cast<uint32_t>(row), site, log_sum);
+        differentiate<T, kDropout>(dropout, scores, products, seen, start, first, log_sum);
         gemm<T>(seen, padded, kQueries, {scores, kQueries, 1}, grad_rows, padded, value_sums, padded, true);
         gemm<T>(seen, padded, kQueries, {products, kQueries, 1}, query_rows, padded, key_sums, padded, true);
         gemm<T>(kQueries, padded, seen, {products, 1, kQueries}, keys, padded, query_sums, padded, false);
@@ -254,29 +292,34 @@ void add_scaled(T factor, const T* x, T* sum, int64_t size) {
     for (int64_t i = 0; i < size; ++i) sum[i] += factor * x[i];
 }
 
-// The mask of one row of queries, drawn 64 keys at a time.
+// The mask of one row of queries, drawn 128 keys at a time.
 class RowMask {
    public:
-    RowMask(const AttentionBatch& batch, int64_t row, int64_t head)
-        : batch_(batch), row_(static_cast<uint32_t>(row)), site_(batch.site | static_cast<uint32_t>(head) << 16) {}
-    // Whether key j is dropped; keys are asked for in order, from 0.
-    bool dropped(int64_t j) {
-        if (batch_.threshold == 0) return false;
-        if (j % kWords == 0) philox_group(batch_.rng, static_cast<uint32_t>(j / kWords), row_, site_, words_);
-        return words_[j % kWords] < batch_.threshold;
+    // row: of the query, which is the last that may be asked for.
+    RowMask(const Dropout& dropout, int64_t row) : dropout_(dropout), row_(row) {}
+    // Whether a key, by its row of the batch, is dropped; keys are asked for in order.
+    bool dropped(int64_t key) {
+        if (dropout_.threshold == 0) return false;
+        if (key >= first_ + kDrawn) {
+            first_ = key / 8 * 8;
+            const int64_t left = row_ + 1 - first_;
+            draw(dropout_, first_, row_, static_cast<int>(left < kDrawn ? left : kDrawn), values_);
+        }
+        return values_[key - first_] < dropout_.threshold;
     }
 
    private:
-    const AttentionBatch& batch_;
-    uint32_t row_, site_;
-    alignas(64) uint32_t words_[kWords];
+    const Dropout dropout_;
+    const int64_t row_;
+    int64_t first_ = -kDrawn;  // the column of values_[0]
+    alignas(64) uint16_t values_[kDrawn];
 };
 
 }  // namespace
 
 template <typename T>
 void causal_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
-    const auto kernel = batch.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
+    const auto kernel = batch.dropout.threshold != 0 ? forward_head<T, true> : forward_head<T, false>;
     for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         kernel(batch, x, sequence, head, scratch);
     });
@@ -284,7 +327,7 @@ void causal_attention(const AttentionBatch& batch, const AttentionTensors<T>& x)
 
 template <typename T>
 void causal_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
-    const auto kernel = batch.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
+    const auto kernel = batch.dropout.threshold != 0 ? backward_head<T, true> : backward_head<T, false>;
     for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         kernel(batch, x, sequence, head, scratch);
     });
@@ -293,7 +336,7 @@ void causal_attention_backward(const AttentionBatch& batch, const AttentionTenso
 template <typename T>
 void last_query_attention(const AttentionBatch& batch, const AttentionTensors<T>& x) {
     const int64_t width = batch.width, heads = batch.heads;
-    const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const T factor = static_cast<T>(batch.scale * kLog2E), keep_scale = static_cast<T>(batch.dropout.scale);
     for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
         const T* query = x.q.at(sequence, head * width).data;
@@ -313,9 +356,9 @@ void last_query_attention(const AttentionBatch& batch, const AttentionTensors<T>
             scores[j] = exp2_negative(scores[j] - top);
             sum += scores[j];
         }
-        RowMask mask(batch, start + length - 1, head);
+        RowMask mask(batch.dropout.of_head(head), start + length - 1);
         for (int64_t j = 0; j < length; ++j)
-            if (!mask.dropped(j)) add_scaled(scores[j], v.at(j, 0).data, result, width);
+            if (!mask.dropped(start + j)) add_scaled(scores[j], v.at(j, 0).data, result, width);
         for (int64_t d = 0; d < width; ++d) result[d] *= keep_scale / sum;
         x.lse[sequence * heads + head] = top * static_cast<T>(kLn2) + std::log(sum);
     });
@@ -324,7 +367,7 @@ void last_query_attention(const AttentionBatch& batch, const AttentionTensors<T>
 template <typename T>
 void last_query_attention_backward(const AttentionBatch& batch, const AttentionTensors<T>& x) {
     const int64_t width = batch.width, heads = batch.heads, stride = heads * width;
-    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(1.0 / (1.0 - batch.p));
+    const T scale = static_cast<T>(batch.scale), keep_scale = static_cast<T>(batch.dropout.scale);
     for_each_head(batch, x, [&](int64_t sequence, int64_t head, Scratch<T> scratch) {
         const int64_t start = batch.offsets[sequence], length = batch.offsets[sequence + 1] - start;
         const int64_t own = (sequence * heads + head) * width;
@@ -335,9 +378,9 @@ void last_query_attention_backward(const AttentionBatch& batch, const AttentionT
         T* weights = scratch.take(length);  // a negative one is dropped
         T* products = scratch.take(length);
         T delta = T(0);
-        RowMask mask(batch, start + length - 1, head);
+        RowMask mask(batch.dropout.of_head(head), start + length - 1);
         for (int64_t j = 0; j < length; ++j) {
-            const bool dropped = mask.dropped(j);
+            const bool dropped = mask.dropped(start + j);
             const T score = scale * dot(query, k.at(j, 0).data, width);
             const T weight = exp2_negative((score - log_sum) * static_cast<T>(kLog2E));
             weights[j] = dropped ? -weight : weight;

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "dropout.h"
 #include "isa.h"
-#include "philox.h"
 
 namespace fastseq {
 
@@ -11,10 +11,7 @@ struct AttentionBatch {
     const int32_t* offsets;  // [sequences + 1]
     const int32_t* order;    // the sequences, longest first, so that the threads end together
     double scale;
-    double p;            // dropout
-    uint32_t threshold;  // its threshold; 0 draws nothing
-    Rng rng;
-    uint32_t site;
+    Dropout dropout;
     int threads;
 };
 

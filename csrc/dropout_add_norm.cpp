@@ -7,28 +7,28 @@
 namespace fastseq::FASTSEQ_ISA {
 namespace {
 
+constexpr int kPart = 64;  // columns that are summed together; it fixes the order of the sums
+
 }  // namespace
 
 template <typename T>
 void dropout_add_norm(const DropoutAddNorm<T>& a) {
     const int64_t width = a.width;
-    const T scale = static_cast<T>(a.dropout.scale);
-    const uint32_t threshold = a.dropout.threshold;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t row = 0; row < a.rows; ++row) {
         T* __restrict__ y = a.y + row * width;
         T sum = T(0);
-        for (int64_t first = 0; first < width; first += kWords) {
-            alignas(64) uint32_t words[kWords];
-            draw(a.dropout, first / kWords, row, words);
-            const int count = static_cast<int>(width - first < kWords ? width - first : kWords);
+        draw_factors(a.dropout, row, width, y);
+        for (int64_t first = 0; first < width; first += kPart) {
+            const int count = static_cast<int>(width - first < kPart ? width - first : kPart);
             const T *x = a.x + row * width + first, *residual = a.residual + row * width + first;
             const T* x_bias = a.x_bias ? a.x_bias + first : nullptr;
             T part = T(0);
 #pragma omp simd reduction(+ : part)
             for (int c = 0; c < count; ++c) {
                 const T branch = x_bias ? x[c] + x_bias[c] : x[c];
-                const T s = residual[c] + (words[c] < threshold ? T(0) : branch * scale);
+                const T factor = y[first + c];
+                const T s = residual[c] + (factor == T(0) ? T(0) : branch * factor);
                 y[first + c] = s;
                 part += s;
             }
@@ -41,8 +41,6 @@ void dropout_add_norm(const DropoutAddNorm<T>& a) {
 template <typename T>
 void dropout_add_norm_backward(const DropoutAddNormBackward<T>& a) {
     const int64_t width = a.width, size = block_rows(a.rows), blocks = block_count(a.rows);
-    const T scale = static_cast<T>(a.dropout.scale);
-    const uint32_t threshold = a.dropout.threshold;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t block = 0; block < blocks; ++block) {
         T* __restrict__ dweight = a.partial + block * 3 * width;
@@ -53,14 +51,13 @@ void dropout_add_norm_backward(const DropoutAddNormBackward<T>& a) {
         for (int64_t row = block * size; row < last; ++row) {
             const T mean = a.mean[row], rstd = a.rstd[row];
             const T* grad = a.grad + row * width;
-            // Until the row's two sums are known, dx holds the mask and dresidual the normalised row.
+            // Until the row's two sums are known, dx holds what dropout multiplies by and dresidual the normalised row.
             T* __restrict__ dx = a.dx + row * width;
             T* __restrict__ dresidual = a.dresidual + row * width;
             T sum = T(0), dot = T(0);
-            for (int64_t first = 0; first < width; first += kWords) {
-                alignas(64) uint32_t words[kWords];
-                draw(a.dropout, first / kWords, row, words);
-                const int count = static_cast<int>(width - first < kWords ? width - first : kWords);
+            draw_factors(a.dropout, row, width, dx);
+            for (int64_t first = 0; first < width; first += kPart) {
+                const int count = static_cast<int>(width - first < kPart ? width - first : kPart);
                 const T *x = a.x + row * width + first, *residual = a.residual + row * width + first;
                 const T* x_bias = a.x_bias ? a.x_bias + first : nullptr;
                 const T *g = grad + first, *weight = a.weight + first;
@@ -68,10 +65,9 @@ void dropout_add_norm_backward(const DropoutAddNormBackward<T>& a) {
 #pragma omp simd reduction(+ : sum_part, dot_part)
                 for (int c = 0; c < count; ++c) {
                     const T branch = x_bias ? x[c] + x_bias[c] : x[c];
-                    const bool dropped = words[c] < threshold;
-                    const T s = residual[c] + (dropped ? T(0) : branch * scale);
+                    const T factor = dx[first + c];
+                    const T s = residual[c] + (factor == T(0) ? T(0) : branch * factor);
                     const T normal = (s - mean) * rstd, gw = g[c] * weight[c];
-                    dx[first + c] = dropped ? T(0) : scale;
                     dresidual[first + c] = normal;
                     sum_part += gw;
                     dot_part += gw * normal;

@@ -20,7 +20,7 @@ template <typename T>
 void embed_sequence(const EmbedSequence<T>& a) {
     const int64_t width = a.width;
     const T scale = static_cast<T>(a.dropout.scale);
-    const uint32_t threshold = a.dropout.threshold;
+    const uint16_t threshold = a.dropout.threshold;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t row = 0; row < a.rows; ++row) {
         const T* item = a.item_weight + a.items[row] * width;
@@ -35,12 +35,15 @@ void embed_sequence(const EmbedSequence<T>& a) {
         }
         if (a.norm_weight) normalize(y, width, sum, a.eps, a.norm_weight, a.norm_bias, a.mean + row, a.rstd + row);
         if (threshold == 0) continue;
-        for (int64_t first = 0; first < width; first += kWords) {
-            alignas(64) uint32_t words[kWords];
-            draw(a.dropout, first / kWords, row, words);
-            const int count = static_cast<int>(width - first < kWords ? width - first : kWords);
+        for (int64_t first = 0; first < width; first += kDrawn) {
+            alignas(64) uint16_t values[kDrawn];
+            const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
+            draw(a.dropout, first, row, count, values);
 #pragma omp simd
-            for (int c = 0; c < count; ++c) y[first + c] = words[c] < threshold ? T(0) : y[first + c] * scale;
+            for (int c = 0; c < count; ++c) {
+                const T value = y[first + c] * scale;
+                y[first + c] = values[c] < threshold ? T(0) : value;
+            }
         }
     }
 }
@@ -49,7 +52,7 @@ template <typename T>
 void embed_sequence_norm_backward(const EmbedSequenceNormBackward<T>& a) {
     const int64_t width = a.width, size = block_rows(a.rows), blocks = block_count(a.rows);
     const T scale = static_cast<T>(a.dropout.scale);
-    const uint32_t threshold = a.dropout.threshold;
+    const uint16_t threshold = a.dropout.threshold;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t block = 0; block < blocks; ++block) {
         T* __restrict__ dweight = a.partial + block * 3 * width;
@@ -60,12 +63,15 @@ void embed_sequence_norm_backward(const EmbedSequenceNormBackward<T>& a) {
         for (int64_t row = block * size; row < last; ++row) {
             const T mean = a.mean[row], rstd = a.rstd[row];
             const T* grad = a.grad + row * width;
-            for (int64_t first = 0; first < width; first += kWords) {
-                alignas(64) uint32_t words[kWords];
-                draw(a.dropout, first / kWords, row, words);
-                const int count = static_cast<int>(width - first < kWords ? width - first : kWords);
+            for (int64_t first = 0; first < width; first += kDrawn) {
+                alignas(64) uint16_t values[kDrawn];
+                const int count = static_cast<int>(width - first < kDrawn ? width - first : kDrawn);
+                draw(a.dropout, first, row, count, values);
 #pragma omp simd
-                for (int c = 0; c < count; ++c) g[first + c] = words[c] < threshold ? T(0) : grad[first + c] * scale;
+                for (int c = 0; c < count; ++c) {
+                    const T value = grad[first + c] * scale;
+                    g[first + c] = values[c] < threshold ? T(0) : value;
+                }
             }
             const T* item = a.item_weight + a.items[row] * width;
             const T* position = a.position_weight ? a.position_weight + a.positions[row] * width : nullptr;

@@ -237,7 +237,7 @@ void shared_negatives_uniform(int64_t size, int64_t n_items, const Rng& rng, int
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t group = 0; group < (size + kWords - 1) / kWords; ++group) {
         alignas(64) uint32_t words[kWords];
-        philox_group(rng, static_cast<uint32_t>(group), 0, kSharedSite, words);
+        philox_group(rng, static_cast<uint32_t>(group * kWords / 4), 0, kSharedSite, words);
         const int64_t start = group * kWords, width = std::min<int64_t>(kWords, size - start);
         for (int64_t i = 0; i < width; ++i) out[start + i] = scaled(words[i], n_items);
     }
@@ -249,7 +249,7 @@ void shared_negatives_weighted(int64_t size, int64_t n_items, const AliasTable& 
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t group = 0; group < (size + pairs - 1) / pairs; ++group) {
         alignas(64) uint32_t words[kWords];
-        philox_group(rng, static_cast<uint32_t>(group), 0, kSharedSite, words);
+        philox_group(rng, static_cast<uint32_t>(group * kWords / 4), 0, kSharedSite, words);
         const int64_t start = group * pairs, width = std::min<int64_t>(pairs, size - start);
         for (int64_t i = 0; i < width; ++i)
             out[start + i] = pick(table, n_items, words[2 * i], words[2 * i + 1]);

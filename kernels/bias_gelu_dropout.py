@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.philox import threshold
+from fastseq.ops.philox import keep_scale, threshold
 
 from . import philox
 from .elementary import normal_cdf
@@ -22,7 +22,7 @@ from .rows import add_up
 from .sizes import cdiv, next_power_of_2
 
 # Elements of a tile, and its widest row: 8 elements a thread with 4 warps, so that 16-byte loads stay whole in every
-# type and four words of a Philox call serve neighbouring elements.
+# type and the eight values of a Philox call serve neighbouring elements.
 TILE, WIDEST = 1024, 256
 # Rows of partial sums of the bias gradient: enough programs for the largest chip with two column tiles, few enough
 # that the sum over them is small. Fixed, so that bits do not depend on the chip.
@@ -42,9 +42,9 @@ def _forward(
     z += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
     value = z * normal_cdf(z)
     if DROPOUT:
-        block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
-        drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
-        value = tl.where(drawn < threshold, 0.0, value * scale)
+        block = tl.program_id(1) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)[None, :]
+        dropped = philox.dropped(rng, row, block, site, threshold, ROWS, COLUMNS // 8)
+        value = tl.where(dropped, 0.0, value * scale)
     tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -55,7 +55,7 @@ def _backward(
 ):  # fmt: skip
     """One program: ``tiles`` tiles, one below the other, and their row of partial sums."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    block = tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
+    block = tl.program_id(1) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)[None, :]
     shift = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for i in range(tiles):
@@ -66,8 +66,8 @@ def _backward(
         slope = normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
         value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
-            drawn = philox.words(rng, row, block, site, ROWS, COLUMNS // 4)
-            value = tl.where(drawn < threshold, 0.0, value * scale)
+            dropped = philox.dropped(rng, row, block, site, threshold, ROWS, COLUMNS // 8)
+            value = tl.where(dropped, 0.0, value * scale)
         value *= slope
         tl.store(dx + offset, value.to(dx.dtype.element_ty), mask=inside)
         total += tl.where(inside, value, 0.0)
@@ -77,7 +77,7 @@ def _backward(
 
 def _tile(columns: int) -> tuple[int, int]:
     """Rows and columns of a tile."""
-    width = min(WIDEST, max(4, next_power_of_2(columns)))
+    width = min(WIDEST, max(8, next_power_of_2(columns)))
     return TILE // width, width
 
 
@@ -90,7 +90,7 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor, p: float, rng: Tensor | None, sit
         return y
     height, width = _tile(columns)
     _forward[cdiv(rows, height), cdiv(columns, width)](
-        source, bias.contiguous(), y, rng, rows, columns, threshold(p), 1.0 / (1.0 - p), site,
+        source, bias.contiguous(), y, rng, rows, columns, threshold(p), keep_scale(p), site,
         DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip
     return y
@@ -109,7 +109,7 @@ def partial_gradients(
     partial = torch.empty((1, programs, columns), dtype=torch.float32, device=x.device)
     _backward[programs, cdiv(columns, width)](
         grad.contiguous(), source, bias.contiguous(), dx, partial, rng, rows, columns, tiles,
-        threshold(p), 1.0 / (1.0 - p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
+        threshold(p), keep_scale(p), site, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width,
     )  # fmt: skip
     return dx, partial
 

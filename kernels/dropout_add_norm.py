@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.philox import threshold
+from fastseq.ops.philox import keep_scale, threshold
 
 from . import philox
 from .products import refuse_float64
@@ -33,9 +33,9 @@ def _summed(
     if BIAS:
         value += tl.load(x_bias + column, mask=column < columns, other=0.0).to(tl.float32)
     if DROPOUT:
-        drawn = philox.words(rng, row, tl.arange(0, COLUMNS // 4)[None, :], site, ROWS, COLUMNS // 4)
-        factor = tl.where(drawn < threshold, 0.0, scale)
-        value = tl.where(drawn < threshold, 0.0, value * scale)  # not a product with 0: x may be infinite
+        dropped = philox.dropped(rng, row, tl.arange(0, COLUMNS // 8)[None, :], site, threshold, ROWS, COLUMNS // 8)
+        factor = tl.where(dropped, 0.0, scale)
+        value = tl.where(dropped, 0.0, value * scale)  # not a product with 0: x may be infinite
     return value + tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32), factor
 
 
@@ -122,7 +122,7 @@ def dropout_add_norm(
     _forward[cdiv(rows, height),](
         source, residual.contiguous(), weight.contiguous(), bias.contiguous(),
         None if x_bias is None else x_bias.contiguous(), y, mean, rstd, rng, rows, columns, eps,
-        threshold(p), 1.0 / (1.0 - p), site,
+        threshold(p), keep_scale(p), site,
         BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
     )  # fmt: skip
     return y, mean, rstd
@@ -143,7 +143,7 @@ def partial_gradients(
     _backward[count,](
         grad.contiguous(), source, other, weight.contiguous(), None if x_bias is None else x_bias.contiguous(),
         mean.contiguous(), rstd.contiguous(), dx, dresidual, partial, rng, rows, columns, tiles,
-        threshold(p), 1.0 / (1.0 - p), site,
+        threshold(p), keep_scale(p), site,
         BIAS=x_bias is not None, DROPOUT=p > 0.0, ROWS=height, COLUMNS=width, num_warps=warps,
     )  # fmt: skip
     return dx, dresidual, partial

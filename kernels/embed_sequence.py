@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastseq.ops.philox import threshold
+from fastseq.ops.philox import keep_scale, threshold
 
 from . import philox, rows
+from .lists import sequence_of
 from .products import refuse_float64
 from .rows import normalised_gradient, statistics, sum_rows
 from .segments import segment_sum
@@ -26,22 +27,6 @@ from .sizes import cdiv
 
 # The gradient of a position: at least so many sequences a program, and at most so many groups of them.
 SEQUENCES, GROUPS = 64, 8
-# Elements a warp of the backward: with 8 a thread it needs just over 128 registers, and spills a few.
-BACKWARD_WARP = 128
-
-
-@triton.jit
-def _positions(row, offsets, sequences, steps):
-    """Where in their sequences the rows are: 2 ** steps > sequences halvings find the last offset not above each."""
-    row = row.to(tl.int32)  # as offsets are
-    low = tl.zeros_like(row)
-    high = low + sequences
-    for _ in range(steps):
-        middle = low + (high - low) // 2
-        reached = tl.load(offsets + middle) <= row
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    return row - tl.load(offsets + low)
 
 
 @triton.jit
@@ -54,7 +39,8 @@ def _embedded(
     item = tl.load(items + index, mask=some, other=0)
     known = some & (item >= 0) & (item < n_items)
     if POSITION:
-        position = _positions(index, offsets, sequences, steps)
+        row = index.to(tl.int32)  # as offsets are
+        position = row - tl.load(offsets + sequence_of(row, offsets, sequences, steps))
         known = known & (position < longest)
     inside = known[:, None] & (column < columns)
     value = tl.load(item_weight + item[:, None] * columns + column, mask=inside, other=0.0).to(tl.float32)
@@ -84,9 +70,9 @@ def _forward(
         b = tl.load(norm_bias + column, mask=column < columns, other=0.0).to(tl.float32)
         value = centred * rstd[:, None] * w + b
     if DROPOUT:
-        block = tl.arange(0, COLUMNS // 4)[None, :]
-        drawn = philox.words(rng, index[:, None], block, site, ROWS, COLUMNS // 4)
-        value = tl.where(drawn < threshold, 0.0, value * scale)
+        block = tl.arange(0, COLUMNS // 8)[None, :]
+        dropped = philox.dropped(rng, index[:, None], block, site, threshold, ROWS, COLUMNS // 8)
+        value = tl.where(dropped, 0.0, value * scale)
     inside = (index < n_rows)[:, None] & (column < columns)
     tl.store(y + index[:, None] * columns + column, value.to(y.dtype.element_ty), mask=inside)
 
@@ -108,9 +94,9 @@ def _backward(
         offset = index[:, None] * columns + column
         value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
-            block = tl.arange(0, COLUMNS // 4)[None, :]
-            drawn = philox.words(rng, index[:, None], block, site, ROWS, COLUMNS // 4)
-            value = tl.where(drawn < threshold, 0.0, value * scale)
+            block = tl.arange(0, COLUMNS // 8)[None, :]
+            dropped = philox.dropped(rng, index[:, None], block, site, threshold, ROWS, COLUMNS // 8)
+            value = tl.where(dropped, 0.0, value * scale)
         if NORM:
             embedded = _embedded(
                 items, offsets, item_weight, position_weight, index, column, n_rows, sequences, steps, columns,
@@ -187,7 +173,7 @@ def embed_sequence(
         items.contiguous(), offsets.contiguous(), item_weight.contiguous(), _maybe(position_weight),
         _maybe(norm_weight), _maybe(norm_bias), y, mean, rstd, rng, n_rows, sequences, sequences.bit_length(),
         columns, item_weight.shape[0], 0 if position_weight is None else position_weight.shape[0], eps,
-        threshold(p), 1.0 / (1.0 - p), site,
+        threshold(p), keep_scale(p), site,
         POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
         COLUMNS=width, num_warps=warps,
     )  # fmt: skip
@@ -212,7 +198,7 @@ def embed_sequence_backward(
     partial = grad.new_empty((0, 0, columns), dtype=torch.float32)
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
-        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        height, width, warps = rows.tile(columns)
         count, tiles = rows.programs(n_rows, height)
         partial = grad.new_empty((0 if norm_weight is None else 2, count, columns), dtype=torch.float32)
         _backward[count,](
@@ -220,7 +206,7 @@ def embed_sequence_backward(
             _maybe(norm_weight), mean.contiguous(), rstd.contiguous(), gradient, partial, rng, n_rows, sequences,
             sequences.bit_length(), columns, item_weight.shape[0],
             0 if position_weight is None else position_weight.shape[0], tiles,
-            threshold(p), 1.0 / (1.0 - p), site,
+            threshold(p), keep_scale(p), site,
             POSITION=position_weight is not None, NORM=norm_weight is not None, DROPOUT=p > 0.0, ROWS=height,
             COLUMNS=width, num_warps=warps,
         )  # fmt: skip
@@ -233,7 +219,7 @@ def embed_sequence_backward(
         groups = cdiv(sequences, per_group)
         dtype = position_weight.dtype if groups == 1 else torch.float32
         sums = torch.empty((groups, *position_weight.shape), dtype=dtype, device=grad.device)
-        height, width, warps = rows.tile(columns, BACKWARD_WARP)
+        height, width, warps = rows.tile(columns)
         positions, others = position_weight.shape[0], partial.shape[0] * cdiv(columns, rows.SUM_COLUMNS)
         if positions + others > 0:
             _sums[positions + others, groups](

@@ -1,13 +1,13 @@
-"""Gated recurrent unit: a program carries 16 sequences from their first event to their last.
+"""Gated recurrent unit: a program carries one sequence, or a few, from their first event to their last.
 
-The state stays in registers and, where it fits, the recurrent weight on the chip (registers and shared memory), so a
-step reads the input gates of its 16 events and writes their state and gates. The next step's input gates are loaded
-while this step multiplies. Sequences are taken in the order of their lengths, so that those of a program end
-together.
+The recurrent weight stays on the chip and the state in registers, so a step reads the input gates of its events and
+writes their state and gates. The next step's input gates are loaded while this step multiplies. Where there are more
+sequences than multiprocessors, they are taken in the order of their lengths, so that those of a program end together.
 
-Where the weight does not fit, or float32 products are asked for without the matrix unit (which makes every thread
-hold a part of the weight too large for its registers), the weight is read again at every step, chunk by chunk, from
-the cache; the operand that multiplies it comes back from the output just written.
+Exact float32 products need no matrix unit: a thread holds its part of the weight in registers, 192 values of 128 units,
+multiplies it with its part of the state and adds; a few lanes then add what they have. So it is for tf32 too while a
+program has one or two sequences: the matrix unit would multiply 8 at the least, and wait for shared memory. Otherwise
+products are tl.dot, with the weight in shared memory.
 
 Above ``WIDEST`` hidden units a step is one torch.mm over all sequences and one element-wise kernel: such a weight
 fits no single multiprocessor, so one that streamed it would wait for the cache, whereas a matrix product spreads it
@@ -15,8 +15,9 @@ over all.
 
 The backward pass walks from the last event to the first with the gates that the forward pass saved. It writes the
 gradient of both kinds of gates and the states before, and one matrix product makes the weight's gradient of them. No
-sum crosses programs, so results do not depend on how sequences are grouped. ``max_len`` bounds nothing up to
-``WIDEST``: lengths are read from ``offsets`` on the device.
+sum crosses sequences, so results do not depend on how they are grouped, but that with tf32 many sequences round the
+products' operands and few do not. ``max_len`` bounds nothing up to ``WIDEST``: lengths are read from ``offsets`` on the
+device.
 """
 
 from __future__ import annotations
@@ -30,36 +31,33 @@ from torch import Tensor
 
 from .elementary import sigmoid, tanh
 from .products import float32_precision, operand, shared_memory, summed
+from .products import kind as kind_of
 from .segments import longest_first
 from .sizes import cdiv, next_power_of_2
 
-SEQUENCES = 16  # rows of the smallest tile of a matrix instruction: the most programs, hence the shortest chain
 WIDEST = 128
-CHUNK = 32  # rows of the weight read at once where it is not resident; half of it in exact float32
+MULTIPROCESSORS = 132  # of an H100
 STEP_ROWS, STEP_COLUMNS = 8, 128  # of the element-wise step above WIDEST: 8 elements a thread
 
 
-def _constants(x: Tensor, hidden: int) -> dict[str, Any]:
-    """Constants of _forward and _backward for gates of the type of ``x``; the weight is resident where CHUNK is WIDTH.
-
-    ptxas, for 128 units: bfloat16 and tf32 fit with 8 warps and no spill; 4 warps need nearly every register, 16 leave
-    too few. Resident float32 weights without the matrix unit spill 4 to 20 KB there, and at 64 units with 4 warps 1 KB;
-    streamed 32 rows at a time they still spill on sm_100, 16 do not. AMD's chips, with 64 KB, spill from 64 units on.
-    """
-    width = max(16, next_power_of_2(hidden))
-    size, precision, shared = x.element_size(), float32_precision(), shared_memory(x)
-    # The weight passes through shared memory beside an operand and its result.
-    fits = (3 * width + 2 * SEQUENCES) * width * size <= shared
-    exact = size == 4 and precision == "ieee"
-    resident = fits and (width <= 64 or not exact) and (width <= 32 or shared > 64 << 10)
+def _constants(x: Tensor, hidden: int, sequences: int) -> dict[str, Any]:
+    """Constants of _forward and _backward for ``sequences`` sequences with gates of the type of ``x``."""
+    width, kind, shared = max(32, next_power_of_2(hidden)), kind_of(x), shared_memory(x)
+    waves = cdiv(sequences, MULTIPROCESSORS)
+    # The weight lies in shared memory, beside operands and results. AMD's chips have 64 KB: no room.
+    fits = 64 << 10 < shared >= 3 * (width + 16) * width * x.element_size()
+    matrix = fits and (kind == "half" or (kind == "tf32" and waves > 4))
+    if not matrix:
+        each = 1 if waves == 1 or shared <= 164 << 10 else 2  # two spill on an A100
+    else:  # a multiprocessor has room for two programs of half types, for one of tf32
+        each = min(next_power_of_2(cdiv(waves, 2)), 8) if kind == "half" else 16
     return {
         "HIDDEN": hidden,
         "WIDTH": width,
-        "SEQUENCES": SEQUENCES,
-        "PRECISION": precision,
-        "CHUNK": width if resident else CHUNK // 2 if exact else CHUNK,
-        "num_warps": 8 if width >= 64 and shared > 64 << 10 else 4,
-        "num_stages": 1 if resident else 2,  # the loads of a step are fetched ahead by hand
+        "SEQUENCES": each,
+        "PRECISION": float32_precision() if matrix else "fma",
+        "num_warps": width // 32 if matrix and each <= 4 else width // 16,
+        "num_stages": 1,  # the loads of a step are fetched ahead by hand
     }
 
 
@@ -93,10 +91,65 @@ def _sequences(offsets, order, sequences, SEQUENCES: tl.constexpr):
 
 
 @triton.jit
-def _weight(weight, gate: tl.constexpr, inputs, outputs, HIDDEN: tl.constexpr):
-    """Part of one gate's weight: what it takes from units ``inputs`` to units ``outputs`` (one a row, one a column)."""
-    address = weight + (gate * HIDDEN + outputs) * HIDDEN + inputs
-    return tl.load(address, mask=(inputs < HIDDEN) & (outputs < HIDDEN), other=0.0)
+def _exchanged(x, SIZE: tl.constexpr):
+    """x, flat, through shared memory: each thread gets what the next operation asks of it.
+
+    Without it Triton spreads the layout of one operation's tile to all that is computed from it.
+    """
+    return tl.gather(tl.reshape(x, (SIZE,)), tl.arange(0, SIZE), 0)
+
+
+# Without the matrix unit a product takes its weight as [1, k, r, o, LANES]: units in k and LANES are multiplied, those
+# in r and o get the sums. Triton deals the axes out to lanes and warps from the right, so LANES lanes share a sum, and
+# a thread holds k times r numbers. Unit 4 (LANES (k / 4) + lane) + k % 4 lets a thread read four states at once.
+
+
+@triton.jit
+def _weight(
+    weight, gate: tl.constexpr, kind: tl.constexpr, TRANSPOSED: tl.constexpr, LANES: tl.constexpr,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr,
+):  # fmt: skip
+    """One gate's weight as _product takes it, from states to sums or, TRANSPOSED, back."""
+    row, column = tl.arange(0, WIDTH)[:, None], tl.arange(0, WIDTH)[None, :]
+    inside = (row < HIDDEN) & (column < HIDDEN)
+    w = tl.load(weight + (gate * HIDDEN + row) * HIDDEN + column, mask=inside, other=0.0).to(kind)
+    if TRANSPOSED:
+        w = tl.trans(w)
+    if MATRIX:
+        return w
+    else:
+        w = tl.reshape(_exchanged(w, WIDTH * WIDTH), (LANES // 2, 2 * WIDTH // LANES, WIDTH // (4 * LANES), LANES, 4))
+        w = tl.permute(w, (2, 4, 0, 1, 3))
+        return tl.reshape(w, (1, WIDTH // LANES, LANES // 2, 2 * WIDTH // LANES, LANES)).to(tl.float32)
+
+
+@triton.jit
+def _factor(x, kind: tl.constexpr, LANES: tl.constexpr, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr,
+            MATRIX: tl.constexpr):  # fmt: skip
+    """x [SEQUENCES, WIDTH] as _product takes it."""
+    if MATRIX:
+        return tl.trans(x.to(kind))
+    else:
+        x = tl.reshape(_exchanged(x, SEQUENCES * WIDTH), (SEQUENCES, WIDTH // (4 * LANES), LANES, 4))
+        return tl.reshape(tl.permute(x, (0, 1, 3, 2)), (SEQUENCES, WIDTH // LANES, 1, 1, LANES))
+
+
+@triton.jit
+def _product(w, x, sums, PRECISION: tl.constexpr):
+    """w times x, added to ``sums``: not yet added over lanes, and transposed."""
+    if PRECISION != "fma":
+        return tl.dot(w, x, sums, input_precision=PRECISION)
+    elif sums is None:
+        return tl.sum(w * x, 1)
+    else:
+        return sums + tl.sum(w * x, 1)
+
+
+@triton.jit
+def _result(sums, SEQUENCES: tl.constexpr, WIDTH: tl.constexpr, MATRIX: tl.constexpr):
+    """What _product gave, as [SEQUENCES, WIDTH]."""
+    sums = _exchanged(tl.trans(sums), SEQUENCES * WIDTH) if MATRIX else tl.sum(sums, 3)
+    return tl.reshape(sums, (SEQUENCES, WIDTH))
 
 
 @triton.jit
@@ -119,22 +172,19 @@ def _store_gates(address, r, z, n, mask, HIDDEN: tl.constexpr):
 @triton.jit(do_not_specialize=["sequences"])
 def _forward(
     x, weight, bias, offsets, order, h, saved, sequences,
-    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     first, length = _sequences(offsets, order, sequences, SEQUENCES)
-    kind = x.dtype.element_ty
+    kind: tl.constexpr = x.dtype.element_ty
+    MATRIX: tl.constexpr = PRECISION != "fma"
+    LANES: tl.constexpr = 4  # fewer would read more of the state, more would exchange more sums
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
-    inputs = tl.arange(0, CHUNK)
-    start = tl.zeros_like(length)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
-    if CHUNK == WIDTH:
-        w_r = _weight(weight, 0, inputs[:, None], unit, HIDDEN).to(kind)
-        w_z = _weight(weight, 1, inputs[:, None], unit, HIDDEN).to(kind)
-        w_n = _weight(weight, 2, inputs[:, None], unit, HIDDEN).to(kind)
+    w_r = _weight(weight, 0, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
+    w_z = _weight(weight, 1, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
+    w_n = _weight(weight, 2, kind, False, LANES, HIDDEN, WIDTH, MATRIX)
     if bias is not None:
-        b_r = tl.load(bias + unit, mask=inside, other=0.0).to(tl.float32)
-        b_z = tl.load(bias + HIDDEN + unit, mask=inside, other=0.0).to(tl.float32)
-        b_n = tl.load(bias + 2 * HIDDEN + unit, mask=inside, other=0.0).to(tl.float32)
+        b_r, b_z, b_n = _load_gates(bias + unit, inside, HIDDEN)
 
     state = tl.zeros((SEQUENCES, WIDTH), tl.float32)
     active = (length > 0) & inside
@@ -145,55 +195,38 @@ def _forward(
         gates += 3 * HIDDEN
         later_r, later_z, later_n = _load_gates(gates, later, HIDDEN)
 
-        row = first + t
-        if CHUNK == WIDTH:
-            before = state.to(kind)
-            a_r = tl.dot(before, w_r, input_precision=PRECISION)
-            a_z = tl.dot(before, w_z, input_precision=PRECISION)
-            a_n = tl.dot(before, w_n, input_precision=PRECISION)
-        else:
-            a_r = tl.zeros((SEQUENCES, WIDTH), tl.float32)
-            a_z = tl.zeros((SEQUENCES, WIDTH), tl.float32)
-            a_n = tl.zeros((SEQUENCES, WIDTH), tl.float32)
-            for chunk in range(0, WIDTH, CHUNK):
-                some = chunk + inputs
-                known = (length > t) & (t > start) & (some < HIDDEN)[None, :]
-                before = tl.load(h + (row - 1) * HIDDEN + some[None, :], mask=known, other=0.0)
-                v_r = _weight(weight, 0, some[:, None], unit, HIDDEN).to(kind)
-                a_r = tl.dot(before, v_r, a_r, input_precision=PRECISION)
-                v_z = _weight(weight, 1, some[:, None], unit, HIDDEN).to(kind)
-                a_z = tl.dot(before, v_z, a_z, input_precision=PRECISION)
-                v_n = _weight(weight, 2, some[:, None], unit, HIDDEN).to(kind)
-                a_n = tl.dot(before, v_n, a_n, input_precision=PRECISION)
+        before = _factor(state, kind, LANES, SEQUENCES, WIDTH, MATRIX)
+        a_r = _result(_product(w_r, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
+        a_z = _result(_product(w_z, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
+        a_n = _result(_product(w_n, before, None, PRECISION), SEQUENCES, WIDTH, MATRIX)
         if bias is not None:
-            a_r += b_r
-            a_z += b_z
-            a_n += b_n
+            a_r += b_r.to(tl.float32)
+            a_z += b_z.to(tl.float32)
+            a_n += b_n.to(tl.float32)
         r, z, n, state = _cell(x_r, x_z, x_n, a_r, a_z, a_n, state)
+        row = first + t
         tl.store(h + row * HIDDEN + unit, state.to(kind), mask=active)
         address = saved + row * (4 * HIDDEN) + unit
         _store_gates(address, r, z, n, active, HIDDEN)
         tl.store(address + 3 * HIDDEN, a_n.to(kind), mask=active)
-        if CHUNK != WIDTH:
-            tl.debug_barrier()  # the next step's product reads this state, written by other threads
         x_r, x_z, x_n, active = later_r, later_z, later_n, later
 
 
 @triton.jit(do_not_specialize=["sequences"])
 def _backward(
     grad, weight, offsets, order, h, saved, d_x, d_hidden, previous, sequences,
-    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     first, length = _sequences(offsets, order, sequences, SEQUENCES)
-    kind = d_x.dtype.element_ty
+    kind: tl.constexpr = d_x.dtype.element_ty
+    MATRIX: tl.constexpr = PRECISION != "fma"
+    LANES: tl.constexpr = 8  # three factors for one sum
     unit = tl.arange(0, WIDTH)[None, :]
     inside = unit < HIDDEN
-    outputs = tl.arange(0, CHUNK)
-    start = tl.zeros_like(length)
-    if CHUNK == WIDTH:
-        w_r = _weight(weight, 0, unit, outputs[:, None], HIDDEN).to(kind)
-        w_z = _weight(weight, 1, unit, outputs[:, None], HIDDEN).to(kind)
-        w_n = _weight(weight, 2, unit, outputs[:, None], HIDDEN).to(kind)
+    start = tl.zeros_like(length)  # a scalar condition is no part of a mask for Triton 3.9's interpreter
+    w_r = _weight(weight, 0, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
+    w_z = _weight(weight, 1, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
+    w_n = _weight(weight, 2, kind, True, LANES, HIDDEN, WIDTH, MATRIX)
     carry = tl.zeros((SEQUENCES, WIDTH), tl.float32)  # gradient of the state, from later events
     longest = tl.max(tl.max(length, 1), 0)
     active = (length >= longest) & inside
@@ -218,29 +251,13 @@ def _backward(
         d_r, d_z, d_n, d_a = _cell_backward(
             total, r.to(tl.float32), z, n.to(tl.float32), a_n.to(tl.float32), before.to(tl.float32)
         )
-        carry = total * z
         tl.store(previous + row * HIDDEN + unit, before, mask=active)
         _store_gates(d_x + row * (3 * HIDDEN) + unit, d_r, d_z, d_n, active, HIDDEN)
         _store_gates(d_hidden + row * (3 * HIDDEN) + unit, d_r, d_z, d_a, active, HIDDEN)
-        if CHUNK == WIDTH:
-            carry = tl.dot(d_r.to(kind), w_r, carry, input_precision=PRECISION)
-            carry = tl.dot(d_z.to(kind), w_z, carry, input_precision=PRECISION)
-            carry = tl.dot(d_a.to(kind), w_n, carry, input_precision=PRECISION)
-        else:
-            tl.debug_barrier()  # the product reads what other threads have just written
-            for chunk in range(0, WIDTH, CHUNK):
-                some = chunk + outputs
-                known = (length > t) & (some < HIDDEN)[None, :]
-                written = d_hidden + row * (3 * HIDDEN) + some[None, :]
-                e_r = tl.load(written, mask=known, other=0.0)
-                v_r = _weight(weight, 0, unit, some[:, None], HIDDEN).to(kind)
-                carry = tl.dot(e_r, v_r, carry, input_precision=PRECISION)
-                e_z = tl.load(written + HIDDEN, mask=known, other=0.0)
-                v_z = _weight(weight, 1, unit, some[:, None], HIDDEN).to(kind)
-                carry = tl.dot(e_z, v_z, carry, input_precision=PRECISION)
-                e_a = tl.load(written + 2 * HIDDEN, mask=known, other=0.0)
-                v_n = _weight(weight, 2, unit, some[:, None], HIDDEN).to(kind)
-                carry = tl.dot(e_a, v_n, carry, input_precision=PRECISION)
+        sums = _product(w_r, _factor(d_r, kind, LANES, SEQUENCES, WIDTH, MATRIX), None, PRECISION)
+        sums = _product(w_z, _factor(d_z, kind, LANES, SEQUENCES, WIDTH, MATRIX), sums, PRECISION)
+        sums = _product(w_n, _factor(d_a, kind, LANES, SEQUENCES, WIDTH, MATRIX), sums, PRECISION)
+        carry = total * z + _result(sums, SEQUENCES, WIDTH, MATRIX)
         row -= 1
         active, before, total = early, early_before, early_total
         r, z, n, a_n = early_r, early_z, early_n, early_a
@@ -303,11 +320,12 @@ def _step_backward(
     _store_gates(d_hidden + row * (3 * HIDDEN) + unit, d_r, d_z, d_s, active, HIDDEN)
 
 
-def _order(offsets: Tensor) -> Tensor | None:
-    """The sequences by length, longest first; None where one program takes them all."""
-    if offsets.shape[0] - 1 <= SEQUENCES:
-        return None
-    return longest_first(offsets)
+def _launch(x: Tensor, hidden: int, offsets: Tensor) -> tuple[int, Tensor | None, dict[str, Any]]:
+    """Programs, the sequences by length (longest first; None where they all start at once), constants."""
+    sequences = offsets.shape[0] - 1
+    constants = _constants(x, hidden, sequences)
+    order = None if sequences <= MULTIPROCESSORS else longest_first(offsets)
+    return cdiv(sequences, constants["SEQUENCES"]), order, constants
 
 
 def gru(
@@ -322,9 +340,8 @@ def gru(
     if h.numel() == 0:
         return h.to(kind), saved.to(kind)
     if hidden <= WIDEST:
-        _forward[cdiv(sequences, SEQUENCES),](
-            x, weight, bias, offsets, _order(offsets), h, saved, sequences, **_constants(x, hidden)
-        )
+        programs, order, constants = _launch(x, hidden, offsets)
+        _forward[programs,](x, weight, bias, offsets, order, h, saved, sequences, **constants)
         return h.to(kind), saved.to(kind)
     wide, shift = weight.float().t(), None if bias is None else bias.float()
     state = torch.zeros(sequences, hidden, dtype=torch.float32, device=x.device)
@@ -345,10 +362,8 @@ def gru_backward(
     d_x = torch.empty(h.shape[0], 3 * hidden, dtype=h.dtype, device=h.device)
     d_hidden, previous = torch.empty_like(d_x), torch.empty_like(h)
     if h.numel() > 0 and hidden <= WIDEST:
-        _backward[cdiv(sequences, SEQUENCES),](
-            grad, weight, offsets, _order(offsets), h, saved, d_x, d_hidden, previous, sequences,
-            **_constants(h, hidden),
-        )  # fmt: skip
+        programs, order, constants = _launch(h, hidden, offsets)
+        _backward[programs,](grad, weight, offsets, order, h, saved, d_x, d_hidden, previous, sequences, **constants)
     elif h.numel() > 0:
         wide = weight.float()
         carry = torch.zeros(sequences, hidden, dtype=torch.float32, device=h.device)

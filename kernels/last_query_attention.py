@@ -9,8 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import philox
-from .attention_common import LAST_KEYS, Inputs, head_operand, head_rows, narrow_heads, store_rows
+from .attention_common import (
+    LAST_KEYS,
+    Inputs,
+    head_operand,
+    head_rows,
+    keep_mask,
+    key_order,
+    narrow_heads,
+    store_rows,
+)
 
 
 @triton.jit
@@ -21,17 +29,17 @@ def _query(q, sequence, head, q_row, q_head, D: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
-def _last_score(query, k, key_row, valid, head, k_row, k_head, scale, D: tl.constexpr, WIDTH: tl.constexpr):
+def _last_score(query, k, at, valid, head, k_row, k_head, scale, D: tl.constexpr, WIDTH: tl.constexpr,
+                KEYS: tl.constexpr):  # fmt: skip
     """Keys [KEYS, WIDTH] and the query's scores with them, -inf where there is none."""
-    key = head_rows(k, key_row, valid, head, k_row, k_head, D, WIDTH).to(tl.float32)
+    key = head_rows(k, at, key_order(KEYS), valid, head, k_row, k_head, D, WIDTH).to(tl.float32)
     return key, tl.where(valid, tl.sum(key * query[None, :], axis=1) * scale, float("-inf"))
 
 
 @triton.jit
-def _last_kept(rng, row, first_key, head, site, threshold, KEYS: tl.constexpr):
-    block = first_key // 4 + tl.arange(0, KEYS // 4)[None, :]
-    drawn = philox.words(rng, row, block, site | (head << 16), 1, KEYS // 4)
-    return tl.reshape(drawn, (KEYS,)) >= threshold
+def _last_kept(rng, stop, at, head, site, threshold, KEYS: tl.constexpr):
+    kept = keep_mask(rng, stop - 1 + tl.arange(0, 1), at, head, site, threshold, 1, KEYS)
+    return tl.reshape(kept, (KEYS,))
 
 
 @triton.jit(do_not_specialize=["site"])
@@ -41,28 +49,27 @@ def _last_forward(
 ):  # fmt: skip
     """The last query of one sequence and head."""
     sequence, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    column = tl.arange(0, WIDTH)
-    start = tl.load(offsets + sequence).to(tl.int64)
-    stop = tl.load(offsets + sequence + 1).to(tl.int64)
-    length = (stop - start).to(tl.int32)
+    column, order = tl.arange(0, WIDTH), key_order(KEYS)
+    start, stop = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    low = tl.where(start < stop, start // 8 * 8, stop)  # where a call of Philox begins
     query = _query(q, sequence, head, q_row, q_head, D, WIDTH)
     top = tl.full((1,), float("-inf"), tl.float32)
     total = tl.zeros((1,), tl.float32)
     sums = tl.zeros((WIDTH,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        _, score = _last_score(query, k, start + key_index, valid, head, k_row, k_head, scale, D, WIDTH)
+    for at in range(low, stop, KEYS):
+        key_row = at + order
+        valid = (start <= key_row) & (key_row < stop)
+        _, score = _last_score(query, k, at, valid, head, k_row, k_head, scale, D, WIDTH, KEYS)
         larger = tl.maximum(top, tl.max(score, axis=0))
         weight = tl.exp(score - larger)
         shrink = tl.exp(top - larger)
         total = total * shrink + tl.sum(weight, axis=0)
         if DROPOUT:
-            weight = tl.where(_last_kept(rng, stop - 1, at, head, site, threshold, KEYS), weight, 0.0)
-        value = head_rows(v, start + key_index, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
+            weight = tl.where(_last_kept(rng, stop, at, head, site, threshold, KEYS), weight, 0.0)
+        value = head_rows(v, at, order, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
         sums = sums * shrink + tl.sum(weight[:, None] * value, axis=0)
         top = larger
-    some = length > 0  # zeros for an empty sequence
+    some = start < stop  # zeros for an empty sequence
     total = tl.where(some, total, 1.0)
     norm = tl.where(some, top, 0.0) + tl.log(total)
     tl.store(lse + sequence * heads + head + tl.arange(0, 1), norm)
@@ -78,11 +85,10 @@ def _last_backward(
 ):  # fmt: skip
     """All three gradients of one sequence and head: its keys and values have no other query."""
     sequence, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    column = tl.arange(0, WIDTH)
+    column, order = tl.arange(0, WIDTH), key_order(KEYS)
     inside = column < D
-    start = tl.load(offsets + sequence).to(tl.int64)
-    stop = tl.load(offsets + sequence + 1).to(tl.int64)
-    length = (stop - start).to(tl.int32)
+    start, stop = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    low = tl.where(start < stop, start // 8 * 8, stop)  # where a call of Philox begins
     offset = (sequence * heads + head) * D + column
     query = _query(q, sequence, head, q_row, q_head, D, WIDTH)
     upstream = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
@@ -91,36 +97,34 @@ def _last_backward(
     # to 1 but for the rounding of lse, which would not cancel in slope - mean.
     mean = tl.zeros((1,), tl.float32)
     total = tl.zeros((1,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        row = start + key_index
-        _, score = _last_score(query, k, row, valid, head, k_row, k_head, scale, D, WIDTH)
+    for at in range(low, stop, KEYS):
+        key_row = at + order
+        valid = (start <= key_row) & (key_row < stop)
+        _, score = _last_score(query, k, at, valid, head, k_row, k_head, scale, D, WIDTH, KEYS)
         weight = tl.exp(score - norm)
-        value = head_rows(v, row, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
+        value = head_rows(v, at, order, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
         slope = tl.sum(value * upstream[None, :], axis=1)
         if DROPOUT:
-            slope = tl.where(_last_kept(rng, stop - 1, at, head, site, threshold, KEYS), slope * keep_scale, 0.0)
+            slope = tl.where(_last_kept(rng, stop, at, head, site, threshold, KEYS), slope * keep_scale, 0.0)
         mean += tl.sum(weight * slope, axis=0)
         total += tl.sum(weight, axis=0)
-    mean /= tl.where(length > 0, total, 1.0)
+    mean /= tl.where(start < stop, total, 1.0)
     sums = tl.zeros((WIDTH,), tl.float32)
-    for at in range(0, length, KEYS):
-        key_index = at + tl.arange(0, KEYS)
-        valid = key_index < length
-        row = start + key_index
-        key, score = _last_score(query, k, row, valid, head, k_row, k_head, scale, D, WIDTH)
+    for at in range(low, stop, KEYS):
+        key_row = at + order
+        valid = (start <= key_row) & (key_row < stop)
+        key, score = _last_score(query, k, at, valid, head, k_row, k_head, scale, D, WIDTH, KEYS)
         weight = tl.exp(score - norm)
-        value = head_rows(v, row, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
+        value = head_rows(v, at, order, valid, head, v_row, v_head, D, WIDTH).to(tl.float32)
         slope = tl.sum(value * upstream[None, :], axis=1)
         used = weight
         if DROPOUT:
-            kept = _last_kept(rng, stop - 1, at, head, site, threshold, KEYS)
+            kept = _last_kept(rng, stop, at, head, site, threshold, KEYS)
             slope = tl.where(kept, slope * keep_scale, 0.0)
             used = tl.where(kept, weight * keep_scale, 0.0)
-        store_rows(dv, used[:, None] * upstream[None, :], row, valid, head, heads, D, WIDTH)
+        store_rows(dv, used[:, None] * upstream[None, :], at, order, valid, head, heads, D, WIDTH)
         slope = weight * (slope - mean) * scale
-        store_rows(dk, slope[:, None] * query[None, :], row, valid, head, heads, D, WIDTH)
+        store_rows(dk, slope[:, None] * query[None, :], at, order, valid, head, heads, D, WIDTH)
         sums += tl.sum(slope[:, None] * key, axis=0)
     tl.store(dq + offset, sums.to(dq.dtype.element_ty), mask=inside)
 

@@ -1,4 +1,4 @@
-"""Searches in sorted jagged lists, one list a row of a tile."""
+"""Searches: in the offsets of a jagged batch, and in sorted jagged lists, one list a row of a tile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ def highest_bit(x):
     while bit <= x:
         bit = bit * 2
     return bit // 2
+
+
+@triton.jit
+def sequence_of(row, offsets, sequences, steps):
+    """The sequence that a row of a jagged batch is in, or each of some rows: 2 ** steps > sequences halvings find the
+    last offset not above it."""
+    low = tl.zeros(row.shape, tl.int32)
+    high = low + sequences
+    for _ in range(steps):
+        middle = low + (high - low) // 2
+        reached = tl.load(offsets + middle) <= row
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle)
+    return low
 
 
 @triton.jit

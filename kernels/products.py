@@ -51,6 +51,16 @@ def summed(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b, out_dtype=wide) if a.is_cuda else torch.mm(a.to(wide), b.to(wide))
 
 
+def product_into(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """The product a b of half types or float32 into ``out``, float32: half types are summed as the matrix unit does."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+
 def kind(x: Tensor) -> str:
     """The row of a table of launches that serves the operand x: "half", "tf32" or "ieee"."""
     return float32_precision() if x.dtype == torch.float32 else "half"

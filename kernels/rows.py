@@ -47,17 +47,17 @@ def normalised_gradient(value, normal, rstd, column, columns):
 
 
 @functools.cache
-def tile(columns: int, per_warp: int = WARP) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and the warps of its program, for so many elements a warp.
+def tile(columns: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile of whole rows, and the warps of its program.
 
     Raises:
         ValueError: if a row is wider than ``WIDEST``.
     """
     if columns > WIDEST:
         raise ValueError(f"a row has {columns} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
-    width = max(4, next_power_of_2(columns))
+    width = max(8, next_power_of_2(columns))
     height = min(MOST_ROWS, max(1, TILE // width))
-    return height, width, min(16, max(1, height * width // per_warp))
+    return height, width, min(16, max(1, height * width // WARP))
 
 
 def programs(rows: int, height: int) -> tuple[int, int]:

@@ -4,8 +4,9 @@ A program takes a few users and a part of the catalogue and keeps their best SIZ
 one integer, ordered by score and then by smaller id, so that one comparison ranks and one sort moves both. A tile whose
 scores all lie below the users' k-th best is dropped; else the items seen are removed from it (a binary search in the
 user's sorted list) and it is merged: the element-wise maximum of a descending and an ascending list holds the best of
-both. Parts are merged by a second kernel. More than SIZE items take several passes, each of the items ranked after the
-last. The order of the tiles does not show in the result.
+both. There are as many parts as fill the chip, for one user too: a tree of programs merges their lists, and each sorts
+what matters of several at once. More than SIZE items take several passes, each of the items ranked after the last. The
+order of the tiles does not show in the result.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from .sizes import cdiv, next_power_of_2
 # warps for the longer lists spill up to 0.3 KB, and 4 warps of "ieee" for the shorter ones 48 bytes. Not yet measured.
 USERS, SIZES = 16, (64, 128)
 LAUNCHES = {"half": ((128, 4), (64, 8)), "tf32": ((32, 4), (32, 8)), "ieee": ((32, 8), (16, 8))}
-MERGE_WARPS = 8  # 4 spill 16 bytes of half types on sm_100
-# Programs that fill a large chip, and the most parts into which the catalogue is cut for it: a program merges them.
-PROGRAMS, MOST_PARTS = 512, 32
+# Programs that fill a large chip: few users' catalogue is cut into so many parts.
+PROGRAMS = 512
+# Entries of lists that a program sorts at once to merge them, and its warps: the compiler takes seconds for twice as
+# many. Not yet measured.
+MERGED, MERGE_WARPS = 512, 4
 
 _ID_BITS = 31
 _EMPTY = tl.constexpr(-(2**63))  # below every item
@@ -80,28 +83,29 @@ def _scan(h, weight, bias, seen_offsets, entries, bounds, lists, n_users, n_item
     tl.store(lists + offset, best, mask=some_user)
 
 
-@triton.jit(do_not_specialize=["n_users", "parts"])
-def _merge(lists, scores, ids, bounds, n_users, parts, k, first, USERS: tl.constexpr, SIZE: tl.constexpr):
-    """The best SIZE of all parts, written to columns first ... k - 1 of the result."""
-    user = tl.program_id(0) * USERS + tl.arange(0, USERS)[:, None]
-    some_user = user < n_users
-    slot = tl.arange(0, SIZE)[None, :]
-    row = user.to(tl.int64)
-    best = tl.load(lists + row * SIZE + slot, mask=some_user, other=_EMPTY)
-    for part in range(1, parts):
-        offset = (row + tl.cast(part, tl.int64) * n_users) * SIZE
-        other = tl.load(lists + offset + (SIZE - 1 - slot), mask=some_user, other=_EMPTY)  # ascending
-        best = tl.sort(tl.maximum(best, other), descending=True)
-    bits = (best >> 32).to(tl.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    score = tl.where(best == _EMPTY, float("-inf"), bits.to(tl.float32, bitcast=True))
-    item = tl.where(best == _EMPTY, -1, 0x7FFFFFFF - (best & 0x7FFFFFFF))
-    inside = some_user & (first + slot < k)
-    offset = row * k + first + slot
-    tl.store(scores + offset, score.to(scores.dtype.element_ty), mask=inside)
-    tl.store(ids + offset, item, mask=inside)
-    last = tl.sum(tl.where(slot == SIZE - 1, best, 0), axis=1)[:, None]
-    tl.store(bounds + row, last, mask=some_user)
+@triton.jit(do_not_specialize=["n_users", "parts", "k", "first"])
+def _merge(lists, merged, scores, ids, bounds, n_users, parts, k, first, SIZE: tl.constexpr, LISTS: tl.constexpr,
+           KEEP: tl.constexpr):  # fmt: skip
+    """The best KEEP of a user's lists, of LISTS of them a program: merged, or columns first ... k - 1 of the result."""
+    user = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, LISTS * KEEP)
+    part = tl.program_id(1) * LISTS + place // KEEP
+    entry = (part.to(tl.int64) * n_users + user) * SIZE + place % KEEP
+    best = tl.sort(tl.load(lists + entry, mask=part < parts, other=_EMPTY), descending=True)
+    if merged is not None:
+        tl.store(
+            merged + (tl.program_id(1) * tl.cast(n_users, tl.int64) + user) * KEEP + place, best, mask=place < KEEP
+        )
+    else:
+        bits = (best >> 32).to(tl.int32)
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        score = tl.where(best == _EMPTY, float("-inf"), bits.to(tl.float32, bitcast=True))
+        item = tl.where(best == _EMPTY, -1, 0x7FFFFFFF - (best & 0x7FFFFFFF))
+        inside = (place < KEEP) & (first + place < k)
+        offset = user * k + first + place
+        tl.store(scores + offset, score.to(scores.dtype.element_ty), mask=inside)
+        tl.store(ids + offset, item, mask=inside)
+        tl.store(bounds + user + place * 0, best, mask=place == KEEP - 1)
 
 
 def _sorted_lists(offsets: Tensor, items: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def topk(
     size = next((size for size in SIZES if size >= k), SIZES[-1])
     columns = max(16, next_power_of_2(width))
     tiles, steps = cdiv(n_users, USERS), max(1, cdiv(n_items, size))
-    part = cdiv(steps, min(steps, MOST_PARTS, cdiv(PROGRAMS, tiles))) * size
+    part = cdiv(steps, min(steps, cdiv(PROGRAMS, tiles))) * size
     parts = max(1, cdiv(n_items, part))
     lists = torch.empty(parts, n_users, size, dtype=torch.int64, device=h.device)
     bounds = torch.empty(n_users, dtype=torch.int64, device=h.device)
@@ -148,7 +152,15 @@ def topk(
             USERS=USERS, SIZE=size, WIDTH=columns, STEP=min(columns, step),
             PRECISION=float32_precision(), num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        _merge[(tiles,)](
-            lists, scores, ids, bounds, n_users, parts, k, first, USERS=USERS, SIZE=size, num_warps=MERGE_WARPS
-        )
+        keep, left, length, given = next_power_of_2(min(size, k - first)), parts, size, lists
+        while left > 0:
+            each = min(MERGED // keep, max(2, next_power_of_2(left)))
+            groups = cdiv(left, each)
+            merged = torch.empty(groups, n_users, keep, dtype=torch.int64, device=h.device) if groups > 1 else None
+            _merge[n_users, groups](
+                given, merged, scores, ids, bounds, n_users, left, k, first, SIZE=length, LISTS=each, KEEP=keep,
+                num_warps=MERGE_WARPS,
+            )  # fmt: skip
+            left, length = (0, 0) if merged is None else (groups, keep)
+            given = given if merged is None else merged
     return scores, ids

@@ -3,10 +3,13 @@
 eager    padded to the longest, F.scaled_dot_product_attention
 nested   on a GPU: F.scaled_dot_product_attention of jagged tensors (FlashAttention's varlen for half types)
 flex     on a GPU: FlexAttention over the packed batch with a block mask. It has no dropout, and does without
+fla      on a GPU: flash-linear-attention's softmax attention, in Triton and jagged, likewise (pip install
+         flash-linear-attention)
 """
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -62,7 +65,15 @@ def flex_attention(batch: Batch, device: torch.device) -> Function:
     return flex
 
 
-def causal(device: torch.device, batch: Batch, heads: int = HEADS, width: int = HEAD_WIDTH) -> Case:
+def fla_attention(offsets: Tensor) -> Function:
+    module: Any = importlib.import_module("fla.ops.attn.parallel")
+    starts = offsets.long()
+    return lambda p, q, k, v: module.parallel_attn(q[None], k[None], v[None], cu_seqlens=starts)[0]
+
+
+def causal(
+    device: torch.device, batch: Batch, heads: int = HEADS, width: int = HEAD_WIDTH, triton: bool = False
+) -> Case:
     offsets, (rows, real), rng = batch.offsets(device), batch.padded(device), make_rng(1, 2, device)
     # A mask on the device would have to be waited for: there the rows of the padded batch that are real.
     order = batch.padded(torch.device("cpu"))[1].flatten().nonzero().squeeze(1).to(device)
@@ -79,10 +90,16 @@ def causal(device: torch.device, batch: Batch, heads: int = HEADS, width: int = 
     functions: dict[str, Function] = {"fastseq": fastseq, "eager": eager}
     if not on_cpu:
         functions |= {"nested": nested_attention(offsets.long(), batch.longest), "flex": flex_attention(batch, device)}
+    missing: dict[str, str] = {}
+    if triton or not on_cpu:
+        try:
+            functions["fla"] = fla_attention(offsets)
+        except ImportError as error:
+            missing["fla"] = f"not installed: {error}"
     q, k, v, upstream = torch.randn(4, batch.events, heads, width, device=device)
     pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
     return Case(
-        "causal_attention", str(batch), functions, [q, k, v], upstream, dropout_p=P, products=True,
+        "causal_attention", str(batch), functions, [q, k, v], upstream, dropout_p=P, missing=missing, products=True,
         indices=offsets.nbytes, flops=(4 * pairs * heads * width, 10 * pairs * heads * width),
     )  # fmt: skip
 

@@ -139,7 +139,9 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     yield call("L=5, n_h=2, n_v=1, d=24", ops.caser_windows, x(n, 24), offsets, ids(n), ids(n), *weights)
     for width, bias, softcap in ((64, None, None), (128, x(items), 4.0), (256, x(items), None)):
         words, weight = f"width {width}, softcap {softcap}", x(items, width)
-        yield call(words, ops.linear_cross_entropy, x(n, width), weight, ids(n), bias=bias, softcap=softcap)
+        for reduction in ("none", "sum"):
+            settings = {"bias": bias, "softcap": softcap, "reduction": reduction}
+            yield call(f"{words}, {reduction}", ops.linear_cross_entropy, x(n, width), weight, ids(n), **settings)
     for width, best in ((63, 10), (128, 100), (128, 300)):
         h, weight, bias = (x(*shape, grad=False) for shape in ((users, width), (items, width), (items,)))
         yield call(f"best {best}, width {width}", ops.topk, h, weight, best, bias=bias, **seen)

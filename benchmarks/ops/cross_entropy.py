@@ -18,7 +18,9 @@ from fastseq.ops import linear_cross_entropy
 from .case import AUTOCAST, BATCHES, EVENTS, FLOAT32, ITEMS, PRODUCTS, WIDTH, Case, Cases, Function
 
 
-def case(device: torch.device, data: str, rows: int = EVENTS, n_items: int = 0, width: int = WIDTH) -> Case:
+def case(
+    device: torch.device, data: str, rows: int = EVENTS, n_items: int = 0, width: int = WIDTH, triton: bool = False
+) -> Case:
     classes = (n_items or ITEMS[data]) + 1  # with the padding row
     targets = torch.randint(0, classes, (rows,), device=device)
     functions: dict[str, Function] = {
@@ -26,7 +28,7 @@ def case(device: torch.device, data: str, rows: int = EVENTS, n_items: int = 0, 
         "eager": lambda p, h, weight: F.cross_entropy(F.linear(h, weight), targets),
     }
     missing: dict[str, str] = {}
-    if device.type != "cpu":
+    if triton or device.type != "cpu":
         for name, make in (("liger", _liger), ("cce", _cce)):
             try:
                 functions[name] = make(targets)
@@ -49,7 +51,7 @@ def _liger(targets: Tensor) -> Function:
 
 def _cce(targets: Tensor) -> Function:
     module: Any = importlib.import_module("cut_cross_entropy")
-    return lambda p, h, weight: module.linear_cross_entropy(h, weight, targets, impl="cce_exact")
+    return lambda p, h, weight: module.linear_cross_entropy(h, weight, targets, impl="cce", filter_eps=None)
 
 
 SIZES = [("ml-1m", EVENTS), ("beauty", EVENTS)]

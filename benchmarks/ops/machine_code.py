@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..measure import ROOT
 from ..measure import table as markdown
 from . import suite
-from .case import BFLOAT16, FLOAT32, INT64, TF32, Spec
+from .case import BFLOAT16, BOTH, FLOAT32, FORWARD, INT64, OURS, TF32, Case, Spec
+from .chips import ARCHITECTURES
 from .compile_report import META, Launch, _Driver, _Wrappers, cuda_resources
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine_code.json"
+DOCUMENT = ROOT / "docs" / "kernels.md"
+GROWTH = 1.05
+# Instructions a second that 132 multiprocessors of an H100 issue: four of them a cycle at 1.755 GHz.
+ISSUED = 132 * 4 * 1.755e9
 ARCHITECTURE = "sm_90"
 DTYPES = (FLOAT32, TF32, BFLOAT16)
 # FLOPs of an instruction in the best of the kernels' own products: what a product of PyTorch is counted at.
@@ -73,6 +79,8 @@ MORE = (
     "sample_negatives, k 1, rows 2048",
     "gather_windows, name ml-1m L=200, targets 2048",
 )
+# Public kernels in Triton for the same, counted where they are installed. They have no dropout.
+RIVALS = {"linear_cross_entropy": ("liger", "cce"), "causal_attention": ("fla",)}
 # Classes of instructions by their opcodes; what is in none is integer arithmetic, a move or a conversion.
 _CLASSES = {
     "FMA": "FFMA",
@@ -87,29 +95,37 @@ _CLASSES = {
 KINDS = (*_CLASSES, "integer")
 
 
-def reference_cases(only: list[str], dtypes: list[str]) -> Iterator[tuple[str, str, Spec]]:
-    """(words, type, spec) of the cases above."""
+def reference_cases(only: list[str], dtypes: list[str], rivals: bool = False) -> Iterator[tuple[str, str, Spec, str]]:
+    """(words, type, spec, implementation) of the cases above."""
     wanted = dict.fromkeys((*(words for step in STEPS.values() for words in step), *MORE))
     found = {f"{spec.op}, {spec.words}": spec for spec in suite.specs("cuda", only)}
     for words in wanted:
         if words in found:
-            for dtype in found[words].dtypes:
+            spec = found[words]
+            for dtype in spec.dtypes:
                 if dtype in (*dtypes, INT64):
-                    yield words, dtype, found[words]
+                    yield words, dtype, spec, OURS
+            for name in RIVALS.get(spec.op, ()) if rivals else ():
+                if name in built(spec, META, name).functions:
+                    yield from ((words, dtype, spec, name) for dtype in spec.dtypes if dtype in dtypes)
 
 
-def take_step(spec: Spec, device: torch.device, half: torch.dtype, dtype: str) -> None:
+def built(spec: Spec, device: torch.device, name: str) -> Case:
+    return spec.build(device) if name == OURS else spec.make(device, **spec.arguments, triton=True)
+
+
+def take_step(spec: Spec, device: torch.device, half: torch.dtype, dtype: str, name: str) -> None:
     """One training step, or one call where there are no gradients, with every op served by its Triton wrapper."""
     torch.manual_seed(0)
-    case = spec.build(device)
+    case = built(spec, device, name)
     kind = half if dtype == BFLOAT16 else torch.float32
     leaves = [x.to(kind) if x.is_floating_point() else x for x in case.leaves]
     torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
     with _Wrappers():
         if case.upstream is None:
-            case.functions["fastseq"](0.0, *leaves)
+            case.functions[name](0.0, *leaves)
             return
-        output = case.functions["fastseq"](case.dropout_p, *(x.requires_grad_(x.is_floating_point()) for x in leaves))
+        output = case.functions[name](case.dropout_p, *(x.requires_grad_(x.is_floating_point()) for x in leaves))
         output.backward(case.upstream.to(output.dtype).expand_as(output))
 
 
@@ -128,7 +144,7 @@ class _Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
+def record(only: list[str], dtypes: list[str], rivals: bool = False) -> list[dict[str, Any]]:
     """The launches of every case in their order, and the FLOPs of its products in PyTorch."""
     import triton
     from triton.runtime import driver
@@ -140,26 +156,29 @@ def record(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
     grids: list[tuple[int, ...]] = []
 
     def take(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        file = fn.module.removeprefix("fastseq.kernels.")
         kept = {name: compile[name] for name in ("signature", "constants", "num_warps", "num_stages")}
-        launches.append({"file": file, "kernel": fn.name, **kept, "attributes": compile["configs"][0]})
+        launches.append({"module": fn.module, "kernel": fn.name, **kept, "attributes": compile["configs"][0]})
         return True  # neither compile nor launch
 
     run = JITFunction.run
 
     def noted(self: Any, *arguments: Any, grid: Any, **options: Any) -> Any:
-        grids.append((*grid, 1, 1)[:3])
+        bound = dict(zip((x.name for x in self.params), arguments, strict=False)) | options
+        grids.append((*(grid(bound) if callable(grid) else grid), 1, 1)[:3])
         return run(self, *arguments, grid=grid, **options)
 
+    cases = list(reference_cases(only, dtypes, rivals))  # imports rivals, which look at the driver
     driver.set_active(_Driver(ARCHITECTURE))
     triton.knobs.runtime.jit_cache_hook, JITFunction.run = take, noted
     results = []
-    for words, dtype, spec in reference_cases(only, dtypes):
-        launches.clear(), grids.clear()
+    for words, dtype, spec, name in cases:
+        launches.clear()
+        grids.clear()
         with _Products() as products:
-            take_step(spec, META, torch.bfloat16, dtype)
+            take_step(spec, META if name == OURS else torch.device("cpu"), torch.bfloat16, dtype, name)
         made = [launch | {"grid": grid} for launch, grid in zip(launches, grids, strict=True)]
-        results.append({"case": words, "dtype": dtype, "launches": made, "product_flops": products.flops})
+        about = {"case": words, "dtype": dtype, "implementation": name}
+        results.append(about | {"launches": made, "product_flops": products.flops})
     return results
 
 
@@ -171,7 +190,9 @@ def compiled(launch: Launch) -> dict[str, Any]:
     import triton
     from triton.compiler import ASTSource
 
-    kernel = getattr(importlib.import_module(f"fastseq.kernels.{launch['file']}"), launch["kernel"])
+    kernel = getattr(importlib.import_module(launch["module"]), launch["kernel"])
+    while not isinstance(kernel, triton.JITFunction):
+        kernel = kernel.fn  # of triton.heuristics
     code = triton.compile(
         ASTSource(kernel, launch["signature"], launch["constants"], launch["attributes"]),
         target=_Driver(ARCHITECTURE).get_current_target(),
@@ -203,7 +224,7 @@ def parts(text: str) -> list[dict[str, Any]]:
     line = ""
     for text_line in text.splitlines():
         if found := _LINE.match(text_line):
-            line = f"{Path(found[1]).name}:{found[2]}"
+            line = f"{Path(found[1]).name}:{found[2]}"  # Triton's cache may have it from another checkout
         elif found := _LABEL.match(text_line):
             labels[found[1]] = len(instructions)
         elif (found := _INSTRUCTION.match(text_line)) and found[1] != "NOP":
@@ -214,13 +235,13 @@ def parts(text: str) -> list[dict[str, Any]]:
         if opcode.startswith("BRA") and target and labels.get(target[0], i + 1) < i:
             first = labels[target[0]]
             around[first : i + 1] = [min(loop, (i - first, first, line)) for loop in around[first : i + 1]]
-    found: dict[int, dict[str, Any]] = {-1: {"place": "", "classes": Counter(), "lines": Counter()}}
+    split: dict[int, dict[str, Any]] = {-1: {"place": "", "classes": Counter(), "lines": Counter()}}
     for (opcode, _, line), (_, first, place) in zip(instructions, around, strict=True):
-        part = found.setdefault(first, {"place": place, "classes": Counter()})
+        part = split.setdefault(first, {"place": place, "classes": Counter()})
         part["classes"][class_of(opcode)] += 1
         if first < 0:
             part["lines"][line] += 1
-    return list(found.values())
+    return list(split.values())
 
 
 @cache
@@ -235,7 +256,8 @@ def class_of(opcode: str) -> str:
 # for all. Those of the segments end at once unless they have a row.
 SAMPLE = dict.fromkeys(
     ("attention", "last_query_attention", "gru", "cross_entropy", "sampled_loss", "gru_sampled_loss", "embed_sequence",
-     "transformer_layer", "dropout", "dropout_add_norm", "bias_gelu_dropout", "rows"), 32,
+     "transformer_layer", "dropout", "dropout_add_norm", "bias_gelu_dropout", "rows",
+     "cce_lse_forward", "cce_backward", "indexed_dot", "parallel"), 32,
 ) | {"segments": 4096}  # fmt: skip
 WHOLE = ("_place",)  # but for these
 
@@ -244,13 +266,13 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
     """The launches of every case in their order, each with how often every line of the kernels' files ran."""
     from triton.runtime import interpreter
 
-    kernels = str(ROOT / "kernels")
     launches: list[dict[str, Any]] = []
     call, set_size = interpreter.GridExecutor.__call__, interpreter.interpreter_builder.set_grid_dim
 
     def counted(self: Any, *arguments: Any, **settings: Any) -> Any:
         lines: Counter[str] = Counter()
-        fn, grid = self.fn, (*self.grid, 1, 1)[:3]
+        fn, named = self.fn, dict(zip(self.arg_names, arguments, strict=False)) | settings
+        grid = (*(self.grid(named) if callable(self.grid) else self.grid), 1, 1)[:3]
         programs, file = math.prod(grid), Path(fn.__code__.co_filename).stem
         size = programs if fn.__name__ in WHOLE else min(programs, SAMPLE.get(file, programs))
         chosen = {int(programs * (i * 0.6180339887 % 1.0)) for i in range(size)}
@@ -259,11 +281,10 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
         numbers = iter(range(programs))
 
         def trace(frame: Any, event: str, _: Any) -> Any:
-            path = frame.f_code.co_filename
-            if not path.startswith(kernels):
+            if frame.f_globals["__name__"].startswith(("triton", "numpy")):
                 return None
             if event == "line":
-                lines[f"{path.rpartition('/')[2]}:{frame.f_lineno}"] += 1
+                lines[f"{frame.f_code.co_filename}:{frame.f_lineno}"] += 1
             return trace
 
         def program(**bound: Any) -> None:
@@ -283,9 +304,9 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
 
     interpreter.GridExecutor.__call__ = counted
     results = []
-    for words, dtype, spec in reference_cases(only, dtypes):
+    for words, dtype, spec, name in reference_cases(only, dtypes, rivals=True):
         launches.clear()
-        take_step(spec, torch.device("cpu"), torch.float16, dtype)  # bfloat16 would be widened for the interpreter
+        take_step(spec, torch.device("cpu"), torch.float16, dtype, name)  # bfloat16 would be widened here
         results.append({"case": words, "dtype": dtype, "launches": list(launches)})
     return results
 
@@ -294,35 +315,43 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
 
 
 @cache
-def loops(file: str) -> list[tuple[int, int, range]]:
-    """(first line, last line, lines of the first statement) of every loop of a file of kernels/, the inner ones last."""
-    tree = ast.parse((ROOT / "kernels" / file).read_text())
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]
+def loops(path: str) -> list[tuple[int, int, range]]:
+    """(first line, last line, lines of the first statement) of the loops of a source file, the inner ones last."""
+    found = [node for node in ast.walk(ast.parse(Path(path).read_text())) if isinstance(node, ast.For | ast.While)]
     return sorted(
         ((x.lineno, x.end_lineno or 0, range(x.body[0].lineno, (x.body[0].end_lineno or 0) + 1)) for x in found),
         key=lambda loop: loop[0] - loop[1],
     )
 
 
-def trips(place: str, lines: dict[str, float]) -> float:
+def trips(place: str, lines: dict[str, float], paths: dict[str, str]) -> float:
     """How often the loop around ``place`` went round, in all programs."""
     file, line = place.split(":")
-    around = [loop for loop in loops(file) if loop[0] <= int(line) <= loop[1]]
+    around = [loop for loop in loops(paths[file]) if loop[0] <= int(line) <= loop[1]]
     if not around:
         raise RuntimeError(f"{place} closes a loop of the machine code and is in none of the source")
     return max(lines.get(f"{file}:{number}", 0.0) for number in around[-1][2])
 
 
-def joined(launch: dict[str, Any], code: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def share_of(part: dict[str, Any], parts: list[dict[str, Any]]) -> float:
+    """Of the rounds of a loop of the source, how many a loop of the machine code makes: all, or its part of them where
+    a function is inlined twice. Where the compiler has unrolled a loop, the one that makes several rounds at a time
+    makes all, and the one for the rest none."""
+    sizes = [other["classes"].total() for other in parts if other["place"] == part["place"]]
+    rounds = [round(size / min(sizes)) for size in sizes]
+    mine = round(part["classes"].total() / min(sizes))
+    return 1.0 / (mine * rounds.count(max(rounds))) if mine == max(rounds) else 0.0
+
+
+def joined(launch: dict[str, Any], lines: dict[str, float]) -> dict[str, Any]:
     """A row of the results: what a launch is, and the instructions its warps issue."""
-    lines, programs, warps = run["lines"], math.prod(launch["grid"]), code["warps"]
-    same = Counter(
-        part["place"] for part in code["parts"]
-    )  # a function that is inlined twice has two loops of one line
+    paths = {Path(path).name: path for path, _ in (line.rsplit(":", 1) for line in lines)}
+    lines = {Path(line).name: number for line, number in lines.items()}
+    programs, warps = math.prod(launch["grid"]), launch["warps"]
     rows = []
-    for part in code["parts"]:
+    for part in launch["parts"]:
         if part["place"]:
-            times = trips(part["place"], lines) / same[part["place"]]
+            times = trips(part["place"], lines, paths) * share_of(part, launch["parts"])
         else:  # a line of which nothing is known runs as often as those before it: it belongs to PyTorch's or Triton's
             share, total = 1.0, 0.0
             for line, number in part["lines"].items():
@@ -331,8 +360,8 @@ def joined(launch: dict[str, Any], code: dict[str, Any], run: dict[str, Any]) ->
                 total += share * number
             times = programs * total / max(part["lines"].total(), 1)
         rows.append({"place": part["place"], "classes": dict(part["classes"]), "warps": round(times * warps, 1)})
-    kept = {name: launch[name] for name in ("file", "kernel", "grid")}
-    kept |= {name: code[name] for name in ("registers", "shared")}
+    kept = {name: launch[name] for name in ("kernel", "grid", "registers", "shared")}
+    kept["file"] = launch["module"].rpartition(".")[2]
     return kept | {"num_warps": warps, "parts": rows}
 
 
@@ -355,24 +384,29 @@ def measure(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.ops.machine_code", *settings]
     interpreted = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    cases = record(only, dtypes)
-    flat = [launch for case in cases for launch in case["launches"]]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        codes = iter(list(pool.map(compiled, flat)))
+    cases = with_code(record(only, dtypes, rivals=True), 1)
     ran = json.loads(interpreted.communicate()[0])
     results = []
     for case, other in zip(cases, ran, strict=True):
         named = [[(x["kernel"], list(x["grid"])) for x in y["launches"]] for y in (case, other)]
         if named[0] != named[1]:
             raise RuntimeError(f"{case['case']}, {case['dtype']}: compiled {named[0]}, interpreted {named[1]}")
-        rows = [joined(x, next(codes), y) for x, y in zip(case["launches"], other["launches"], strict=True)]
-        results.append({name: case[name] for name in ("case", "dtype", "product_flops")} | {"launches": rows})
+        rows = [joined(x, y["lines"]) for x, y in zip(case["launches"], other["launches"], strict=True)]
+        kept = ("case", "dtype", "implementation", "product_flops")
+        results.append({name: case[name] for name in kept} | {"launches": rows})
     return results
+
+
+def roof(spec: Spec, dtype: str) -> tuple[float, str]:
+    """Microseconds below which no H100 takes the step of a case, and what binds it."""
+    case = spec.build(META)
+    seconds, binds = ARCHITECTURES[ARCHITECTURE].roof(*case.work(BOTH if case.upstream is not None else FORWARD, dtype))
+    return 1e6 * seconds, binds
 
 
 def by_step(results: list[dict[str, Any]]) -> str:
     """The table of training steps."""
-    found = {(row["case"], row["dtype"]): row for row in results}
+    found = {(row["case"], row["dtype"]): row for row in results if row["implementation"] == OURS}
     lines = []
     for step, cases in STEPS.items():
         for dtype in DTYPES:
@@ -385,39 +419,136 @@ def by_step(results: list[dict[str, Any]]) -> str:
     return markdown(["training step", "type", "kernels, M", "PyTorch's products, M", "sum, M"], lines)
 
 
+def by_case(results: list[dict[str, Any]]) -> str:
+    """The table of cases: all their launches together."""
+    specs = {words: spec for words, _, spec, _ in reference_cases([], list(DTYPES))}
+    lines = []
+    for row in results:
+        counts: Counter[str] = Counter()
+        for launch in row["launches"]:
+            counts.update(instructions(launch))
+        least, binds = roof(specs[row["case"]], row["dtype"])
+        library = row["product_flops"] / RATES.get(row["dtype"], 1.0)
+        issue = (counts.total() + library) / ISSUED / 1e-6
+        figures = [f"{x / 1e6:.2f}" for x in (counts.total(), library)] + [f"{issue:.1f}", f"{least:.1f}, {binds}"]
+        lines.append([row["case"], row["dtype"], row["implementation"], len(row["launches"]), *figures, mix(counts)])
+    header = [
+        "case",
+        "type",
+        "whose",
+        "launches",
+        "instructions, M",
+        "PyTorch's products, M",
+        "issue, µs",
+        "roof, µs",
+        "mix, %",
+    ]
+    return markdown(header, lines)
+
+
+def mix(counts: Counter[str]) -> str:
+    """Shares of the classes, from 2% on."""
+    shares = ((name, 100 * counts[name] / max(counts.total(), 1)) for name in KINDS)
+    return ", ".join(f"{name} {share:.0f}" for name, share in shares if share >= 2)
+
+
 def by_launch(results: list[dict[str, Any]]) -> str:
     """The table of launches."""
     lines = []
     for row in results:
         for launch in row["launches"]:
             counts = instructions(launch)
-            total = max(counts.total(), 1)
-            mix = " ".join(f"{name} {100 * counts[name] / total:.0f}" for name in KINDS if counts[name] >= total / 50)
             warps = launch["num_warps"]
             programs = min(65536 // (32 * warps * max(launch["registers"], 1)), 64 // warps, 32)
             programs = min(programs, (228 << 10) // (launch["shared"] + 1024))
             figures = ["×".join(str(x) for x in launch["grid"]), warps, launch["registers"]]
-            figures += [f"{launch['shared'] / 1024:.1f}", f"{programs * warps / 64:.0%}", f"{total / 1e6:.3f}", mix]
+            figures += [
+                f"{launch['shared'] / 1024:.1f}",
+                f"{programs * warps / 64:.0%}",
+                f"{counts.total() / 1e6:.3f}",
+                mix(counts),
+            ]
             lines.append([row["case"], row["dtype"], f"{launch['file']}.{launch['kernel']}", *figures])
     header = ["case", "type", "kernel", "grid", "warps", "registers", "shared KB", "occupancy", "instructions, M", "%"]
     return markdown(header, lines)
+
+
+def grown(kept: list[dict[str, Any]], cases: list[dict[str, Any]]) -> list[str]:
+    """What has changed since the counts were kept: cases that now issue more than ``GROWTH`` times as many
+    instructions, loops running as often as then; and launches of which that cannot be said.
+
+    Args:
+        kept: rows of ``measure``.
+        cases: those of ``record``, each launch with ``compiled``'s row besides.
+    """
+    before = {(row["case"], row["dtype"]): row["launches"] for row in kept if row["implementation"] == OURS}
+    faults = []
+    for case in cases:
+        words, then = f"{case['case']}, {case['dtype']}", before.get((case["case"], case["dtype"]), [])
+        now = case["launches"]
+        if [(x["kernel"], list(x["grid"]), len(x["parts"])) for x in now] != [
+            (x["kernel"], x["grid"], len(x["parts"])) for x in then
+        ]:
+            faults.append(f"{words}: other launches or loops than were counted")
+            continue
+        counts = [sum(instructions(launch).total() for launch in then), 0.0]
+        for old, new in zip(then, now, strict=True):
+            for part, other in zip(old["parts"], new["parts"], strict=True):
+                counts[1] += part["warps"] / old["num_warps"] * new["warps"] * sum(other["classes"].values())
+        if counts[1] > GROWTH * counts[0]:
+            faults.append(f"{words}: {counts[0] / 1e6:.3f} M instructions, now {counts[1] / 1e6:.3f} M")
+    return faults
+
+
+def with_code(cases: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+    """The cases with every launch compiled."""
+    flat = [launch for case in cases for launch in case["launches"]]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        codes = iter(list(pool.map(compiled, flat)))
+    return [case | {"launches": [launch | next(codes) for launch in case["launches"]]} for case in cases]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=suite.FILES, default=[], help="files of benchmarks/ops")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the counts here")
+    parser.add_argument("--check", action="store_true", help="compile, and compare with what is kept")
+    parser.add_argument("--write", action="store_true", help="keep the counts, and the tables in docs/kernels.md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     parser.add_argument("--lines", nargs="+", help=argparse.SUPPRESS)  # the process of the interpreter
     arguments = parser.parse_args()
     if arguments.lines:
         print(json.dumps(count_lines(arguments.only, arguments.lines)))
         return 0
     os.environ["TRITON_INTERPRET"] = "0"
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"triton": "", "cases": []}
+    version = metadata.version("triton")
+    if arguments.check:
+        if kept["triton"] != version:
+            print(f"counted with Triton {kept['triton']}, this is {version}: not compared")
+            return 0
+        faults = grown(kept["cases"], with_code(record(arguments.only, arguments.dtype), min(2, os.cpu_count() or 1)))
+        if faults:
+            faults.append("count anew, and look at the difference: python -m benchmarks.ops.machine_code --write")
+        print("\n".join(faults) or "no case issues more instructions than were counted")
+        return int(bool(faults))
     results = measure(arguments.only, arguments.dtype)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
-    print(by_step(results), by_launch(results), sep="\n\n")
+        arguments.json.write_text(json.dumps(results))
+    if arguments.write:
+        rows = [*(kept["cases"] if kept["triton"] == version else []), *results]
+        known = {(row["case"], row["dtype"], row["implementation"]): row for row in rows}
+        order = [(words, dtype) for words, dtype, _, _ in reference_cases([], list(DTYPES))]
+        names = (OURS, *(name for names in RIVALS.values() for name in names))
+        results = [known[*key, name] for key in order for name in names if (*key, name) in known]
+        text = ",\n".join(json.dumps(row) for row in results)
+        RESULTS.write_text(f'{{"triton": "{version}", "cases": [\n{text}\n]}}\n')
+        text = DOCUMENT.read_text()
+        for mark, table in (("steps", by_step(results)), ("cases", by_case(results))):
+            start, stop = (f"<!-- {mark}: {word} -->\n" for word in ("made by benchmarks.ops.machine_code", "end"))
+            text = text[: text.index(start) + len(start)] + f"\n{table}\n\n" + text[text.index(stop) :]
+        DOCUMENT.write_text(text)
+    print(by_step(results), by_case(results), by_launch(results), sep="\n\n")
     return 0
 
 

@@ -48,8 +48,8 @@ HeadRows<T> head_rows(const StridedArray<T>& array, const char* name, int64_t ro
 struct Batch : AttentionBatch {
     Batch(const Array<int32_t>& offsets_, int64_t rows, int64_t heads_, int64_t width_, int64_t max_len, double p_,
           int64_t seed, int64_t step, uint32_t site_, double scale_, Threads threads_)
-        : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_, p_,
-                         dropout_threshold(p_), Rng(seed, step), site_, threads_} {
+        : AttentionBatch{offsets_.size() - 1, heads_, width_, offsets_.data(), nullptr, scale_,
+                         make_dropout(p_, seed, step, site_), threads_} {
         check_offsets(offsets_, rows, max_len);
         if (width < 1) throw py::value_error("q.shape[2] is 0, expected at least 1");
         for (int64_t b = 0; b < sequences; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);

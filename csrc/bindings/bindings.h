@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -154,15 +155,11 @@ inline void check_offsets(const Array<int32_t>& offsets, int64_t rows, int64_t m
                               std::to_string(max_len));
 }
 
-// The uint32 below which an element is dropped: round(p * 2^32).
-inline uint32_t dropout_threshold(double p) {
-    if (!(p >= 0.0 && p < 1.0)) throw py::value_error("p is " + std::to_string(p) + ", expected 0 <= p < 1");
-    const double scaled = std::nearbyint(p * 4294967296.0);
-    return scaled >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(scaled);
-}
-
+// The threshold and the scale of fastseq/ops/philox.py.
 inline Dropout make_dropout(double p, int64_t seed, int64_t step, uint32_t site) {
-    return {Rng(seed, step), site, dropout_threshold(p), 1.0 / (1.0 - p)};
+    if (!(p >= 0.0 && p < 1.0)) throw py::value_error("p is " + std::to_string(p) + ", expected 0 <= p < 1");
+    const double threshold = p > 0.0 ? std::clamp(std::nearbyint(p * 65536.0), 1.0, 65535.0) : 0.0;
+    return {Rng(seed, step), site, static_cast<uint16_t>(threshold), 65536.0 / (65536.0 - threshold)};
 }
 
 }  // namespace fastseq

@@ -21,7 +21,7 @@ void forward(const Array<T>& x, Array<T>& y, double p, int64_t seed, int64_t ste
 
 void bind_dropout(py::module_& m) {
     define(m, "dropout", {"x", "y", "p", "seed", "step", "site", "threads"},
-           "y[r, c] = 0 where dropped, else x[r, c] / (1 - p)", &forward<float>, &forward<double>);
+           "y[r, c] = 0 where dropped, else x[r, c] times the scale", &forward<float>, &forward<double>);
     define(m, "philox", {"seed", "step", "c0", "c1", "c3"}, "The four words of one counter (fastseq/ops/philox.py).",
            [](int64_t seed, int64_t step, uint32_t c0, uint32_t c1, uint32_t c3) {
                uint32_t c[4] = {c0, c1, static_cast<uint32_t>(static_cast<uint64_t>(step)), c3};

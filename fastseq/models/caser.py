@@ -135,9 +135,9 @@ class Caser(SequentialRecommender):
             x, batch.offsets, batch.target_sequences, rows + 1, *self._horizontal(), *self._vertical(), padding_row
         )
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
-        z = ops.linear(windows, self.fc1.weight, self.fc1.bias).relu()
+        z = ops.linear_relu(windows, self.fc1.weight, self.fc1.bias)
         users = self._user_vectors(batch.users_of_targets)
-        return ops.linear(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias).relu()
+        return ops.linear_relu(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias)
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
         """Weights [L(L + 1)/2, n_h, d], tap by tap, and biases [L, n_h] of all heights."""

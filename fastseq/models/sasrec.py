@@ -245,5 +245,6 @@ def _masked_attention(
     scores = (queries @ keys.mT / math.sqrt(q.shape[2])).masked_fill(unseen, torch.finfo(kind).min)
     weights = scores.softmax(-1).masked_fill(unseen, 0.0)
     sites = site | torch.arange(q.shape[1], device=q.device)[:, None] << 16
-    weights = apply_dropout(weights, rows[:, None].expand(weights.shape[:-1]), dropout_p, rng, sites)
+    at = rows[:, None].expand(weights.shape[:-1])
+    weights = apply_dropout(weights, at, dropout_p, rng, sites, rows[:, None, :1])
     return (weights @ values).transpose(1, 2)[inside].to(q.dtype)

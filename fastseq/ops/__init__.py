@@ -18,7 +18,7 @@ from .dropout_add_norm import dropout_add_norm
 from .embed_sequence import embed_sequence
 from .gru import gru
 from .gru_sampled_loss import gru_sampled_loss
-from .linear import linear
+from .linear import linear, linear_relu
 from .negatives import sample_negatives, sample_shared_negatives
 from .philox import make_rng
 from .sampled_loss import gbce_beta, sampled_loss
@@ -44,6 +44,7 @@ __all__ = [
     "last_query_attention",
     "linear",
     "linear_cross_entropy",
+    "linear_relu",
     "make_rng",
     "record_served",
     "sample_negatives",

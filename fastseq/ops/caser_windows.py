@@ -38,7 +38,8 @@ def caser_windows(
         bias_v: [n_v].
         padding_row: [d].
 
-    x must be finite: an infinite or NaN row may reach the histories just before it as NaN.
+    x must be finite: an infinite or NaN row may reach the histories just before it as NaN, and on a GPU the gradient of
+    weight_h from whichever sequence.
 
     Returns:
         [N, n_v·d + L·n_h]: the vertical outputs [n_v, d], then the pooled horizontal ones [L, n_h]. n_h and n_v may

@@ -25,9 +25,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     """``cross_entropy(h weightᵀ + bias, targets)``; the [N, V] logits never exist at once.
 
-    On the CPU a sum or mean with gradients takes the three matrix products of materialised logits, its gradients made
-    together with the loss; a loss per row takes four, since its logits are computed again. Under autocast to bfloat16
-    the products' operands are rounded to it; sums, logits and losses stay float32.
+    A sum or mean with gradients takes the three matrix products of materialised logits, its gradients made together
+    with the loss; a loss per row takes four, since its logits are computed again. So does a sum on a GPU over more
+    items than a chunk of 40 MB, for its L2 cache, holds rows of (kernels/cross_entropy.py). Under autocast to bfloat16
+    the products' operands are rounded to it; sums, logits and losses stay float32. On a GPU the gradients are summed in
+    float32, and the logits' are rounded to bfloat16 where the operands are.
 
     Args:
         h: [N, d], float32, bfloat16 or float16 (computed in float32), or float64 on the CPU.
@@ -61,7 +63,7 @@ def linear_cross_entropy(
     settings = (h, weight, targets, bias, ignore_index, softcap, bfloat16_products(h.device.type))
     if reduction == "none":
         return _linear_cross_entropy(*settings)[0]
-    if h.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (h, weight)):
         summed = _summed_linear_cross_entropy(*settings)[0]
     else:
         summed = total(_linear_cross_entropy(*settings)[0])

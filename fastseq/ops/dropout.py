@@ -13,7 +13,7 @@ from .philox import check_dropout
 
 
 def dropout(x: Tensor, p: float, rng: Tensor | None = None, site: int = 0) -> Tensor:
-    """Zeroes each element with probability ``p`` and scales the rest by ``1 / (1 - p)``.
+    """Zeroes each element with probability ``p`` and scales the rest by ``1 / (1 - p)``, p rounded to 1/65536.
 
     Args:
         x: [..., C], any floating type; flattened to [rows, C] for the counter (fastseq/ops/philox.py).

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
 from ._dispatch import bfloat16_products, register
+
+
+class _LinearRelu(torch.autograd.Function):
+    """relu(x weightᵀ + bias) in one launch of cuBLAS, which PyTorch gives no gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch._addmm_activation(bias, x, weight.t())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, weight, output = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grads[0], output, 0)
+        return grad @ weight, grad.t() @ x, grad.sum(0)
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear(x, weight, bias).relu()`` of x [N, K]; one launch on a GPU."""
+    if x.device.type == "cpu":
+        return linear(x, weight, bias).relu()
+    _checks.same_device("linear_relu", (x, weight, bias))
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = (a.to(torch.get_autocast_dtype(x.device.type)) for a in (x, weight, bias))
+    out: Tensor = _LinearRelu.apply(x, weight, bias)
+    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastseq.data.split import Split
 from fastseq.errors import CheckpointError
 from fastseq.models.base import SequentialRecommender
+from fastseq.ops.philox import STREAM
 
 from . import checkpoint, optimizers
 from .options import TrainingOptions
@@ -109,7 +110,8 @@ def save_last(
             if value is not None:  # SGD without momentum
                 tensors[f"optimizer.{index}.{name}"] = value
     tensors["rng.torch"] = torch.get_rng_state()
-    metadata = {"kind": "last", **describe(model, split), "options": asdict(options), "state": asdict(state)}
+    metadata = {"kind": "last", "stream": STREAM, **describe(model, split)}
+    metadata |= {"options": asdict(options), "state": asdict(state)}
     metadata["scheduler"] = optimizers.state_of(scheduler)
     metadata["learning_rates"] = [group["lr"] for group in optimizer.param_groups]
     checkpoint.save(path, tensors, metadata)
@@ -126,11 +128,17 @@ def load_last(
     """Puts ``model``, ``optimizer`` and ``scheduler`` where ``save_last`` left them.
 
     Raises:
-        CheckpointError: if the file is damaged, or was saved for another model, data or options, naming what differs.
+        CheckpointError: if the file is damaged, was saved for another model, data or options, naming what differs, or
+            with another random stream.
     """
     tensors, metadata = checkpoint.load(path)
     if metadata.get("kind") != "last":
         raise CheckpointError(f"{path}: not a checkpoint to resume from (it is {metadata.get('kind')!r}, not 'last')")
+    if (stream := metadata.get("stream", 1)) != STREAM:  # before 2 it was not written
+        raise CheckpointError(
+            f"{path}: trained with random stream {stream}, and this fastseq-rec draws stream {STREAM}: other dropout "
+            "masks; train anew, or resume with the version that saved it. It can still be evaluated and recommend"
+        )
     here = json.loads(json.dumps(describe(model, split)))
     checkpoint.check_same(path, "model", metadata, {"model": here["model"]})
     checkpoint.check_same(path, "catalogue", metadata["catalogue"], here["catalogue"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq.ops import BackendError, _dispatch, causal_attention, last_query_attention, make_rng, set_backend
+from fastseq.ops.philox import keep_scale
 from fastseq.ops.reference.philox import keep_mask
 
 from .backends import DEVICE, Function, cast, check_cpu, check_threads, check_triton, needs_triton, run
@@ -88,32 +89,22 @@ def check_kernels(
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("lengths", "dropout_p"), [([9], 0.0), ([0, 16, 1, 0, 3], P), ([17, 32], P), ([64, 33], P), ([70], P)]
-)
-def test_triton_one_tile(
-    lengths: list[int], dropout_p: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+@pytest.mark.parametrize("one_pass", [True, False])
+@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 64), 0.0)])
+@pytest.mark.parametrize("lengths", [[3, 0, 33], [2, 1, 0, 4, 3, 1, 70, 5]], ids=str)
+def test_triton_tiles(
+    lengths: list[int],
+    tile: tuple[int, int],
+    dropout_p: float,
+    one_pass: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    poisoned_empty: None,
 ) -> None:
-    """Whole sequences in a tile of 16, 32, 64 or 128."""
+    """Tiles with rows of several sequences, sequences over several tiles; more queries than keys, and fewer."""
     kernels = importlib.import_module("fastseq.kernels.attention_common")
-    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
-        for key, config in table.items():
-            monkeypatch.setitem(table, key, config._replace(one_tile_forward=128, one_tile_backward=128))
-    check_kernels(causal_attention, lengths, 24, dropout_p)
-
-
-@needs_triton
-@pytest.mark.parametrize(("tile", "dropout_p"), [((16, 32), P), ((32, 16), P), ((16, 16), P), ((16, 16), 0.0)])
-@pytest.mark.parametrize("lengths", [[3, 0, 33], [0, 16, 1, 17]], ids=str)
-def test_triton_blocks(
-    lengths: list[int], dropout_p: float, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
-) -> None:
-    """Small blocks, so that these lengths cross their edges: more queries than keys, fewer, as many."""
-    kernels = importlib.import_module("fastseq.kernels.attention_common")
-    small = kernels.Config(0, 0, 8, *(kernels.Blocks(*tile, 4, 1),) * 3)
-    for table in (kernels.CONFIGS, kernels.WITHOUT_DROPOUT):
-        for key in table:
-            monkeypatch.setitem(table, key, small)
+    blocks = kernels.Blocks(*tile, 4, 1)
+    for key in kernels.CONFIGS:
+        monkeypatch.setitem(kernels.CONFIGS, key, kernels.Config(*(blocks,) * 3, blocks if one_pass else None))
     check_kernels(causal_attention, lengths, 20, dropout_p)
 
 
@@ -194,14 +185,18 @@ def test_dropout_mask_is_the_reference_stream(dtype: torch.dtype, backend: str) 
     v = torch.eye(128, dtype=dtype)[position].unsqueeze(1).expand(-1, HEADS, -1)
     k = torch.zeros(total, HEADS, 128, dtype=dtype)
     heads = torch.arange(HEADS)
-    keep = keep_mask(torch.arange(total).unsqueeze(1).expand(-1, HEADS), 128, P, RNG, SITE | heads << 16)
+    rows, sites = torch.arange(total).unsqueeze(1).expand(-1, HEADS), SITE | heads << 16
+    firsts = offsets[:-1].tolist()
+    keep = torch.cat([
+        keep_mask(rows[first : first + n], 128, P, RNG, sites, first) for first, n in zip(firsts, lengths, strict=True)
+    ])  # fmt: skip
     keep &= (torch.arange(128) <= position.unsqueeze(1)).unsqueeze(1)
     k, v = k.to(device), v.to(device)
     with set_backend(backend):
         full = over(causal_attention, lengths)(k, k, v).cpu()
         last = over(last_query_attention, lengths)(k[:5], k, v).cpu()
     assert torch.equal(full != 0, keep)
-    expected = keep / (position + 1).to(dtype)[:, None, None] / (1 - P)
+    expected = keep / (position + 1).to(dtype)[:, None, None] * keep_scale(P)
     torch.testing.assert_close(full, expected.to(dtype))
     assert torch.equal(last[1:] != 0, keep[(offsets[2:] - 1).long()])
     assert not last[0].any()

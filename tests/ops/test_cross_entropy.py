@@ -12,7 +12,7 @@ from torch import Tensor
 from fastseq.ops import check_data, linear_cross_entropy, set_backend
 from tests import run_python
 
-from .backends import DEVICE, Function, check_cpu, check_threads, check_triton, moved, needs_triton, run
+from .backends import DEVICE, Function, check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import assert_as_accurate
 
 PER_ROW = {"linear_cross_entropy", "linear_cross_entropy_backward"}
@@ -181,32 +181,56 @@ def test_threads() -> None:
         check_threads(op(targets, reduction=reduction), values, upstream)
 
 
+@pytest.fixture(params=["none", "sum", "kept"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A loss per row; their sum with logits made twice, and kept. Any number of rows may be kept, or none."""
+    from fastseq.kernels import cross_entropy
+
+    form: str = request.param
+    fewest = 1 if form == "kept" else 1 << 30
+    monkeypatch.setattr(cross_entropy, "KEPT_ROWS", dict.fromkeys(cross_entropy.KEPT_ROWS, fewest))
+    return form
+
+
+def ops_of(form: str) -> set[str]:
+    return PER_ROW if form == "none" else SUMMED
+
+
+def shaped(form: str, targets: Tensor, softcap: float | None = None) -> tuple[Function, Tensor]:
+    """The op in that form and a gradient of its output."""
+    upstream = torch.randn(targets.shape if form == "none" else ())
+    return op(targets, reduction="none" if form == "none" else "sum", softcap=softcap), upstream
+
+
 @needs_triton
 @pytest.mark.parametrize(("with_bias", "softcap", "programs"), [(False, None, 1), (True, None, 512), (True, 5.0, 4)])
 def test_triton(
-    with_bias: bool, softcap: float | None, programs: int, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Walks whole, in four parts and in as many as there are tiles; 200 columns are two gradients and seven steps."""
+    form: str, with_bias: bool, softcap: float | None, programs: int, poisoned_empty: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Walks whole, in four parts and in as many as there are tiles; 200 columns are seven steps. One chunk, and chunks
+    of 64 items or of 32 rows."""
     from fastseq.kernels import cross_entropy
 
     monkeypatch.setattr(cross_entropy, "PROGRAMS", programs)
+    if programs > 1:
+        monkeypatch.setattr(cross_entropy, "CHUNK", 32 * 512 * 4 if form == "kept" else 1)
     for rows, classes, width in ((1, 1, 1), (9, 17, 3), (70, 65, 24), (13, 300, 60), (5, 70, 200)):
         values, targets = inputs(rows, classes, width, with_bias)
         values["h"] /= width**0.5
         targets[0] = classes - 1
-        function = op(targets, reduction="none", softcap=softcap)
-        check_triton(function, values, torch.randn(rows), PER_ROW)
+        function, upstream = shaped(form, targets, softcap)
+        check_triton(function, values, upstream, ops_of(form))
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_triton_half(dtype: torch.dtype) -> None:
+def test_triton_half(dtype: torch.dtype, form: str) -> None:
     """The mean over 3,000,000 rows: float16 holds neither its probabilities nor their products."""
     values, targets = inputs(37, 65, 24, True)
     upstream = torch.rand(37) / 3e6
-    function = op(targets, reduction="none")
-    if dtype == torch.bfloat16:
-        check_triton(function, values, upstream, PER_ROW, dtype)
+    if dtype == torch.bfloat16 or form != "none":
+        check_triton(shaped(form, targets)[0], values, upstream if form == "none" else upstream[0], ops_of(form), dtype)
         return
     scaled = {name: x.half() for name, x in values.items()}
 
@@ -224,33 +248,38 @@ def test_triton_half(dtype: torch.dtype) -> None:
 
 
 @needs_triton
-def test_triton_sum_and_mean() -> None:
-    """On CPU tensors the summed form serves, elsewhere the sum of the rows; both from the same kernels."""
-    values, targets = inputs(13, 20, 6, True)
-    ops = PER_ROW if torch.cuda.is_available() else SUMMED
-    plain = run(op(targets), values, torch.tensor(1.7), "reference", SUMMED)
-    for name, x in run(op(targets), values, torch.tensor(1.7), "triton", ops).items():
-        torch.testing.assert_close(x, plain[name], rtol=1e-5, atol=1e-6)
+def test_triton_rows_too_long_for_a_tile(poisoned_empty: None) -> None:
+    """More items than one pass of a row's program takes, and more than LONG; under "mean"."""
+    from fastseq.kernels.cross_entropy import LONG
+
+    for classes in (600, LONG + 5):
+        values, targets = inputs(7, classes, 6, True)
+        check_triton(op(targets), values, torch.tensor(1.7), SUMMED)
 
 
 @needs_triton
-def test_triton_extremes() -> None:
+def test_triton_extremes(form: str) -> None:
     """Large logits, barred items, NaN, all rows ignored, no rows, a target that is no item."""
     h, weight = torch.eye(6) * 100, torch.randn(131, 6) * 100
     targets = torch.arange(6)
     values = {"h": h, "weight": weight}
-    check_triton(op(targets, reduction="none"), values, torch.randn(6), PER_ROW)
+    function, upstream = shaped(form, targets)
+    check_triton(function, values, upstream, ops_of(form))
     bias = torch.randn(300)
     bias[:130] = float("-inf")
     values = {"h": torch.randn(6, 3), "weight": torch.randn(300, 3), "bias": bias}
-    check_triton(op(targets + 200, reduction="none"), values, torch.randn(6), PER_ROW)
+    function, upstream = shaped(form, targets + 200)
+    check_triton(function, values, upstream, ops_of(form))
     values["weight"][200] = float("nan")
-    with set_backend("triton"):
-        assert op(targets, reduction="none")(**moved(values, "triton")).isnan().all()
-        values["weight"][200] = 0.0
-        with check_data(False):
-            losses = op(torch.tensor([3, 300, 3, -1, -100, 3]), reduction="none")(**moved(values, "triton"))
-    assert losses.isnan().tolist() == [False, True, False, True, False, False]
+    assert run(shaped(form, targets)[0], values, upstream, "triton", ops_of(form))["output"].isnan().all()
+    values["weight"][200] = 0.0
+    ids = torch.tensor([3, 300, 3, -1, -100, 3])
+    with check_data(False):
+        results = run(shaped(form, ids)[0], values, upstream, "triton", ops_of(form))
+    wrong = [False, True, False, True, False, False]
+    assert results["gradient of h"].isnan().all(1).tolist() == wrong and results["gradient of weight"].isnan().all()
+    assert not results["gradient of h"][4].any(), "an ignored row has no gradient"
+    assert results["output"].isnan().tolist() == (wrong if form == "none" else True)
     for ids, h in ((torch.full((6,), -100), values["h"]), (targets[:0], values["h"][:0])):
         results = run(op(ids), {**values, "h": h}, torch.ones(()), "triton", set())
         assert all(torch.equal(x, torch.zeros_like(x)) for x in results.values()), "mean of nothing is 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -199,8 +200,8 @@ BFLOAT16 = pytest.param(
 TRITON = [
     ([19, 0, 7, 1, 2, 0, 11], 7, True, torch.float32),
     ([13, 0, 6, 1, 0, 2], 16, False, torch.float16),
-    ([3, 0, 9, 1] * 9, 33, True, torch.float32),  # three programs, the last one not full
-    ([5, 1, 0], 100, False, torch.float32),  # the weight streamed
+    ([3, 0, 9, 1] * 9, 33, True, torch.float32),
+    ([5, 1, 0], 100, False, torch.float32),
     ([6, 2], 128, True, torch.float16),
     ([4, 0, 1] * 6, 130, True, torch.float32),  # a product a step
     ([3, 2], 144, False, torch.bfloat16),
@@ -221,9 +222,41 @@ def test_triton(lengths: list[int], hidden: int, bias: bool, dtype: torch.dtype,
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("multiprocessors", "dtype", "precision", "share"),
+    [
+        (20, torch.float32, "highest", 2),
+        (13, torch.float32, "high", 2),
+        (7, torch.float16, "highest", 2),
+        (4, torch.float16, "highest", 4),
+        (1, torch.float16, "highest", 8),
+        (6, torch.float32, "high", 16),
+    ],
+)
+def test_triton_sequences_share_programs(
+    multiprocessors: int, dtype: torch.dtype, precision: str, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number that may share one, the last program not full: with the matrix unit and without."""
+    if precision == "high" and DEVICE == "cuda":
+        pytest.skip("tf32 is coarser than what this compares with")
+    module = importlib.import_module("fastseq.kernels.gru")
+    monkeypatch.setattr(module, "MULTIPROCESSORS", multiprocessors)
+    lengths, hidden, before = [3, 0, 9, 1, 4] * 5, 40, torch.get_float32_matmul_precision()
+    x, weight, b, grad = inputs(lengths, hidden, True, dtype)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        constants = module._constants(x, hidden, len(lengths))
+        assert (constants["SEQUENCES"], constants["PRECISION"] == "fma") == (share, share == 2 and dtype != torch.half)
+        check_triton(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, {"gru", "gru_backward"}, dtype)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@needs_triton
 @pytest.mark.parametrize("hidden", [20, 70, 140])
-def test_triton_company_changes_no_bit(hidden: int) -> None:
-    """A sequence's states and gradients are the same alone and among 17 others, whatever their lengths."""
+def test_triton_company_changes_no_bit(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence's states and gradients are the same alone and in a program with others, whatever their lengths."""
+    monkeypatch.setattr("fastseq.kernels.gru.MULTIPROCESSORS", 9)
     lengths = [4] + [1, 6, 0, 3] * 4 + [2]
     x, weight, b, grad = inputs(lengths, hidden, True, torch.float32)
     together = run(triton_gru(lengths), {"x": x, "weight": weight, "bias": b}, grad, "triton", set())

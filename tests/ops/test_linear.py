@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseq.ops import linear, set_backend
+from fastseq.ops import linear, linear_relu, set_backend
+from fastseq.ops.linear import _LinearRelu
 
 from .backends import check_cpu, check_threads, check_triton, needs_triton, run
 from .compare import assert_as_accurate
@@ -83,6 +84,18 @@ def test_strides_and_leading_dimensions() -> None:
         torch.testing.assert_close(linear(x, w), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(bf16(x, w), expected, rtol=0.05, atol=0.1)
     assert linear(x[0, 0], weight).shape == (30,)
+
+
+def test_relu() -> None:
+    """The node that serves a GPU, and what serves a CPU; small whole numbers, so that some sums are exactly zero."""
+    values, upstream = inputs(9, 6, 7)
+    leaves = [torch.randint(-2, 3, v.shape).double().requires_grad_() for v in values.values()]
+    expected = F.linear(*leaves).relu()
+    gradients = torch.autograd.grad(expected, leaves, upstream.double())
+    for function in (linear_relu, _LinearRelu.apply):
+        assert torch.equal(function(*leaves), expected)
+        for x, y in zip(torch.autograd.grad(function(*leaves), leaves, upstream.double()), gradients, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
 def test_threads() -> None:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fastseq import _C
 from fastseq.ops import dropout, make_rng, set_backend
-from fastseq.ops.philox import threshold
+from fastseq.ops.philox import keep_scale, threshold
 from fastseq.ops.reference.philox import keep_mask, philox
 
 from .backends import check_same_on_threads
 
-SHAPES = [(1, 1), (5, 3), (7, 64), (3, 65), (4, 130), (2, 513), (300, 24)]
+SHAPES = [(1, 1), (5, 3), (7, 64), (3, 65), (4, 128), (2, 130), (2, 513), (300, 24)]
 P, SEED, STEP, SITE = 0.37, 2**63 - 12345, 2**32 + 77, 0x7FFF
 
 
@@ -42,15 +42,18 @@ def test_known_answers(counter: str, key: str, output: str) -> None:
 
 
 def test_counter_layout() -> None:
-    """Column c of row r is output c % 4 of counter (c // 4, r, step, site): written out with the C++ block function."""
-    rows, columns, p = 3, 70, 0.5
-    expected = [
-        [_C.philox(SEED, STEP, column // 4, row, SITE)[column % 4] >= threshold(p) for column in range(columns)]
-        for row in range(rows)
-    ]
+    """Column c of row r is half c % 2 of word c % 8 // 2 of counter (c // 8, r, step, site): written out with the C++
+    block function."""
+    rows, columns, p = 3, 150, 0.5
+
+    def value(row: int, column: int) -> int:
+        return _C.philox(SEED, STEP, column // 8, row, SITE)[column % 8 // 2] >> 16 * (column % 2) & 0xFFFF
+
+    expected = torch.tensor([[value(row, c) >= threshold(p) for c in range(columns)] for row in range(rows)])
     rng = make_rng(SEED, STEP)
-    assert keep_mask(torch.arange(rows), columns, p, rng, SITE).tolist() == expected
-    assert (dropout(torch.ones(rows, columns), p, rng, SITE) != 0).tolist() == expected
+    assert torch.equal(keep_mask(torch.arange(rows), columns, p, rng, SITE), expected)
+    assert torch.equal(keep_mask(torch.arange(rows), 57, p, rng, SITE, first=45), expected[:, 45:102])
+    assert torch.equal(dropout(torch.ones(rows, columns), p, rng, SITE) != 0, expected)
 
 
 def masks() -> list[Tensor]:
@@ -82,8 +85,25 @@ def test_streams_differ() -> None:
         assert 180 < (base != other).sum() < 332  # 512 fair coins: within 6 standard deviations of 256
 
 
+def test_the_eight_values_of_a_counter_are_independent() -> None:
+    """Chi-squared of the 256 masks that eight values make; correlations with the next counter, row and step."""
+    masks = [dropout(torch.ones(1025, 520), 0.5, make_rng(SEED, step), SITE) != 0 for step in (1, 2)]
+    eights = [mask.view(1025, 65, 8) for mask in masks]
+    calls = eights[0][:1024, :64].reshape(-1, 8)
+    counts = (calls * 2 ** torch.arange(8)).sum(1).bincount(minlength=256)
+    expected = len(calls) / 256
+    chi_squared = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(chi_squared - 255) < 5 * (2 * 255) ** 0.5
+    others = [calls, eights[0][:1024, 1:].reshape(-1, 8), eights[0][1:, :64].reshape(-1, 8)]
+    others.append(eights[1][:1024, :64].reshape(-1, 8))
+    correlation = torch.corrcoef(torch.cat(others, 1).T.double()).fill_diagonal_(0.0)
+    assert correlation.abs().max() < 5 / len(calls) ** 0.5
+
+
 def test_threshold() -> None:
-    assert threshold(0.0) == 0 and threshold(0.5) == 2**31 and threshold(1 - 1e-12) == 2**32 - 1
+    assert [threshold(p) for p in (0.0, 1e-9, 0.3, 0.5, 1 - 1e-9)] == [0, 1, 19661, 2**15, 2**16 - 1]
+    assert keep_scale(0.0) == 1.0 and keep_scale(0.5) == 2.0
+    assert keep_scale(0.3) == 1 / (1 - 19661 / 65536)  # of the share that is kept: the mean is exact
     for p in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="expected 0 <= p < 1"):
             threshold(p)

@@ -56,6 +56,7 @@ def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists and tiles of 16 items, so that every boundary is crossed."""
     if importlib.util.find_spec("triton") is not None:
         monkeypatch.setattr(importlib.import_module("fastseq.kernels.topk"), "SIZES", (16,))
+        monkeypatch.setattr(importlib.import_module("fastseq.kernels.topk"), "MERGED", 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -184,7 +185,7 @@ def test_triton(
     rows: int, items: int, k: int, programs: int, small_lists: None, poisoned_empty: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """One pass and three; the catalogue whole and in three parts."""
+    """One pass and three; the catalogue whole and in three parts, merged two at a time."""
     from fastseq.kernels import topk as kernel
 
     monkeypatch.setattr(kernel, "PROGRAMS", programs)

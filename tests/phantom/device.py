@@ -59,6 +59,7 @@ class Record:
     syncs: list[str] = field(default_factory=list)  # waits for the device: what and where
     errors: list[str] = field(default_factory=list)
     operands: dict[str, set[str]] = field(default_factory=dict)  # op -> the floating types that reached its kernels
+    products: set[str] = field(default_factory=set)  # how PyTorch's own products multiply float32: "ieee" or "tf32"
     casts: Counter[str] = field(default_factory=Counter)  # kernels that change a type, and where
     on_host: Counter[str] = field(default_factory=Counter)  # PyTorch's operations on the host that make a tensor
 
@@ -169,6 +170,8 @@ class _Dispatch(TorchDispatchMode):
         STATE.record.copies.append(f"{kind}, {source.numel() * source.element_size()} bytes at {where()}")
 
     def _aten(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        from fastseq.kernels.products import float32_precision
+
         record = STATE.record
         if name in WITHOUT_META:
             record.aten[name] += LAUNCHES.get(name, 1)
@@ -190,6 +193,8 @@ class _Dispatch(TorchDispatchMode):
             out._value = name == "all"  # nothing is wrong
         if name in ("logical_not", "bitwise_not") and hasattr(args[0], "_value"):
             out._value = not args[0]._value
+        if name in ("mm", "addmm", "_addmm_activation"):
+            record.products.add(float32_precision())
         if name not in FREE and not _is_view(func):
             record.aten[name] += LAUNCHES.get(name, 1)
             kind = kwargs.get("dtype")

@@ -202,7 +202,9 @@ def facts(record: Record) -> dict[str, Any]:
         "copies": list(record.copies),
         "syncs": list(record.syncs),
         "errors": list(record.errors),
-        "products": sorted({x for y in record.launches for x in y["constants"].values() if x in ("ieee", "tf32")}),
+        "products": sorted(
+            record.products | {x for y in record.launches for x in y["constants"].values() if x in ("ieee", "tf32")}
+        ),
         "operands": {op: sorted(kinds) for op, kinds in record.operands.items()},
         "casts": dict(record.casts),
         "on_host": dict(record.on_host),

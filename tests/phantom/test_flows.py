@@ -16,19 +16,19 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 LIMITS = {
     ("SASRec", "training_step"): (62, 82, 0, 0),
     ("GRU4Rec", "training_step"): (32, 35, 0, 0),
-    ("Caser", "training_step"): (48, 58, 0, 0),
+    ("Caser", "training_step"): (44, 56, 0, 0),
     ("SASRec", "static_step"): (134, 174, 0, 0),  # of two steps, each with its own learning rate
     ("GRU4Rec", "static_step"): (76, 82, 0, 0),
-    ("Caser", "static_step"): (106, 126, 0, 0),
+    ("Caser", "static_step"): (98, 122, 0, 0),
     ("SASRec", "padded_step"): (127, 151, 0, 1),
     ("GRU4Rec", "padded_step"): (62, 65, 0, 1),
-    ("Caser", "padded_step"): (77, 87, 0, 1),
+    ("Caser", "padded_step"): (87, 99, 0, 1),  # 512 histories that share no row: tap products in three parts
     ("SASRec", "evaluate"): (339, 339, 3, 1),  # of three batches of users, metrics included
     ("GRU4Rec", "evaluate"): (297, 297, 3, 1),
-    ("Caser", "evaluate"): (333, 333, 3, 1),
+    ("Caser", "evaluate"): (326, 326, 3, 1),
     ("SASRec", "recommend"): (48, 48, 1, 1),
     ("GRU4Rec", "recommend"): (33, 33, 1, 1),
-    ("Caser", "recommend"): (45, 45, 1, 1),
+    ("Caser", "recommend"): (43, 43, 1, 1),
 }
 each = pytest.mark.parametrize(("model", "flow"), LIMITS)
 
@@ -57,7 +57,8 @@ def test_bf16_reaches_the_kernels(facts_of: Facts, model: str) -> None:
             assert "bfloat16" in kinds, op
         if "attention" in op and not op.endswith("_backward"):
             assert kinds == ["bfloat16"]
-    places = ("ops/linear.py", "ops/_dispatch.py", "ops/_lane.py", "models/caser.py", "gru_sampled_loss.py", "descend")
+    places = ["ops/linear.py", "kernels/products.py", "ops/_dispatch.py", "ops/_lane.py", "models/caser.py"]
+    places += ["gru_sampled_loss.py", "descend"]
     for cast in facts["casts"]:
         assert any(place in cast for place in places), cast
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastseq.errors import CheckpointError
 from fastseq.models import MODELS
+from fastseq.ops.philox import STREAM
 from fastseq.training import checkpoint
 from fastseq.training.evaluation import Evaluation, evaluate
 from fastseq.training.loop import Progress, Trainer
@@ -178,3 +180,21 @@ def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str
     assert same_weights(again, whole)
     loaded = load(tmp_path / "x")
     assert evaluate(loaded, split).metrics == evaluate(whole, split).metrics
+
+
+@pytest.mark.parametrize("stream", [None, STREAM - 1, STREAM + 1])
+def test_masks_of_another_stream_are_not_mixed(tmp_path: Path, stream: int | None) -> None:
+    """``last`` of a release whose seeds give other masks: not resumed, and its weights load."""
+    split = make_split()
+    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+    params, options = small_params("GRU4Rec", epochs=1), TrainingOptions()
+    model = MODELS["GRU4Rec"](params, info)
+    Trainer(model, split, options, tmp_path / "x").fit()
+    last = RunFolder(tmp_path / "x", resume=True).last_path
+    tensors, metadata = checkpoint.load(last)
+    assert metadata.pop("stream") == STREAM
+    checkpoint.save(last, tensors, metadata if stream is None else {**metadata, "stream": stream})
+    with pytest.raises(CheckpointError, match=rf"random stream {stream or 1}, .* stream {STREAM}: .*; train anew, or"):
+        Trainer(MODELS["GRU4Rec"](params, info), split, options, tmp_path / "x", resume=True)
+    for path in (last, tmp_path / "x"):
+        assert evaluate(load(path), split).metrics == evaluate(model, split).metrics

@@ -21,7 +21,7 @@ def causal_attention(
     lses = [q.new_empty((0, q.shape[1]), dtype=kind)]
     for start, stop in pairwise(bounds):
         rows = torch.arange(start, stop, device=q.device)
-        out, lse = _attend(q[start:stop], k[start:stop], v[start:stop], rows, dropout_p, rng, site, scale)
+        out, lse = _attend(q[start:stop], k[start:stop], v[start:stop], rows, start, dropout_p, rng, site, scale)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
@@ -41,16 +41,18 @@ def last_query_attention(
             out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:2], dtype=kind)
         else:
             row = torch.tensor([stop - 1], device=q.device)
-            out, lse = _attend(query, k[start:stop], v[start:stop], row, dropout_p, rng, site, scale)
+            out, lse = _attend(query, k[start:stop], v[start:stop], row, start, dropout_p, rng, site, scale)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, dropout_p: float, rng: Tensor | None, site: int, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, start: int, dropout_p: float, rng: Tensor | None, site: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The last n queries [n, H, D] of one sequence, rows ``rows`` of the batch, over its keys [m, H, D]."""
+    """The last n queries [n, H, D] of one sequence, rows ``rows`` of the batch, over its keys [m, H, D], from row
+    ``start`` on."""
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     queries, keys, values = (x.to(kind).transpose(0, 1) for x in (q, k, v))  # [H, ., D]
     (heads, n, _), m = queries.shape, keys.shape[1]
@@ -58,7 +60,7 @@ def _attend(
     scores = (scale * queries @ keys.transpose(1, 2)).masked_fill(future, float("-inf"))
     lse = scores.logsumexp(-1)
     sites = site | torch.arange(heads, device=q.device).unsqueeze(1) << 16
-    weights = apply_dropout(scores.softmax(-1), rows.expand(heads, n), dropout_p, rng, sites)
+    weights = apply_dropout(scores.softmax(-1), rows.expand(heads, n), dropout_p, rng, sites, start)
     return (weights @ values).transpose(0, 1).to(q.dtype), lse.transpose(0, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..philox import threshold
+from ..philox import keep_scale, threshold
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -41,26 +41,31 @@ def philox(rng: Tensor, c0: Tensor, c1: Tensor, c3: Tensor) -> Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def keep_mask(rows: Tensor, columns: int, p: float, rng: Tensor, site: Tensor | int) -> Tensor:
+def keep_mask(rows: Tensor, columns: int, p: float, rng: Tensor, site: Tensor | int, first: Tensor | int = 0) -> Tensor:
     """True where an element survives dropout.
 
     Args:
         rows: int64 [...], the logical row of each row of the mask.
-        columns: number of columns, counted from 0.
+        columns: number of columns, counted from ``first``.
         site: the dropout site (with the head in its upper bits), an integer or int64 broadcastable to ``rows``.
+        first: the first column, likewise.
 
     Returns:
         bool [..., columns].
     """
-    blocks = torch.arange((columns + 3) // 4, device=rows.device)
-    site = torch.as_tensor(site, device=rows.device, dtype=torch.int64)
-    words = philox(rng, blocks, rows.unsqueeze(-1), site.unsqueeze(-1) if site.dim() else site)
-    return words.flatten(-2)[..., :columns] >= threshold(p)
+    site, first = (torch.as_tensor(x, device=rows.device).expand_as(rows).unsqueeze(-1) for x in (site, first))
+    blocks = first // 8 + torch.arange((columns + 14) // 8, device=rows.device)
+    words = philox(rng, blocks, rows.unsqueeze(-1), site)
+    values = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
+    place = first % 8 + torch.arange(columns, device=rows.device)
+    return values.flatten(-3).gather(-1, place) >= threshold(p)
 
 
-def apply_dropout(x: Tensor, rows: Tensor, p: float, rng: Tensor | None, site: Tensor | int) -> Tensor:
-    """``x [..., C]`` with the elements that its rows' masks drop set to zero and the rest scaled by 1 / (1 - p)."""
+def apply_dropout(
+    x: Tensor, rows: Tensor, p: float, rng: Tensor | None, site: Tensor | int, first: Tensor | int = 0
+) -> Tensor:
+    """``x [..., C]`` with the elements that its rows' masks drop set to zero and the rest scaled."""
     if p == 0.0:
         return x
     assert rng is not None
-    return torch.where(keep_mask(rows, x.shape[-1], p, rng, site), x * (1.0 / (1.0 - p)), 0.0)
+    return torch.where(keep_mask(rows, x.shape[-1], p, rng, site, first), x * keep_scale(p), 0.0)
