@@ -68,4 +68,33 @@ static void pack_panel(const Matrix<S>& b, int64_t column, int64_t columns, int6
     }
 }
 
+// C [rows, columns] = or += A B, one panel of B after the other. Row r of A begins at a + r * a_row and its element k
+// lies k * a_step further; column c of B begins at b + c * b_column for the first of a panel, rows ldb apart.
+template <int R, int C, typename T, typename S>
+static void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_column, int64_t ldb,
+                     int64_t depth, int64_t rows, int64_t columns, bool add, S* out, int64_t out_row) {
+    constexpr int64_t lanes = C * Simd<S>::lanes;
+    alignas(64) S sums[R * lanes];
+    const T* row[R];
+    for (int64_t column = 0; column < columns; column += lanes) {
+        const int64_t width = std::min(lanes, columns - column);
+        for (int64_t i = 0; i < rows; i += R) {
+            const int count = static_cast<int>(std::min<int64_t>(R, rows - i));
+            for (int r = 0; r < count; ++r) row[r] = a + (i + r) * a_row;
+            if (!add && out_row == lanes) {  // a tile's rows are rows of C: no copy
+                product_of<C, R>(count, row, a_step, b + column * b_column, ldb, depth, out + i * out_row);
+                continue;
+            }
+            product_of<C, R>(count, row, a_step, b + column * b_column, ldb, depth, sums);
+            for (int r = 0; r < count; ++r) {
+                S* to = out + (i + r) * out_row + column;
+                if (add)
+                    for (int64_t l = 0; l < width; ++l) to[l] += sums[r * lanes + l];
+                else
+                    for (int64_t l = 0; l < width; ++l) to[l] = sums[r * lanes + l];
+            }
+        }
+    }
+}
+
 }  // namespace fastseq::FASTSEQ_ISA

@@ -24,13 +24,13 @@ def case(device: torch.device, batch: Batch, n_items: int = 0, width: int = WIDT
     def fastseq(p: float, x: Tensor, w_ih: Tensor, w_hh: Tensor, dense: Tensor, bias: Tensor, table: Tensor) -> Tensor:
         return gru_sampled_loss(
             F.linear(x, w_ih), w_hh, offsets, dense, bias, None, table, targets, negatives,
-            max_len=batch.longest, reduction="none",
+            max_len=batch.longest, reduction="sum", divisor=events,
         )  # fmt: skip
 
     def eager(p: float, x: Tensor, w_ih: Tensor, w_hh: Tensor, dense: Tensor, bias: Tensor, table: Tensor) -> Tensor:
         h = F.linear(packed(x, w_ih, w_hh), dense, bias)
         positive = (h * F.embedding(targets, table)).sum(1, keepdim=True)
-        return F.softplus((h[:, None] * F.embedding(negatives, table)).sum(2) - positive).mean(1)
+        return F.softplus((h[:, None] * F.embedding(negatives, table)).sum(2) - positive).mean()
 
     network = [
         torch.randn(events, width, device=device),
@@ -43,7 +43,7 @@ def case(device: torch.device, batch: Batch, n_items: int = 0, width: int = WIDT
     products = 6 * events * hidden * (width + hidden) + 2 * events * hidden * width
     return Case(
         "gru_sampled_loss", f"{batch}, H={hidden}, {NEGATIVES} negatives", {"fastseq": fastseq, "eager": eager},
-        [*network, table], torch.rand(events, device=device), no_compile=NO_COMPILE, tolerances=ROUNDING,
+        [*network, table], torch.rand((), device=device), no_compile=NO_COMPILE, tolerances=ROUNDING,
         products=True, indices=8 * events * (1 + NEGATIVES), flops=(products, 2 * products),
         elements=(read + gathered + events, 2 * read + gathered + events + table.numel()),
     )  # fmt: skip

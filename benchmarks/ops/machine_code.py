@@ -333,17 +333,25 @@ def trips(place: str, lines: dict[str, float], paths: dict[str, str]) -> float:
     return max(lines.get(f"{file}:{number}", 0.0) for number in around[-1][2])
 
 
+def share_of(part: dict[str, Any], parts: list[dict[str, Any]]) -> float:
+    """Of the rounds of a loop of the source, how many a loop of the machine code makes: all, or its part of them where
+    a function is inlined twice. Where the compiler has unrolled a loop, the one that makes several rounds at a time
+    makes all, and the one for the rest none."""
+    sizes = [other["classes"].total() for other in parts if other["place"] == part["place"]]
+    rounds = [round(size / min(sizes)) for size in sizes]
+    mine = round(part["classes"].total() / min(sizes))
+    return 1.0 / (mine * rounds.count(max(rounds))) if mine == max(rounds) else 0.0
+
+
 def joined(launch: dict[str, Any], lines: dict[str, float]) -> dict[str, Any]:
     """A row of the results: what a launch is, and the instructions its warps issue."""
     paths = {Path(path).name: path for path, _ in (line.rsplit(":", 1) for line in lines)}
     lines = {Path(line).name: number for line, number in lines.items()}
     programs, warps = math.prod(launch["grid"]), launch["warps"]
-    # A function that is inlined twice has two loops of one line.
-    same = Counter(part["place"] for part in launch["parts"])
     rows = []
     for part in launch["parts"]:
         if part["place"]:
-            times = trips(part["place"], lines, paths) / same[part["place"]]
+            times = trips(part["place"], lines, paths) * share_of(part, launch["parts"])
         else:  # a line of which nothing is known runs as often as those before it: it belongs to PyTorch's or Triton's
             share, total = 1.0, 0.0
             for line, number in part["lines"].items():

@@ -11,7 +11,7 @@
 #define FASTSEQ_EACH_FILE(bind) \
     bind(dropout) bind(attention) bind(topk) bind(dropout_add_norm) bind(cross_entropy) bind(embed_sequence) \
     bind(bias_gelu_dropout) bind(negatives) bind(windows) bind(gru) bind(linear) bind(sampled_loss)          \
-    bind(adam_rows) bind(caser_windows) bind(tape)
+    bind(adam_rows) bind(caser_windows) bind(tape) bind(gru_sampled_loss)
 
 namespace fastseq {
 

@@ -2,48 +2,22 @@
 
 #include <vector>
 
-#include "bindings.h"
+#include "loss_inputs.h"
 
 namespace fastseq {
 
 namespace {
 
-SampledLoss kind_of(const std::string& loss) {
-    if (loss == "bpr") return SampledLoss::bpr;
-    if (loss == "bce" || loss == "gbce") return SampledLoss::bce;
-    if (loss == "sampled_softmax") return SampledLoss::sampled_softmax;
-    throw py::value_error("loss is '" + loss + "', which has no kernel");
-}
-
 template <typename T>
 void loss_of(const Array<T>& h, const Array<T>& item_weight, const Array<int64_t>& targets,
              const Array<int64_t>& negatives, const std::string& loss, const OptionalArray<T>& log_q,
              double beta, Array<T>& losses, Array<T>& grad_h, Array<T>& grad_scores, Threads threads) {
-    LossInputs<T> in;
-    check_shape(h, "h", {-1, -1});
-    in.rows = h.shape(0), in.width = h.shape(1);
-    check_shape(item_weight, "item_weight", {-1, in.width});
-    check_shape(targets, "targets", {in.rows});
-    in.shared = negatives.ndim() == 1;
-    if (!in.shared) check_shape(negatives, "negatives", {in.rows, -1});
-    in.count = negatives.shape(in.shared ? 0 : 1);
+    LossInputs<T> in = loss_inputs(item_weight, targets, negatives, loss, log_q, beta);
+    check_shape(h, "h", {in.rows, in.width});
     check_shape(losses, "losses", {in.rows});
     check_shape(grad_h, "grad_h", {in.rows, in.width});
     check_shape(grad_scores, "grad_scores", {in.rows, in.count + 1});
-    check_ids(targets, "targets", item_weight.shape(0));
-    check_ids(negatives, "negatives", item_weight.shape(0));
-    in.kind = kind_of(loss);
-    in.log_q = nullptr;
-    if (in.kind == SampledLoss::sampled_softmax) {
-        if (!log_q) throw py::value_error("log_q is None, but the loss is sampled_softmax");
-        if (in.shared)
-            check_shape(*log_q, "log_q", {in.count});
-        else
-            check_shape(*log_q, "log_q", {in.rows, in.count});
-        in.log_q = log_q->data();
-    }
-    in.beta = loss == "gbce" ? beta : 1.0;
-    in.h = h.data(), in.table = item_weight.data(), in.targets = targets.data(), in.negatives = negatives.data();
+    in.h = h.data();
     T *out = losses.mutable_data(), *grad = grad_h.mutable_data(), *scores = grad_scores.mutable_data();
     py::gil_scoped_release release;
     sampled_loss(in, out, grad, scores, threads);

@@ -105,12 +105,17 @@ def gbce_beta(negatives: int, n_items: int, t: float) -> float:
 def division(device: torch.device, reduction: str, divisor: float) -> tuple[float, float]:
     """What every loss is multiplied by, and what their sum is divided by: on the CPU 1 and the divisor; elsewhere the
     other way round, as a division of the sum and its derivative are a launch each."""
+    check_divisor(reduction, divisor)
+    return (1.0, divisor) if device.type == "cpu" else (1.0 / divisor, 1)
+
+
+def check_divisor(reduction: str, divisor: float) -> None:
+    """Raises ValueError for a divisor that is 0, no number, or of anything but a sum."""
     if reduction != "sum" and divisor != 1:
         raise ValueError(f"divisor is {divisor} and reduction is {reduction!r}: it divides a sum")
     _checks.number("divisor", divisor)
     if divisor == 0:
         raise ValueError("divisor is 0, expected another number")
-    return (1.0, divisor) if device.type == "cpu" else (1.0 / divisor, 1)
 
 
 def reduce(rows: Tensor, targets: Tensor, reduction: str, divisor: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_loops_count_as_often_as_their_lines_ran(launch: dict[str, Any]) -> None
     row = machine_code.joined(launch, ran(launch))
     assert [part["warps"] for part in row["parts"]] == [4 * (10 + 5 + 5 + 5) / 4, 4 * 30, 4 * 70]
     assert machine_code.instructions(row)["matrix"] == 280
+
+
+def test_an_unrolled_loop_makes_all_rounds(launch: dict[str, Any]) -> None:
+    body = launch["parts"][2]
+    unrolled = body | {"classes": Counter({name: 4 * number for name, number in body["classes"].items()})}
+    launch["parts"].append(unrolled)
+    assert [part["warps"] for part in machine_code.joined(launch, ran(launch))["parts"]][2:] == [0, 4 * 70 / 4]
+    launch["parts"][2:] = [body, body]  # a function that is inlined twice
+    assert [part["warps"] for part in machine_code.joined(launch, ran(launch))["parts"]][2:] == [4 * 35, 4 * 35]
 
 
 def test_what_has_grown_is_named(launch: dict[str, Any]) -> None:

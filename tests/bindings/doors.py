@@ -293,6 +293,23 @@ def sampled_loss(m: Maker) -> Arguments:
     }  # fmt: skip
 
 
+def gru_sampled_loss(m: Maker) -> Arguments:
+    events, width, items, hidden = m.size(), m.size(most=40), m.size(1), m.size(most=40)
+    rows = m.ids(0, events, m.size()) if events > 0 and m.flag() else None
+    counted, count = events if rows is None else len(rows), m.size(most=12)
+    name = str(m.rng.choice(["bpr", "bce", "gbce", "sampled_softmax"]))
+    return {
+        "h": m.floats(events, hidden), "rows": rows, "weight": m.floats(width, hidden), "bias": m.floats(width),
+        "item_weight": m.floats(items, width), "targets": m.ids(0, items, counted),
+        "negatives": m.ids(0, items, count), "loss": name,
+        "log_q": m.floats(count) if name == "sampled_softmax" else None, "beta": 0.5, "ignored": -100, "scale": 0.5,
+        "losses": m.empty(counted), "y": m.empty(counted, width),
+        "d_scores": m.empty(counted, 1), "d_h": m.empty(counted, hidden),
+        "d_weight": m.empty(width, hidden), "d_bias": m.empty(width),
+        "d_negatives": m.empty(count, width), **THREADS,
+    }  # fmt: skip
+
+
 def item_gradient(m: Maker) -> Arguments:
     rows, columns, width, items = m.size(), m.size(most=12), m.size(most=40), m.size(1)
     return {

@@ -10,123 +10,157 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseq import ops
+from fastseq.ops.sampled_loss import IGNORED, LOSSES
 from tests.ops.backends import check_same_on_threads, moved, needs_triton
 from tests.ops.compare import assert_accurate
 from tests.ops.test_gru import offsets_of, pytorch_gru
 from tests.ops.test_sampled_loss import plain_loss
 
-LENGTHS = [5, 0, 33, 1, 12]
-HIDDEN, WIDTH, ITEMS, COUNT = 20, 12, 15, 3
 FLOATS = ("x_gates", "weight_hh", "bias_hh", "dense_weight", "dense_bias", "item_weight")
+# Lengths of sequences, hidden size, width, negatives.
+SMALL = ([5, 0, 9, 1, 3], 20, 12, 3)
+SHAPES = [SMALL, ([], 4, 3, 2), ([1], 1, 1, 1), ([7, 12], 16, 20, 40)]
+# More rows than a span of C++ and shared negatives than a strip; the others' gradients would lose digits to 150.
+LARGE = {True: ([11] * 55, 40, 65, 150), False: ([11] * 55, 40, 65, 5)}
+OUTPUTS = ("loss", "h", "gates", "y", "d_scores", "d_h", "d_weight", "d_bias", "d_negatives")
 
 
-def inputs(*, rows: bool, bias: bool, shared: bool, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(3)
-    events = sum(LENGTHS)
-    shapes = [(events, 3 * HIDDEN), (3 * HIDDEN, HIDDEN), (3 * HIDDEN,), (WIDTH, HIDDEN), (WIDTH,), (ITEMS + 1, WIDTH)]
+def inputs(
+    shape: tuple[list[int], int, int, int], *, rows: bool, bias: bool, shared: bool, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Few items, so that negatives hit their target; a third of the targets is ignored."""
+    lengths, hidden, width, count = shape
+    generator, events, items = torch.Generator().manual_seed(3), sum(lengths), 15
+    shapes = [(events, 3 * hidden), (3 * hidden, hidden), (3 * hidden,), (width, hidden), (width,), (items + 1, width)]
     floats = {
         name: (torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.25).to(dtype)
         for name, shape in zip(FLOATS, shapes, strict=True)
     }
-    row_indices = torch.randperm(events, generator=generator)[: events // 2] if rows else None
-    counted = events if row_indices is None else len(row_indices)
-    shape = (COUNT,) if shared else (counted, COUNT)
+    indices = torch.randperm(events, generator=generator)[: (events + 1) // 2] if rows else None
+    if indices is not None and len(indices) > 1:
+        indices[0] = indices[1]  # one that counts twice
+    counted = events if indices is None else len(indices)
+    targets = torch.randint(0, items + 1, (counted,), generator=generator)
+    targets[2::3] = IGNORED
+    negatives = torch.randint(0, items + 1, (count,) if shared else (counted, count), generator=generator)
     return {
         **floats,
         "bias_hh": floats["bias_hh"] if bias else None,
-        "rows": row_indices,
-        "targets": torch.randint(0, ITEMS + 1, (counted,), generator=generator),
-        "negatives": torch.randint(0, ITEMS + 1, shape, generator=generator),
-        "grad": torch.randn(counted, generator=generator, dtype=torch.float64).to(dtype),
+        "offsets": offsets_of(lengths),
+        "rows": indices,
+        "targets": targets,
+        "negatives": negatives,
+        "log_q": torch.randn(negatives.shape, generator=generator, dtype=torch.float64).to(dtype),
+        "max_len": max([1, *lengths]),
+        "padding_idx": items,
+        "beta": 0.3,
     }
 
 
+def arguments(case: dict[str, Any], loss: str) -> dict[str, Any]:
+    return {**case, "loss": loss, "log_q": case["log_q"] if loss == "sampled_softmax" else None}
+
+
 def fused(case: dict[str, Any], loss: str) -> list[Tensor]:
+    """A quarter of the sum of the losses and the gradients of 3 times that."""
     leaves = {name: case[name].clone().requires_grad_() for name in FLOATS if case[name] is not None}
-    offsets = offsets_of(LENGTHS).to(case["targets"].device)
-    rows = ops.gru_sampled_loss(
-        leaves["x_gates"], leaves["weight_hh"], offsets, leaves["dense_weight"], leaves["dense_bias"],
-        case["rows"], leaves["item_weight"], case["targets"], case["negatives"], max_len=max(LENGTHS),
-        bias_hh=leaves.get("bias_hh"), loss=loss, log_q=case.get("log_q"),
-        reduction="none", padding_idx=ITEMS,
-    )  # fmt: skip
-    return [rows.detach(), *torch.autograd.grad(rows, list(leaves.values()), case["grad"])]
+    total = ops.gru_sampled_loss(**{**arguments(case, loss), **leaves}, reduction="sum", divisor=4)
+    return [total.detach(), *torch.autograd.grad(3 * total, list(leaves.values()))]
 
 
 def plain(case: dict[str, Any], loss: str, dtype: torch.dtype) -> list[Tensor]:
     """nn.GRU → linear → plain losses, chained by hand: each stage's gradient is the next one's upstream."""
-    events = sum(LENGTHS)
-    zeros = torch.zeros(events, HIDDEN, dtype=dtype)
-    arguments = [case["x_gates"], case["weight_hh"], case["bias_hh"], zeros]
-    h = pytorch_gru(LENGTHS, arguments, dtype)[0].requires_grad_()
+    lengths = case["offsets"].diff().tolist()
+    zeros = torch.zeros(sum(lengths), case["weight_hh"].shape[1], dtype=dtype)
+    recurrence = [case["x_gates"], case["weight_hh"], case["bias_hh"], zeros]
+    h = (pytorch_gru(lengths, recurrence, dtype)[0] if sum(lengths) else zeros).requires_grad_()
     weight, bias = (case[name].to(dtype).clone().requires_grad_() for name in ("dense_weight", "dense_bias"))
-    y = F.linear(h if case["rows"] is None else h[case["rows"]], weight, bias)
-    losses = {**case, "h": y.detach(), "log_q": torch.zeros(case["negatives"].shape)}
-    rows, grad_y, grad_items = plain_loss(losses, loss, dtype, padding_idx=ITEMS)
+    keep = (case["targets"] != IGNORED).nonzero()[:, 0]
+    y = F.linear(h[keep if case["rows"] is None else case["rows"][keep]], weight, bias)
+    kept = {name: case[name] if case[name].dim() == 1 else case[name][keep] for name in ("negatives", "log_q")}
+    losses = {
+        "h": y.detach(), "item_weight": case["item_weight"], "targets": case["targets"][keep], **kept,
+        "grad": torch.full((len(keep),), 0.75, dtype=dtype),
+    }  # fmt: skip
+    rows, grad_y, grad_items = plain_loss(losses, loss, dtype, padding_idx=case["padding_idx"])
     grad_h, grad_weight, grad_bias = torch.autograd.grad(y, [h, weight, bias], grad_y)
-    recurrent = pytorch_gru(LENGTHS, [*arguments[:3], grad_h], dtype)[1:]
-    return [rows, *recurrent, grad_weight, grad_bias, grad_items]
+    if sum(lengths):
+        recurrent = pytorch_gru(lengths, [*recurrence[:3], grad_h], dtype)[1:]
+    else:
+        recurrent = [torch.zeros_like(x, dtype=dtype) for x in recurrence[:3] if x is not None]
+    return [rows.sum() / 4, *recurrent, grad_weight, grad_bias, grad_items]
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype"),
+    ("backend", "dtype", "shapes"),
     [
-        *((backend, dtype) for backend in ("cpu", "reference") for dtype in (torch.float32, torch.float64)),
-        pytest.param("triton", torch.float32, marks=needs_triton),
+        ("cpu", torch.float32, "both"),
+        ("cpu", torch.float64, "both"),
+        ("reference", torch.float32, "few"),
+        ("reference", torch.float64, "few"),
+        pytest.param("triton", torch.float32, "few", marks=needs_triton),
     ],
 )
-@pytest.mark.parametrize(
-    ("rows", "bias", "shared", "loss"),
-    [(True, False, False, "bpr"), (False, True, True, "bce"), (True, True, False, "sampled_softmax")],
-)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shared", [False, True])
 def test_equals_its_parts(
-    backend: str, dtype: torch.dtype, rows: bool, bias: bool, shared: bool, loss: str, poisoned_empty: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    if backend == "triton":
-        monkeypatch.setattr("tests.ops.test_gru_sampled_loss.LENGTHS", [5, 0, 9, 1, 3])
-    case = inputs(rows=rows, bias=bias, shared=shared, dtype=dtype)
-    if rows:
-        case["rows"][0] = case["rows"][1]  # one that counts twice
-    log_q = torch.zeros(case["negatives"].shape, dtype=dtype) if loss == "sampled_softmax" else None
-    with ops.set_backend(backend), ops.record_served() as calls:
-        results, again = (fused(moved({**case, "log_q": log_q}, backend), loss) for _ in range(2))
-    assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)] * 2
-    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
-    names = ["loss", *(f"grad {name}" for name in FLOATS if case[name] is not None)]
-    same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
-    assert_accurate(names, [x.cpu() for x in results], same, exact, tolerance=1e-13)
+    backend: str, dtype: torch.dtype, shapes: str, shared: bool, loss: str, poisoned_empty: None
+) -> None:
+    with_rows = loss in ("bpr", "sampled_softmax")
+    for shape in [*SHAPES, LARGE[shared]] if shapes == "both" else SHAPES:
+        case = inputs(shape, rows=with_rows, bias=with_rows != shared, shared=shared, dtype=dtype)
+        with ops.set_backend(backend), ops.record_served() as calls:
+            results, again = (fused(moved(case, backend), loss) for _ in range(2))
+        assert calls == [("gru_sampled_loss", backend), ("gru_sampled_loss_backward", backend)] * 2
+        assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+        names = [f"{name} of {shape}" for name in ("loss", *(n for n in FLOATS if case[n] is not None))]
+        same, exact = plain(case, loss, dtype), plain(case, loss, torch.float64)
+        assert_accurate(names, [x.cpu() for x in results], same, exact, tolerance=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_outputs_have_one_meaning(backend: str, shared: bool, poisoned_empty: None) -> None:
+    """So that one implementation may have the forward pass and another the backward pass."""
+    case = inputs(SMALL, rows=True, bias=True, shared=shared)
+    if not shared:
+        case["negatives"][case["targets"] == IGNORED] = -1  # not read
+    names = ["x_gates", "weight_hh", "offsets", "bias_hh", "max_len", "dense_weight", "dense_bias", "rows",
+             "item_weight", "targets", "negatives"]  # fmt: skip
+    results = []
+    for name in ("reference", backend):
+        values = moved(case, name)
+        with ops.set_backend(name):
+            outputs = torch.ops.fastseq.gru_sampled_loss(*(values[n] for n in names), "bpr", None, 1.0, 15, 0.5)
+            results.append([x.cpu() for x in outputs])
+    for name, expected, result in zip(OUTPUTS, *results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_for_any_number_of_threads(shared: bool) -> None:
-    case = inputs(rows=True, bias=True, shared=shared)
-    check_same_on_threads(lambda: fused(case, "bpr"))
+    case = inputs(LARGE[shared], rows=False, bias=True, shared=shared)
+    check_same_on_threads(lambda: fused(case, "sampled_softmax"))
 
 
 @pytest.mark.parametrize("rows", [False, True])
-def test_equals_the_three_ops(rows: bool) -> None:
-    case = inputs(rows=rows, bias=True, shared=False)
-    leaves = {name: case[name].clone().requires_grad_() for name in FLOATS}
-    h = ops.gru(
-        leaves["x_gates"], leaves["weight_hh"], offsets_of(LENGTHS), bias_hh=leaves["bias_hh"], max_len=max(LENGTHS)
-    )
-    y = F.linear(h if case["rows"] is None else h[case["rows"]], leaves["dense_weight"], leaves["dense_bias"])
-    loss = ops.sampled_loss(
-        y, leaves["item_weight"], case["targets"], case["negatives"], reduction="none", padding_idx=ITEMS
-    )
-    expected = [loss, *torch.autograd.grad(loss, list(leaves.values()), case["grad"])]
-    for result, reference in zip(fused(case, "bpr"), expected, strict=True):
-        torch.testing.assert_close(result, reference, rtol=1e-6, atol=1e-6)
+def test_reductions(rows: bool) -> None:
+    """The losses one by one, by the three ops, add up to the sum and the mean of the fused one."""
+    case = arguments(inputs(SMALL, rows=rows, bias=True, shared=False), "gbce")
+    results = []
+    for reduction in ("none", "sum", "mean"):
+        leaves = {name: case[name].clone().requires_grad_() for name in FLOATS}
+        loss = ops.gru_sampled_loss(**{**case, **leaves}, reduction=reduction)
+        total = {"none": loss.sum(), "sum": loss, "mean": loss * (case["targets"] != IGNORED).sum()}[reduction]
+        results.append([total, *torch.autograd.grad(total, list(leaves.values()))])
+    for parts in zip(*results, strict=True):
+        for part in parts[1:]:
+            torch.testing.assert_close(part, parts[0], rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_and_reductions() -> None:
-    case = inputs(rows=True, bias=False, shared=False, dtype=torch.bfloat16)
-    arguments = [case[name] for name in ("dense_weight", "dense_bias", "rows", "item_weight", "targets", "negatives")]
-    loss = ops.gru_sampled_loss(case["x_gates"], case["weight_hh"], offsets_of(LENGTHS), *arguments, max_len=33)
-    wide = [a.float() if a.is_floating_point() else a for a in arguments]
-    exact = ops.gru_sampled_loss(
-        case["x_gates"].float(), case["weight_hh"].float(), offsets_of(LENGTHS), *wide, max_len=33
-    )
+def test_bfloat16() -> None:
+    case = inputs(SMALL, rows=True, bias=False, shared=False, dtype=torch.bfloat16)
+    wide = {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in case.items()}
+    loss, exact = (ops.gru_sampled_loss(**arguments(x, "bpr")) for x in (case, wide))
     assert loss.dtype == torch.float32 and loss.dim() == 0
     torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)

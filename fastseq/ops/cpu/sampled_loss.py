@@ -13,7 +13,7 @@ from fastseq.ops.sampled_loss import IGNORED
 from ._arrays import call, optional, prepared, product, transposed_product
 
 
-def _without_ignored(targets: Tensor, negatives: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def without_ignored(targets: Tensor, negatives: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Which rows do not count [N, 1], None if all do, and the ids with row 0 in their place."""
     ignored = (targets == IGNORED)[:, None]
     if not ignored.any():
@@ -28,7 +28,7 @@ def sampled_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = prepared(h)
     table = prepared(item_weight, x.dtype)
-    ignored, targets, negatives = _without_ignored(targets, negatives.contiguous())
+    ignored, targets, negatives = without_ignored(targets, negatives.contiguous())
     rows = torch.empty(x.shape[0], dtype=x.dtype)
     d_h = torch.empty_like(x)
     d_scores = torch.empty(x.shape[0], 1 + negatives.shape[-1], dtype=x.dtype)
@@ -55,20 +55,31 @@ def sampled_loss_backward(
     grad: Tensor, h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, *settings_and_saved: Any
 ) -> tuple[Tensor, Tensor]:
     *_, padding_idx, _, d_h, d_scores = settings_and_saved
-    _, targets, negatives = _without_ignored(targets, negatives)
     x = prepared(h)
     scale = grad.to(x.dtype).unsqueeze(1)
-    coefficients = scale * d_scores
-    if negatives.dim() == 1:  # the negatives' part is one dense row each, added like a target's
+    coefficients, dense = scale * d_scores, None
+    if negatives.dim() == 1:
         dense = transposed_product(coefficients, x)[1:]
-        source = torch.cat((x, dense))
-        ids = torch.cat((targets, negatives)).unsqueeze(1)
-        coefficients = torch.cat((coefficients[:, :1], torch.ones_like(dense[:, :1])))
+        coefficients = coefficients[:, :1]
+    grad_item = item_gradient(x, targets, negatives, coefficients, dense, item_weight, padding_idx)
+    return (scale * d_h).to(h.dtype), grad_item
+
+
+def item_gradient(
+    x: Tensor, targets: Tensor, negatives: Tensor, coefficients: Tensor, dense: Tensor | None, item_weight: Tensor,
+    padding_idx: int | None,
+) -> Tensor:  # fmt: skip
+    """The gradient of item_weight: coefficients [N, 1 + K] times the rows of x [N, d] by targets and negatives.
+
+    With shared negatives coefficients [N, 1] are those of the targets, and dense [S, d] is the negatives' part: one
+    row each, added like a target's.
+    """
+    _, targets, negatives = without_ignored(targets, negatives)
+    if negatives.dim() == 1 and dense is not None:
+        x, ids = torch.cat((x, dense)), torch.cat((targets, negatives)).unsqueeze(1)
+        coefficients = torch.cat((coefficients, torch.ones_like(dense[:, :1])))
     else:
-        source = x
         ids = torch.cat((targets.unsqueeze(1), negatives), dim=1)
     grad_item = torch.empty(item_weight.shape, dtype=x.dtype)
-    call(
-        _C.item_gradient, ids, coefficients.contiguous(), source, -1 if padding_idx is None else padding_idx, grad_item
-    )
-    return (scale * d_h).to(h.dtype), grad_item.to(item_weight.dtype)
+    call(_C.item_gradient, ids, coefficients.contiguous(), x, -1 if padding_idx is None else padding_idx, grad_item)
+    return grad_item.to(item_weight.dtype)
