@@ -120,7 +120,7 @@ def test_equals_its_parts(
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("hidden", [20])
+@pytest.mark.parametrize("hidden", [20, 0])
 def test_outputs_have_one_meaning(backend: str, shared: bool, hidden: int, poisoned_empty: None) -> None:
     """So that one implementation may have the forward pass and another the backward pass."""
     case = inputs((SMALL[0], hidden, *SMALL[2:]), rows=True, bias=True, shared=shared)
