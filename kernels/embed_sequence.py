@@ -199,6 +199,7 @@ def embed_sequence_backward(
     if norm_weight is not None or p > 0.0:
         gradient = torch.empty((n_rows, columns), dtype=torch.float32, device=grad.device)
         height, width, warps = rows.tile(columns)
+        warps = 16 if width > 1024 else warps  # eight elements a thread of so wide a row spill on sm_90
         count, tiles = rows.programs(n_rows, height)
         partial = grad.new_empty((0 if norm_weight is None else 2, count, columns), dtype=torch.float32)
         _backward[count,](
