@@ -65,14 +65,12 @@ STEPS = {
     "Caser, L = 20": {"caser_windows, length 20, kind shared, targets 2048": 1, "dropout, length 20, rows 2048": 1}
     | _BPR,
 }  # fmt: skip
-# Cases beside those: the other reference batch, sequences eight times as many, evaluation, negatives.
+# Cases beside those: single ops, the other reference batch, evaluation, negatives.
 MORE = (
     "causal_attention, batch ml-1m L=200",
     "causal_attention, batch beauty L=50",
     "last_query_attention, batch 256 users, ml-1m L=200",
     "gru, batch ml-1m L=50",
-    "caser_windows, length 50, kind shared, targets 2048",
-    "sampled_loss, loss sampled_softmax, data ml-1m, count 64, shared False, rows 2048",
     "dropout_add_norm, rows 2048",
     "bias_gelu_dropout, rows 2048",
     "topk, data ml-1m, users 256, length 160",
