@@ -27,7 +27,7 @@ SCORES = 1 << 22  # of shared negatives at a time: 16 MB, of an H100's 50 MB of 
 
 
 def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
-    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    gru_arguments, (dense_weight, dense_bias, rows) = arguments[:5], arguments[5:8]
     item_weight, targets, negatives, loss, log_q, beta, _, scale = arguments[8:]
     h, gates = gru(*gru_arguments)
     (width, hidden), counted, count = dense_weight.shape, targets.shape[0], negatives.shape[-1]
@@ -74,7 +74,7 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    gru_arguments, (dense_weight, dense_bias, rows) = arguments[:5], arguments[5:8]
     item_weight, targets, negatives, *_, padding_idx, _ = arguments[8:16]
     h, gates, y, *derivatives = arguments[16:]
     d_scores, d_h, d_weight, d_bias, d_negatives = torch._foreach_mul(derivatives, grad)
@@ -87,6 +87,6 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
     if rows is not None:
         d_h = segment_sum(rows, None, d_h, None, h.shape[0], h.dtype)
     return (
-        *gru_backward(d_h, *gru_arguments, h, gates), d_weight.to(dense_weight.dtype), d_bias.to(dense_bias.dtype),
+        *gru_backward(d_h, *(*gru_arguments, h, gates)), d_weight.to(dense_weight.dtype), d_bias.to(dense_bias.dtype),
         grad_item,
     )  # fmt: skip

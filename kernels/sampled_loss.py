@@ -26,8 +26,8 @@ from .rows import WIDEST
 from .segments import segment_sum
 from .sizes import cdiv, next_power_of_2
 
-# Elements of a tile of rows, 8 a thread: 16 spill a few bytes. With shared negatives, the scores read at a time and the warps for that. Not
-# yet measured.
+# Elements of a tile of rows, 8 a thread: 16 spill a few bytes. With shared negatives, the scores read at a time and the
+# warps for that. Not yet measured.
 TILE, WARPS = 512, 2
 SHARED_TILE, SHARED_WARPS = 1024, 4
 # Rows and warps of a tile with a dense layer, and columns that are multiplied at a time. Not yet measured.

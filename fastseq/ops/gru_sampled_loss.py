@@ -36,9 +36,9 @@ def gru_sampled_loss(
 ) -> Tensor:
     """``sampled_loss(linear(gru(x_gates)[rows]))``, which see for what is not said here.
 
-    A mean or sum is one node that makes its gradients with the loss, all but that of the item table. On a GPU one kernel
-    behind the recurrence has the dense layer, the item rows, the loss and the states' gradient. Scores against shared
-    negatives exist for some rows at a time: on the CPU 1.8 to 2.4 times as fast as the three ops for 4,096 of them.
+    A mean or sum is one node that makes its gradients with the loss, all but that of the item table. On a GPU one
+    kernel behind the recurrence has the dense layer, the item rows, the loss and the states' gradient. Scores against
+    shared negatives exist for some rows at a time: on the CPU 1.8 to 2.4 times as fast as the three ops for 4,096.
     With negatives of each row's own the CPU runs the parts in turn, as one kernel was no faster (0.97 to 1.02). With
     reduction "none", whose losses have an upstream gradient each, the three ops follow one another.
 

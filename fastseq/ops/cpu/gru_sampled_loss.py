@@ -21,7 +21,7 @@ from .sampled_loss import item_gradient, sampled_loss
 
 
 def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
-    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    gru_arguments, (dense_weight, dense_bias, rows) = arguments[:5], arguments[5:8]
     item_weight, targets, negatives, loss, log_q, beta, _, scale = arguments[8:]
     h, gates = gru(*gru_arguments)
     states = prepared(h)
@@ -47,7 +47,7 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *gru_arguments, dense_weight, dense_bias, rows = arguments[:8]
+    gru_arguments, (dense_weight, dense_bias, rows) = arguments[:5], arguments[5:8]
     item_weight, targets, negatives, *_, padding_idx, _ = arguments[8:16]
     h, gates, y, *derivatives = arguments[16:]
     if grad != 1:
@@ -57,6 +57,6 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
     if rows is not None:
         d_h = torch.zeros_like(h).index_add_(0, rows, d_h)
     return (
-        *gru_backward(d_h, *gru_arguments, h, gates),
+        *gru_backward(d_h, *(*gru_arguments, h, gates)),
         d_weight.to(dense_weight.dtype, copy=True), d_bias.to(dense_bias.dtype, copy=True), grad_item,
     )  # fmt: skip
