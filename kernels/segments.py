@@ -51,18 +51,24 @@ def _keys(ids, others, index, entries, n_keys, KIND: tl.constexpr):
 def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: tl.constexpr,
            PLACES: tl.constexpr, OTHERS: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
     """Puts entries in their places; and fills the ``size`` values of the table with zeros."""
-    index = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
-    key = _keys(ids, others, index, entries, n_keys, KIND)
-    before = tl.zeros((PLACES, OTHERS), tl.int32)
-    for first in range(0, entries, OTHERS):
-        other = first + tl.arange(0, OTHERS)
-        theirs = _keys(ids, others, other, entries, n_keys, KIND)[None, :]
-        less = (theirs < key[:, None]) | ((theirs == key[:, None]) & (other[None, :] < index[:, None]))
-        before += (less & (other < entries)[None, :]).to(tl.int32)
-    place = tl.sum(before, axis=1)
-    tl.store(order + place, index, mask=index < entries)
-    if sorted_keys is not None:
-        tl.store(sorted_keys + place, key, mask=index < entries)
+    if tl.program_id(0) * PLACES < entries:
+        index = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+        key = _keys(ids, others, index, entries, n_keys, KIND)
+        own = tl.program_id(0) * PLACES // OTHERS * OTHERS  # where the entries begin among which this program's are
+        before = tl.zeros((PLACES, OTHERS), tl.int32)
+        for first in range(0, entries, OTHERS):
+            other = first + tl.arange(0, OTHERS)
+            theirs = tl.where(other < entries, _keys(ids, others, other, entries, n_keys, KIND), 0x7FFFFFFF)
+            # Of equal entries those that come earlier: all of a block before its own, none of one after it.
+            below = key + (first < own).to(tl.int32)
+            before += (theirs[None, :] < below[:, None]).to(tl.int32)
+        other = own + tl.arange(0, OTHERS)
+        theirs = _keys(ids, others, other, entries, n_keys, KIND)
+        before += ((theirs[None, :] == key[:, None]) & (other[None, :] < index[:, None])).to(tl.int32)
+        place = tl.sum(before, axis=1)
+        tl.store(order + place, index, mask=index < entries)
+        if sorted_keys is not None:
+            tl.store(sorted_keys + place, key, mask=index < entries)
     if table is not None:
         step = tl.num_programs(0).to(tl.int64) * FILL
         for first in range(tl.program_id(0).to(tl.int64) * FILL, size, step):
