@@ -298,7 +298,8 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
         launches.append({"kernel": fn.__name__, "grid": grid, "lines": {k: n * share for k, n in lines.items()}})
 
     interpreter.GridExecutor.__call__ = counted
-    torch.empty, torch.empty_like, Tensor.new_empty = torch.zeros, torch.zeros_like, Tensor.new_zeros
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        setattr(place, name, getattr(place, name.replace("empty", "zeros")))
     results = []
     for words, dtype, spec, name in reference_cases(only, dtypes, rivals=True):
         launches.clear()
