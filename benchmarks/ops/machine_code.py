@@ -250,7 +250,7 @@ def class_of(opcode: str) -> str:
 
 # How often lines run, in the interpreter.
 
-# How many programs of a launch run, spread evenly, and count for all; most of the segments' end at once. What the others
+# How many programs of a launch run, spread evenly, and count for all; most of the segments' end at once. What others
 # would have written is 0: an address within bounds, but no order of entries.
 SAMPLE = {"segments": 4096, "attention": 64}
 OTHERS = 16
