@@ -64,7 +64,9 @@ class Pass {
                 pack_panel<O, T>({negatives_.get(), width_, 1}, c, count_, kLanes, width, line,
                                  negative_columns_.get() + c * width);
             for (int64_t first = 0; first < in_.rows; first += span_) {
-                const int64_t rows = std::min(span_, in_.rows - first), panels = (H + kColumns - 1) / kColumns;
+                const int64_t rows = std::min(span_, in_.rows - first);
+                // one at the least: it has the bias's gradient
+                const int64_t panels = std::max<int64_t>(1, (H + kColumns - 1) / kColumns);
 #pragma omp for schedule(dynamic, 1)
                 for (int64_t block = 0; block < rows; block += kBlock)
                     differentiate(first, block, std::min(kBlock, rows - block));

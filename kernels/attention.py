@@ -158,6 +158,8 @@ def _backward_keys(
     key_valid = key_row < rows
     last = tl.minimum(first + KEYS, rows)
     stop, low, high = sequence_bounds(key_row, first, last, offsets, sequences, steps, True)
+    # A key past the last row is seen by no row. Its weights would be powers of -lse, and infinity times its zeros NaN.
+    reach = tl.maximum(stop - 1 - key_row, 0)
     key = head_rows(k, first, order, key_valid, head, k_row, k_head, D, WIDTH)
     value = head_rows(v, first, order, key_valid, head, v_row, v_head, D, WIDTH)
     key_sums = tl.zeros((KEYS, WIDTH), tl.float32)
@@ -177,7 +179,7 @@ def _backward_keys(
         else:
             mean = tl.load(means + statistic, mask=valid, other=0.0)
         some = (at < first + KEYS - 1) | (low < at + QUERIES)
-        score = _scores(query, key, scale, row, key_row, (stop - 1 - key_row)[None, :], some, PRECISION)
+        score = _scores(query, key, scale, row, key_row, reach[None, :], some, PRECISION)
         weight = tl.exp2(score - norm[:, None])
         slope = tl.dot(upstream, tl.trans(value), input_precision=PRECISION)
         used = weight

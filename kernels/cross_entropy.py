@@ -7,8 +7,8 @@ products take that to the gradients of h and weight. Half types write that gradi
 Elsewhere the logits are made twice and never leave registers: ``_losses`` takes a tile of rows and one part of the
 catalogue, and keeps the running maximum, the sum of exponentials and the target's logit, which ``_combine`` merges.
 With the log-sum-exp, ``_slopes`` writes the gradient of the logits of all rows and a chunk of the items, for the same
-two products. Either way a chunk takes CHUNK bytes, whatever the sizes (half types half as much again for logits that
-are kept), every sum has one order, and no term is left out for being small.
+two products. Either way a chunk takes CHUNK bytes (half types half as much again for logits that are kept), or those of
+one tile of items, which are more from 80,000 rows on; every sum has one order, and no term is left out for being small.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ WIDE_TILES = {"half": Tiles(64, 64, 128, 4, 2), "tf32": Tiles(64, 32, 64, 4, 2),
 COMBINED_ROWS = 128
 # Bytes of a chunk, of the 50 MB of an H100's L2.
 CHUNK = 40 << 20
+MOST_TILES = 65535  # of a chunk's items: CUDA's limit of a grid's second size, which few rows would exceed
 # Rows that a chunk must hold for its logits to be kept. They cost 24 bytes of traffic each (18 in half types), the
 # gradient of weight, read and written once a chunk, 8 a column and row; a fourth product and the gradient of the logits
 # alone take 12 (6). That pays where the matrix unit multiplies; without it a product costs more. By arithmetic: to
@@ -307,7 +308,8 @@ def linear_cross_entropy_backward(
     (n_rows, width), n_items = x.shape, table.shape[0]
     gradients = _Gradients(x, table, bias)
     launch, sizes = _tiles(x)
-    chunk = max(1, CHUNK // (max(n_rows, 1) * gradients.x.element_size() * launch.items)) * launch.items
+    most = CHUNK // (max(n_rows, 1) * gradients.x.element_size() * launch.items)
+    chunk = min(max(1, most), MOST_TILES) * launch.items
     chunk = min(chunk, cdiv(n_items, launch.items) * launch.items)
     slopes = torch.empty(cdiv(n_rows, launch.rows) * launch.rows, chunk, dtype=gradients.x.dtype, device=x.device)
     for first in range(0, n_items if n_rows > 0 else 0, max(chunk, 1)):

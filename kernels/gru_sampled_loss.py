@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .gru import gru, gru_backward
-from .products import summed
-from .sampled_loss import losses_of_rows, shared_losses
+from .products import operand, product_into, summed
+from .sampled_loss import check_width, losses_of_rows, shared_losses
 from .segments import segment_sum
 
 WIDEST = 128  # of hidden size and width, for one kernel
@@ -29,6 +29,7 @@ SCORES = 1 << 22  # of shared negatives at a time: 16 MB, of an H100's 50 MB of 
 def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
     gru_arguments, (dense_weight, dense_bias, rows) = arguments[:5], arguments[5:8]
     item_weight, targets, negatives, loss, log_q, beta, _, scale = arguments[8:]
+    check_width(item_weight)
     h, gates = gru(*gru_arguments)
     (width, hidden), counted, count = dense_weight.shape, targets.shape[0], negatives.shape[-1]
 
@@ -36,7 +37,7 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
         return torch.empty(shape, dtype=dtype, device=h.device)
 
     item_weight, targets, negatives = item_weight.contiguous(), targets.contiguous(), negatives.contiguous()
-    losses, y, d_h = new(counted), new(counted, width, dtype=h.dtype), new(counted, hidden, dtype=h.dtype)
+    losses, y, d_h = new(counted), new(counted, width, dtype=h.dtype), new(counted, hidden)
     shared = negatives.dim() == 1
     d_scores, d_negatives = new(counted, 1 if shared else 1 + count), new(count if shared else 0, width)
     states = h if rows is None else h.index_select(0, rows)
@@ -61,9 +62,10 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
                 d_y, None,
             )  # fmt: skip
         d_y = d_y.to(h.dtype)
-        torch.mm(d_y, weight, out=d_h)
+        product_into(d_y, weight, d_h)
     else:
-        d_y = torch.empty_like(y)
+        states, weight = operand(states, "h", h.dtype), operand(weight, "dense_weight", h.dtype)
+        d_y = new(counted, width, dtype=states.dtype)
         if counted > 0:
             losses_of_rows(
                 states, weight, dense_bias.contiguous(), item_weight, targets, negatives, loss,

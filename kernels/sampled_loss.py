@@ -210,12 +210,14 @@ def _shared_losses(h, table, targets, negatives, log_q, losses, d_h, scores, sco
             value, derivative = _term(score, positive, counted, share, LOSS)
             loss += tl.sum(value, axis=0)
             sum += tl.sum(derivative, axis=0)
+            tl.debug_barrier()  # all warps read a tile of few scores, and each makes the sums of what it has read
             tl.store(scores + first + number, derivative, mask=some)
     loss, d_positive, scale = _ends(
         positive, loss, sum, largest, kept, tl.where(ignored, 0.0, beta), share, factor, LOSS
     )
     if LOSS == "sampled_softmax":
         bounded = tl.where(largest == float("-inf"), 0.0, largest)
+        tl.debug_barrier()  # as above
         for first in range(0, count, COUNT):
             some = first + number < count
             counted = some & (tl.load(negatives + first + number, mask=some, other=0) != target) & (ignored == 0)
@@ -254,13 +256,19 @@ def _scale_tile(width: int, count: int) -> tuple[int, int]:
     return SCALE_TILE // columns, columns
 
 
+def check_width(item_weight: Tensor) -> None:
+    """Raises ValueError for rows of the table that no program holds."""
+    if item_weight.shape[1] > WIDEST:
+        have = f"item_weight has {item_weight.shape[1]} columns"
+        raise ValueError(f"{have}, expected at most {WIDEST}: the Triton kernels hold a whole row")
+
+
 def sampled_loss(
     h: Tensor, item_weight: Tensor, targets: Tensor, negatives: Tensor, loss: str, log_q: Tensor | None, beta: float,
     padding_idx: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     refuse_float64(h, "h")
-    if h.shape[1] > WIDEST:
-        raise ValueError(f"h has {h.shape[1]} columns, expected at most {WIDEST}: the Triton kernels hold a whole row")
+    check_width(item_weight)
     (n_rows, width), count = h.shape, negatives.shape[-1]
     losses = torch.empty(n_rows, dtype=torch.float32, device=h.device)
     d_h = torch.empty(n_rows, width, dtype=torch.float32, device=h.device)

@@ -38,8 +38,8 @@ def gru_sampled_loss(
 
     A mean or sum is one node that makes its gradients with the loss, all but that of the item table. On a GPU one
     kernel behind the recurrence has the dense layer, the item rows, the loss and the states' gradient. Scores against
-    shared negatives exist for some rows at a time: on the CPU 1.8 to 2.4 times as fast as the three ops for 4,096.
-    With negatives of each row's own the CPU runs the parts in turn, as one kernel was no faster (0.97 to 1.02). With
+    shared negatives exist for some rows at a time: on the CPU 1.8 to 2.4 times as fast as the three ops for 4,096. With
+    negatives of each row's own the CPU runs the parts in turn, as one kernel was no faster (0.97 to 1.02). With
     reduction "none", whose losses have an upstream gradient each, the three ops follow one another.
 
     Args:
@@ -126,7 +126,7 @@ def _fake(x_gates: Tensor, weight_hh: Tensor, *arguments: Any) -> tuple[Tensor, 
         x_gates.new_empty(events, 4 * hidden),
         x_gates.new_empty(counted, width),
         x_gates.new_empty(counted, 1 if shared else 1 + count, dtype=wide),
-        x_gates.new_empty(counted, hidden),
+        x_gates.new_empty(counted, hidden, dtype=wide),
         x_gates.new_empty(width, hidden, dtype=wide),
         x_gates.new_empty(width, dtype=wide),
         x_gates.new_empty(count if shared else 0, width, dtype=wide),

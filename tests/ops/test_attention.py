@@ -109,6 +109,24 @@ def test_triton_tiles(
 
 
 @needs_triton
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.2), (torch.float32, 1e-4)])
+def test_triton_low_scores_beside_keys_that_are_none(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None
+) -> None:
+    """Powers of -lse are infinite; the last tile has more keys than rows are left."""
+    kernels = importlib.import_module("fastseq.kernels.attention_common")
+    blocks = kernels.Blocks(16, 32, 1, 1)
+    for key in kernels.CONFIGS:
+        monkeypatch.setitem(kernels.CONFIGS, key, kernels.Config(*(blocks,) * 4))
+    values, grad = inputs(causal_attention, [2, 3], 16, heads=1)
+    values["q"][..., 0], values["k"][..., 0] = 24.0, -24.0
+    values, grad = cast(values, dtype), grad.to(dtype)
+    exact = run(over(causal_attention, [2, 3]), cast(values, torch.float64), grad, "reference", set())
+    for name, x in run(over(causal_attention, [2, 3]), values, grad, "triton", set()).items():
+        assert relative_error(x, exact[name]) < tolerance, name  # not NaN
+
+
+@needs_triton
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("width", "longest", "dropout_p"),

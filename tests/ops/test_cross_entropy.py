@@ -258,6 +258,29 @@ def test_triton_rows_too_long_for_a_tile(poisoned_empty: None) -> None:
 
 
 @needs_triton
+def test_triton_grids_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of one row has room for more tiles of items than CUDA takes; they are covered all the same."""
+    from fastseq.kernels import cross_entropy
+
+    grids: list[tuple[int, int]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, int]) -> Any:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(cross_entropy, "_slopes", Recorder())
+    monkeypatch.setattr(cross_entropy._Gradients, "add", lambda *_: None)
+    items = 9_000_000
+    h, weight = torch.empty(1, 8, device="meta"), torch.empty(items, 8, device="meta")
+    targets, lse = torch.empty(1, dtype=torch.int64, device="meta"), torch.empty(1, device="meta")
+    cross_entropy.linear_cross_entropy_backward(None, h, weight, targets, lse, None, -100, None, False)
+    assert max(tiles for _, tiles in grids) < 1 << 16
+    tile = cross_entropy.TILES["ieee"].items
+    assert sum(tiles for _, tiles in grids) == -(-items // tile)
+
+
+@needs_triton
 def test_triton_extremes(form: str) -> None:
     """Large logits, barred items, NaN, all rows ignored, no rows, a target that is no item."""
     h, weight = torch.eye(6) * 100, torch.randn(131, 6) * 100

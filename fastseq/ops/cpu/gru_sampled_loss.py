@@ -43,7 +43,7 @@ def gru_sampled_loss(*arguments: Any) -> tuple[Tensor, ...]:
             targets.contiguous(), negatives.contiguous(), loss, optional(log_q, kind), beta, IGNORED, scale, losses, y,
             d_scores, d_h, d_weight, d_bias, d_negatives,
         )  # fmt: skip
-    return total(losses), h, gates, y.to(h.dtype), d_scores, d_h.to(h.dtype), d_weight, d_bias, d_negatives
+    return total(losses), h, gates, y.to(h.dtype), d_scores, d_h, d_weight, d_bias, d_negatives
 
 
 def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -55,7 +55,7 @@ def gru_sampled_loss_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ..
     d_scores, d_h, d_weight, d_bias, d_negatives = derivatives
     grad_item = item_gradient(prepared(y), targets, negatives, d_scores, d_negatives, item_weight, padding_idx)
     if rows is not None:
-        d_h = torch.zeros_like(h).index_add_(0, rows, d_h)
+        d_h = torch.zeros(h.shape, dtype=d_h.dtype).index_add_(0, rows, d_h)
     return (
         *gru_backward(d_h, *(*gru_arguments, h, gates)),
         d_weight.to(dense_weight.dtype, copy=True), d_bias.to(dense_bias.dtype, copy=True), grad_item,

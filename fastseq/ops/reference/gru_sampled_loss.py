@@ -33,7 +33,7 @@ def gru_sampled_loss(
         d_negatives = d_scores[:, 1:].t() @ y.to(wide)
         d_scores = d_scores[:, :1].contiguous()
     return (
-        losses.sum(), h, gates, y, d_scores, (d_y @ dense_weight.to(wide)).to(h.dtype), d_y.t() @ counted.to(wide),
+        losses.sum(), h, gates, y, d_scores, d_y @ dense_weight.to(wide), d_y.t() @ counted.to(wide),
         d_y.sum(0), d_negatives,
     )  # fmt: skip
 
