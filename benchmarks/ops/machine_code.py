@@ -487,8 +487,13 @@ def grown(kept: list[dict[str, Any]], cases: list[dict[str, Any]]) -> list[str]:
     before = {(row["case"], row["dtype"]): row["launches"] for row in kept if row["implementation"] == OURS}
     faults = []
     for case in cases:
-        words, then = f"{case['case']}, {case['dtype']}", before.get((case["case"], case["dtype"]), [])
-        now = case["launches"]
+        words, then, now = (
+            f"{case['case']}, {case['dtype']}",
+            before.get((case["case"], case["dtype"])),
+            case["launches"],
+        )
+        if then is None:
+            continue  # not counted yet
         if [(x["kernel"], list(x["grid"]), len(x["parts"])) for x in now] != [
             (x["kernel"], x["grid"], len(x["parts"])) for x in then
         ]:
