@@ -296,10 +296,10 @@ def losses_of_rows(
     makes of the states h, whose gradient is d_h.
     """
     n_rows, width = targets.shape[0], item_weight.shape[1]
-    columns, hidden, precision = next_power_of_2(max(width, 1)), 0, "ieee"
+    columns, hidden, precision = next_power_of_2(max(width, 1)), 0, float32_precision()
     height, warps = max(1, TILE // columns), min(8, max(WARPS, columns // 512))
     if weight is not None:
-        columns, hidden, precision = max(16, columns), max(16, next_power_of_2(h.shape[1])), float32_precision()
+        columns, hidden = max(16, columns), max(16, next_power_of_2(h.shape[1]))
         height, warps = LAYER_ROWS if shared_memory(h) > 64 << 10 else LAYER_ROWS // 2, LAYER_WARPS  # AMD's spill
     _losses_of_rows[(cdiv(n_rows, height),)](
         h, weight, bias, item_weight, targets, negatives,
