@@ -78,7 +78,7 @@ MORE = (
     "gather_windows, name ml-1m L=200, targets 2048",
 )
 # Public kernels in Triton for the same, counted where they are installed. They have no dropout.
-RIVALS = {"linear_cross_entropy": ("liger", "cce"), "causal_attention": ("fla",)}
+RIVALS = {"linear_cross_entropy": ("liger",), "causal_attention": ("fla",)}
 # Classes of instructions by their opcodes; what is in none is integer arithmetic, a move or a conversion.
 _CLASSES = {
     "FMA": "FFMA",
@@ -280,7 +280,7 @@ def count_lines(only: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
         numbers = iter(range(programs))
 
         def trace(frame: Any, event: str, _: Any) -> Any:
-            if frame.f_globals["__name__"].startswith(("triton", "numpy")):
+            if (frame.f_globals.get("__name__") or "").startswith(("triton", "numpy")):
                 return None
             if event == "line":
                 lines[f"{frame.f_code.co_filename}:{frame.f_lineno}"] += 1
