@@ -53,7 +53,8 @@ def _by_slot(
     first = tl.load(order + begin, mask=hit, other=0).to(tl.int64)
     _, _, real_rows = history(offsets, sequences, stops, first, size, LENGTH)
     lane, inside = column - SKIPPED, (column >= SKIPPED) & (column < width)
-    place = tl.load(position + first * (LENGTH * FILTERS) + lane, mask=inside & hit, other=-1)
+    some = column < tl.where(hit, width, 0)  # a number that holds or not is no part of a mask for 3.9's interpreter
+    place = tl.load(position + first * (LENGTH * FILTERS) + lane, mask=inside & some, other=-1)
     far = tl.where(place >= 0, tl.maximum(real_rows - place, 0), -1)
     tl.store(distance + slot.to(tl.int64) * (LENGTH * FILTERS) + lane, far, mask=inside)
 
@@ -99,7 +100,8 @@ def _tap_gradients(
         tl.store(padded + step * (LENGTH * FILTERS) + lane, reached, mask=real)
         last = grad_products + rows.to(tl.int64) * width
         tl.store(last + place + step * FILTERS, reached.to(kind), mask=real & (step < height))
-        tl.store(grad_bias + lane, reached.to(grad_bias.dtype.element_ty), mask=real & (step == LENGTH))
+        if step == LENGTH:
+            tl.store(grad_bias + lane, reached.to(grad_bias.dtype.element_ty), mask=real)
 
 
 @triton.jit(do_not_specialize=["sequences", "halvings"])

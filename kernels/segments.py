@@ -60,8 +60,8 @@ def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: 
             other = first + tl.arange(0, OTHERS)
             theirs = tl.where(other < entries, _keys(ids, others, other, entries, n_keys, KIND), 0x7FFFFFFF)
             # Of equal entries those that come earlier: all of a block before its own, none of one after it.
-            below = key + (first < own).to(tl.int32)
-            before += (theirs[None, :] < below[:, None]).to(tl.int32)
+            at_most = key - (first >= own).to(tl.int32)
+            before += (theirs[None, :] <= at_most[:, None]).to(tl.int32)
         other = own + tl.arange(0, OTHERS)
         theirs = _keys(ids, others, other, entries, n_keys, KIND)
         before += ((theirs[None, :] == key[:, None]) & (other[None, :] < index[:, None])).to(tl.int32)
