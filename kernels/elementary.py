@@ -39,5 +39,15 @@ def softplus(x):
 
 @triton.jit
 def normal_cdf(z):
-    """Φ(z)."""
-    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+    """Φ(z) within 1e-7: tl.erf has two polynomials and takes twice as many instructions to choose between them."""
+    # log2 Φ(-a), a from 0 to 5.5, weighted least maximum: 4e-8 of Φ, 3e-4 of Φ(-5). Beyond, it falls ever faster.
+    a = tl.abs(z)
+    e = 2.094028786814306e-05 - a * 1.256042382446706e-06
+    e = -0.00010260201088385656 + a * e
+    e = -0.0003255071642342955 + a * e
+    e = 0.007288680411875248 + a * e
+    e = -0.05263584107160568 + a * e
+    e = -0.45916748046875 + a * e
+    e = -1.1511095762252808 + a * e
+    tail = tl.exp2(-0.9999999403953552 + a * e)
+    return tl.where(z < 0.0, tail, 1.0 - tail)

@@ -22,9 +22,9 @@ from .sizes import cdiv, next_power_of_2
 
 # Entries of a chunk: long enough that partial sums are little traffic, short enough for the walk of one program.
 CHUNK = 64
-# Rows of 128 columns gathered at a time, and the warps that hold them: 16 are 32 registers a thread with 2 warps. Most
-# segments are shorter than that, so more would be masked off. Not yet measured.
-ENTRIES, WARPS = 16, 2
+# Rows of 128 columns gathered at a time: FEW at first, as most ids of a batch have no more, then ENTRIES, of which one
+# warp holds 64 values a thread. Not yet measured.
+FEW, ENTRIES, WARPS = 4, 16, 1
 # Most entries whose places are counted: 2^28 comparisons are some 20 µs of integer instructions on 132 multiprocessors.
 # Not yet measured.
 RANKED = 1 << 14
@@ -36,15 +36,18 @@ FILLING = 512  # programs that fill a table, at least, if it is as large
 
 @triton.jit
 def _keys(ids, others, index, entries, n_keys, KIND: tl.constexpr):
-    """What entries are sorted by, int32: "ids", those that are no row as n_keys; "sums" of ids and others, likewise;
-    the negative "lengths" of the sequences that begin at offsets ids."""
+    """What entries are sorted by, int32 from 0: "ids", those that are no row as n_keys; "sums" of ids and others,
+    likewise; the "lengths" of the sequences that begin at offsets ids, the longest first."""
     inside = index < entries
-    key = tl.load(ids + index, mask=inside, other=0)
+    key = tl.load(ids + index, mask=inside, other=0).to(tl.int64)
     if KIND == "lengths":
-        return key - tl.load(ids + index + 1, mask=inside, other=0)
+        key = tl.load(ids + index + 1, mask=inside, other=0) - key
+        n_keys = 0x7FFFFFFE
     if KIND == "sums":
         key += tl.load(others + index, mask=inside, other=0)
-    return tl.where((key >= 0) & (key < n_keys), key, n_keys).to(tl.int32)
+    # Without a sign what is negative is no row either.
+    key = tl.minimum(key.to(tl.uint64), tl.cast(n_keys, tl.uint64)).to(tl.int32)
+    return n_keys - key if KIND == "lengths" else key
 
 
 @triton.jit(do_not_specialize=["entries", "n_keys", "size"])
@@ -60,8 +63,10 @@ def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: 
             other = first + tl.arange(0, OTHERS)
             theirs = tl.where(other < entries, _keys(ids, others, other, entries, n_keys, KIND), 0x7FFFFFFF)
             # Of equal entries those that come earlier: all of a block before its own, none of one after it.
-            at_most = key - (first >= own).to(tl.int32)
-            before += (theirs[None, :] <= at_most[:, None]).to(tl.int32)
+            theirs -= (first < own).to(tl.int32)
+            # The sign bit of the difference, which does not overflow: two instructions a pair, where a comparison's
+            # result, added, is four.
+            before += ((theirs[None, :] - key[:, None]).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
         other = own + tl.arange(0, OTHERS)
         theirs = _keys(ids, others, other, entries, n_keys, KIND)
         before += ((theirs[None, :] == key[:, None]) & (other[None, :] < index[:, None])).to(tl.int32)
@@ -77,29 +82,43 @@ def _place(ids, others, sorted_keys, order, table, entries, n_keys, size, KIND: 
 
 
 @triton.jit
-def _add_entries(sum, position, stop, id, sorted_ids, order, coefficients, source, per_row, column, width,
-                 WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+def _add_some(sum, position, stop, id, sorted_ids, order, coefficients, source, column, width,
+              PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+    """``sum`` [1, COLUMNS] and those of ``ENTRIES`` entries from ``position`` on that are of ``id`` and before
+    ``stop``; how many they are."""
+    number = position + tl.arange(0, ENTRIES)[:, None]
+    same = (number < stop) & (tl.load(sorted_ids + number, mask=number < stop, other=-1) == id)
+    entry = tl.load(order + number, mask=same, other=0)
+    rows = tl.load(
+        source + (entry // PER_ROW).to(tl.int64) * width + column, mask=same & (column < width), other=0.0
+    ).to(tl.float32)  # fmt: skip
+    if WEIGHTED:
+        rows *= tl.load(coefficients + entry, mask=same, other=0.0).to(tl.float32)
+    return sum + tl.sum(rows, axis=0)[None, :], tl.sum(same.to(tl.int32))
+
+
+@triton.jit
+def _add_entries(sum, position, stop, id, sorted_ids, order, coefficients, source, column, width,
+                 PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, FEW: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
     """``sum`` [1, COLUMNS] and the entries of ``id`` from ``position`` on and before ``stop``; where they end."""
-    more = position < stop
+    sum, found = _add_some(
+        sum, position, stop, id, sorted_ids, order, coefficients, source, column, width, PER_ROW, WEIGHTED, FEW
+    )
+    position += found
+    more = found == FEW
     while more:
-        number = position + tl.arange(0, ENTRIES)[:, None]
-        same = (number < stop) & (tl.load(sorted_ids + number, mask=number < stop, other=-1) == id)
-        entry = tl.load(order + number, mask=same, other=0)
-        rows = tl.load(
-            source + (entry // per_row).to(tl.int64) * width + column, mask=same & (column < width), other=0.0
-        ).to(tl.float32)  # fmt: skip
-        if WEIGHTED:
-            rows *= tl.load(coefficients + entry, mask=same, other=0.0).to(tl.float32)
-        sum += tl.sum(rows, axis=0)[None, :]
-        found = tl.sum(same.to(tl.int32))
+        sum, found = _add_some(
+            sum, position, stop, id, sorted_ids, order, coefficients, source, column, width, PER_ROW, WEIGHTED, ENTRIES
+        )
         position += found
         more = found == ENTRIES
     return sum, position
 
 
 @triton.jit(do_not_specialize=["entries"])
-def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, per_row, width, CHUNK: tl.constexpr,
-                WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, width, CHUNK: tl.constexpr,
+                PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, FEW: tl.constexpr, ENTRIES: tl.constexpr,
+                COLUMNS: tl.constexpr):  # fmt: skip
     chunk = tl.program_id(0)
     start = chunk * CHUNK
     id = tl.load(sorted_ids + start)
@@ -107,16 +126,16 @@ def _sum_chunks(sorted_ids, order, coefficients, source, partial, entries, per_r
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         sum = tl.zeros((1, COLUMNS), tl.float32)
         sum, _ = _add_entries(
-            sum, start, start + CHUNK, id, sorted_ids, order, coefficients, source, per_row, column, width,
-            WEIGHTED, ENTRIES,
+            sum, start, start + CHUNK, id, sorted_ids, order, coefficients, source, column, width,
+            PER_ROW, WEIGHTED, FEW, ENTRIES,
         )  # fmt: skip
         tl.store(partial + chunk.to(tl.int64) * width + column, sum, mask=column < width)
 
 
 @triton.jit(do_not_specialize=["entries", "n_rows", "padding_idx"])
-def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entries, per_row, width, n_rows,
-                  padding_idx, CHUNK: tl.constexpr, WEIGHTED: tl.constexpr, ENTRIES: tl.constexpr,
-                  COLUMNS: tl.constexpr):  # fmt: skip
+def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entries, width, n_rows,
+                  padding_idx, CHUNK: tl.constexpr, PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr,
+                  FEW: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """The row of entry program_id(0), if it is the first of its id."""
     first = tl.program_id(0)
     id = tl.load(sorted_ids + first)
@@ -129,7 +148,20 @@ def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entri
         if partial is not None:
             stop = tl.minimum((first + CHUNK - 1) // CHUNK * CHUNK, entries)
         sum, position = _add_entries(
-            sum, first, stop, id, sorted_ids, order, coefficients, source, per_row, column, width, WEIGHTED, ENTRIES
+            sum,
+            first,
+            stop,
+            id,
+            sorted_ids,
+            order,
+            coefficients,
+            source,
+            column,
+            width,
+            PER_ROW,
+            WEIGHTED,
+            FEW,
+            ENTRIES,
         )
         if partial is not None:
             more = position == stop
@@ -143,8 +175,8 @@ def _sum_segments(sorted_ids, order, coefficients, source, partial, table, entri
                 position += found * CHUNK
                 more = found == ENTRIES
             sum, _ = _add_entries(
-                sum, position, entries, id, sorted_ids, order, coefficients, source, per_row, column, width,
-                WEIGHTED, ENTRIES,
+                sum, position, entries, id, sorted_ids, order, coefficients, source, column, width,
+                PER_ROW, WEIGHTED, FEW, ENTRIES,
             )  # fmt: skip
         tl.store(table + offset, sum.to(table.dtype.element_ty), mask=column < width)
 
@@ -226,16 +258,17 @@ def segment_sum(
         return table
     weights = source if coefficients is None else coefficients.contiguous()
     columns = min(128, next_power_of_2(width))
-    per_row, across = max(entries // max(rows, 1), 1), cdiv(width, columns)
-    shape = {"CHUNK": CHUNK, "WEIGHTED": coefficients is not None, "ENTRIES": ENTRIES, "COLUMNS": columns}
+    across = cdiv(width, columns)
+    shape = {"CHUNK": CHUNK, "PER_ROW": max(entries // max(rows, 1), 1), "WEIGHTED": coefficients is not None,
+             "FEW": FEW, "ENTRIES": ENTRIES, "COLUMNS": columns}  # fmt: skip
     partial = None
     if entries > RANKED:
         partial = torch.empty(entries // CHUNK, width, dtype=torch.float32, device=source.device)
         _sum_chunks[partial.shape[0], across](
-            sorted_ids, order, weights, source, partial, entries, per_row, width, **shape, num_warps=WARPS
+            sorted_ids, order, weights, source, partial, entries, width, **shape, num_warps=WARPS
         )
     _sum_segments[entries, across](
-        sorted_ids, order, weights, source, partial, table, entries, per_row, width, n_rows,
+        sorted_ids, order, weights, source, partial, table, entries, width, n_rows,
         -1 if padding_idx is None else padding_idx, **shape, num_warps=WARPS,
     )  # fmt: skip
     return table

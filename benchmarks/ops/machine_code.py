@@ -227,14 +227,24 @@ def parts(text: str) -> list[dict[str, Any]]:
             labels[found[1]] = len(instructions)
         elif (found := _INSTRUCTION.match(text_line)) and found[1] != "NOP":
             instructions.append((found[1], found[2], line))
+    # Where a warp has come apart (BRA.DIV), shuffles take a detour behind the program's end, which no warp of these
+    # kernels takes: to the branch that leads back.
+    detours = {labels[found[0]] for opcode, operands, _ in instructions
+               if opcode == "BRA.DIV" and (found := re.search(r"\.L_x_\d+", operands))}  # fmt: skip
+    left_out = set()
+    for first in detours:
+        stop = next(i for i in range(first, len(instructions)) if instructions[i][0] == "BRA")
+        left_out.update(range(first, stop + 1))
     around: list[tuple[int, int, str]] = [(len(instructions) + 1, -1, "")] * len(instructions)
     for i, (opcode, operands, line) in enumerate(instructions):
         target = re.search(r"\.L_x_\d+", operands)
-        if opcode.startswith("BRA") and target and labels.get(target[0], i + 1) < i:
+        if opcode.startswith("BRA") and i not in left_out and target and labels.get(target[0], i + 1) < i:
             first = labels[target[0]]
             around[first : i + 1] = [min(loop, (i - first, first, line)) for loop in around[first : i + 1]]
     split: dict[int, dict[str, Any]] = {-1: {"place": "", "classes": Counter(), "lines": Counter()}}
-    for (opcode, _, line), (_, first, place) in zip(instructions, around, strict=True):
+    for i, ((opcode, _, line), (_, first, place)) in enumerate(zip(instructions, around, strict=True)):
+        if i in left_out:
+            continue
         part = split.setdefault(first, {"place": place, "classes": Counter()})
         part["classes"][class_of(opcode)] += 1
         if first < 0:

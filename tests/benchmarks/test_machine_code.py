@@ -84,6 +84,22 @@ def test_an_unrolled_loop_makes_all_rounds(launch: dict[str, Any]) -> None:
     assert [part["warps"] for part in machine_code.joined(launch, ran(launch))["parts"]][2:] == [4 * 35, 4 * 35]
 
 
+def test_a_detour_behind_the_end_is_no_loop() -> None:
+    detour = """
+        /*0000*/                   BRA.DIV UR4, `(.L_x_1) ;
+        /*0010*/                   SHFL.BFLY PT, R2, R3, 0x1, 0x1f ;
+.L_x_0:
+        /*0020*/                   FADD R2, R2, R3 ;
+        /*0030*/                   EXIT ;
+.L_x_1:
+        /*0040*/                   WARPSYNC.COLLECTIVE R4, `(.L_x_2) ;
+        /*0050*/                   SHFL.BFLY PT, R2, R3, 0x1, 0x1f ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_0) ;
+"""
+    assert [dict(part["classes"]) for part in machine_code.parts(detour)] == [{"wait": 2, "shuffle": 1, "float": 1}]
+
+
 def test_what_has_grown_is_named(launch: dict[str, Any]) -> None:
     row = machine_code.joined(launch, ran(launch))
     about = {"case": "an op", "dtype": FLOAT32, "implementation": OURS}
