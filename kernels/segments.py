@@ -25,7 +25,7 @@ CHUNK = 64
 # Rows of 128 columns gathered at a time: FEW at first, as most ids of a batch have no more, then ENTRIES, of which one
 # warp holds 64 values a thread. Not yet measured.
 FEW, ENTRIES, WARPS = 4, 16, 1
-# Most entries whose places are counted: 2^28 comparisons are some 20 µs of integer instructions on 132 multiprocessors.
+# Most entries whose places are counted: 2^28 comparisons are some 26 µs of integer instructions on 132 multiprocessors.
 # Not yet measured.
 RANKED = 1 << 14
 # Entries that a program counts the places of, and those that it compares at a time: 16 pairs a thread with 4 warps.

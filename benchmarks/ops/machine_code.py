@@ -231,7 +231,7 @@ def parts(text: str) -> list[dict[str, Any]]:
     # kernels takes: to the branch that leads back.
     detours = {labels[found[0]] for opcode, operands, _ in instructions
                if opcode == "BRA.DIV" and (found := re.search(r"\.L_x_\d+", operands))}  # fmt: skip
-    left_out = set()
+    left_out: set[int] = set()
     for first in detours:
         stop = next(i for i in range(first, len(instructions)) if instructions[i][0] == "BRA")
         left_out.update(range(first, stop + 1))
