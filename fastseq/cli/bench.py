@@ -28,6 +28,7 @@ def bench_train(
     loss: Annotated[str | None, typer.Option(help="As in a configuration (default: the model's).")] = None,
     precision: Annotated[str, typer.Option(help="As in a configuration.")] = "fp32",
     execution: Annotated[str, typer.Option(help="auto, eager or graph, as in a configuration.")] = "auto",
+    updates: Annotated[str, typer.Option(help="auto, rows or dense, as in a configuration.")] = "auto",
     per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
     seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
     warmup: Annotated[float, typer.Option(help="Seconds of a first run, not counted; 0 for memory.", min=0.0)] = 2.0,
@@ -40,7 +41,7 @@ def bench_train(
 
     figures = train_throughput(
         model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, execution=execution,
-        per_target=per_target, seconds=seconds, warmup_seconds=warmup, device=claim_device(device, "--device"),
+        updates=updates, per_target=per_target, seconds=seconds, warmup_seconds=warmup, device=claim_device(device, "--device"),
     )  # fmt: skip
     _print_figures(figures, as_json)
 

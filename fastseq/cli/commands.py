@@ -140,7 +140,8 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
             outcomes.append(outcome)
             result = outcome.result
             how = "" if result.execution == "eager" else f" ({result.execution})"
-            say(f"{outcome.name}: {result.message}; on {result.device}{how}; {outcome.run.path}")
+            where = f"on {result.device}{how}, updates {result.updates}"
+            say(f"{outcome.name}: {result.message}; {where}; {outcome.run.path}")
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -22,7 +22,7 @@ from ..errors import ConfigError, did_you_mean
 from ..models import MODELS
 from ..training import optimizers
 from ..training.metrics import MaskSeen, parse_metric
-from ..training.options import SCHEDULES, Execution
+from ..training.options import SCHEDULES, Execution, Updates
 from .paths import expanded
 from .warprec_keys import UNUSED, used
 
@@ -254,6 +254,7 @@ class Optimizer(Section):
 
     name: str = "Adam"
     params: dict[str, Any] = Field(default_factory=dict)
+    updates: Updates = "auto"
 
     no_params = field_validator("params", mode="before")(_none_is_empty)
 
@@ -288,6 +289,12 @@ class Optimization(Section):
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)
     device: str | None = None
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def short(cls, value: Any) -> Any:
+        """`optimizer: rows` is short for `optimizer: {updates: rows}`."""
+        return {"updates": value} if value in get_args(Updates) else value
 
 
 class EarlyStopping(Section):

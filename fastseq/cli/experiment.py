@@ -194,6 +194,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
         clip_norm=optimization.gradient_clip or None,
         optimizer=optimization.optimizer.name,
         optimizer_params=optimization.optimizer.params,
+        updates=optimization.optimizer.updates,
         schedule=schedule.name,
         schedule_params={key: value for key, value in schedule.params.items() if key != "warmup_steps"},
         warmup_steps=schedule.params.get("warmup_steps", 0),

@@ -14,6 +14,7 @@ from .. import ops
 from ..data.batch import JaggedBatch
 from ..errors import check_integer
 from ..ops.sampled_loss import IGNORED, needs_log_q
+from ..optim import RowAdam
 from . import hyperparameters
 from .initialisation import init_weights, parameter_groups, seed_draws, seeded
 from .jagged import (
@@ -97,6 +98,9 @@ class SequentialRecommender(nn.Module, ABC):
         self.catalogue: Catalogue | None = None
         self.register_buffer("rng", ops.make_rng(seed), persistent=False)
         self._rng_is_held = False
+        # The optimizer that rows of the tables wait for (training/rows.py); None: they lie where they should.
+        self.waiting_rows: RowAdam | None = None
+        self.register_state_dict_post_hook(_with_waiting_rows)
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -163,11 +167,27 @@ class SequentialRecommender(nn.Module, ABC):
             self.rng = following
         return rng
 
+    def caught_up(self) -> dict[str, Tensor]:
+        """The "item" and "user" table up to date, copies of those of which rows wait for the optimizer: none, unless a
+        training has been broken off or is under way."""
+        if self.waiting_rows is None:
+            return {}
+        tables = {"item": self.item_embedding.weight} | ({"user": self.user_embedding.weight} if self.needs_user else {})
+        return {name: self.waiting_rows.current(table) for name, table in tables.items()}
+
     def _rate(self, p: float) -> float:
         """Dropout rate ``p`` in training mode, else 0."""
         return p if self.training else 0.0
 
     # What a model computes.
+
+    def _item_rows(self, batch: JaggedBatch) -> Tensor:
+        """The item vectors that ``batch`` numbers, padding the last: the whole table, or the rows that it touches."""
+        return self.item_embedding.weight if batch.item_rows is None else batch.item_rows
+
+    def _user_rows(self, batch: JaggedBatch) -> Tensor:
+        """Likewise the user vectors."""
+        return self.user_embedding.weight if batch.user_rows is None else batch.user_rows
 
     @abstractmethod
     def encode(self, batch: JaggedBatch) -> Tensor:
@@ -340,7 +360,7 @@ class SequentialRecommender(nn.Module, ABC):
     def _main_loss(self, batch: JaggedBatch, divisor: int) -> Tensor:
         return summed_loss(
             self.encode(batch),
-            self.item_embedding.weight,
+            self._item_rows(batch),
             batch.targets,
             batch.negatives,
             batch.log_q,
@@ -353,22 +373,20 @@ class SequentialRecommender(nn.Module, ABC):
         """Σ‖e‖² over every embedding the batch uses."""
         counted = None if batch.divisor is None else batch.targets != IGNORED
         items: list[tuple[Tensor, Tensor | None]] = [(history, batch.l2_weights), (batch.targets, counted)]
-        share = self._negatives_share(batch)
+        rows, share = self._item_rows(batch), self._negatives_share(batch)
         if batch.negatives is not None and share == 1.0:
             each = None
             if counted is not None and batch.negatives.dim() == 2:
                 each = counted[:, None].expand_as(batch.negatives)
             items.append((batch.negatives, each))
-        counts = row_counts(self.item_embedding.weight, items)
+        counts = row_counts(rows, items)
         if batch.negatives is not None and share != 1.0:  # a fraction is no term of a sum that has no order on a GPU
-            counts += share * row_counts(self.item_embedding.weight, [(batch.negatives, None)])
-        counts[self.n_items] += batch.l2_padding
-        total = sum_of_squares(self.item_embedding.weight, counts, self.n_items)
+            counts += share * row_counts(rows, [(batch.negatives, None)])
+        counts[-1] += batch.l2_padding
+        total = sum_of_squares(rows, counts, rows.shape[0] - 1)
         if self.needs_user:
-            users = batch.users_of_targets
-            total = total + sum_of_squares(
-                self.user_embedding.weight, row_counts(self.user_embedding.weight, [(users, counted)])
-            )
+            users = self._user_rows(batch)
+            total = total + sum_of_squares(users, row_counts(users, [(batch.users_of_targets, counted)]))
         return total
 
     @staticmethod
@@ -447,6 +465,13 @@ class SequentialRecommender(nn.Module, ABC):
             return torch.einsum("be,bse->bs", h, rows)
 
     recommend = recommend
+
+
+def _with_waiting_rows(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Puts the tables of the model as dense training would have them into its state_dict."""
+    assert isinstance(model, SequentialRecommender)
+    for name, table in model.caught_up().items():
+        state[f"{prefix}{name}_embedding.weight"] = table
 
 
 def _catalogue_size(info: Mapping[str, Any], key: str) -> int:

@@ -127,16 +127,17 @@ class Caser(SequentialRecommender):
         return self._predict(user_indices, user_seq, None, item_indices)
 
     def encode(self, batch: JaggedBatch) -> Tensor:
-        x = ops.embed_sequence(batch.items, batch.offsets, self.item_embedding.weight, padding_idx=self.n_items)
+        items = self._item_rows(batch)
+        x = ops.embed_sequence(batch.items, batch.offsets, items, padding_idx=items.shape[0] - 1)
         rows = torch.arange(x.shape[0], device=x.device) if batch.rows is None else batch.rows
         # The padding row learns from cross-entropy's logits alone, as in WarpRec.
-        padding_row = self.item_embedding.weight[self.n_items].detach()
+        padding_row = items[-1].detach()
         windows = ops.caser_windows(
             x, batch.offsets, batch.target_sequences, rows + 1, *self._horizontal(), *self._vertical(), padding_row
         )
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
         z = ops.linear_relu(windows, self.fc1.weight, self.fc1.bias)
-        users = self._user_vectors(batch.users_of_targets)
+        users = self._user_vectors(self._user_rows(batch), batch.users_of_targets)
         return ops.linear_relu(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias)
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
@@ -155,11 +156,11 @@ class Caser(SequentialRecommender):
             return self.fc1.weight.new_empty(0, self.max_seq_len), self.fc1.weight.new_empty(0)
         return self.conv_v.weight.flatten(1), cast(Tensor, self.conv_v.bias)
 
-    def _user_vectors(self, users: Tensor) -> Tensor:
-        """[N, d]; the mean vector for −1."""
+    def _user_vectors(self, rows: Tensor, users: Tensor) -> Tensor:
+        """Those [N] of ``rows``: [N, d]; the mean vector for −1."""
         if self.training:  # training batches hold known users only: no look, no host synchronisation
-            return F.embedding(users, self.user_embedding.weight)
-        known = F.embedding(users.clamp(min=0), self.user_embedding.weight)
+            return F.embedding(users, rows)
+        known = F.embedding(users.clamp(min=0), rows)
         if users.device.type == "cpu" and not bool((users < 0).any()):  # a GPU is not waited for
             return known
-        return torch.where(users[:, None] < 0, self.user_embedding.weight.mean(dim=0), known)
+        return torch.where(users[:, None] < 0, rows.mean(dim=0), known)

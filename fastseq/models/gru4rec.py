@@ -54,14 +54,15 @@ class GRU4Rec(SequentialRecommender):
 
     def _last_gates(self, batch: JaggedBatch) -> tuple[Tensor, Tensor]:
         """Input gates [T, 3H] of the last GRU layer, the layers below it computed, and its recurrent weight."""
+        items = self._item_rows(batch)
         x = ops.embed_sequence(
             batch.items,
             batch.offsets,
-            self.item_embedding.weight,
+            items,
             dropout_p=self._rate(self.dropout_prob),
             rng=self._take_rng(),
             site=SITE_EMBEDDING,
-            padding_idx=self.n_items,
+            padding_idx=items.shape[0] - 1,
         )
         weights = self.gru_layers.all_weights
         for weight_ih, weight_hh in weights[:-1]:
@@ -73,6 +74,7 @@ class GRU4Rec(SequentialRecommender):
         if self.loss_name == "cross_entropy" or batch.negatives is None:
             return super()._main_loss(batch, divisor)
         gates, weight_hh = self._last_gates(batch)
+        items = self._item_rows(batch)
         return ops.gru_sampled_loss(
             gates,
             weight_hh,
@@ -80,7 +82,7 @@ class GRU4Rec(SequentialRecommender):
             self.dense.weight,
             self.dense.bias,
             batch.rows,
-            self.item_embedding.weight,
+            items,
             batch.targets,
             batch.negatives,
             max_len=batch.max_len,
@@ -88,6 +90,6 @@ class GRU4Rec(SequentialRecommender):
             log_q=batch.log_q if needs_log_q(self.loss_name) else None,
             beta=self._beta,
             reduction="sum",
-            padding_idx=self.n_items,
+            padding_idx=items.shape[0] - 1,
             divisor=divisor,
         )

@@ -194,10 +194,14 @@ def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
 
     Where a part of it is in training mode these are the same tensors under modules of their own, so that no mode is
     touched while others use it; what a method writes to ``self`` is then lost. Only a model with a method replaced, as
-    by ``torch.compile``, is itself switched and switched back: the new method is bound to it.
+    by ``torch.compile``, is itself switched and switched back: the new method is bound to it. Where rows of its tables
+    wait for an optimizer, they are read as it would leave them, from copies.
     """
     training = [part for part in model.modules() if part.training]
     with torch.inference_mode():
+        if tables := model.caught_up():
+            yield _with_tables(_in_evaluation_mode(model), tables)
+            return
         if not (training and has_replaced_method(model)):
             yield _in_evaluation_mode(model)
             return
@@ -213,11 +217,28 @@ def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
 def _in_evaluation_mode(module: _Module) -> _Module:
     if not any(part.training for part in module.modules()):
         return module
-    twin = module.__class__.__new__(module.__class__)
-    twin.__dict__.update(vars(module))
+    twin = _twin(module)
     twin.__dict__["training"] = False
     children = module._modules.items()
     twin.__dict__["_modules"] = {name: child and _in_evaluation_mode(child) for name, child in children}
+    return twin
+
+
+def _with_tables(model: SequentialRecommender, tables: Mapping[str, Tensor]) -> SequentialRecommender:
+    """The same model with other item and user tables, under modules of their own."""
+    twin, children = _twin(model), dict(model._modules)
+    for name, table in tables.items():
+        embedding = _twin(getattr(model, f"{name}_embedding"))
+        embedding.__dict__["_parameters"] = {"weight": nn.Parameter(table, requires_grad=False)}
+        children[f"{name}_embedding"] = embedding
+    twin.__dict__.update(_modules=children, waiting_rows=None)
+    return twin
+
+
+def _twin(module: _Module) -> _Module:
+    """Another module with the same attributes."""
+    twin = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(vars(module))
     return twin
 
 

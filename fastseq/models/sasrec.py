@@ -90,10 +90,11 @@ class SASRec(SequentialRecommender):
                 f"({self.max_seq_len}); pass its most recent {self.max_seq_len} events"
             )
         rng = self._take_rng()
+        items = self._item_rows(batch)
         x = ops.embed_sequence(
             batch.items,
             batch.offsets,
-            self.item_embedding.weight,
+            items,
             self.position_embedding.weight,
             self.layernorm.weight,
             self.layernorm.bias,
@@ -101,7 +102,7 @@ class SASRec(SequentialRecommender):
             dropout_p=self._rate(self.dropout_prob),
             rng=rng,
             site=SITE_EMBEDDING,
-            padding_idx=self.n_items,
+            padding_idx=items.shape[0] - 1,
         )
         layers = self.transformer_encoder.layers
         for i, layer in enumerate(layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,12 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """That of every process, of equal shapes, in the order of the ranks."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return gathered
+
     def summing(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Begins ``sum`` and returns at once; what it returns waits for the others and gives the result."""
         work = dist.all_reduce(tensor, async_op=True) if self.world_size > 1 else None
@@ -105,10 +111,17 @@ class _Objective(nn.Module):
         return self.model.loss(batch)
 
 
-def distributed_loss(model: SequentialRecommender) -> Callable[[JaggedBatch], Tensor]:
-    """``model.loss`` with gradients averaged over all processes in its backward pass."""
+def distributed_loss(model: SequentialRecommender, tables: Sequence[Tensor] = ()) -> Callable[[JaggedBatch], Tensor]:
+    """``model.loss`` with gradients averaged over all processes in its backward pass, but those of ``tables``, whose
+    rows are exchanged otherwise. All processes begin with the parameters of the first."""
     # The one buffer that changes, the dropout's rng, differs from rank to rank on purpose.
     accepted = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # until torch 2.12
     options: dict[str, Any] = {name: False}
-    return nn.parallel.DistributedDataParallel(_Objective(model), **options)
+    objective = _Objective(model)
+    if tables:
+        names = [name for name, x in objective.named_parameters() if any(x is table for table in tables)]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
+        for table in tables:
+            dist.broadcast(table.detach(), 0)
+    return nn.parallel.DistributedDataParallel(objective, **options)

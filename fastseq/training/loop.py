@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
@@ -22,6 +23,7 @@ from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue, has_replaced_method
 from fastseq.ops.sampled_loss import needs_log_q
+from fastseq.optim import RowAdam
 
 from . import optimizers
 from . import state as states
@@ -32,6 +34,7 @@ from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .precision import say_if_fp32
 from .result import Progress, TrainResult
+from .rows import FEW_ROWS, flush, most_touched, tables_of
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
@@ -290,6 +293,8 @@ class Trainer:
         """Validates, writes the epoch's line and checkpoints, and moves on to the next epoch."""
         state, options = self.state, self.options
         epoch = state.epoch + 1
+        if isinstance(self.optimizer, RowAdam):
+            flush(self.model, self.optimizer)
         total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -386,7 +391,7 @@ class Trainer:
             return
         self._read_losses()
         for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if parameter.numel() and not all(x.isfinite() for x in parameter.aminmax()):  # no mask as large as a table
                 self._raise_diverged(f"{name} is not finite", self.state.step)
         held = self.model, self.optimizer, self.scheduler
         states.save_last(self._writes.last_path, *held, self.split, self.options, self.state)
@@ -466,6 +471,7 @@ class Trainer:
             history=self._history,
             device=device_name(self.device),
             execution=self._execution(),
+            updates="rows" if self._why_dense is None else f"dense: {self._why_dense}",
         )
 
     # What is trained with.
@@ -476,7 +482,10 @@ class Trainer:
         data = self.loader.resident
         if data is not None and self._why_eager() is None:
             return StaticSteps(self.model, self.optimizer, data, self.options)
-        objective = distributed_loss(self.model) if self.ranks.world_size > 1 else self.model.loss
+        objective: Callable[[JaggedBatch], Tensor] = self.model.loss
+        if self.ranks.world_size > 1:
+            tables = tables_of(self.model) if isinstance(self.optimizer, RowAdam) else ()
+            objective = distributed_loss(self.model, tables)
         return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
 
     def _execution(self) -> str:
@@ -516,10 +525,46 @@ class Trainer:
             raise ConfigError(f"execution is graph, but {why}; use auto or eager")
         return why
 
+    @cached_property
+    def _why_dense(self) -> str | None:
+        """Why every step walks the whole item and user tables; None where it moves the rows that it touches.
+
+        Raises:
+            ConfigError: if the options ask for rows that are not served.
+        """
+        model, options = self.model, self.options
+        if options.updates == "dense":
+            return "updates is dense"
+        if model.loss_name == "cross_entropy":
+            why = "cross_entropy gives every item a gradient"
+            if options.updates == "rows" and self.ranks.is_first:
+                warnings.warn(f"updates is rows, but {why}: they are dense", stacklevel=4)
+            return why
+        known, own = {"betas", "eps"}, type(model).configure_optimizers is SequentialRecommender.configure_optimizers
+        reasons = {
+            f"the optimizer is {options.optimizer}": options.optimizer != "Adam",
+            f"Adam's parameters are {', '.join(options.optimizer_params)}": not options.optimizer_params.keys() <= known,
+            f"{type(model).__name__} has an optimizer of its own": not own,
+            # What it does with ids or tables is not known.
+            f"{type(model).__name__} is not one of fastseq's own models as they are": has_replaced_method(model)
+            or not type(model).__module__.startswith("fastseq."),
+            "a table is frozen": not all(table.requires_grad for table in tables_of(model)),
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if why is not None and options.updates == "rows":
+            raise ConfigError(f"updates is rows, but {why}; use auto or dense")
+        if why is None and options.updates == "auto":
+            rows, most = sum(table.shape[0] for table in tables_of(model)), most_touched(model)
+            if rows < FEW_ROWS[self.device.type] * most:
+                return f"a step may touch {most:,} of {rows:,} rows"
+        return why
+
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options
         name, params = options.optimizer, options.optimizer_params
-        if name == "Adam" and not params:
+        if self._why_dense is None:
+            optimizer: torch.optim.Optimizer = RowAdam(model.parameter_groups(), model.learning_rate, **params)
+        elif name == "Adam" and not params:
             optimizer = model.configure_optimizers()  # a subclass may have its own
         else:
             optimizer = optimizers.make_optimizer(name, model.parameter_groups(), model.learning_rate, params)

@@ -14,6 +14,7 @@ from .metrics import LIST_METRICS, MaskSeen, RankingProtocol, parse_metric
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Execution = Literal["auto", "eager", "graph"]
+Updates = Literal["auto", "dense", "rows"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES = ("constant", "linear", "cosine")  # by step; those of optimizers.SCHEDULERS are by epoch
 
@@ -31,6 +32,9 @@ class TrainingOptions:
             CUDA graph and replayed; "auto": "graph" where that is served, else "eager".
         clip_norm: gradients are scaled down to this total norm; None: never.
         optimizer, optimizer_params: "Adam", "AdamW", "SGD", "RMSprop" or "Adagrad", with PyTorch's parameters.
+        updates: "rows": Adam moves the rows of the item and user tables that a step touches, and catches the others up
+            when they are read, so that a step costs what it touches (``fastseq.optim.RowAdam``); "dense": it walks the
+            whole tables; "auto": "rows" where that is served and faster, else "dense".
         schedule: learning rate after warm-up: "constant", or falling to 0 at the last step, "linear" or "cosine". Or
             one of PyTorch's schedulers that WarpRec offers, such as "StepLR", which is stepped after each epoch.
         schedule_params: parameters of PyTorch's scheduler.
@@ -60,6 +64,7 @@ class TrainingOptions:
     clip_norm: float | None = None
     optimizer: str = "Adam"
     optimizer_params: dict[str, Any] = field(default_factory=dict)
+    updates: Updates = "auto"
     schedule: str = "constant"
     schedule_params: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
@@ -93,7 +98,7 @@ class TrainingOptions:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
-        choices = {"execution": Execution, "protocol": RankingProtocol, "mask_seen": MaskSeen, "history": History}
+        choices = {"execution": Execution, "updates": Updates, "protocol": RankingProtocol, "mask_seen": MaskSeen, "history": History}
         for name, kind in choices.items():
             require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         schedules = (*SCHEDULES, *optimizers.SCHEDULERS)

@@ -48,6 +48,7 @@ class TrainResult:
             by itself ("finished", "patience"), else those of the last step.
         history: the lines of ``metrics.jsonl``, one dictionary an epoch.
         device: name of the GPU or processor; where a resumed run has changed it, each line of ``history`` says its own.
+        updates: how Adam moved item and user vectors: "rows" that a step touches, or "dense" and why.
         execution: "eager" on the CPU; on a GPU "graph", or "eager" and why, and where batches are made.
     """
 
@@ -66,3 +67,4 @@ class TrainResult:
     history: list[dict[str, Any]]
     device: str
     execution: str
+    updates: str

@@ -262,6 +262,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Se
     from fastseq.models import MODELS
     from fastseq.models.recommend import Catalogue
 
+    from .state import catch_up
+
     device = find_device(device)
     source = path = Path(path)
     if not path.exists():
@@ -293,6 +295,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Se
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit {name} with its own parameters: {error}") from error
+    if path.suffix != ".pth":
+        catch_up(model, tensors, metadata)
     ids_path = path.parent.parent / "ids.safetensors"
     if source.is_dir() and known and not ids_path.is_file():
         raise CheckpointError(

@@ -15,6 +15,7 @@ from fastseq.data.split import Split
 from fastseq.errors import CheckpointError
 from fastseq.models.base import SequentialRecommender
 from fastseq.ops.philox import STREAM
+from fastseq.optim import RowAdam
 
 from . import checkpoint, optimizers
 from .options import TrainingOptions
@@ -104,7 +105,9 @@ def save_last(
     state: TrainState,
 ) -> None:
     """Writes everything that ``load_last`` needs to go on exactly here."""
-    tensors = _weights(model)
+    waiting, model.waiting_rows = model.waiting_rows, None
+    tensors = _weights(model)  # as they lie, beside what their rows wait for: going on, they are made up for as before
+    model.waiting_rows = waiting
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if value is not None:  # SGD without momentum
@@ -113,6 +116,7 @@ def save_last(
     metadata = {"kind": "last", "stream": STREAM, **describe(model, split)}
     metadata |= {"options": asdict(options), "state": asdict(state)}
     metadata["scheduler"] = optimizers.state_of(scheduler)
+    metadata["waiting_rows"] = waiting is not None
     metadata["learning_rates"] = [group["lr"] for group in optimizer.param_groups]
     checkpoint.save(path, tensors, metadata)
 
@@ -150,12 +154,10 @@ def load_last(
     fixed = {key: value for key, value in written.items() if key not in _FREE_OPTIONS}
     checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
     _load_weights(path, model, tensors)
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            entries.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    _load_optimizer(optimizer, tensors)
+    if metadata.get("waiting_rows"):
+        assert isinstance(optimizer, RowAdam)
+        model.waiting_rows = optimizer
     if scheduler is not None:
         # Without weight decay an older checkpoint has two groups, of equal rates.
         rates = metadata["learning_rates"][: len(optimizer.param_groups)]
@@ -166,6 +168,23 @@ def load_last(
     torch.set_rng_state(tensors["rng.torch"])
     known = {field.name for field in fields(TrainState)}
     return TrainState(**{key: value for key, value in metadata["state"].items() if key in known})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def catch_up(model: SequentialRecommender, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Brings the tables of a model that has the weights of a ``last`` checkpoint up to date, if rows of them wait."""
+    if metadata.get("waiting_rows"):
+        optimizer = RowAdam(model.parameter_groups(), model.learning_rate, **metadata["options"]["optimizer_params"])
+        _load_optimizer(optimizer, tensors)
+        optimizer.flush()
 
 
 def _weights(model: SequentialRecommender) -> dict[str, Tensor]:

@@ -16,10 +16,12 @@ from fastseq.data.loader import Loader
 from fastseq.data.resident import ResidentData, ResidentEpoch, Sizes
 from fastseq.errors import TrainingError
 from fastseq.models.base import SequentialRecommender
+from fastseq.optim import RowAdam
 
 from .distributed import Ranks
 from .options import TrainingOptions
 from .precision import products
+from .rows import TouchedRows
 
 
 class Work(Protocol):
@@ -69,6 +71,8 @@ class EagerSteps:
     ) -> None:
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.options, self.objective, self.ranks = options, objective, ranks
+        fixed = loader.device.type != "cpu" and ranks.world_size == 1  # what is exchanged, the host must know
+        self._rows = TouchedRows(model, optimizer, fixed, ranks) if isinstance(optimizer, RowAdam) else None
         self._losses: list[Tensor] = []
 
     def of_epoch(self, epoch: int, start: int) -> Generator[JaggedBatch, None, None]:
@@ -79,7 +83,7 @@ class EagerSteps:
         self.model.hold_rng(work.rng)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
         scale = self.ranks.world_size
-        self._losses.append(descend(self.model, self.optimizer, self.objective, work, self.options, scale))
+        self._losses.append(descend(self.model, self.optimizer, self.objective, work, self.options, scale, self._rows))
 
     def losses(self) -> list[float]:
         if not self._losses:
@@ -135,6 +139,7 @@ class StaticSteps:
         options: TrainingOptions,
     ) -> None:
         self.model, self.optimizer, self.data, self.options = model, optimizer, data, options
+        self._rows = TouchedRows(model, optimizer, fixed=True) if isinstance(optimizer, RowAdam) else None
         self.recording = data.device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(data.device) if self.recording else None
         self._graph: Any = None
@@ -161,6 +166,8 @@ class StaticSteps:
                 self.sizes, self._graph, self._warm = self._epoch.capacities(MARGIN), None, 0
         self._known = max(self._known, epoch + 1)
         assert self._epoch is not None
+        if self._rows is not None:
+            self._rows.optimizer.reserve(len(self.data.loader))
         for number, n_targets in enumerate(self._epoch.n_targets[start:].tolist(), start):
             yield Place(number, n_targets)
 
@@ -244,7 +251,7 @@ class StaticSteps:
         for group, rate in zip(groups, self._rates.unbind(), strict=False):
             group.update(lr=rate, capturable=captured)
         try:
-            loss = descend(self.model, self.optimizer, self.model.loss, batch, self.options)
+            loss = descend(self.model, self.optimizer, self.model.loss, batch, self.options, rows=self._rows)
         finally:
             for group, values in zip(groups, kept, strict=True):
                 group.update(values)
@@ -258,15 +265,25 @@ def descend(
     batch: JaggedBatch,
     options: TrainingOptions,
     scale: int = 1,
+    rows: TouchedRows | None = None,
 ) -> Tensor:
-    """One optimizer step: the loss of ``batch``, which is returned, its gradients times ``scale``, the update."""
+    """One optimizer step: the loss of ``batch``, which is returned, its gradients times ``scale``, the update.
+
+    With ``rows`` tables get gradients of the rows that the batch touches and no others.
+    """
     device = batch.items.device
+    if rows is not None:
+        batch = rows.gather(batch)
     with products(options.precision, device):
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             loss = objective(batch)
         loss.backward(_upstream(scale, loss.dtype, device))
+    touched = [] if rows is None else rows.gradients()
     if options.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-    optimizer.step()
+        nn.utils.clip_grad_norm_([*model.parameters(), *touched], options.clip_norm)
+    if rows is None:
+        optimizer.step()
+    else:
+        rows.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()

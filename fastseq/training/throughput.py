@@ -72,6 +72,7 @@ def train_throughput(
     loss: str | None = None,
     precision: str = "fp32",
     execution: str = "auto",
+    updates: str = "auto",
     per_target: bool = False,
     seconds: float = 20.0,
     warmup_seconds: float = 2.0,
@@ -83,8 +84,8 @@ def train_throughput(
     first run of ``warmup_seconds`` is not counted. ``device`` is as ``fastseq.load`` takes it.
 
     Returns:
-        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, execution (in words), device
-        (its name), peak_rss_mb, config, versions.
+        targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, execution and updates (in
+        words), device (its name), peak_rss_mb, config, versions.
     """
     device = find_device(device)
     interactions = read(data)
@@ -94,7 +95,7 @@ def train_throughput(
     def run(limit: float) -> Trainer:
         reset_peak_rss()
         # The clock ends it, not the epochs.
-        how: Any = {**kept, "execution": execution}
+        how: Any = {**kept, "execution": execution, "updates": updates}
         options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **how)
         return Trainer(_built(model, params, interactions, device), everything(interactions), options)
 
@@ -107,7 +108,7 @@ def train_throughput(
         "seconds": round(result.seconds, 3),
         "stride": 1 if per_target else built.window_stride or built.max_seq_len,
         "batch_size": batch_size,
-        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss", "execution")},
+        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss", "execution", "updates")},
         **kept,
         **_circumstances(built, data, interactions),
     }

@@ -347,6 +347,17 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             parse_config(VALID | {"reader": {"local_path": wrong}})
 
 
+def test_updates_have_a_short_form() -> None:
+    def parsed(optimizer: object) -> Any:
+        tree = {"models": {"SASRec": VALID["models"]["SASRec"] | {"optimization": {"optimizer": optimizer}}}}
+        return parse_config(VALID | tree).models[0].optimization.optimizer
+
+    assert parsed("rows") == parsed({"updates": "rows"}) and parsed("rows").updates == "rows"
+    assert parsed(None).updates == parsed({"name": "adam"}).updates == "auto"
+    with pytest.raises(ConfigError, match="optimizer"):
+        parsed("row")
+
+
 def test_warprecs_keys_without_a_meaning_are_listed_and_one_element_lists_are_values() -> None:
     optimization = {"strategy": "grid", "num_samples": 3, "properties": {"mode": "max", "seed": 7}, "optimizer": None}
     config = parse_config(

@@ -17,7 +17,7 @@ from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
 
 from .tiny import make_model, make_split
-from .worker import PARAMS, stop_with_others, train_recorded, train_with_others
+from .worker import PARAMS, stop_with_others, train_recorded, train_rows, train_with_others
 
 
 def free_port() -> int:
@@ -62,6 +62,37 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert (a["step"], a["targets"]) == (b["step"], b["targets"])
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
         assert a["validation"] == pytest.approx(b["validation"], abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_users"), [("SASRec", 60), ("GRU4Rec", 60), ("Caser", 60), ("SASRec", 7)])
+def test_ranks_exchange_the_rows_that_they_touch(tmp_path: Path, name: str, n_users: int) -> None:
+    """Two and three processes end where one on whole tables does, and none sends a table."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.worker"])
+    for world_size, updates in ((1, "dense"), (2, "rows"), (3, "rows")):
+        port, folder = free_port(), tmp_path / str(world_size)
+        folder.mkdir()
+        processes = [
+            context.Process(target=train_rows, args=(rank, world_size, port, str(folder), name, n_users, updates))
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    one = load_file(tmp_path / "1" / "rank0of1.safetensors")
+    for world_size in (2, 3):
+        ranks = [load_file(tmp_path / f"{world_size}/rank{i}of{world_size}.safetensors") for i in range(world_size)]
+        for key, tensor in one.items():
+            if key != "sent":
+                torch.testing.assert_close(ranks[0][key], tensor, rtol=1e-5, atol=1e-7, msg=key)
+                assert all(torch.equal(rank[key], ranks[0][key]) for rank in ranks), key
+        for rank in ranks:
+            sent, steps = rank["sent"].tolist()
+            table = one["item_embedding.weight"].nbytes
+            assert 0 < sent / steps < table / 2
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from fastseq.ops.philox import STREAM
 from fastseq.training import checkpoint
 from fastseq.training.evaluation import Evaluation, evaluate
 from fastseq.training.loop import Progress, Trainer
-from fastseq.training.options import TrainingOptions
+from fastseq.training.options import TrainingOptions, Updates
 from fastseq.training.run import RunFolder, load
 from tests.models.small import small_params
 
@@ -153,8 +153,10 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("per_target", [False, True])
-def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str, per_target: bool) -> None:
+@pytest.mark.parametrize(("per_target", "updates"), [(False, "dense"), (True, "dense"), (False, "rows")])
+def test_every_model_resumes_inside_an_epoch_and_loads(
+    tmp_path: Path, name: str, per_target: bool, updates: Updates
+) -> None:
     split = make_split()
     data = split.interactions
     changes = {"dropout_prob": 0.3, "weight_decay": 0.01, "epochs": 2, "neg_samples": 2, "reg_weight": 0.01}
@@ -163,7 +165,7 @@ def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str
         params = small_params(name, **changes, **({"n_layers": 2} if name == "SASRec" else {}))
         return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items}, seed=seed)
 
-    options = TrainingOptions(per_target=per_target)
+    options = TrainingOptions(per_target=per_target, updates=updates)
     whole, model = build(1), build(1)
     Trainer(whole, split, options).fit()
 
@@ -171,7 +173,8 @@ def test_every_model_resumes_inside_an_epoch_and_loads(tmp_path: Path, name: str
         if progress.step == progress.total_steps - 2:
             raise Killed
 
-    every_step = TrainingOptions(per_target=per_target, checkpoint_every_seconds=0, progress_every_seconds=0)
+    often: dict[str, Any] = {"checkpoint_every_seconds": 0, "progress_every_seconds": 0}
+    every_step = TrainingOptions(per_target=per_target, updates=updates, **often)
     trainer = Trainer(model, split, every_step, tmp_path / "x", die)
     with pytest.raises(Killed):
         trainer.fit()

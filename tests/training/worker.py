@@ -13,9 +13,12 @@ import torch._dynamo  # torch.optim imports it when it is first used: once here 
 from safetensors.torch import save_file
 
 from fastseq.data.batch import JaggedBatch
+from fastseq.models import MODELS
+from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Trainer
-from fastseq.training.options import TrainingOptions
+from fastseq.training.options import TrainingOptions, Updates
+from tests.models.small import required_params
 
 from .tiny import make_model, make_split
 
@@ -77,6 +80,35 @@ def train_with_others(rank: int, world_size: int, port: int, folder: str) -> Non
     save_file(tensors, f"{folder}/rank{rank}.safetensors")
     torch.distributed.destroy_process_group()
     os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli)
+
+
+def train_rows(rank: int, world_size: int, port: int, folder: str, name: str, n_users: int, updates: Updates) -> None:
+    """One rank of a training by rows, or on whole tables, in float64; each writes its weights and what it sent."""
+    if world_size > 1:
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+        }  # fmt: skip
+    torch.set_num_threads(1)
+    split = make_split(n_users=n_users, n_items=200)
+    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+    params = required_params(name, reg_weight=0.01, weight_decay=0.01, batch_size=20, epochs=3, max_seq_len=8)
+    model = MODELS[name](params, info, seed=1).double()
+    trainer = Trainer(model, split, TrainingOptions(clip_norm=0.5, updates=updates), Path(folder) / "run")
+    sent = 0
+    gather = Ranks.gather
+
+    def counted(self: Ranks, tensor: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal sent
+        sent += tensor.nbytes
+        return gather(self, tensor)
+
+    Ranks.gather = counted  # type: ignore[method-assign]
+    result = trainer.fit()
+    tensors = {**model.state_dict(), "sent": torch.tensor([sent, result.steps])}
+    save_file(tensors, f"{folder}/rank{rank}of{world_size}.safetensors")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+    os._exit(0)
 
 
 def stop_with_others(rank: int, world_size: int, port: int, folder: str) -> None:

@@ -1,0 +1,154 @@
+"""Training on the rows of a table that a step touches: neither a gradient nor an update of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastseq.data.batch import JaggedBatch
+from fastseq.models.base import SequentialRecommender
+from fastseq.optim import RowAdam, RowGradient
+
+from .distributed import Ranks
+
+# From so many times as many rows as a step may touch, updates by rows are faster. On a GPU, where a step has launches
+# more but none that waits, an estimate.
+FEW_ROWS = {"cpu": 4, "cuda": 64}
+
+
+def tables_of(model: SequentialRecommender) -> list[nn.Parameter]:
+    """Of a model of fastseq's the item table, and the user table where it reads one."""
+    embeddings = [model.item_embedding, *([model.user_embedding] if model.needs_user else [])]
+    return [embedding.weight for embedding in embeddings]
+
+
+def most_touched(model: SequentialRecommender) -> int:
+    """About how many rows a step touches at most: an event, a target and its negatives, and its user."""
+    negatives = model.neg_samples if model.negatives == "shared" else model.neg_samples * model.batch_size
+    return model.batch_size * (2 + model.needs_user) + negatives
+
+
+def flush(model: SequentialRecommender, optimizer: RowAdam) -> None:
+    """Brings the tables up to date in place. Only where a run always does: it rounds otherwise than later at once."""
+    if model.waiting_rows is not None:
+        optimizer.flush()
+        model.waiting_rows = None
+
+
+class TouchedRows:
+    """The rows of a model's tables that one batch reads, as leaves of autograd in place of the tables.
+
+    ``gather`` numbers the ids of a batch anew, by their places among its distinct ids, and hands the model those rows,
+    up to date; the gradients of the rows are then those of the tables, with which ``step`` moves them.
+
+    Args:
+        model: one whose ``loss`` reads its tables through a batch's ``item_rows`` and ``user_rows``.
+        optimizer: what keeps the tables' rows.
+        fixed: give the rows of a batch as much room as it has ids, whichever they are, and ask the device nothing: for
+            CUDA graphs. Else they are as many as there are, and gradients are sparse tensors.
+        ranks: those that train together. Their tables are the same; the rows that any of them touches are exchanged.
+    """
+
+    def __init__(self, model: SequentialRecommender, optimizer: RowAdam, fixed: bool, ranks: Ranks = Ranks()) -> None:
+        self.model, self.optimizer, self.fixed, self.ranks = model, optimizer, fixed, ranks
+        self._touched: list[_Touched] = []
+
+    def gather(self, batch: JaggedBatch) -> JaggedBatch:
+        """``batch`` in numbers of its own rows, which it holds."""
+        self._touched.clear()
+        self.model.waiting_rows = self.optimizer
+        ids = {name: getattr(batch, name) for name in ("items", "targets", "negatives", "l2_items")}
+        rows, places = self._rows(self.model.item_embedding.weight, ids, self.model.n_items)
+        if self.fixed:  # targets that do not count are still none
+            places["targets"] = torch.where(batch.targets < 0, batch.targets, places["targets"])
+        batch = replace(batch, item_rows=rows, **places)
+        if self.model.needs_user:
+            users = {"target_users": batch.users_of_targets}
+            rows, places = self._rows(self.model.user_embedding.weight, users, None)
+            batch = replace(batch, user_rows=rows, **places)
+        return batch
+
+    def gradients(self) -> list[Tensor]:
+        """After a backward pass: rows with their gradients, those of all ranks."""
+        if self.ranks.world_size > 1:
+            self._touched = [each.of_all(self.ranks) for each in self._touched]
+        return [each.rows for each in self._touched]
+
+    def step(self) -> None:
+        """One step of the optimizer, with the gradients of the rows and of all other parameters."""
+        if self.fixed:
+            self.optimizer.step(rows={each.table: each.gradient() for each in self._touched})
+        else:
+            for each in self._touched:
+                indices, values = each.ids[None], each.gradient().grad
+                each.table.grad = torch.sparse_coo_tensor(
+                    indices, values, each.table.shape, check_invariants=False, is_coalesced=True
+                )
+            self.optimizer.step()
+        self._touched.clear()
+
+    def _rows(
+        self, table: nn.Parameter, ids: dict[str, Tensor | None], padding: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows of a table, of the distinct ids in ascending order, and for each name the places of its ids there.
+        ``padding``, an id above all others, has the last place, whether it is among them or not."""
+        named = {name: each for name, each in ids.items() if each is not None}
+        together = torch.cat([each.reshape(-1) for each in named.values()])
+        if self.fixed:
+            distinct, places, count = distinct_in_place(together, padding)
+        else:
+            if padding is not None:
+                together = torch.cat([together, together.new_full((1,), padding)])
+            distinct, places = torch.unique(together, return_inverse=True)
+            count = None
+        self.optimizer.catch_up(table, distinct, count)
+        rows = table.detach().index_select(0, distinct).requires_grad_()
+        self._touched.append(_Touched(table, distinct, rows, count))
+        pieces = places[: sum(each.numel() for each in named.values())].split([x.numel() for x in named.values()])
+        return rows, {name: piece.view(each.shape) for (name, each), piece in zip(named.items(), pieces, strict=True)}
+
+
+@dataclass
+class _Touched:
+    """Rows of a table: the ids, the leaf, and how many of them count, from the first (None: all)."""
+
+    table: nn.Parameter
+    ids: Tensor
+    rows: Tensor
+    count: Tensor | None
+
+    def gradient(self) -> RowGradient:
+        grad = torch.zeros_like(self.rows) if self.rows.grad is None else self.rows.grad
+        return RowGradient(self.ids, grad, self.count)
+
+    def of_all(self, ranks: Ranks) -> _Touched:
+        """The rows that any rank has touched, and the mean over the ranks of their gradients: summed in the order of
+        the ranks, so that all have the same bits. Each sends its rows, padded to the longest list."""
+        sizes = ranks.gather(torch.tensor([self.ids.shape[0]]))
+        most = int(max(sizes))
+        ids, grad = self.ids.new_zeros(most), self.rows.new_zeros(most, self.rows.shape[1])
+        ids[: self.ids.shape[0]], grad[: self.ids.shape[0]] = self.ids, self.gradient().grad
+        all_ids = torch.cat([x[:n] for x, n in zip(ranks.gather(ids), sizes, strict=True)])
+        all_grads = torch.cat([x[:n] for x, n in zip(ranks.gather(grad), sizes, strict=True)])
+        distinct, places = torch.unique(all_ids, return_inverse=True)
+        rows = self.rows.new_empty(distinct.shape[0], self.rows.shape[1])
+        rows.grad = torch.zeros_like(rows).index_add_(0, places, all_grads).div_(ranks.world_size)
+        return _Touched(self.table, distinct, rows, None)
+
+
+def distinct_in_place(ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct of ids [N], ascending: int64 [N + 1], of which the first ``count`` [1] are some, without padding, and
+    the others are padding, or 0; and the place of each id among them. Ids below 0 are nowhere, at some place."""
+    last = ids.shape[0]
+    ordered, order = torch.sort(ids.clamp(min=0))
+    first = torch.ones_like(ordered)
+    first[1:] = ordered[1:] != ordered[:-1]
+    place = first.cumsum(0) - 1
+    distinct = ids.new_full((last + 1,), 0 if padding is None else padding).index_copy_(0, place, ordered)
+    count = place[-1:] + 1
+    if padding is not None:
+        count = count - (ordered[-1:] == padding).long()
+        place = torch.where(ordered == padding, last, place)
+    return distinct, torch.empty_like(place).index_copy_(0, order, place), count

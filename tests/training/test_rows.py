@@ -1,0 +1,181 @@
+"""Training on the rows that a step touches: the same as on whole tables, whoever looks at the model meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastseq.data.split import Split
+from fastseq.errors import ConfigError
+from fastseq.models import MODELS, SequentialRecommender
+from fastseq.optim import RowAdam
+from fastseq.training import loop
+from fastseq.training.loop import Trainer
+from fastseq.training.options import TrainingOptions
+from fastseq.training.result import Progress
+from fastseq.training.rows import distinct_in_place
+from fastseq.training.run import RunFolder, load
+from tests.models.small import small_params
+
+from .tiny import make_model, make_split, same_weights
+
+SHARED = {"loss": "sampled_softmax", "negatives": "shared", "neg_samples": 5}
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return make_split(n_users=60, n_items=200)
+
+
+def build(split: Split, name: str, **changes: Any) -> SequentialRecommender:
+    data = split.interactions
+    params = small_params(name, epochs=2, **{"neg_samples": 2, "weight_decay": 0.01, **changes})
+    return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items})
+
+
+def trained(model: SequentialRecommender, split: Split, **options: Any) -> Trainer:
+    trainer = Trainer(model, split, TrainingOptions(**options))
+    trainer.fit()
+    return trainer
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("changes", [{"reg_weight": 0.01}, SHARED], ids=["bpr", "shared"])
+def test_rows_end_where_whole_tables_do(split: Split, name: str, changes: dict[str, Any]) -> None:
+    models, moved = [], []
+    for updates in ("dense", "rows"):
+        model = build(split, name, batch_size=16, **changes).double()
+        start = {key: x.clone() for key, x in model.state_dict().items()}
+        trainer = trained(model, split, updates=updates, clip_norm=0.02, warmup_steps=3, schedule="cosine")
+        assert isinstance(trainer.optimizer, RowAdam) == (updates == "rows")
+        models.append(model.state_dict())
+        moved.append({key: (x.double() - start[key].double()).abs().max() for key, x in model.state_dict().items()})
+    for key, x in models[0].items():
+        far = (models[1][key].double() - x.double()).abs().max()
+        assert far <= 1e-6 * moved[0][key], key
+    assert moved[0]["item_embedding.weight"] > 1e-3
+
+
+@pytest.mark.parametrize("padding", [None, 9])
+@pytest.mark.parametrize("ids", [[3, 1, 3, 9, 0], [4, 4], [9], [-100, 2, -1]])
+def test_a_batch_has_room_for_as_many_rows_as_ids(ids: list[int], padding: int | None) -> None:
+    distinct, places, count = distinct_in_place(torch.tensor(ids), padding)
+    assert distinct.shape[0] == len(ids) + 1 and count.shape == (1,)
+    known = sorted({max(x, 0) for x in ids} - {padding})
+    assert distinct[: int(count)].tolist() == known
+    assert all(int(distinct[place]) == max(x, 0) for x, place in zip(ids, places.tolist(), strict=True))
+    if padding is not None:  # its place is the last, which has no gradient
+        assert all(place == len(ids) for x, place in zip(ids, places.tolist(), strict=True) if x == padding)
+        assert distinct[-1] == padding
+
+
+def test_no_tensor_of_a_step_is_as_large_as_a_table(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are those of the rows, and only those rows change in a step."""
+    model = build(split, "SASRec", batch_size=8)
+    trainer = Trainer(model, split, TrainingOptions(updates="rows"))
+    table, seen = model.item_embedding.weight, []
+    step = RowAdam.step
+
+    def look(self: RowAdam, *arguments: Any) -> Any:
+        assert table.grad is not None and table.grad.is_sparse and table.grad.is_coalesced()
+        touched, before = table.grad.indices()[0], table.detach().clone()
+        assert touched.shape[0] < table.shape[0] / 2 and bool((touched.diff() > 0).all())
+        result = step(self, *arguments)
+        changed = (table.detach() != before).any(dim=1).nonzero()[:, 0]
+        assert set(changed.tolist()) <= set(touched.tolist())
+        seen.append(changed.shape[0])
+        return result
+
+    monkeypatch.setattr(RowAdam, "step", look)
+    trainer.fit()
+    assert len(seen) > 4 and min(seen) > 0
+
+
+@pytest.mark.parametrize("name", ["SASRec", "Caser"])
+def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_path: Path) -> None:
+    """state_dict, recommend and the checkpoint inside an epoch see the tables as dense training has them."""
+    options: dict[str, Any] = {"updates": "rows", "progress_every_seconds": 0.0}
+    changes = {"batch_size": 16, "learning_rate": 0.05}
+    alone = build(split, name, **changes).double()
+    trained(alone, split, **options)
+    watched, whole = (build(split, name, **changes).double() for _ in range(2))
+    seen: list[dict[str, Tensor]] = []
+    answers: list[Any] = []
+
+    def look(progress: Progress) -> None:
+        if progress.validation is None and progress.step % 3 == 0:
+            assert watched.waiting_rows is not None
+            seen.append({key: x.clone() for key, x in watched.state_dict().items()})
+            users = [split.interactions.user_ids.decode([0])[0]] if name == "Caser" else None
+            answers.append(watched.recommend([[1, 2, 3]], k=5, users=users))
+
+    Trainer(watched, split, TrainingOptions(**options), on_progress=look).fit()
+    assert same_weights(watched, alone)
+    assert watched.waiting_rows is None
+
+    copy = build(split, name).double()
+    copy.catalogue = watched.catalogue
+    expected: list[dict[str, Tensor]] = []
+
+    def keep(progress: Progress) -> None:
+        if progress.validation is None and progress.step % 3 == 0:
+            expected.append({key: x.clone() for key, x in whole.state_dict().items()})
+
+    Trainer(whole, split, TrainingOptions(**options | {"updates": "dense"}), on_progress=keep).fit()
+    assert len(seen) == len(expected) > 4
+    for x, y in zip(seen, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
+    for weights, answer in zip(seen, answers, strict=True):
+        copy.load_state_dict(weights)
+        users = [split.interactions.user_ids.decode([0])[0]] if name == "Caser" else None
+        assert copy.eval().recommend([[1, 2, 3]], k=5, users=users) == answer
+
+
+def test_a_checkpoint_inside_an_epoch_is_loaded_as_training_would_leave_it(split: Split, tmp_path: Path) -> None:
+    model = build(split, "SASRec", batch_size=16)
+    options = TrainingOptions(updates="rows", progress_every_seconds=0, checkpoint_every_seconds=0)
+    there: dict[str, Tensor] = {}
+
+    def stop(progress: Progress) -> None:
+        if progress.step == progress.total_steps // 2 + 3:
+            there.update({key: x.clone() for key, x in model.state_dict().items()})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, split, options, tmp_path / "x", stop).fit()
+    # ``last`` was written after the step before: one step more on it is what the model had.
+    last = RunFolder(tmp_path / "x", resume=True).last_path
+    loaded = load(last)
+    assert not same_weights(loaded, model)
+    resumed = build(split, "SASRec", batch_size=16)
+    trainer = Trainer(resumed, split, options, tmp_path / "x", resume=True)
+    assert same_weights(resumed, loaded), "what waits is made up for, in either"
+    assert not torch.equal(resumed.item_embedding.weight, loaded.item_embedding.weight), "and lies as it did"
+    trainer.run.unlock()  # type: ignore[union-attr]
+
+
+def test_what_decides(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def why(name: str = "SASRec", updates: str = "auto", changes: dict[str, Any] | None = None, **options: Any) -> str:
+        trainer = Trainer(build(split, name, **changes or {}), split, TrainingOptions(updates=updates, **options))  # type: ignore[arg-type]
+        assert isinstance(trainer.optimizer, RowAdam) == (trainer._why_dense is None)
+        return trainer._why_dense or "rows"
+
+    assert why() == "a step may touch 256 of 201 rows"
+    assert why(changes={"batch_size": 8}) == "rows"
+    monkeypatch.setattr(loop, "FEW_ROWS", {"cpu": 0})
+    assert why() == why(optimizer_params={"betas": [0.8, 0.99]}) == "rows"
+    assert why(updates="dense") == "updates is dense"
+    assert "AdamW" in why(optimizer="AdamW")
+    assert "amsgrad" in why(optimizer_params={"amsgrad": True})
+    with pytest.raises(ConfigError, match="updates is rows, but the optimizer is SGD; use auto or dense"):
+        why(updates="rows", optimizer="SGD")
+    with pytest.warns(UserWarning, match="updates is rows, but cross_entropy gives every item a gradient: they are"):
+        assert "cross_entropy" in why(updates="rows", changes={"loss": "cross_entropy", "neg_samples": 0})
+    tiny = Trainer(make_model(split), split, TrainingOptions())
+    assert "Tiny is not one of fastseq's own" in str(tiny._why_dense)
+    with pytest.raises(ConfigError, match="updates is 'row', expected"):
+        TrainingOptions(updates="row")  # type: ignore[arg-type]
