@@ -47,8 +47,8 @@ class RowAdam(torch.optim.Optimizer):
     Other parameters are updated by PyTorch's fused Adam. One that had sparse gradients may have a dense one: it touches
     every row. One without a gradient is skipped at that step, as in PyTorch.
 
-    State of a table: ``exp_avg``, ``exp_avg_sq`` [V, d]; ``last_step`` int32 [V], the step that a row is up to date with,
-    0 where it never had a gradient; ``history``, 64 bytes a step since the last ``flush`` (it grows by doubling, from
+    State of a table: ``exp_avg``, ``exp_avg_sq`` [V, d]; ``last_step`` int32 [V], the step that a row is up to date
+    with, 0 where it never had a gradient; ``history``, 64 bytes a step since the last ``flush`` (it grows by doubling, from
     88 KB with the default betas), and ``clock``. ``state_dict`` keeps them as they lie: training goes on bit for bit.
 
     Args:
