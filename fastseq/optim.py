@@ -48,8 +48,8 @@ class RowAdam(torch.optim.Optimizer):
     every row. One without a gradient is skipped at that step, as in PyTorch.
 
     State of a table: ``exp_avg``, ``exp_avg_sq`` [V, d]; ``last_step`` int32 [V], the step that a row is up to date
-    with, 0 where it never had a gradient; ``history``, 64 bytes a step since the last ``flush`` (it grows by doubling, from
-    88 KB with the default betas), and ``clock``. ``state_dict`` keeps them as they lie: training goes on bit for bit.
+    with, 0 where it never had a gradient; ``history``, 64 bytes a step since the last ``flush`` (it grows by doubling,
+    from 88 KB with the default betas), and ``clock``. ``state_dict`` keeps them as they lie: training goes on bit for bit.
 
     Args:
         params: parameters or groups of them, as of any optimizer.
@@ -211,9 +211,11 @@ class RowAdam(torch.optim.Optimizer):
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, given: RowGradient) -> None:
         table = self._table(parameter) or self._new_table(group, parameter)
         if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
-            if self._room.get(parameter, 0) < 1:
+            if parameter not in self._room:  # loaded
+                self.reserve(1)
+            if self._room[parameter] < 1:
                 self.reserve(max(self._reserved, table.state[3].shape[0]))
-                table.state[3] = self.state[parameter]["history"]
+            table.state[3] = self.state[parameter]["history"]
             self._room[parameter] -= 1
         history, clock = table.state[3:]
         betas = table.settings["betas"]
