@@ -49,7 +49,7 @@ class RowAdam(torch.optim.Optimizer):
 
     State of a table: ``exp_avg``, ``exp_avg_sq`` [V, d]; ``last_step`` int32 [V], the step that a row is up to date
     with, 0 where it never had a gradient; ``history``, 64 bytes a step since the last ``flush`` (it grows by doubling,
-    from 88 KB with the default betas), and ``clock``. ``state_dict`` keeps them as they lie: training goes on bit for bit.
+    from 88 KB by default), and ``clock``. ``state_dict`` keeps them as they lie: training goes on bit for bit.
 
     Args:
         params: parameters or groups of them, as of any optimizer.
