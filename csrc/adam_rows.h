@@ -4,21 +4,18 @@
 
 namespace fastseq {
 
-// One Adam step of an embedding table [rows, width] whose gradient is zero but for some rows.
+// An embedding table under Adam of which a step touches few rows: see fastseq/ops/adam_rows.py.
 template <typename T>
 struct AdamTable {
     T *weight, *exp_avg, *exp_avg_sq;  // [rows, width]
-    int64_t* last_step;                // [rows]: the step its moments are decayed to, 0 while they are zero
-    int64_t rows, width, step;
-    double lr, beta1, beta2, eps;
+    int32_t* last_step;                // [rows]: the step that a row is up to date with, 0 while its moments are zero
+    const double* history;             // 8 numbers a step, those of step t at row offset + t
+    int64_t rows, width, step, offset;
+    double beta1, beta2, eps;
 };
 
-// Every row with a gradient or with moments: slots[row] is its row of grad, or -1.
-FASTSEQ_KERNEL(template <typename T> void, adam_dense,
-               (const AdamTable<T>& table, const int32_t* slots, const T* grad, int threads))
-
-// Only the `count` distinct rows given.
-FASTSEQ_KERNEL(template <typename T> void, adam_lazy,
-               (const AdamTable<T>& table, const int64_t* rows, int64_t count, const T* grad, int threads))
+// Brings `count` distinct rows up to date, all where row is null, and takes the step where grad [count, width] is given.
+FASTSEQ_KERNEL(template <typename T> void, adam_rows,
+               (const AdamTable<T>& table, const int64_t* row, int64_t count, const T* grad, int threads))
 
 }  // namespace fastseq

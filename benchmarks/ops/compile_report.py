@@ -163,9 +163,12 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     data, epoch = [ids(users)] * 6, [ids(users)] + [ids(users + 1)] * 3
     sizes = {"n_events": n, "n_sequences": users, "n_targets": n, "n_history": n, "max_len": 50, "padding_idx": items}
     yield call("with the L2 term", ops.gather_windows, *data, *epoch, ids(2), **sizes)
-    for width, lazy in ((63, False), (63, True), (512, False), (512, True)):
-        tensors = [x(items, width, grad=False) for _ in range(3)] + [ids(items), ids(500), x(500, width, grad=False)]
-        yield call(f"width {width}, lazy {lazy}", ops.adam_rows, *tensors, ids(1), lr=1e-3, lazy=lazy)
+    for width in (63, 512):
+        table = [x(items, width, grad=False) for _ in range(3)] + [ids(items).int()]
+        steps = [torch.empty(n, 8, dtype=torch.float64, device="meta"), ids(2)]
+        yield call(f"width {width}, all", ops.adam_rows, *table, *steps)
+        yield call(f"width {width}, no step", ops.adam_rows, *table, *steps, ids(500))
+        yield call(f"width {width}", ops.adam_rows, *table, *steps, ids(500), x(500, width, grad=False), ids(1))
 
 
 def record(architectures: list[str], reference_shapes: bool = False) -> list[Launch]:

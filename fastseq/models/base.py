@@ -172,7 +172,9 @@ class SequentialRecommender(nn.Module, ABC):
         training has been broken off or is under way."""
         if self.waiting_rows is None:
             return {}
-        tables = {"item": self.item_embedding.weight} | ({"user": self.user_embedding.weight} if self.needs_user else {})
+        tables = {"item": self.item_embedding.weight} | (
+            {"user": self.user_embedding.weight} if self.needs_user else {}
+        )
         return {name: self.waiting_rows.current(table) for name, table in tables.items()}
 
     def _rate(self, p: float) -> float:

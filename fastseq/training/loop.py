@@ -543,7 +543,8 @@ class Trainer:
         known, own = {"betas", "eps"}, type(model).configure_optimizers is SequentialRecommender.configure_optimizers
         reasons = {
             f"the optimizer is {options.optimizer}": options.optimizer != "Adam",
-            f"Adam's parameters are {', '.join(options.optimizer_params)}": not options.optimizer_params.keys() <= known,
+            f"Adam's parameters are {', '.join(options.optimizer_params)}": not options.optimizer_params.keys()
+            <= known,
             f"{type(model).__name__} has an optimizer of its own": not own,
             # What it does with ids or tables is not known.
             f"{type(model).__name__} is not one of fastseq's own models as they are": has_replaced_method(model)

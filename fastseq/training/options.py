@@ -98,7 +98,13 @@ class TrainingOptions:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))
-        choices = {"execution": Execution, "updates": Updates, "protocol": RankingProtocol, "mask_seen": MaskSeen, "history": History}
+        choices = {
+            "execution": Execution,
+            "updates": Updates,
+            "protocol": RankingProtocol,
+            "mask_seen": MaskSeen,
+            "history": History,
+        }
         for name, kind in choices.items():
             require(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         schedules = (*SCHEDULES, *optimizers.SCHEDULERS)

@@ -108,7 +108,9 @@ def train_throughput(
         "seconds": round(result.seconds, 3),
         "stride": 1 if per_target else built.window_stride or built.max_seq_len,
         "batch_size": batch_size,
-        **{key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss", "execution", "updates")},
+        **{
+            key: getattr(result, key) for key in ("steps", "targets", "first_loss", "last_loss", "execution", "updates")
+        },
         **kept,
         **_circumstances(built, data, interactions),
     }

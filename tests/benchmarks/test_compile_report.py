@@ -118,7 +118,8 @@ def calls(events, sequences, targets):
     seen = dict(seen_offsets=ids(sequences + 1), seen_items=ids(events), seen_sorted=True)
     yield ops.topk, (x(sequences, D), x(V, D), 10), seen
     dense = [x(V, D, grad=False) for _ in range(3)]
-    yield ops.adam_rows, (*dense, ids(V), chosen, x(targets, D, grad=False), ids(1)), dict(lr=1e-3)
+    history = torch.empty(events, 8, dtype=torch.float64, device="meta"), ids(2)
+    yield ops.adam_rows, (*dense, ids(V, kind=torch.int32), *history, chosen, x(targets, D, grad=False), ids(1)), {}
 
 def compiled(*sizes):
     def case(function, arguments, options):

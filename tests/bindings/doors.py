@@ -347,13 +347,16 @@ def topk_sort(m: Maker) -> Arguments:
 
 
 def adam_rows(m: Maker) -> Arguments:
-    rows, width, step = m.size(), m.size(most=40), m.size(1)
-    touched = m.within(m.rng.permutation(rows)[: m.size(most=rows)], 0, rows)
+    rows, width, step, before = m.size(), m.size(most=40), m.size(1), m.size(1)
+    steps = bool(m.flag())
+    touched = m.within(np.sort(m.rng.permutation(rows)[: m.size(most=rows)]), 0, rows)
     moments = {"exp_avg": m.written(m.floats(rows, width)), "exp_avg_sq": m.written(np.abs(m.floats(rows, width)))}
+    history = np.abs(m.rng.standard_normal((before + step + 1, 8)))
     return {
-        "weight": m.written(m.floats(rows, width)), **moments, "last_step": m.written(m.ids(0, step, rows)),
-        "rows": touched, "grad": m.floats(len(touched), width), "step": step,
-        "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "lazy": m.flag(), **THREADS,
+        "weight": m.written(m.floats(rows, width)), **moments,
+        "last_step": m.written(m.integers(0, step - steps + 1, rows, dtype=np.int32)), "history": history,
+        "clock": np.array([step, before]), "rows": touched, "grad": m.floats(len(touched), width) if steps else None,
+        "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, **THREADS,
     }  # fmt: skip
 
 

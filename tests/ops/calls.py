@@ -9,10 +9,36 @@ import torch
 from torch import Tensor
 
 from fastseq import ops
+from fastseq.ops.adam_rows import begin_step, end_step, new_history
 
 OFFSETS = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
 RNG = ops.make_rng(5, 2)
 T, B, D, V = 7, 3, 8, 11  # events, sequences, columns, items
+
+
+def _adam() -> dict[str, Any]:
+    """The third step: rows 3 and 5 had a gradient at the first."""
+    betas = (0.5, 0.9)
+    history, clock = new_history(betas, 3, torch.device("cpu"))
+    for step in range(3):
+        begin_step(history, clock, 0.1, betas)
+        if step < 2:
+            end_step(history, clock, betas)
+    last_step = torch.zeros(V, dtype=torch.int32)
+    last_step[[3, 5]] = 1
+    moved = last_step[:, None] > 0
+    return dict(
+        weight=torch.randn(V, D),
+        exp_avg=torch.randn(V, D) * moved,
+        exp_avg_sq=torch.rand(V, D) * moved,
+        last_step=last_step,
+        history=history,
+        clock=clock,
+        rows=torch.tensor([3, 4]),
+        grad=torch.randn(2, D),
+        count=torch.tensor([2]),
+        betas=betas,
+    )
 
 
 def _attention(rows: int) -> dict[str, Any]:
@@ -90,16 +116,7 @@ def _windows() -> dict[str, Any]:
 
 # By the name of the public op: its arguments.
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
-    "adam_rows": lambda: dict(
-        weight=torch.randn(V, D),
-        exp_avg=torch.zeros(V, D),
-        exp_avg_sq=torch.zeros(V, D),
-        last_step=torch.zeros(V, dtype=torch.int64),
-        rows=torch.tensor([3, 4]),
-        grad=torch.randn(2, D),
-        step=torch.tensor(1),
-        lr=0.1,
-    ),
+    "adam_rows": _adam,
     "bias_gelu_dropout": lambda: dict(x=torch.randn(T, D), bias=torch.randn(D), dropout_p=0.2, rng=RNG),
     "caser_windows": _caser,
     "causal_attention": lambda: _attention(T),
@@ -150,7 +167,7 @@ SHARED = torch.tensor([3, 4, 5])
 TABLE = dict(probability=torch.full((V,), 2**31), alias=torch.arange(V).flip(0))
 # What a call changes to take the other way through an op: what is optional left out, another setting.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "adam_rows": [dict(lazy=True)],
+    "adam_rows": [dict(grad=None), dict(rows=None, grad=None, count=None)],
     "dropout_add_norm": [dict(x_bias=None)],
     "embed_sequence": [dict(position_weight=None, norm_weight=None, norm_bias=None)],
     "gather_windows": [dict(history_before=None, n_history=0)],

@@ -9,16 +9,21 @@ from torch import Tensor
 
 from fastseq import _C
 
-from ._arrays import call, prepared
+from ._arrays import call, optional, prepared
 
 
-def adam_rows(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, *update: Any) -> None:
-    rows, grad, step, *settings = update
+def adam_rows(
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, history: Tensor, clock: Tensor,
+    rows: Tensor | None, grad: Tensor | None, count: Tensor | None, *settings: Any,
+) -> None:  # fmt: skip
+    if rows is not None:
+        rows = rows[: rows.shape[0] if count is None else int(count)].contiguous()
+        grad = None if grad is None else grad[: rows.shape[0]]
     updated = (weight, exp_avg, exp_avg_sq, last_step)
-    buffers = [*(prepared(tensor) for tensor in updated[:3]), last_step.contiguous()]
-    call(_C.adam_rows, *buffers, rows.contiguous(), prepared(grad), int(step), *settings)
+    buffers = [tensor.contiguous() for tensor in updated]
+    call(_C.adam_rows, *buffers, prepared(history), clock.contiguous(), rows, optional(grad), *settings)
     for tensor, buffer in zip(updated, buffers, strict=True):
-        if tensor.data_ptr() != buffer.data_ptr():  # a half type or a stride that C++ does not take
+        if tensor.data_ptr() != buffer.data_ptr():  # was not contiguous
             tensor.copy_(buffer)
         else:
             torch.autograd.graph.increment_version(tensor)
