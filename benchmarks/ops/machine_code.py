@@ -264,7 +264,7 @@ def class_of(opcode: str) -> str:
 # would have written is 0: an address within bounds, but no order of entries.
 SAMPLE = {"segments": 1024, "attention": 64, "gru": 4}
 OTHERS = 16
-WHOLE = ("_place",)
+WHOLE = ("_place", "_scale")
 
 
 def zeroed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
