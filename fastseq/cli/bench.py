@@ -41,7 +41,8 @@ def bench_train(
 
     figures = train_throughput(
         model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, execution=execution,
-        updates=updates, per_target=per_target, seconds=seconds, warmup_seconds=warmup, device=claim_device(device, "--device"),
+        updates=updates, per_target=per_target, seconds=seconds, warmup_seconds=warmup,
+        device=claim_device(device, "--device"),
     )  # fmt: skip
     _print_figures(figures, as_json)
 

@@ -81,8 +81,8 @@ class JaggedBatch(Packed):
         hidden: bool [T], the events that attention must not see, as padding ids inside a history; None: there are none.
         rng: int64 [2], (seed, step) of this step's dropout, another one on each rank; None: the model has its own.
         target_users: int64 [N], the user of each target; None: not made yet, see ``users_of_targets``.
-        item_rows, user_rows: float [R, d], the vectors that items, targets, negatives and l2_items, or users and
-            target_users, number, in the order of the tables that they are of; the last item is padding. None: the tables.
+        item_rows, user_rows: float [R, d], the vectors that items, targets, negatives and l2_items, or target_users,
+            number, in the order of their tables; the last item is padding. None: the tables themselves.
         divisor: int64 [], ``n_targets_global`` on the device, where that is 0 and some targets are unused: -100.
     """
 

@@ -178,7 +178,7 @@ def _leads(betas: tuple[float, float]) -> tuple[list[int], bool]:
 
     The weights decay like exp(-k / u), u = -1 / log(beta1 / sqrt(beta2)), while log(c_k) grows by
     -log(beta2) / 2 / (1 - beta2 ** t) a step. So c_k spreads about its mean by a share ``spread`` of u such steps, and
-    the first term that the expansion leaves out is at most 44 spread ** 5, 44 being the fifth moment of that distribution.
+    the first term that the expansion leaves out is at most 44 spread ** 5, 44 being that distribution's fifth moment.
     What comes after k steps counts (beta1 / sqrt(beta2)) ** k. Where c_k never settles, nothing is expanded.
     """
     decay = betas[0] / math.sqrt(betas[1])

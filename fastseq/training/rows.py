@@ -51,7 +51,7 @@ class TouchedRows:
         ranks: those that train together. Their tables are the same; the rows that any of them touches are exchanged.
     """
 
-    def __init__(self, model: SequentialRecommender, optimizer: RowAdam, fixed: bool, ranks: Ranks = Ranks()) -> None:
+    def __init__(self, model: SequentialRecommender, optimizer: RowAdam, fixed: bool, ranks: Ranks) -> None:
         self.model, self.optimizer, self.fixed, self.ranks = model, optimizer, fixed, ranks
         self._touched: list[_Touched] = []
 
@@ -139,8 +139,8 @@ class _Touched:
 
 
 def distinct_in_place(ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct of ids [N], ascending: int64 [N + 1], of which the first ``count`` [1] are some, without padding, and
-    the others are padding, or 0; and the place of each id among them. Ids below 0 are nowhere, at some place."""
+    """The distinct of ids [N], ascending: int64 [N + 1], of which the first ``count`` [1] are some, without padding,
+    and the others are padding, or 0; and the place of each id among them. An id below 0 has the place of 0."""
     last = ids.shape[0]
     ordered, order = torch.sort(ids.clamp(min=0))
     first = torch.ones_like(ordered)

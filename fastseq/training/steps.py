@@ -139,7 +139,7 @@ class StaticSteps:
         options: TrainingOptions,
     ) -> None:
         self.model, self.optimizer, self.data, self.options = model, optimizer, data, options
-        self._rows = TouchedRows(model, optimizer, fixed=True) if isinstance(optimizer, RowAdam) else None
+        self._rows = TouchedRows(model, optimizer, True, Ranks()) if isinstance(optimizer, RowAdam) else None
         self.recording = data.device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(data.device) if self.recording else None
         self._graph: Any = None
