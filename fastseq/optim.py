@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from .ops.adam_rows import adam_rows, begin_step, check_betas, end_step, new_his
 ROOM = 1024  # steps that a new history has room for
 
 
-class RowGradient(NamedTuple):
+@dataclass(frozen=True)
+class RowGradient:
     """The gradient of some rows of a table, in buffers of a fixed size.
 
     Attributes:
@@ -91,7 +93,7 @@ class RowAdam(torch.optim.Optimizer):
         self._fixed: dict[Tensor, dict[str, Any]] = {}  # the betas and eps that its sums were made with
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self, closure: Callable[[], Any] | None = None, rows: Mapping[Tensor, RowGradient] | None = None
     ) -> Any:
         """One step for every parameter with a gradient: ``.grad``, or by rows in ``rows``, which goes first.
@@ -167,9 +169,9 @@ class RowAdam(torch.optim.Optimizer):
         table = self._table(parameter)
         if table is None:
             return parameter.detach()[index].clone()
-        copies = [x[index].clone() for x in (parameter.detach(), *table.state[:3])]
-        adam_rows(*copies, *table.state[3:], **table.settings)
-        return copies[0]
+        weight, first, second, last_step = (x[index].clone() for x in (parameter.detach(), *table.state[:3]))
+        adam_rows(weight, first, second, last_step, *table.state[3:], **table.settings)
+        return weight
 
     def reserve(self, steps: int) -> None:
         """Makes room in every history for ``steps`` more, which a captured step cannot do. Waits for the device."""
@@ -206,7 +208,8 @@ class RowAdam(torch.optim.Optimizer):
         fixed = self._fixed.setdefault(parameter, settings)
         if settings != fixed:
             raise ValueError(f"betas and eps of a table may not change: they are {settings}, but were {fixed}")
-        return _Table([state[key] for key in _STATE], settings)
+        first, second, last_step, history, clock = (state[key] for key in _STATE)
+        return _Table((first, second, last_step, history, clock), settings)
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, given: RowGradient) -> None:
         table = self._table(parameter) or self._new_table(group, parameter)
@@ -215,12 +218,16 @@ class RowAdam(torch.optim.Optimizer):
                 self.reserve(1)
             if self._room[parameter] < 1:
                 self.reserve(max(self._reserved, table.state[3].shape[0]))
-            table.state[3] = self.state[parameter]["history"]
             self._room[parameter] -= 1
+            table = self._table(parameter) or table  # its history may be another
         history, clock = table.state[3:]
         betas = table.settings["betas"]
         begin_step(history, clock, group["lr"], betas)
-        adam_rows(parameter, *table.state, *given, **table.settings)
+        try:
+            adam_rows(parameter, *table.state, given.rows, given.grad, given.count, **table.settings)
+        except (ValueError, IndexError):  # nothing was written: the step has not begun
+            clock[:1] -= 1
+            raise
         end_step(history, clock, betas)
 
     def _new_table(self, group: dict[str, Any], parameter: Tensor) -> _Table:
@@ -258,7 +265,7 @@ class RowAdam(torch.optim.Optimizer):
             [self.state[parameter][key] for parameter in parameters] for key in ("exp_avg", "exp_avg_sq", "step")
         )
         adam(
-            parameters, [parameter.grad for parameter in parameters], firsts, seconds, [], steps,
+            parameters, [cast(Tensor, parameter.grad) for parameter in parameters], firsts, seconds, [], steps,
             fused=True, capturable=group["capturable"], amsgrad=False, maximize=False, lr=group["lr"],
             beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"],
         )  # fmt: skip
@@ -267,7 +274,7 @@ class RowAdam(torch.optim.Optimizer):
 class _Table(NamedTuple):
     """The arguments of ``adam_rows`` after the weight, before the rows, and its settings."""
 
-    state: list[Tensor]
+    state: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     settings: dict[str, Any]
 
 

@@ -551,14 +551,14 @@ class Trainer:
             or not type(model).__module__.startswith("fastseq."),
             "a table is frozen": not all(table.requires_grad for table in tables_of(model)),
         }
-        why = next((reason for reason, holds in reasons.items() if holds), None)
-        if why is not None and options.updates == "rows":
-            raise ConfigError(f"updates is rows, but {why}; use auto or dense")
-        if why is None and options.updates == "auto":
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None and options.updates == "rows":
+            raise ConfigError(f"updates is rows, but {reason}; use auto or dense")
+        if reason is None and options.updates == "auto":
             rows, most = sum(table.shape[0] for table in tables_of(model)), most_touched(model)
             if rows < FEW_ROWS[self.device.type] * most:
                 return f"a step may touch {most:,} of {rows:,} rows"
-        return why
+        return reason
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastseq.data.batch import JaggedBatch
 from fastseq.models.base import SequentialRecommender
@@ -18,7 +20,7 @@ from .distributed import Ranks
 FEW_ROWS = {"cpu": 4, "cuda": 64}
 
 
-def tables_of(model: SequentialRecommender) -> list[nn.Parameter]:
+def tables_of(model: SequentialRecommender) -> list[Tensor]:
     """Of a model of fastseq's the item table, and the user table where it reads one."""
     embeddings = [model.item_embedding, *([model.user_embedding] if model.needs_user else [])]
     return [embedding.weight for embedding in embeddings]
@@ -90,8 +92,8 @@ class TouchedRows:
         self._touched.clear()
 
     def _rows(
-        self, table: nn.Parameter, ids: dict[str, Tensor | None], padding: int | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, table: Tensor, ids: Mapping[str, Tensor | None], padding: int | None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Rows of a table, of the distinct ids in ascending order, and for each name the places of its ids there.
         ``padding``, an id above all others, has the last place, whether it is among them or not."""
         named = {name: each for name, each in ids.items() if each is not None}
@@ -114,7 +116,7 @@ class TouchedRows:
 class _Touched:
     """Rows of a table: the ids, the leaf, and how many of them count, from the first (None: all)."""
 
-    table: nn.Parameter
+    table: Tensor
     ids: Tensor
     rows: Tensor
     count: Tensor | None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastseq.optim import ROOM, RowAdam, RowGradient
 
@@ -50,23 +50,27 @@ class Gradients:
 
 
 def trained(kind: type[torch.optim.Optimizer], dtype: torch.dtype, steps: int, clip: float | None) -> dict[str, Any]:
-    """By schedule: the movement of a table's weights in ``steps`` steps, and its moments."""
+    """By schedule: where a table's weights have moved in ``steps`` steps, how far they have travelled, its moments."""
     start = torch.randn(V, D, generator=torch.Generator().manual_seed(1)).to(dtype)
     tables = {name: start.clone().requires_grad_() for name in SCHEDULES}
     more = {} if kind is RowAdam else {"fused": True}
     optimizer = kind([{"params": [table]} for table in tables.values()], lr=0.01, **more)  # type: ignore[call-arg]
     gradients = Gradients(steps)
+    travelled = {name: torch.zeros(V, D, dtype=torch.float64) for name in tables}
     for step in range(1, steps + 1):
         rows, grad = gradients(step)
         for group, rate, table in zip(optimizer.param_groups, SCHEDULES.values(), tables.values(), strict=True):
             group["lr"] = rate(step)
             slope = grad.to(dtype)
+            if clip is not None:  # clip_grad_norm_ takes no sparse gradients
+                slope = slope * min(1.0, clip / float(grad.norm()))
             table.grad = (
                 sparse(rows, slope) if kind is RowAdam else torch.zeros(V, D, dtype=dtype).index_copy(0, rows, slope)
             )
-        if clip is not None:
-            nn.utils.clip_grad_norm_(tables.values(), clip)
+        before = {name: table.detach().clone() for name, table in tables.items()}
         optimizer.step()
+        for name, table in tables.items():
+            travelled[name] += (table.detach() - before[name]).abs().double()
     if isinstance(optimizer, RowAdam):
         before = {name: optimizer.current(table) for name, table in tables.items()}
         optimizer.flush()
@@ -74,20 +78,24 @@ def trained(kind: type[torch.optim.Optimizer], dtype: torch.dtype, steps: int, c
     moments = {
         name: [optimizer.state[table][key] for key in ("exp_avg", "exp_avg_sq")] for name, table in tables.items()
     }
-    return {name: [table.detach().double() - start.double(), *moments[name]] for name, table in tables.items()}
+    return {
+        name: [table.detach().double() - start.double(), travelled[name], *moments[name]]
+        for name, table in tables.items()
+    }
 
 
 @pytest.mark.parametrize(("steps", "clip"), [(300, 0.5), pytest.param(3000, None, marks=pytest.mark.slow)])
 def test_equals_dense_adam(steps: int, clip: float | None) -> None:
-    """In float64 within 1e-8 of the movement (one element 1e-6), in float32 as near as PyTorch's own (at most 1.5)."""
+    """In float64 within 1e-8 of the movement, and each element within 1e-6 of what it has travelled; in float32 no
+    farther than PyTorch's own is, 1.5 times."""
     exact, plain = (trained(torch.optim.Adam, dtype, steps, clip) for dtype in (torch.float64, torch.float32))
     double, single = (trained(RowAdam, dtype, steps, clip) for dtype in (torch.float64, torch.float32))
-    for name, (moved, *moments) in exact.items():
+    for name, (moved, travelled, *moments) in exact.items():
         off = double[name][0] - moved
         assert off.norm() < 1e-8 * moved.norm(), name
-        assert (off.abs() <= 1e-6 * moved.abs() + 1e-12).all(), name
+        assert (off.abs() <= 1e-6 * travelled + 1e-14).all(), name
         assert not double[name][0][-3:].any()
-        for x, y in zip(double[name][1:], moments, strict=True):
+        for x, y in zip(double[name][2:], moments, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-20)
         assert (single[name][0] - moved).norm() <= 1.5 * (plain[name][0] - moved).norm(), name
 
