@@ -87,7 +87,8 @@ def cases(reference_shapes: bool) -> Iterator[tuple[str, str, Call]]:
     """(words, type, call): the suite's cases in evaluation and in training; and the wider ones."""
     for spec in suite.specs("cuda"):
         case = spec.build(META)
-        for dtype in spec.dtypes if reference_shapes else dict.fromkeys((*spec.dtypes, "float16")):
+        halves = not reference_shapes and "bfloat16" in spec.dtypes
+        for dtype in dict.fromkeys((*spec.dtypes, "float16")) if halves else spec.dtypes:
             kind = DTYPES.get(dtype, torch.float32)
             leaves = [x.to(kind) if x.is_floating_point() else x for x in case.leaves]
             function, words = case.functions["fastseq"], f"{case.op}, {case.shape}"
@@ -164,11 +165,12 @@ def wider(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     sizes = {"n_events": n, "n_sequences": users, "n_targets": n, "n_history": n, "max_len": 50, "padding_idx": items}
     yield call("with the L2 term", ops.gather_windows, *data, *epoch, ids(2), **sizes)
     for width in (63, 512):
-        table = [x(items, width, grad=False) for _ in range(3)] + [ids(items).int()]
+        table = [x(items, width, grad=False).float() for _ in range(3)] + [ids(items).int()]
         steps = [torch.empty(n, 8, dtype=torch.float64, device="meta"), ids(2)]
         yield call(f"width {width}, all", ops.adam_rows, *table, *steps)
         yield call(f"width {width}, no step", ops.adam_rows, *table, *steps, ids(500))
-        yield call(f"width {width}", ops.adam_rows, *table, *steps, ids(500), x(500, width, grad=False), ids(1))
+        grad = x(500, width, grad=False).float()
+        yield call(f"width {width}", ops.adam_rows, *table, *steps, ids(500), grad, ids(1))
 
 
 def record(architectures: list[str], reference_shapes: bool = False) -> list[Launch]:

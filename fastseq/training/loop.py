@@ -549,6 +549,7 @@ class Trainer:
             # What it does with ids or tables is not known.
             f"{type(model).__name__} is not one of fastseq's own models as they are": has_replaced_method(model)
             or not type(model).__module__.startswith("fastseq."),
+            "a table is of half precision": any(table.element_size() < 4 for table in tables_of(model)),
             "a table is frozen": not all(table.requires_grad for table in tables_of(model)),
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)

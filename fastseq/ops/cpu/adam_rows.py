@@ -17,8 +17,11 @@ def adam_rows(
     rows: Tensor | None, grad: Tensor | None, count: Tensor | None, *settings: Any,
 ) -> None:  # fmt: skip
     if rows is not None:
-        rows = rows[: rows.shape[0] if count is None else int(count)].contiguous()
-        grad = None if grad is None else grad[: rows.shape[0]]
+        valid = rows.shape[0] if count is None else int(count)
+        if not 0 <= valid <= rows.shape[0]:
+            raise ValueError(f"count is {valid}, expected 0 to {rows.shape[0]}")
+        rows = rows[:valid].contiguous()
+        grad = None if grad is None else grad[:valid]
     updated = (weight, exp_avg, exp_avg_sq, last_step)
     buffers = [tensor.contiguous() for tensor in updated]
     call(_C.adam_rows, *buffers, prepared(history), clock.contiguous(), rows, optional(grad), *settings)
