@@ -93,9 +93,7 @@ class RowAdam(torch.optim.Optimizer):
         self._fixed: dict[Tensor, dict[str, Any]] = {}  # the betas and eps that its sums were made with
 
     @torch.no_grad()
-    def step(
-        self, closure: Callable[[], Any] | None = None, rows: Mapping[Tensor, RowGradient] | None = None
-    ) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, rows: Mapping[Tensor, RowGradient] | None = None) -> Any:
         """One step for every parameter with a gradient: ``.grad``, or by rows in ``rows``, which goes first.
 
         With ``rows`` (of fixed sizes) the step can be captured in a CUDA graph: call ``reserve`` before, and pass

@@ -44,7 +44,7 @@ def _update(weight, exp_avg, exp_avg_sq, last_step, history, clock, rows, grad, 
     if tl.max(moved.to(tl.int32)) > 0:
         missed = tl.where(behind, done - last, 0)
         at = history + (offset + last) * 8
-        lead = tl.minimum(tl.load(at + 2, mask=behind, other=0.0).to(tl.int64), missed)
+        lead = tl.maximum(tl.minimum(tl.load(at + 2, mask=behind, other=0.0).to(tl.int64), missed), 0)
         sums = at + lead * 8
         scale = tl.load(sums + 1, mask=behind, other=1.0)
         total = tl.load(sums + 3, mask=behind, other=0.0)

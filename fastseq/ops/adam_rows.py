@@ -94,8 +94,9 @@ def adam_rows(
 
 def check_betas(betas: tuple[float, float]) -> None:
     """Raises ValueError unless momentum decays faster than the root of the second moment."""
-    if not (0.0 <= betas[0] < 1.0 and 0.0 <= betas[1] < 1.0):
-        raise ValueError(f"betas is {betas}, expected two numbers, at least 0 and below 1")
+    pair = isinstance(betas, tuple | list) and len(betas) == 2 and all(isinstance(x, int | float) for x in betas)
+    if not (pair and 0.0 <= betas[0] < 1.0 and 0.0 <= betas[1] < 1.0):
+        raise ValueError(f"betas is {betas!r}, expected two numbers, at least 0 and below 1")
     if betas[0] >= math.sqrt(betas[1]):
         raise ValueError(
             f"betas is {betas}: rows need betas[0] < sqrt(betas[1]), else the moves of an untouched row grow from step "
@@ -208,7 +209,7 @@ def _check_data(
     n_rows = weight.shape[0]
     step, offset = clock.tolist()
     least = 1 if grad is None else 0
-    if step < 1 - least or not 0 < step + offset < history.shape[0]:
+    if not 1 - least <= step < 2**31 or not 0 < step + offset < history.shape[0]:
         expected = f"at least {1 - least} and a history with more than {step + offset} rows"
         raise ValueError(f"clock[0] is {step}, expected {expected}, not {history.shape[0]}: new_history makes both")
     if rows is not None:

@@ -30,6 +30,8 @@ SCALARS: list[Any] = [-1, 0, 1, 2**31, 2**62, -0.5, 0.999, float("nan"), float("
 
 def _contents(rng: np.random.Generator, x: Tensor) -> Tensor:
     values = [-1, 2**31 - 1, -(2**31)] + ([2**62, 10] if x.dtype == torch.int64 else [])
+    if x.dtype == torch.uint8:
+        values = [255]
     if x.is_floating_point():
         values = [float("nan"), float("inf"), -3e38]
     x = x.clone()

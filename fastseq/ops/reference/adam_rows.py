@@ -44,7 +44,7 @@ def _missed(
     the moments are multiplied by, [R, 1]."""
     kind, decay, spread = second.dtype, beta1 / math.sqrt(beta2), 1 / math.sqrt(beta2)
     missed = done - last
-    lead = torch.minimum(history[last + offset, 2].long(), missed)
+    lead = torch.minimum(history[last + offset, 2].clamp(0, 2.0**31).long(), missed)
     root = second.sqrt()
     moves = torch.zeros_like(second)
     for k in range(1, int(lead.max()) + 1 if lead.numel() else 1):
