@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from .ops.adam_rows import adam_rows, begin_step, check_betas, end_step, new_history, restart
 
 ROOM = 1024  # steps that a new history has room for
+BLOCK = 65536  # rows that are read at a time, with their moments
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,20 @@ class RowAdam(torch.optim.Optimizer):
 
         Args:
             parameter: one of this optimizer's.
-            rows: int64 [R] in any order, or a slice; None: the whole table, whose moments are then copied too.
+            rows: int64 [R] in any order, or a slice; None: the whole table, block by block.
 
         Returns:
             [R, d], bit for bit what ``flush`` would leave there.
         """
-        index = slice(None) if rows is None else rows
+        if rows is None:
+            result = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+            for start in range(0, parameter.shape[0], BLOCK):
+                result[start : start + BLOCK] = self.current(parameter, slice(start, start + BLOCK))
+            return result
         table = self._table(parameter)
         if table is None:
-            return parameter.detach()[index].clone()
-        weight, first, second, last_step = (x[index].clone() for x in (parameter.detach(), *table.state[:3]))
+            return parameter.detach()[rows].clone()
+        weight, first, second, last_step = (x[rows].clone() for x in (parameter.detach(), *table.state[:3]))
         adam_rows(weight, first, second, last_step, *table.state[3:], **table.settings)
         return weight
 

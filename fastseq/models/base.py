@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -101,6 +102,7 @@ class SequentialRecommender(nn.Module, ABC):
         # The optimizer that rows of the tables wait for (training/rows.py); None: they lie where they should.
         self.waiting_rows: RowAdam | None = None
         self.register_state_dict_post_hook(_with_waiting_rows)
+        self.register_load_state_dict_pre_hook(_settle)
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -172,10 +174,7 @@ class SequentialRecommender(nn.Module, ABC):
         training has been broken off or is under way."""
         if self.waiting_rows is None:
             return {}
-        tables = {"item": self.item_embedding.weight} | (
-            {"user": self.user_embedding.weight} if self.needs_user else {}
-        )
-        return {name: self.waiting_rows.current(table) for name, table in tables.items()}
+        return {name: self._table(name) for name in ("item", "user")[: 1 + self.needs_user]}
 
     def _rate(self, p: float) -> float:
         """Dropout rate ``p`` in training mode, else 0."""
@@ -185,11 +184,16 @@ class SequentialRecommender(nn.Module, ABC):
 
     def _item_rows(self, batch: JaggedBatch) -> Tensor:
         """The item vectors that ``batch`` numbers, padding the last: the whole table, or the rows that it touches."""
-        return self.item_embedding.weight if batch.item_rows is None else batch.item_rows
+        return self._table("item") if batch.item_rows is None else batch.item_rows
 
     def _user_rows(self, batch: JaggedBatch) -> Tensor:
         """Likewise the user vectors."""
-        return self.user_embedding.weight if batch.user_rows is None else batch.user_rows
+        return self._table("user") if batch.user_rows is None else batch.user_rows
+
+    def _table(self, name: str) -> Tensor:
+        """The "item" or "user" table as training would have it: a copy, without a gradient, while rows of it wait."""
+        weight: Tensor = getattr(self, f"{name}_embedding").weight
+        return weight if self.waiting_rows is None else self.waiting_rows.current(weight)
 
     @abstractmethod
     def encode(self, batch: JaggedBatch) -> Tensor:
@@ -456,14 +460,14 @@ class SequentialRecommender(nn.Module, ABC):
 
     def _score(self, h: Tensor, item_indices: Tensor | None) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):
-            weight = self.item_embedding.weight
+            weight = self._table("item")
             dtype = torch.promote_types(weight.dtype, torch.float32)
             h = h.to(dtype)
             if item_indices is None:
                 return h @ weight[:-1].to(dtype).T
             if item_indices.dim() != 2 or item_indices.shape[0] != h.shape[0]:
                 raise ValueError(f"item_indices has shape {list(item_indices.shape)}, expected [{h.shape[0]}, S]")
-            rows = self.item_embedding(item_indices.long()).to(dtype)
+            rows = F.embedding(item_indices.long(), weight, self.n_items).to(dtype)
             return torch.einsum("be,bse->bs", h, rows)
 
     recommend = recommend
@@ -474,6 +478,14 @@ def _with_waiting_rows(model: nn.Module, state: dict[str, Any], prefix: str, _: 
     assert isinstance(model, SequentialRecommender)
     for name, table in model.caught_up().items():
         state[f"{prefix}{name}_embedding.weight"] = table
+
+
+def _settle(model: nn.Module, *_: Any) -> None:
+    """Before other weights come: what rows wait for was for those that they had."""
+    assert isinstance(model, SequentialRecommender)
+    if model.waiting_rows is not None:
+        model.waiting_rows.flush()
+        model.waiting_rows = None
 
 
 def _catalogue_size(info: Mapping[str, Any], key: str) -> int:

@@ -84,6 +84,8 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.model, self.split, self.options = model, split, options or TrainingOptions()
+        if model.waiting_rows is not None:  # for the optimizer of a training that was broken off
+            flush(model, model.waiting_rows)
         self.on_progress = on_progress
         data = split.interactions
         check_catalogue(model, data, users=True)

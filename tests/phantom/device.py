@@ -231,7 +231,8 @@ class _Dispatch(TorchDispatchMode):
         with self.fake:
             expected = func(*args)
         layouts = [
-            [(tuple(x.shape), x.dtype, str(x.device), x.stride()) for x in tree_leaves(y)] for y in (out, expected)
+            [(tuple(x.shape), x.dtype, str(x.device), x.stride()) for x in tree_leaves(y) if isinstance(x, Tensor)]
+            for y in (out, expected)  # None from an op in place
         ]
         if layouts[0] != layouts[1]:
             record.errors.append(f"{name}: the wrapper gives {layouts[0]}, the fake {layouts[1]}")

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 os.environ |= {"TRITON_INTERPRET": "0", "FASTSEQ_STRICT": "1"}
@@ -50,8 +51,10 @@ def model(name: str, place: str = "cuda:0", **changes: Any) -> Any:
     return MODELS[name](params, {"n_users": DATA.n_users, "n_items": DATA.n_items}).to(place)
 
 
-def trainer(name: str, precision: str, place: str = "cuda:0", execution: str = "eager", **changes: Any) -> Trainer:
-    options: dict[str, Any] = {"precision": precision, "execution": execution}
+def trainer(
+    name: str, precision: str, place: str = "cuda:0", execution: str = "eager", updates: str = "dense", **changes: Any
+) -> Trainer:
+    options: dict[str, Any] = {"precision": precision, "execution": execution, "updates": updates}
     made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, **options))
     made.loader.prefetch = 0  # modes belong to a thread
     made.model.train()
@@ -66,9 +69,9 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     return lambda: made._step(next(batches))
 
 
-def static_step(name: str, precision: str) -> Callable[[], None]:
+def static_step(name: str, precision: str, updates: str = "dense") -> Callable[[], None]:
     """The step that a graph records, called twice, with two batches; the first of an epoch came before."""
-    made = trainer(name, precision, execution="graph")
+    made = trainer(name, precision, execution="graph", updates=updates)
     steps = made.steps
     assert isinstance(steps, StaticSteps), made._why_eager()
     steps.recording = False  # nothing records here
@@ -144,6 +147,7 @@ def on_the_second_device(name: str, precision: str) -> Callable[[], None]:
 FLOWS = {
     "training_step": training_step,
     "static_step": static_step,
+    "rows_step": partial(static_step, updates="rows"),
     "pinned_step": pinned_step,
     "evaluate": evaluation,
     "recommend": recommending,
@@ -213,8 +217,12 @@ def facts(record: Record) -> dict[str, Any]:
 
 def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for flow, prepare in FLOWS.items():
-        for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step") else PRECISIONS:
-            trains = flow in ("training_step", "static_step")  # by their own option, the others by PyTorch's setting
+        for precision in PRECISIONS[:1] if flow in ("second_device", "pinned_step", "rows_step") else PRECISIONS:
+            trains = flow in (
+                "training_step",
+                "static_step",
+                "rows_step",
+            )  # by their own option, the others by PyTorch's setting
             torch.set_float32_matmul_precision("high" if precision == "tf32" and not trains else "highest")
             run = prepare(name, precision)
             record = start()
@@ -227,7 +235,7 @@ def flows(name: str, start: Callable[[], Record], sources: dict[str, dict[str, A
             for launch in record.launches:
                 sources.setdefault(launch["key"], launch | {"dtype": precision, "case": f"{flow}, {precision}"})
             result = facts(record)
-            if flow == "static_step":
+            if flow in ("static_step", "rows_step"):
                 described = [(x["kernel"], x["grid"], x["arguments"], x["key"]) for x in record.launches]
                 middle = len(described) // 2
                 result["steps"] = [described[:middle], described[middle:]]

@@ -90,6 +90,18 @@ def test_what_a_graph_records_is_the_same_for_every_batch(facts_of: Facts, model
     assert {"place", "tape", "order", "item_weight"} <= named, named
 
 
+@pytest.mark.parametrize(("model", "limit"), [("SASRec", 240), ("GRU4Rec", 178), ("Caser", 294)])
+def test_a_step_by_rows_is_recorded_too(facts_of: Facts, model: str, limit: int) -> None:
+    """Of two steps: nothing waits, whichever ids a batch has, and rows are caught up and moved by one kernel each."""
+    facts = facts_of(model)["rows_step, fp32"]
+    assert not facts["errors"], "\n".join(facts["errors"])
+    assert not (facts["syncs"] or facts["copies"] or facts["on_host"]), facts
+    first, second = facts["steps"]
+    assert first and first == second
+    assert facts["launches"].count("adam_rows._update") == (8 if model == "Caser" else 4)
+    assert facts["operations"] <= limit, f"{facts['launches']}, {facts['aten']}"
+
+
 @pytest.mark.parametrize("model", ("SASRec", "GRU4Rec", "Caser"))
 def test_a_step_on_another_device_than_the_current_one(facts_of: Facts, model: str) -> None:
     facts = facts_of(model)["second_device, fp32"]

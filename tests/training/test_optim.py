@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastseq import optim
 from fastseq.optim import ROOM, RowAdam, RowGradient
 
 V, D = 200, 5
@@ -125,7 +126,8 @@ class Run:
         )]  # fmt: skip
 
 
-def test_resumes_bit_for_bit_and_readers_change_nothing() -> None:
+def test_resumes_bit_for_bit_and_readers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "BLOCK", 64)
     whole, half = Run(), Run()
     whole.train(1, 61)
     half.train(1, 31)

@@ -179,3 +179,33 @@ def test_what_decides(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Tiny is not one of fastseq's own" in str(tiny._why_dense)
     with pytest.raises(ConfigError, match="updates is 'row', expected"):
         TrainingOptions(updates="row")  # type: ignore[arg-type]
+
+
+def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Split) -> None:
+    """Scores, other weights and another training take what rows wait for into account."""
+    model, same = build(split, "SASRec", batch_size=16), build(split, "SASRec", batch_size=16)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == progress.total_steps // 2 - 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
+    assert model.waiting_rows is not None
+    same.load_state_dict(model.state_dict())
+    sequence, lengths = torch.tensor([[1, 2, 3]]), torch.tensor([3])
+    for each in (model, same):
+        each.eval()
+    assert torch.equal(model.predict(sequence, lengths), same.predict(sequence, lengths))
+    assert torch.equal(model(sequence, lengths), same(sequence, lengths))
+    assert not torch.equal(model.item_embedding.weight, same.item_embedding.weight)
+    copied = build(split, "SASRec", batch_size=16)
+    first = copied.state_dict()
+    for each in (model, same):
+        Trainer(each, split, TrainingOptions(updates="rows")).fit()
+    assert same_weights(model, same)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
+    model.load_state_dict(first)
+    assert model.waiting_rows is None and same_weights(model, copied)
