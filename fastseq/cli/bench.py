@@ -29,6 +29,10 @@ def bench_train(
     precision: Annotated[str, typer.Option(help="As in a configuration.")] = "fp32",
     execution: Annotated[str, typer.Option(help="auto, eager or graph, as in a configuration.")] = "auto",
     updates: Annotated[str, typer.Option(help="auto, rows or dense, as in a configuration.")] = "auto",
+    embedding_size: Annotated[int | None, typer.Option(help="Default: the model's.", min=1)] = None,
+    items: Annotated[int | None, typer.Option(help="Generate data of so many items in place of --data.", min=1)] = None,
+    users: Annotated[int, typer.Option(help="Of generated data.", min=1)] = 20_000,
+    events: Annotated[int, typer.Option(help="Of generated data; at least as many as items.", min=2)] = 1_500_000,
     per_target: Annotated[bool, typer.Option("--per-target", help="WarpRec's own batches.")] = False,
     seconds: Annotated[float, typer.Option(help="How long to train.", min=0.1)] = 20.0,
     warmup: Annotated[float, typer.Option(help="Seconds of a first run, not counted; 0 for memory.", min=0.0)] = 2.0,
@@ -36,11 +40,17 @@ def bench_train(
     as_json: Json = False,
 ) -> None:
     """Targets per second of the training loop: loader, sampling, forward, backward, optimizer."""
+    from ..data.synthetic import make_long_tail
     from ..devices import claim_device
+    from ..errors import ConfigError
     from ..training.throughput import train_throughput
 
+    if items is not None and data is not None:
+        raise ConfigError("--items generates data and --data reads them: pass one of them")
+    interactions = data if items is None else make_long_tail(items, users, max(events, items))
     figures = train_throughput(
-        model, data, max_len, stride, batch_size=batch_size, loss=loss, precision=precision, execution=execution,
+        model, interactions, max_len, stride, batch_size=batch_size, embedding_size=embedding_size, loss=loss,
+        precision=precision, execution=execution,
         updates=updates, per_target=per_target, seconds=seconds, warmup_seconds=warmup,
         device=claim_device(device, "--device"),
     )  # fmt: skip

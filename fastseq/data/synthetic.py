@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .ids import Int64Array
+from .ids import IdMap, Int64Array
 from .interactions import Interactions, build_interactions
 
 CLUSTERS = 10
@@ -18,6 +18,7 @@ REPEAT = 0.05  # share of events that repeat an earlier item of the user
 TASTE = 0.3  # concentration of a user's taste: smaller, fewer favourites
 ZIPF_SHIFT = 50.0  # of ranks: larger, a flatter head
 MIN_LENGTH, MAX_LENGTH = 6, 100
+BLOCK = 1 << 20  # events that are drawn at a time
 
 
 def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 30.0, seed: int = 0) -> Interactions:
@@ -59,6 +60,41 @@ def make_demo(n_users: int = 3_000, n_items: int = 1_000, mean_length: float = 3
         [f"item-{i + 1:0{width}d}" for i in items[order].tolist()],
         times[inside][order],
     )
+
+
+def make_long_tail(n_items: int, n_users: int = 20_000, n_events: int = 1_500_000, seed: int = 0) -> Interactions:
+    """Generates events without structure of any size, to measure speed and memory: popularity follows Zipf's law.
+
+    The tape is drawn block by block, and is all that it takes, with a few numbers an item and user.
+
+    Args:
+        n_items: every item occurs.
+        n_users: lengths of their histories are log-normal, at least 2.
+        n_events: at least 2 a user and 1 an item.
+        seed: equal seeds give equal data.
+
+    Returns:
+        Raw ids are the indices; no timestamps.
+    """
+    if min(n_items, n_users) < 1 or n_events < max(2 * n_users, n_items):
+        raise ValueError(
+            f"n_items={n_items}, n_users={n_users}, n_events={n_events}: expected at least 1 item and user, as many "
+            "events as items, and twice as many as users"
+        )
+    rng = np.random.default_rng(seed)
+    share = rng.lognormal(0.0, 0.6, n_users)
+    ends = np.cumsum(share) * ((n_events - 2 * n_users) / share.sum())
+    offsets = np.concatenate([[0], np.rint(ends).astype(np.int64) + 2 * np.arange(1, n_users + 1)])
+    offsets[-1] = n_events
+    chance = np.cumsum(1.0 / (np.arange(n_items, dtype=np.float64) + ZIPF_SHIFT))
+    chance /= chance[-1]
+    names, tape = rng.permutation(n_items), np.empty(n_events, np.int64)
+    for start in range(0, n_events, BLOCK):
+        drawn = tape[start : start + BLOCK]
+        drawn[:] = names[np.minimum(np.searchsorted(chance, rng.random(len(drawn))), n_items - 1)]
+    # Each item once, spread over the tape.
+    tape[(np.arange(n_items) * (n_events / n_items)).astype(np.int64)] = rng.permutation(n_items)
+    return Interactions(tape, offsets, IdMap.from_sorted(np.arange(n_users)), IdMap.from_sorted(np.arange(n_items)))
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,11 @@ REFERENCE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def read(path: Path | None) -> Interactions:
-    """A data set by its path; None: the embedded one."""
-    return make_demo() if path is None else read_interactions(path)
+def read(data: Path | Interactions | None) -> Interactions:
+    """A data set by its path, or as it is; None: the embedded one."""
+    if data is None:
+        return make_demo()
+    return data if isinstance(data, Interactions) else read_interactions(data)
 
 
 def everything(data: Interactions) -> Split:
@@ -64,11 +66,12 @@ def reference_params(model: str, max_len: int | None, **changes: Any) -> dict[st
 
 def train_throughput(
     model: str,
-    data: Path | None,
+    data: Path | Interactions | None,
     max_len: int | None = None,
     stride: int | None = None,
     *,
     batch_size: int = 2048,
+    embedding_size: int | None = None,
     loss: str | None = None,
     precision: str = "fp32",
     execution: str = "auto",
@@ -89,7 +92,8 @@ def train_throughput(
     """
     device = find_device(device)
     interactions = read(data)
-    params = reference_params(model, max_len, window_stride=stride, batch_size=batch_size, loss=loss)
+    changes = {"window_stride": stride, "batch_size": batch_size, "embedding_size": embedding_size, "loss": loss}
+    params = reference_params(model, max_len, **changes)
     kept: dict[str, Any] = {"precision": precision, "per_target": per_target}
 
     def run(limit: float) -> Trainer:
@@ -169,8 +173,10 @@ def _built(model: str, params: dict[str, Any], data: Interactions, device: torch
     return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items}).to(device)
 
 
-def _circumstances(model: SequentialRecommender, path: Path | None, data: Interactions) -> dict[str, Any]:
-    name = path.name if path is not None else "demo"
+def _circumstances(
+    model: SequentialRecommender, given: Path | Interactions | None, data: Interactions
+) -> dict[str, Any]:
+    name = "generated" if isinstance(given, Interactions) else "demo" if given is None else given.name
     return {
         "device": device_name(model.item_embedding.weight.device),
         "peak_rss_mb": round(peak_rss_mb(), 1),

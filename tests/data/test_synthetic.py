@@ -11,7 +11,7 @@ from torch import Tensor
 from fastseq.data.baselines import Popularity
 from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.split import Split, leave_one_out
-from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo
+from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo, make_long_tail
 
 from .baselines import Markov, shuffled
 
@@ -127,3 +127,15 @@ def test_baselines_count_training_events_only() -> None:
     torch.testing.assert_close(Markov(split).score(users, *histories), want)
     after_6 = Markov(split).score(users[:1], torch.tensor([1]), torch.tensor([0, 1]))
     torch.testing.assert_close(after_6, (base + torch.tensor([2.0, 0.0, 0.0, 0.0]))[None])
+
+
+def test_a_long_tail_of_any_size() -> None:
+    data = make_long_tail(500, n_users=40, n_events=3_000, seed=1)
+    assert (data.n_items, data.n_users, data.n_events) == (500, 40, 3_000)
+    assert data.lengths.min() >= 2 and data.offsets[-1] == 3_000
+    counts = np.bincount(data.items, minlength=500)
+    assert counts.min() >= 1 and np.sort(counts)[-50:].sum() > 3 * np.sort(counts)[:50].sum()
+    again = make_long_tail(500, n_users=40, n_events=3_000, seed=1)
+    assert np.array_equal(data.items, again.items) and np.array_equal(data.offsets, again.offsets)
+    with pytest.raises(ValueError, match=r"n_events=60: expected .* twice as many as users"):
+        make_long_tail(10, n_users=40, n_events=60)
