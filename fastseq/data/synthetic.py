@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
 from .ids import IdMap, Int64Array
 from .interactions import Interactions, build_interactions
 
@@ -75,9 +76,12 @@ def make_long_tail(n_items: int, n_users: int = 20_000, n_events: int = 1_500_00
 
     Returns:
         Raw ids are the indices; no timestamps.
+
+    Raises:
+        ConfigError: for sizes that do not go together.
     """
     if min(n_items, n_users) < 1 or n_events < max(2 * n_users, n_items):
-        raise ValueError(
+        raise ConfigError(
             f"n_items={n_items}, n_users={n_users}, n_events={n_events}: expected at least 1 item and user, as many "
             "events as items, and twice as many as users"
         )
