@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch.optim.adam import adam
 
 from .ops.adam_rows import adam_rows, begin_step, check_betas, end_step, new_history, restart
 
+P = ParamSpec("P")
+R = TypeVar("R")
 ROOM = 1024  # steps that a new history has room for
 BLOCK = 65536  # rows that are read at a time, with their moments
 
@@ -30,6 +34,17 @@ class RowGradient:
     rows: Tensor | None
     grad: Tensor
     count: Tensor | None = None
+
+
+def _alone(method: Callable[P, R]) -> Callable[P, R]:
+    """One thread at a time: readers may ask while another thread trains. Nothing in it is compiled."""
+
+    @functools.wraps(method)
+    def alone(*arguments: P.args, **options: P.kwargs) -> R:
+        with cast(Any, arguments[0])._lock, torch.no_grad():
+            return method(*arguments, **options)
+
+    return cast("Callable[P, R]", torch._disable_dynamo(alone))
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -63,7 +78,7 @@ class RowAdam(torch.optim.Optimizer):
     Raises:
         ValueError: for settings out of range, and at a step for a gradient that does not fit.
 
-    Source: Kingma & Ba, "Adam", ICLR 2015; docs/architecture.md, "RowAdam".
+    Source: Kingma & Ba, "Adam", ICLR 2015; docs/scale.md, "RowAdam".
     """
 
     def __init__(
@@ -89,11 +104,12 @@ class RowAdam(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """What is known of the histories without a look at the device."""
+        self._lock = threading.RLock()
         self._reserved = ROOM
         self._room: dict[Tensor, int] = {}  # steps that a history has room for
         self._fixed: dict[Tensor, dict[str, Any]] = {}  # the betas and eps that its sums were made with
 
-    @torch.no_grad()
+    @_alone
     def step(self, closure: Callable[[], Any] | None = None, rows: Mapping[Tensor, RowGradient] | None = None) -> Any:
         """One step for every parameter with a gradient: ``.grad``, or by rows in ``rows``, which goes first.
 
@@ -107,6 +123,9 @@ class RowAdam(torch.optim.Optimizer):
         Raises:
             ValueError: for a gradient that does not fit.
         """
+        if unknown := set(rows or ()) - {each for group in self.param_groups for each in group["params"]}:
+            shapes = ", ".join(str(list(each.shape)) for each in unknown)
+            raise ValueError(f"rows has parameters that are not this optimizer's, of shape {shapes}")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -133,7 +152,7 @@ class RowAdam(torch.optim.Optimizer):
             self._step_dense(group, dense)
         return loss
 
-    @torch.no_grad()
+    @_alone
     def catch_up(self, parameter: Tensor, rows: Tensor, count: Tensor | None = None) -> None:
         """Brings rows up to date with the last step, weights and moments, in place. Costs nothing where they are.
 
@@ -145,7 +164,7 @@ class RowAdam(torch.optim.Optimizer):
         if table := self._table(parameter):
             adam_rows(parameter, *table.state, rows, None, count, **table.settings)
 
-    @torch.no_grad()
+    @_alone
     def flush(self, parameter: Tensor | None = None) -> None:
         """Brings all rows of a table, or of all tables, up to date in place, in one pass, and clears the history."""
         for each in self.state if parameter is None else [parameter]:
@@ -153,7 +172,7 @@ class RowAdam(torch.optim.Optimizer):
                 adam_rows(each, *table.state, **table.settings)
                 self._room[each] = restart(*table.state[3:], table.settings["betas"])
 
-    @torch.no_grad()
+    @_alone
     def current(self, parameter: Tensor, rows: Tensor | slice | None = None) -> Tensor:
         """Up-to-date rows as a new tensor; table, moments and history stay as they are.
 
@@ -189,6 +208,14 @@ class RowAdam(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of any optimizer; the state of torch.optim.Adam too, whose tables then go on by rows."""
+        kept = [entries for entries in state_dict["state"].values() if entries]
+        if any("max_exp_avg_sq" in x or "exp_avg" not in x or not {"step", "clock"} & x.keys() for x in kept) or any(
+            group.get("maximize") or group.get("decoupled_weight_decay") for group in state_dict["param_groups"]
+        ):
+            raise ValueError(
+                "state_dict is neither of RowAdam nor of torch.optim.Adam without amsgrad, maximize and "
+                "decoupled_weight_decay"
+            )
         super().load_state_dict(state_dict)
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
         theirs = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -215,6 +242,11 @@ class RowAdam(torch.optim.Optimizer):
         return _Table((first, second, last_step, history, clock), settings)
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, given: RowGradient) -> None:
+        if group["weight_decay"] != 0.0:
+            raise ValueError(
+                f"weight_decay is {group['weight_decay']} for a parameter with a sparse gradient: decay touches every "
+                "row; put it into a group with weight_decay=0, or give it dense gradients from the first step on"
+            )
         table = self._table(parameter) or self._new_table(group, parameter)
         if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
             if parameter not in self._room:  # loaded
@@ -228,17 +260,18 @@ class RowAdam(torch.optim.Optimizer):
         begin_step(history, clock, group["lr"], betas)
         try:
             adam_rows(parameter, *table.state, given.rows, given.grad, given.count, **table.settings)
-        except (ValueError, IndexError):  # nothing was written: the step has not begun
+        except BaseException:  # the step has not begun
             clock[:1] -= 1
+            self._room[parameter] += 1
             raise
         end_step(history, clock, betas)
 
     def _new_table(self, group: dict[str, Any], parameter: Tensor) -> _Table:
         """A parameter at its first step by rows; after steps by PyTorch's Adam, which moved every row, too."""
-        if group["weight_decay"] != 0.0:
+        if parameter.dim() != 2 or parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"weight_decay is {group['weight_decay']} for a parameter with a sparse gradient: decay touches every "
-                "row; put it into a group with weight_decay=0, or give it dense gradients"
+                f"a parameter with a sparse gradient is {parameter.dtype} {list(parameter.shape)}, expected float32 or "
+                "float64 [V, d]"
             )
         check_betas(group["betas"])
         state = self.state[parameter]

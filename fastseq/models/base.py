@@ -102,7 +102,7 @@ class SequentialRecommender(nn.Module, ABC):
         # The optimizer that rows of the tables wait for (training/rows.py); None: they lie where they should.
         self.waiting_rows: RowAdam | None = None
         self.register_state_dict_post_hook(_with_waiting_rows)
-        self.register_load_state_dict_pre_hook(_settle)
+        self.register_load_state_dict_pre_hook(lambda model, *_: model.settle())
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -174,7 +174,27 @@ class SequentialRecommender(nn.Module, ABC):
         training has been broken off or is under way."""
         if self.waiting_rows is None:
             return {}
-        return {name: self._table(name) for name in ("item", "user")[: 1 + self.needs_user]}
+        return {name: self.table(name) for name in ("item", "user")[: 1 + self.needs_user]}
+
+    def settle(self) -> None:
+        """Brings the tables up to date in place, if rows of them wait: before other weights come or another optimizer,
+        or another type or device."""
+        if self.waiting_rows is not None:
+            self.waiting_rows.flush()
+            self.waiting_rows = None
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        self.settle()
+        return super()._apply(*arguments, **options)
+
+    def lying(self) -> dict[str, Tensor]:
+        """The tensors of the state_dict as they lie, whatever their rows wait for."""
+        tensors: dict[str, Tensor] = dict(self.named_parameters())
+        for prefix, module in self.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in module._non_persistent_buffers_set:
+                    tensors[f"{prefix}.{name}" if prefix else name] = buffer
+        return tensors
 
     def _rate(self, p: float) -> float:
         """Dropout rate ``p`` in training mode, else 0."""
@@ -184,13 +204,13 @@ class SequentialRecommender(nn.Module, ABC):
 
     def _item_rows(self, batch: JaggedBatch) -> Tensor:
         """The item vectors that ``batch`` numbers, padding the last: the whole table, or the rows that it touches."""
-        return self._table("item") if batch.item_rows is None else batch.item_rows
+        return self.table("item") if batch.item_rows is None else batch.item_rows
 
     def _user_rows(self, batch: JaggedBatch) -> Tensor:
         """Likewise the user vectors."""
-        return self._table("user") if batch.user_rows is None else batch.user_rows
+        return self.table("user") if batch.user_rows is None else batch.user_rows
 
-    def _table(self, name: str) -> Tensor:
+    def table(self, name: str) -> Tensor:
         """The "item" or "user" table as training would have it: a copy, without a gradient, while rows of it wait."""
         weight: Tensor = getattr(self, f"{name}_embedding").weight
         return weight if self.waiting_rows is None else self.waiting_rows.current(weight)
@@ -460,7 +480,7 @@ class SequentialRecommender(nn.Module, ABC):
 
     def _score(self, h: Tensor, item_indices: Tensor | None) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):
-            weight = self._table("item")
+            weight = self.table("item")
             dtype = torch.promote_types(weight.dtype, torch.float32)
             h = h.to(dtype)
             if item_indices is None:
@@ -478,14 +498,6 @@ def _with_waiting_rows(model: nn.Module, state: dict[str, Any], prefix: str, _: 
     assert isinstance(model, SequentialRecommender)
     for name, table in model.caught_up().items():
         state[f"{prefix}{name}_embedding.weight"] = table
-
-
-def _settle(model: nn.Module, *_: Any) -> None:
-    """Before other weights come: what rows wait for was for those that they had."""
-    assert isinstance(model, SequentialRecommender)
-    if model.waiting_rows is not None:
-        model.waiting_rows.flush()
-        model.waiting_rows = None
 
 
 def _catalogue_size(info: Mapping[str, Any], key: str) -> int:

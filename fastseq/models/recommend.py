@@ -199,7 +199,7 @@ def evaluating(model: SequentialRecommender) -> Iterator[SequentialRecommender]:
     """
     training = [part for part in model.modules() if part.training]
     with torch.inference_mode():
-        if tables := model.caught_up():
+        if not has_replaced_method(model) and (tables := model.caught_up()):
             yield _with_tables(_in_evaluation_mode(model), tables)
             return
         if not (training and has_replaced_method(model)):
@@ -272,7 +272,7 @@ def _one_pass(
     those of the output's sum, which is not finite where the output is not."""
     padding = np.array([model.n_items])
     recent = [history[-model.max_seq_len :] if len(history) else padding for history in seen]
-    weight = model.item_embedding.weight[:-1]
+    weight = model.table("item")[:-1]
     asked = _Asked(*_jagged(recent), users, *(_jagged(seen) if filter_seen else (None, None)))
     asked = asked.to(weight.device, non_blocking=True)
     h = model.encode_last(asked.items, asked.offsets, asked.users, max(map(len, recent)), False)

@@ -59,7 +59,7 @@ def adam_rows(
             the history does not reach.
         IndexError: for a row that is out of range (these two on the CPU, or with FASTSEQ_CHECK=1).
 
-    Source: Kingma & Ba, "Adam", ICLR 2015; the sum over missed steps: docs/architecture.md.
+    Source: Kingma & Ba, "Adam", ICLR 2015; the sum over missed steps: docs/scale.md, "RowAdam".
     """
     if weight.dtype not in (torch.float32, torch.float64) or weight.dim() != 2:
         raise ValueError(f"weight is {weight.dtype} {list(weight.shape)}, expected torch.float32 or float64 [V, d]")

@@ -121,7 +121,7 @@ def distributed_loss(model: SequentialRecommender, tables: Sequence[Tensor] = ()
     objective = _Objective(model)
     if tables:
         names = [name for name, x in objective.named_parameters() if any(x is table for table in tables)]
-        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
+        objective._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
         for table in tables:
             dist.broadcast(table.detach(), 0)
     return nn.parallel.DistributedDataParallel(objective, **options)

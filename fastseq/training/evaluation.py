@@ -341,7 +341,7 @@ class _ModelSource:
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
         self.max_len: int | None = model.max_seq_len
-        weight = model.item_embedding.weight[:-1]
+        weight = model.table("item")[:-1]
         # On a CPU ranking refuses a NaN score; on a GPU it would leave such an item out.
         self.diverged = torch.tensor(False) if weight.device.type == "cpu" else ~torch.isfinite(weight).all()
 
@@ -354,7 +354,7 @@ class _ModelSource:
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
         """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
-        weight = self._model.item_embedding.weight[:-1]
+        weight = self._model.table("item")[:-1]
         return ops.topk(
             self._h.to(weight.dtype),
             weight,

@@ -34,7 +34,7 @@ from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .precision import say_if_fp32
 from .result import Progress, TrainResult
-from .rows import FEW_ROWS, flush, most_touched, tables_of
+from .rows import FEW_ROWS, named_rows, tables_of
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
@@ -84,8 +84,7 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.model, self.split, self.options = model, split, options or TrainingOptions()
-        if model.waiting_rows is not None:  # for the optimizer of a training that was broken off
-            flush(model, model.waiting_rows)
+        model.settle()  # after a training that was broken off
         self.on_progress = on_progress
         data = split.interactions
         check_catalogue(model, data, users=True)
@@ -295,8 +294,7 @@ class Trainer:
         """Validates, writes the epoch's line and checkpoints, and moves on to the next epoch."""
         state, options = self.state, self.options
         epoch = state.epoch + 1
-        if isinstance(self.optimizer, RowAdam):
-            flush(self.model, self.optimizer)
+        self.model.settle()
         total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -542,6 +540,7 @@ class Trainer:
             if options.updates == "rows" and self.ranks.is_first:
                 warnings.warn(f"updates is rows, but {why}: they are dense", stacklevel=4)
             return why
+        betas = options.optimizer_params.get("betas", (0.9, 0.999))
         known, own = {"betas", "eps"}, type(model).configure_optimizers is SequentialRecommender.configure_optimizers
         reasons = {
             f"the optimizer is {options.optimizer}": options.optimizer != "Adam",
@@ -551,6 +550,7 @@ class Trainer:
             # What it does with ids or tables is not known.
             f"{type(model).__name__} is not one of fastseq's own models as they are": has_replaced_method(model)
             or not type(model).__module__.startswith("fastseq."),
+            "betas[0] is not below the square root of betas[1]": betas[0] >= math.sqrt(max(betas[1], 0.0)),
             "a table is of half precision": any(table.element_size() < 4 for table in tables_of(model)),
             "a table is frozen": not all(table.requires_grad for table in tables_of(model)),
         }
@@ -558,9 +558,9 @@ class Trainer:
         if reason is not None and options.updates == "rows":
             raise ConfigError(f"updates is rows, but {reason}; use auto or dense")
         if reason is None and options.updates == "auto":
-            rows, most = sum(table.shape[0] for table in tables_of(model)), most_touched(model)
-            if rows < FEW_ROWS[self.device.type] * most:
-                return f"a step may touch {most:,} of {rows:,} rows"
+            rows, named = sum(table.shape[0] for table in tables_of(model)), named_rows(model, options.per_target)
+            if rows < FEW_ROWS.get(self.device.type, FEW_ROWS["cuda"]) * named:
+                return f"a step names about {named:,} of {rows:,} rows"
         return reason
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:

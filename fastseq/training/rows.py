@@ -26,17 +26,13 @@ def tables_of(model: SequentialRecommender) -> list[Tensor]:
     return [embedding.weight for embedding in embeddings]
 
 
-def most_touched(model: SequentialRecommender) -> int:
-    """About how many rows a step touches at most: an event, a target and its negatives, and its user."""
-    negatives = model.neg_samples if model.negatives == "shared" else model.neg_samples * model.batch_size
-    return model.batch_size * (2 + model.needs_user) + negatives
-
-
-def flush(model: SequentialRecommender, optimizer: RowAdam) -> None:
-    """Brings the tables up to date in place. Only where a run always does: it rounds otherwise than later at once."""
-    if model.waiting_rows is not None:
-        optimizer.flush()
-        model.waiting_rows = None
+def named_rows(model: SequentialRecommender, per_target: bool) -> int:
+    """About how many ids a step names: of each target its events, itself and its negatives, and its user. Shared
+    windows have about an event a target; where they overlap, and with batches of one target a sequence, more."""
+    events = model.max_seq_len if per_target else model.max_seq_len / (model.window_stride or model.max_seq_len)
+    each = events + 1 + model.needs_user
+    shared = model.negatives != "per_target"
+    return int(model.batch_size * (each + (0 if shared else model.neg_samples)) + model.neg_samples * shared)
 
 
 class TouchedRows:
@@ -60,7 +56,6 @@ class TouchedRows:
     def gather(self, batch: JaggedBatch) -> JaggedBatch:
         """``batch`` in numbers of its own rows, which it holds."""
         self._touched.clear()
-        self.model.waiting_rows = self.optimizer
         ids = {name: getattr(batch, name) for name in ("items", "targets", "negatives", "l2_items")}
         rows, places = self._rows(self.model.item_embedding.weight, ids, self.model.n_items)
         if self.fixed:  # targets that do not count are still none
@@ -106,8 +101,9 @@ class TouchedRows:
             distinct, places = torch.unique(together, return_inverse=True)
             count = None
         self.optimizer.catch_up(table, distinct, count)
-        rows = table.detach().index_select(0, distinct).requires_grad_()
-        self._touched.append(_Touched(table, distinct, rows, count))
+        rows = table.detach().index_select(0, distinct)
+        if table.requires_grad:  # it may have been frozen since
+            self._touched.append(_Touched(table, distinct, rows.requires_grad_(), count))
         pieces = places[: sum(each.numel() for each in named.values())].split([x.numel() for x in named.values()])
         return rows, {name: piece.view(each.shape) for (name, each), piece in zip(named.items(), pieces, strict=True)}
 

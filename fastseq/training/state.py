@@ -105,9 +105,8 @@ def save_last(
     state: TrainState,
 ) -> None:
     """Writes everything that ``load_last`` needs to go on exactly here."""
-    waiting, model.waiting_rows = model.waiting_rows, None
-    tensors = _weights(model)  # as they lie, beside what their rows wait for: going on, they are made up for as before
-    model.waiting_rows = waiting
+    # Beside what rows wait for: going on, they are made up for as before.
+    tensors = {f"model.{name}": tensor for name, tensor in model.lying().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if value is not None:  # SGD without momentum
@@ -116,7 +115,8 @@ def save_last(
     metadata = {"kind": "last", "stream": STREAM, **describe(model, split)}
     metadata |= {"options": asdict(options), "state": asdict(state)}
     metadata["scheduler"] = optimizers.state_of(scheduler)
-    metadata["waiting_rows"] = waiting is not None
+    metadata["waiting_rows"] = model.waiting_rows is not None
+    metadata["updates"] = "rows" if isinstance(optimizer, RowAdam) else "dense"
     metadata["learning_rates"] = [group["lr"] for group in optimizer.param_groups]
     checkpoint.save(path, tensors, metadata)
 
@@ -153,10 +153,11 @@ def load_last(
     written = json.loads(json.dumps(asdict(options)))
     fixed = {key: value for key, value in written.items() if key not in _FREE_OPTIONS}
     checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
+    updates = "rows" if isinstance(optimizer, RowAdam) else "dense"
+    checkpoint.check_same(path, "way of updates", metadata, {"updates": updates})
     _load_weights(path, model, tensors)
     _load_optimizer(optimizer, tensors)
-    if metadata.get("waiting_rows"):
-        assert isinstance(optimizer, RowAdam)
+    if metadata.get("waiting_rows") and isinstance(optimizer, RowAdam):
         model.waiting_rows = optimizer
     if scheduler is not None:
         # Without weight decay an older checkpoint has two groups, of equal rates.

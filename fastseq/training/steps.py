@@ -80,6 +80,8 @@ class EagerSteps:
 
     def take(self, work: JaggedBatch) -> None:
         assert work.rng is not None
+        if self._rows is not None:
+            self.model.waiting_rows = self._rows.optimizer
         self.model.hold_rng(work.rng)
         # Each rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
         scale = self.ranks.world_size
@@ -157,6 +159,8 @@ class StaticSteps:
 
     def of_epoch(self, epoch: int, start: int) -> Generator[Place, None, None]:
         self._read += self._drain()  # before the losses of another epoch take their places
+        if self._rows is not None:
+            self._rows.optimizer.reserve(len(self.data.loader))
         if self._graph is not None and self._recorded != self._fixed():
             self._graph, self._warm = None, 0
         # Of every epoch until this one, so that a training that was stopped has the sizes of one that was not.
@@ -166,13 +170,13 @@ class StaticSteps:
                 self.sizes, self._graph, self._warm = self._epoch.capacities(MARGIN), None, 0
         self._known = max(self._known, epoch + 1)
         assert self._epoch is not None
-        if self._rows is not None:
-            self._rows.optimizer.reserve(len(self.data.loader))
         for number, n_targets in enumerate(self._epoch.n_targets[start:].tolist(), start):
             yield Place(number, n_targets)
 
     def take(self, work: Place) -> None:
         assert self._epoch is not None
+        if self._rows is not None:  # here, as a replay runs nothing of the host's
+            self.model.waiting_rows = self._rows.optimizer
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if rates != self._rates_there:
             for there, rate in zip(self._rates, rates, strict=False):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastseq import optim
+from fastseq.data.resident import ResidentData
 from fastseq.data.split import Split
-from fastseq.errors import ConfigError
+from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import MODELS, SequentialRecommender
 from fastseq.optim import RowAdam
 from fastseq.training import loop
@@ -19,6 +21,7 @@ from fastseq.training.options import TrainingOptions
 from fastseq.training.result import Progress
 from fastseq.training.rows import distinct_in_place
 from fastseq.training.run import RunFolder, load
+from fastseq.training.steps import StaticSteps
 from tests.models.small import small_params
 
 from .tiny import make_model, make_split, same_weights
@@ -33,7 +36,7 @@ def split() -> Split:
 
 def build(split: Split, name: str, **changes: Any) -> SequentialRecommender:
     data = split.interactions
-    params = small_params(name, epochs=2, **{"neg_samples": 2, "weight_decay": 0.01, **changes})
+    params = small_params(name, **{"epochs": 2, "neg_samples": 2, "weight_decay": 0.01, **changes})
     return MODELS[name](params, {"n_users": data.n_users, "n_items": data.n_items})
 
 
@@ -138,19 +141,19 @@ def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_p
 def test_a_checkpoint_inside_an_epoch_is_loaded_as_training_would_leave_it(split: Split, tmp_path: Path) -> None:
     model = build(split, "SASRec", batch_size=16)
     options = TrainingOptions(updates="rows", progress_every_seconds=0, checkpoint_every_seconds=0)
-    there: dict[str, Tensor] = {}
+    there: list[dict[str, Tensor]] = []
 
     def stop(progress: Progress) -> None:
+        there.append({key: x.clone() for key, x in model.state_dict().items()})
         if progress.step == progress.total_steps // 2 + 3:
-            there.update({key: x.clone() for key, x in model.state_dict().items()})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         Trainer(model, split, options, tmp_path / "x", stop).fit()
-    # ``last`` was written after the step before: one step more on it is what the model had.
-    last = RunFolder(tmp_path / "x", resume=True).last_path
-    loaded = load(last)
-    assert not same_weights(loaded, model)
+    # ``last`` was written after the step before.
+    loaded = load(RunFolder(tmp_path / "x", resume=True).last_path)
+    assert all(torch.equal(x, there[-2][key]) for key, x in loaded.state_dict().items())
+    assert not torch.equal(there[-2]["item_embedding.weight"], there[-1]["item_embedding.weight"])
     resumed = build(split, "SASRec", batch_size=16)
     trainer = Trainer(resumed, split, options, tmp_path / "x", resume=True)
     assert same_weights(resumed, loaded), "what waits is made up for, in either"
@@ -164,9 +167,11 @@ def test_what_decides(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(trainer.optimizer, RowAdam) == (trainer._why_dense is None)
         return trainer._why_dense or "rows"
 
-    assert why() == "a step may touch 256 of 201 rows"
+    assert why() == "a step names about 256 of 201 rows"
+    assert why(per_target=True) == "a step names about 704 of 201 rows"
+    assert "betas[0] is not below" in why(optimizer_params={"betas": [0.9, 0.8]})
     assert why(changes={"batch_size": 8}) == "rows"
-    monkeypatch.setattr(loop, "FEW_ROWS", {"cpu": 0})
+    monkeypatch.setattr(loop, "FEW_ROWS", {"cpu": 0, "cuda": 0})
     assert why() == why(optimizer_params={"betas": [0.8, 0.99]}) == "rows"
     assert why(updates="dense") == "updates is dense"
     assert "AdamW" in why(optimizer="AdamW")
@@ -209,3 +214,49 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
         Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
     model.load_state_dict(first)
     assert model.waiting_rows is None and same_weights(model, copied)
+
+
+def test_a_replay_runs_nothing_of_the_host(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of which only the device's part runs, as a CUDA graph replays them: tables are brought up to date at the
+    end of every epoch all the same, and the history that a step writes to is the one that was there."""
+    monkeypatch.setattr(optim, "ROOM", 8)
+    models = []
+    for replayed in (False, True):
+        model = build(split, "SASRec", batch_size=16, **{"epochs": 4}).double()
+        trainer = Trainer(model, split, TrainingOptions(updates="rows", validation_metric=None))
+        optimizer = trainer.optimizer
+        assert isinstance(optimizer, RowAdam)
+        steps = trainer.steps = StaticSteps(model, optimizer, ResidentData(trainer.loader, "cpu"), trainer.options)
+        launch, held = steps._launch, []
+
+        def replay(optimizer: RowAdam = optimizer, model: Any = model, launch: Any = launch, held: Any = held) -> None:
+            waiting, room = model.waiting_rows, dict(optimizer._room)
+            history = optimizer.state[model.item_embedding.weight].get("history")
+            launch()
+            if history is not None:
+                assert history is optimizer.state[model.item_embedding.weight]["history"]
+                model.waiting_rows, optimizer._room = waiting, room
+
+        if replayed:
+            monkeypatch.setattr(steps, "_launch", replay)
+        trainer.fit()
+        assert model.waiting_rows is None
+        models.append(model)
+    assert same_weights(*models)
+
+
+def test_a_table_that_is_frozen_stays(split: Split) -> None:
+    model = build(split, "SASRec", batch_size=16)
+    trainer = Trainer(model, split, TrainingOptions(updates="rows"))
+    before = model.item_embedding.weight.detach().clone()
+    model.item_embedding.weight.requires_grad_(False)
+    trainer.fit()
+    assert torch.equal(model.item_embedding.weight, before)
+
+
+def test_resuming_in_the_other_way_is_refused(split: Split, tmp_path: Path) -> None:
+    for updates, other in (("rows", "dense"), ("dense", "rows")):
+        folder = tmp_path / updates
+        Trainer(build(split, "SASRec"), split, TrainingOptions(updates=updates), folder).fit()
+        with pytest.raises(CheckpointError, match="updates"):
+            Trainer(build(split, "SASRec"), split, TrainingOptions(updates=other), folder, resume=True)
