@@ -260,3 +260,19 @@ def test_resuming_in_the_other_way_is_refused(split: Split, tmp_path: Path) -> N
         Trainer(build(split, "SASRec"), split, TrainingOptions(updates=updates), folder).fit()
         with pytest.raises(CheckpointError, match="updates"):
             Trainer(build(split, "SASRec"), split, TrainingOptions(updates=other), folder, resume=True)
+
+
+def test_a_longer_history_is_recorded_anew(split: Split) -> None:
+    model = build(split, "SASRec", batch_size=16)
+    trainer = Trainer(model, split, TrainingOptions(updates="rows"))
+    optimizer = trainer.optimizer
+    assert isinstance(optimizer, RowAdam)
+    steps = StaticSteps(model, optimizer, ResidentData(trainer.loader, "cpu"), trainer.options)
+    trainer.steps = steps
+    trainer._step(next(steps.of_epoch(0, 0)))
+    reserve = optimizer.reserve
+    for room, recorded in ((1, True), (5000, False)):
+        steps._graph, steps._recorded = object(), steps._fixed()
+        optimizer.reserve = lambda steps, room=room: reserve(room)  # type: ignore[method-assign, misc]
+        next(steps.of_epoch(0, 0))
+        assert (steps._graph is not None) == recorded
