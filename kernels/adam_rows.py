@@ -17,8 +17,8 @@ from torch import Tensor
 from .products import refuse_float64
 from .sizes import cdiv, next_power_of_2
 
-# Elements of a tile, at most so many columns, and warps: 2 elements a thread, each with several values in float64 a row.
-# 4 spill on sm_90. Not yet measured.
+# Elements of a tile, at most so many columns, and warps: 2 elements a thread, as each row has several values in
+# float64. 4 spill on sm_90. Not yet measured.
 TILE, COLUMNS, WARPS = 256, 256, 4
 
 
