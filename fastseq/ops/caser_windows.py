@@ -61,8 +61,8 @@ def caser_windows(
     d, (length, n_h), n_v = x.shape[1], bias_h.shape, weight_v.shape[0]
     expected = {
         "offsets": (offsets, [offsets.numel()]),
-        "sequences": (sequences, [stops.shape[0]]),
-        "stops": (stops, [stops.shape[0]]),
+        "sequences": (sequences, [stops.numel()]),
+        "stops": (stops, [stops.numel()]),
         "weight_h": (weight_h, [length * (length + 1) // 2, n_h, d]),
         "bias_h": (bias_h, [length, n_h]),
         "weight_v": (weight_v, [n_v, length]),

@@ -167,7 +167,7 @@ def check_ascending(seen_offsets: Tensor, seen_items: Tensor) -> None:
     falls[edges - 1] = False  # from one user's list to the next one's
     if (indices := falls.nonzero()).shape[0]:
         i = int(indices[0]) + 1
-        user = int(torch.searchsorted(seen_offsets, i, right=True)) - 1
+        user = int(torch.searchsorted(seen_offsets.contiguous(), i, right=True)) - 1
         problem = f"seen_items[{i}] is {int(seen_items[i])} after {int(seen_items[i - 1])}"
         raise ValueError(f"{problem}: those of user {user} must be strictly ascending")
 

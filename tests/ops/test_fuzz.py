@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import ops
@@ -70,12 +68,14 @@ def broken(rng: np.random.Generator, value: Any) -> Any:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CALLS)
-@settings(
-    max_examples=EXAMPLES, deadline=None, database=None, derandomize=not os.environ.get("FASTSEQ_FUZZ_SEED"),
-    suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
-@given(seed=st.integers(0, 2**32 - 1))
-def test_no_argument_crashes(name: str, backend: str, seed: int) -> None:
+def test_no_argument_crashes(name: str, backend: str) -> None:
+    """The same calls in every run: Hypothesis would choose seeds by the modules that happen to be imported."""
+    first = EXAMPLES * int(os.environ.get("FASTSEQ_FUZZ_SEED", "0"))
+    for seed in range(first, first + EXAMPLES):
+        break_a_call(name, backend, seed)
+
+
+def break_a_call(name: str, backend: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed % 1000)
     arguments = CALLS[name]()
@@ -86,13 +86,13 @@ def test_no_argument_crashes(name: str, backend: str, seed: int) -> None:
         with ops.set_backend(backend):
             results(name, arguments)
     except (ValueError, IndexError) as error:
-        assert any(re.search(rf"\b{argument}\b", str(error)) for argument in arguments), f"{name}: {error}"
+        assert any(re.search(rf"\b{argument}\b", str(error)) for argument in arguments), f"{name}, seed {seed}: {error}"
     except (TypeError, AttributeError, RuntimeError) as error:
         # Another kind of object altogether, which Python or the schema's types refuse: in their own words.
         assert any(
             value is None or (isinstance(value, str | float | int) and not isinstance(value, type(CALLS[name]()[key])))
             for key, value in arguments.items()
-        ), f"{name}: {type(error).__name__}: {error}"
+        ), f"{name}, seed {seed}: {type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -28,7 +28,8 @@ def topk(
             scores[seen] = float("-inf")
         if scores.isnan().any():
             item = int(scores.isnan().nonzero()[0])
-            raise ValueError(f"the score of row {row} and item {item} is NaN")
+            score = f"scores: the score of row {row} and item {item}"
+            raise ValueError(f"{score} is NaN: h, weight or bias holds a NaN or an infinity")
         order = scores.sort(descending=True, stable=True)
         count = min(k, int((scores > float("-inf")).sum()))
         best[row, :count], ids[row, :count] = order.values[:count], order.indices[:count]

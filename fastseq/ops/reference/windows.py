@@ -34,7 +34,8 @@ def gather_windows(
     own = inputs_before[(low + b).clamp(max=order.shape[0])] - inputs_before[low]
     offsets = torch.where(b <= count, own, (n_real + (b - count) * max_len).clamp(max=n_events)).int()
     b = b[:-1]
-    sequence_users = torch.where(b < count, users[order[(low + b).clamp(max=order.shape[0] - 1)]], 0)
+    window = torch.where(b < count, order[(low + b).clamp(max=order.shape[0] - 1)], 0)  # others are not the batch's
+    sequence_users = torch.where(b < count, users[window], 0)
 
     real, window, number, j = parts(targets_before, n_targets)
     event = first_targets[window] + j
