@@ -102,7 +102,7 @@ class SequentialRecommender(nn.Module, ABC):
         # The optimizer that rows of the tables wait for (training/rows.py); None: they lie where they should.
         self.waiting_rows: RowAdam | None = None
         self.register_state_dict_post_hook(_with_waiting_rows)
-        self.register_load_state_dict_pre_hook(lambda model, *_: model.settle())
+        self.register_load_state_dict_pre_hook(_settled)
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -491,6 +491,12 @@ class SequentialRecommender(nn.Module, ABC):
             return torch.einsum("be,bse->bs", h, rows)
 
     recommend = recommend
+
+
+def _settled(model: nn.Module, *_: Any) -> None:
+    """Before other weights come."""
+    assert isinstance(model, SequentialRecommender)
+    model.settle()
 
 
 def _with_waiting_rows(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +122,8 @@ def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_p
     assert same_weights(watched, alone)
     assert watched.waiting_rows is None
 
-    copy = build(split, name).double()
-    copy.catalogue = watched.catalogue
+    twin = build(split, name).double()
+    twin.catalogue = watched.catalogue
     expected: list[dict[str, Tensor]] = []
 
     def keep(progress: Progress) -> None:
@@ -133,9 +135,9 @@ def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_p
     for x, y in zip(seen, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
     for weights, answer in zip(seen, answers, strict=True):
-        copy.load_state_dict(weights)
+        twin.load_state_dict(weights)
         users = [split.interactions.user_ids.decode([0])[0]] if name == "Caser" else None
-        assert copy.eval().recommend([[1, 2, 3]], k=5, users=users) == answer
+        assert twin.eval().recommend([[1, 2, 3]], k=5, users=users) == answer
 
 
 def test_a_checkpoint_inside_an_epoch_is_loaded_as_training_would_leave_it(split: Split, tmp_path: Path) -> None:
@@ -198,14 +200,18 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
         Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
     assert model.waiting_rows is not None
     same.load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same_weights(other, model)
+        other.load_state_dict(same.state_dict())
+        assert other.waiting_rows is None and model.waiting_rows is not None
     sequence, lengths = torch.tensor([[1, 2, 3]]), torch.tensor([3])
     for each in (model, same):
         each.eval()
     assert torch.equal(model.predict(sequence, lengths), same.predict(sequence, lengths))
     assert torch.equal(model(sequence, lengths), same(sequence, lengths))
     assert not torch.equal(model.item_embedding.weight, same.item_embedding.weight)
-    copied = build(split, "SASRec", batch_size=16)
-    first = copied.state_dict()
+    fresh = build(split, "SASRec", batch_size=16)
+    first = fresh.state_dict()
     for each in (model, same):
         Trainer(each, split, TrainingOptions(updates="rows")).fit()
     assert same_weights(model, same)
@@ -213,7 +219,7 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
     with pytest.raises(KeyboardInterrupt):
         Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
     model.load_state_dict(first)
-    assert model.waiting_rows is None and same_weights(model, copied)
+    assert model.waiting_rows is None and same_weights(model, fresh)
 
 
 def test_a_replay_runs_nothing_of_the_host(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
