@@ -248,12 +248,12 @@ class RowAdam(torch.optim.Optimizer):
                 "row; put it into a group with weight_decay=0, or give it dense gradients from the first step on"
             )
         table = self._table(parameter) or self._new_table(group, parameter)
-        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+        captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if not captured:
             if parameter not in self._room:  # loaded
                 self.reserve(1)
             if self._room[parameter] < 1:
                 self.reserve(max(self._reserved, table.state[3].shape[0]))
-            self._room[parameter] -= 1
             table = self._table(parameter) or table  # its history may be another
         history, clock = table.state[3:]
         betas = table.settings["betas"]
@@ -262,9 +262,10 @@ class RowAdam(torch.optim.Optimizer):
             adam_rows(parameter, *table.state, given.rows, given.grad, given.count, **table.settings)
         except BaseException:  # the step has not begun
             clock[:1] -= 1
-            self._room[parameter] += 1
             raise
         end_step(history, clock, betas)
+        if not captured:
+            self._room[parameter] -= 1
 
     def _new_table(self, group: dict[str, Any], parameter: Tensor) -> _Table:
         """A parameter at its first step by rows; after steps by PyTorch's Adam, which moved every row, too."""

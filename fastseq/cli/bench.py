@@ -50,9 +50,8 @@ def bench_train(
     interactions = data if items is None else make_long_tail(items, users, max(events, items))
     figures = train_throughput(
         model, interactions, max_len, stride, batch_size=batch_size, embedding_size=embedding_size, loss=loss,
-        precision=precision, execution=execution,
-        updates=updates, per_target=per_target, seconds=seconds, warmup_seconds=warmup,
-        device=claim_device(device, "--device"),
+        precision=precision, execution=execution, updates=updates, per_target=per_target, seconds=seconds,
+        warmup_seconds=warmup, device=claim_device(device, "--device"),
     )  # fmt: skip
     _print_figures(figures, as_json)
 

@@ -174,7 +174,7 @@ class SequentialRecommender(nn.Module, ABC):
         training has been broken off or is under way."""
         if self.waiting_rows is None:
             return {}
-        return {name: self.table(name) for name in ("item", "user")[: 1 + self.needs_user]}
+        return {name: self.waiting_rows.current(table) for name, table in self.tables().items()}
 
     def settle(self) -> None:
         """Brings the tables up to date in place, if rows of them wait: before other weights come or another optimizer,
@@ -187,7 +187,7 @@ class SequentialRecommender(nn.Module, ABC):
         self.settle()
         return super()._apply(*arguments, **options)
 
-    def lying(self) -> dict[str, Tensor]:
+    def raw_state(self) -> dict[str, Tensor]:
         """The tensors of the state_dict as they lie, whatever their rows wait for."""
         tensors: dict[str, Tensor] = dict(self.named_parameters())
         for prefix, module in self.named_modules():
@@ -210,9 +210,14 @@ class SequentialRecommender(nn.Module, ABC):
         """Likewise the user vectors."""
         return self.table("user") if batch.user_rows is None else batch.user_rows
 
+    def tables(self) -> dict[str, Tensor]:
+        """The "item" table as it lies, and the "user" table of a model that reads one."""
+        items = {"item": self.item_embedding.weight}
+        return items | {"user": self.user_embedding.weight} if self.needs_user else items
+
     def table(self, name: str) -> Tensor:
-        """The "item" or "user" table as training would have it: a copy, without a gradient, while rows of it wait."""
-        weight: Tensor = getattr(self, f"{name}_embedding").weight
+        """One of them as training would have it: a copy, without a gradient, while rows of it wait."""
+        weight = self.tables()[name]
         return weight if self.waiting_rows is None else self.waiting_rows.current(weight)
 
     @abstractmethod

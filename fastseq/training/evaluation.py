@@ -341,9 +341,10 @@ class _ModelSource:
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
         self.max_len: int | None = model.max_seq_len
-        weight = model.table("item")[:-1]
+        self._weight = model.table("item")[:-1]
         # On a CPU ranking refuses a NaN score; on a GPU it would leave such an item out.
-        self.diverged = torch.tensor(False) if weight.device.type == "cpu" else ~torch.isfinite(weight).all()
+        on_cpu = self._weight.device.type == "cpu"
+        self.diverged = torch.tensor(False) if on_cpu else ~torch.isfinite(self._weight).all()
 
     def read(self, users: _Users) -> None:
         """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""
@@ -354,10 +355,9 @@ class _ModelSource:
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
         """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
-        weight = self._model.table("item")[:-1]
         return ops.topk(
-            self._h.to(weight.dtype),
-            weight,
+            self._h.to(self._weight.dtype),
+            self._weight,
             k,
             seen_offsets=users.seen_offsets,
             seen_items=users.seen_items,

@@ -34,7 +34,7 @@ from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .precision import say_if_fp32
 from .result import Progress, TrainResult
-from .rows import FEW_ROWS, named_rows, tables_of
+from .rows import why_dense
 from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
@@ -484,8 +484,8 @@ class Trainer:
             return StaticSteps(self.model, self.optimizer, data, self.options)
         objective: Callable[[JaggedBatch], Tensor] = self.model.loss
         if self.ranks.world_size > 1:
-            tables = tables_of(self.model) if isinstance(self.optimizer, RowAdam) else ()
-            objective = distributed_loss(self.model, tables)
+            tables = self.model.tables().values() if isinstance(self.optimizer, RowAdam) else ()
+            objective = distributed_loss(self.model, list(tables))
         return EagerSteps(self.model, self.optimizer, self.loader, self.options, objective, self.ranks)
 
     def _execution(self) -> str:
@@ -527,41 +527,8 @@ class Trainer:
 
     @cached_property
     def _why_dense(self) -> str | None:
-        """Why every step walks the whole item and user tables; None where it moves the rows that it touches.
-
-        Raises:
-            ConfigError: if the options ask for rows that are not served.
-        """
-        model, options = self.model, self.options
-        if options.updates == "dense":
-            return "updates is dense"
-        if model.loss_name == "cross_entropy":
-            why = "cross_entropy gives every item a gradient"
-            if options.updates == "rows" and self.ranks.is_first:
-                warnings.warn(f"updates is rows, but {why}: they are dense", stacklevel=4)
-            return why
-        betas = options.optimizer_params.get("betas", (0.9, 0.999))
-        known, own = {"betas", "eps"}, type(model).configure_optimizers is SequentialRecommender.configure_optimizers
-        reasons = {
-            f"the optimizer is {options.optimizer}": options.optimizer != "Adam",
-            f"Adam's parameters are {', '.join(options.optimizer_params)}": not options.optimizer_params.keys()
-            <= known,
-            f"{type(model).__name__} has an optimizer of its own": not own,
-            # What it does with ids or tables is not known.
-            f"{type(model).__name__} is not one of fastseq's own models as they are": has_replaced_method(model)
-            or not type(model).__module__.startswith("fastseq."),
-            "betas[0] is not below the square root of betas[1]": betas[0] >= math.sqrt(max(betas[1], 0.0)),
-            "a table is of half precision": any(table.element_size() < 4 for table in tables_of(model)),
-            "a table is frozen": not all(table.requires_grad for table in tables_of(model)),
-        }
-        reason = next((reason for reason, holds in reasons.items() if holds), None)
-        if reason is not None and options.updates == "rows":
-            raise ConfigError(f"updates is rows, but {reason}; use auto or dense")
-        if reason is None and options.updates == "auto":
-            rows, named = sum(table.shape[0] for table in tables_of(model)), named_rows(model, options.per_target)
-            if rows < FEW_ROWS.get(self.device.type, FEW_ROWS["cuda"]) * named:
-                return f"a step names about {named:,} of {rows:,} rows"
-        return reason
+        """Why every step walks the whole item and user tables; None where it moves the rows that it touches."""
+        return why_dense(self.model, self.options, warn=self.ranks.is_first)
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         model, options = self.model, self.options

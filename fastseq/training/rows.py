@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,20 +12,17 @@ import torch
 from torch import Tensor
 
 from fastseq.data.batch import JaggedBatch
+from fastseq.errors import ConfigError
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.recommend import has_replaced_method
 from fastseq.optim import RowAdam, RowGradient
 
 from .distributed import Ranks
+from .options import TrainingOptions
 
-# From so many times as many rows as a step may touch, updates by rows are faster. On a GPU, where a step has launches
-# more but none that waits, an estimate.
+# So many times as many rows as a step names must the tables have for updates by rows: from there on they are faster. On
+# a GPU an estimate.
 FEW_ROWS = {"cpu": 4, "cuda": 64}
-
-
-def tables_of(model: SequentialRecommender) -> list[Tensor]:
-    """Of a model of fastseq's the item table, and the user table where it reads one."""
-    embeddings = [model.item_embedding, *([model.user_embedding] if model.needs_user else [])]
-    return [embedding.weight for embedding in embeddings]
 
 
 def named_rows(model: SequentialRecommender, per_target: bool) -> int:
@@ -33,6 +32,50 @@ def named_rows(model: SequentialRecommender, per_target: bool) -> int:
     each = events + 1 + model.needs_user
     shared = model.negatives != "per_target"
     return int(model.batch_size * (each + (0 if shared else model.neg_samples)) + model.neg_samples * shared)
+
+
+def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool) -> str | None:
+    """Why every step walks the whole tables of a model; None where it moves the rows that it touches.
+
+    Raises:
+        ConfigError: if the options ask for rows that are not served.
+    """
+    if options.updates == "dense":
+        return "updates is dense"
+    if model.loss_name == "cross_entropy":
+        why = "cross_entropy gives every item a gradient"
+        if options.updates == "rows" and warn:
+            warnings.warn(f"updates is rows, but {why}: they are dense", stacklevel=5)
+        return why
+    reason = next(_not_served(model, options), None)
+    if reason is not None and options.updates == "rows":
+        raise ConfigError(f"updates is rows, but {reason}; use auto or dense")
+    if reason is None and options.updates == "auto":
+        tables = list(model.tables().values())
+        rows, named = sum(table.shape[0] for table in tables), named_rows(model, options.per_target)
+        if rows < FEW_ROWS.get(tables[0].device.type, FEW_ROWS["cuda"]) * named:
+            return f"a step names about {named:,} of {rows:,} rows"
+    return reason
+
+
+def _not_served(model: SequentialRecommender, options: TrainingOptions) -> Iterator[str]:
+    """What keeps a model from being trained by rows."""
+    name, params = type(model).__name__, options.optimizer_params
+    if options.optimizer != "Adam":
+        yield f"the optimizer is {options.optimizer}"
+    if not params.keys() <= {"betas", "eps"}:
+        yield f"Adam's parameters are {', '.join(params)}"
+    first, second = params.get("betas", (0.9, 0.999))
+    if first >= math.sqrt(second):
+        yield "betas[0] is not below the square root of betas[1]"
+    if type(model).configure_optimizers is not SequentialRecommender.configure_optimizers:
+        yield f"{name} has an optimizer of its own"
+    if has_replaced_method(model) or not type(model).__module__.startswith("fastseq."):
+        yield f"{name} is not one of fastseq's own models as they are"  # what it does with ids or tables is not known
+    if any(table.element_size() < 4 for table in model.tables().values()):
+        yield "a table is of half precision"
+    if not all(table.requires_grad for table in model.tables().values()):
+        yield "a table is frozen"
 
 
 class TouchedRows:

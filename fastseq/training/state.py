@@ -106,7 +106,7 @@ def save_last(
 ) -> None:
     """Writes everything that ``load_last`` needs to go on exactly here."""
     # Beside what rows wait for: going on, they are made up for as before.
-    tensors = {f"model.{name}": tensor for name, tensor in model.lying().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.raw_state().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if value is not None:  # SGD without momentum

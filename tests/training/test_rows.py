@@ -17,7 +17,7 @@ from fastseq.data.split import Split
 from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import MODELS, SequentialRecommender
 from fastseq.optim import RowAdam
-from fastseq.training import loop
+from fastseq.training import rows
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
 from fastseq.training.result import Progress
@@ -173,7 +173,7 @@ def test_what_decides(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why(per_target=True) == "a step names about 704 of 201 rows"
     assert "betas[0] is not below" in why(optimizer_params={"betas": [0.9, 0.8]})
     assert why(changes={"batch_size": 8}) == "rows"
-    monkeypatch.setattr(loop, "FEW_ROWS", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(rows, "FEW_ROWS", {"cpu": 0, "cuda": 0})
     assert why() == why(optimizer_params={"betas": [0.8, 0.99]}) == "rows"
     assert why(updates="dense") == "updates is dense"
     assert "AdamW" in why(optimizer="AdamW")
