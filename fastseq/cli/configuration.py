@@ -285,6 +285,7 @@ class Optimization(Section):
     optimizer: Optimizer = Field(default_factory=Optimizer)
     precision: Literal["32-true", "bf16-mixed", "fp32", "tf32", "bf16"] = "32-true"
     execution: Execution = "auto"
+    table: Literal["replicated", "sharded"] = "replicated"
     gradient_clip: float | None = Field(default=None, ge=0)  # 0 is none, as in WarpRec
     gradient_clip_algorithm: Literal["norm"] = "norm"
     eval_every_n: int = Field(default=1, ge=1)

@@ -25,6 +25,7 @@ from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
+from ..models.shards import Shards
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
 from ..training.options import Precision
@@ -161,15 +162,18 @@ def read_and_split(config: Config) -> tuple[Interactions, Split]:
     return data, parts
 
 
-def build_model(config: ModelConfig, data: Interactions) -> SequentialRecommender:
-    """The untrained model, with the raw ids attached.
+def build_model(config: ModelConfig, data: Interactions, ranks: Ranks | None = None) -> SequentialRecommender:
+    """The untrained model, with the raw ids attached; of several ``ranks`` each has a part of the tables, if the
+    configuration says so.
 
     Raises:
         ConfigError: naming the hyper-parameter, its value and what is accepted.
     """
     info = {"n_users": data.n_users, "n_items": data.n_items}
+    divided = config.optimization.table == "sharded" and ranks is not None and ranks.world_size > 1
+    shards = Shards(ranks.rank, ranks.world_size) if divided and ranks is not None else None
     try:
-        model = MODELS[config.name](config.params, info, seed=config.optimization.properties.seed)
+        model = MODELS[config.name](config.params, info, seed=config.optimization.properties.seed, shards=shards)
     except ValueError as error:
         raise ConfigError(f"models.{error}") from error
     except (MemoryError, RuntimeError) as error:
@@ -241,14 +245,19 @@ def train(
     """
     _, parts = read_and_split(config)
     data = parts.interactions
+
     # Everything is built once before any model is trained, so that a mistake in the last shows at once.
+    def built(entry: ModelConfig) -> SequentialRecommender:
+        device = device_of(config, entry)
+        return build_model(entry, data, Ranks.join(device)).to(device)
+
     for entry in config.models:
-        Trainer(build_model(entry, data).to(device_of(config, entry)), parts, options_of(config, entry))
+        Trainer(built(entry), parts, options_of(config, entry))
         if not (resume or overwrite):
             RunFolder.refuse_used(config.run_path(entry.name))
     for entry in config.models:
         reset_peak_rss()
-        model = build_model(entry, data).to(device_of(config, entry))
+        model = built(entry)
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data.batch import JaggedBatch
-from ..errors import check_integer
+from ..errors import ConfigError, check_integer
 from ..ops.sampled_loss import IGNORED, needs_log_q
 from ..optim import RowAdam
 from . import hyperparameters
@@ -25,12 +26,14 @@ from .jagged import (
     fill_empty,
     last_rows,
     look,
+    numbered,
     offsets_of,
     padded_positions,
     trailing_lengths,
 )
 from .losses import row_counts, sum_of_squares, summed_loss
 from .recommend import Catalogue, recommend
+from .shards import Lookup, ShardedEmbedding, Shards
 
 
 class SequentialRecommender(nn.Module, ABC):
@@ -44,6 +47,9 @@ class SequentialRecommender(nn.Module, ABC):
             ``negative_distribution``, ``negative_alpha``, ``gbce_t``, ``window_stride`` and ``initializer_range``
             (hyperparameters.py).
         info: ``n_users`` and ``n_items``, both at least 1.
+        shards: the part of the item and user tables that this process holds; None: they are whole. Such a model can be
+            trained, evaluated and asked for recommendations by all processes together; ``forward``, ``predict`` and
+            ``training_step`` need whole tables.
         seed: the same seed gives the parameters that WarpRec has for it. PyTorch draws them from generators of the
             model's own: the global ones, numpy's and Python's too, are neither seeded nor used. Also the seed of
             ``rng``.
@@ -87,8 +93,11 @@ class SequentialRecommender(nn.Module, ABC):
         if "__init__" in vars(cls):
             cls.__init__ = seeded(cls.__init__)  # type: ignore[method-assign]
 
-    def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
+    def __init__(
+        self, params: dict, info: dict, *args: Any, seed: int = 42, shards: Shards | None = None, **kwargs: Any
+    ) -> None:
         super().__init__()
+        self.shards = shards
         self.init_params(params)
         check_integer("seed", seed, -(2**63))
         self.seed = seed
@@ -200,6 +209,12 @@ class SequentialRecommender(nn.Module, ABC):
         """Dropout rate ``p`` in training mode, else 0."""
         return p if self.training else 0.0
 
+    def _divided(self, rows: int, padding: int | None = None) -> nn.Embedding:
+        """A table, or this process's part of it."""
+        if self.shards is None:
+            return nn.Embedding(rows, self.embedding_size, padding_idx=padding)
+        return ShardedEmbedding(rows, self.embedding_size, padding, self.shards)
+
     # What a model computes.
 
     def _item_rows(self, batch: JaggedBatch) -> Tensor:
@@ -217,6 +232,11 @@ class SequentialRecommender(nn.Module, ABC):
 
     def table(self, name: str) -> Tensor:
         """One of them as training would have it: a copy, without a gradient, while rows of it wait."""
+        if self.shards is not None:
+            raise ConfigError(
+                f"the {name} table is divided over {self.shards.world_size} processes: train, evaluate and recommend "
+                "can read it, all processes together; for all else load the run's checkpoint in one process"
+            )
         weight = self.tables()[name]
         return weight if self.waiting_rows is None else self.waiting_rows.current(weight)
 
@@ -249,7 +269,44 @@ class SequentialRecommender(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__}.encode_last needs users [B], got None")
         if some_empty:
             items, offsets = fill_empty(items, offsets, self.n_items)
-        return self.encode(self._last_batch(items, offsets, users, max_len))
+        return self.encode(self._fetched(self._last_batch(items, offsets, users, max_len)))
+
+    def _fetched(self, batch: JaggedBatch) -> JaggedBatch:
+        """``batch`` in numbers of its own rows, which it holds, where the tables are divided. All processes."""
+        if self.shards is None:
+            return batch
+        ids, places = numbered({"items": batch.items, "targets": batch.targets}, self.n_items)
+        batch = replace(batch, item_rows=self._fetch("item", ids), **places)  # type: ignore[arg-type]
+        if self.needs_user:
+            users = batch.users_of_targets
+            ids, places = numbered({"target_users": users.clamp(min=0)}, None)
+            rows = self._fetch("user", ids)
+            if bool((users < 0).any()):  # the same users in all processes: only recommend knows such
+                rows = torch.cat([rows, self.shards.mean(self._part("user"), self.n_users)])
+                places["target_users"] = torch.where(users < 0, ids.shape[0], places["target_users"])
+            batch = replace(batch, user_rows=rows, **places)  # type: ignore[arg-type]
+        return batch
+
+    def _fetch(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of a divided table. All processes."""
+        assert self.shards is not None
+        return Lookup(self.shards, ids).fetch(self._part(name))
+
+    def _part(self, name: str) -> Tensor:
+        """This process's rows of a table, up to date."""
+        weight = self.tables()[name].detach()
+        return weight if self.waiting_rows is None else self.waiting_rows.current(weight)
+
+    def best(
+        self, h: Tensor, k: int, seen_offsets: Tensor | None, seen_items: Tensor | None, seen_sorted: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """``ops.topk`` of the catalogue for outputs ``h`` [B, d]; where tables are divided, of the same ``h`` in all
+        processes, and by all of them."""
+        if self.shards is not None:
+            return self.shards.topk(h, self._part("item"), self.n_items, k, seen_offsets, seen_items)
+        weight = self.table("item")[:-1]
+        seen: Any = {"seen_offsets": seen_offsets, "seen_items": seen_items, "seen_sorted": seen_sorted}
+        return ops.topk(h.to(weight.dtype), weight, k, **seen)
 
     def _last_batch(self, items: Tensor, offsets: Tensor, users: Tensor | None, max_len: int | None) -> JaggedBatch:
         """Sequences, none of them empty, of which the last row counts."""
@@ -492,10 +549,19 @@ class SequentialRecommender(nn.Module, ABC):
                 return h @ weight[:-1].to(dtype).T
             if item_indices.dim() != 2 or item_indices.shape[0] != h.shape[0]:
                 raise ValueError(f"item_indices has shape {list(item_indices.shape)}, expected [{h.shape[0]}, S]")
-            rows = F.embedding(item_indices.long(), weight, self.n_items).to(dtype)
-            return torch.einsum("be,bse->bs", h, rows)
+            return _products(h, F.embedding(item_indices.long(), weight, self.n_items))
+
+    def scores_of(self, h: Tensor, items: Tensor) -> Tensor:
+        """Dot products of ``h`` [B, d] with ``items`` [B, S], where tables are divided. All processes."""
+        ids, places = numbered({"items": items}, None)
+        return _products(h, F.embedding(places["items"], self._fetch("item", ids)))
 
     recommend = recommend
+
+
+def _products(h: Tensor, rows: Tensor) -> Tensor:
+    """h [B, d] times rows [B, S, d]: [B, S]."""
+    return torch.einsum("be,bse->bs", h, rows.to(h.dtype))
 
 
 def _settled(model: nn.Module, *_: Any) -> None:

@@ -75,8 +75,8 @@ class Caser(SequentialRecommender):
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__(params, info, *args, seed=seed, **kwargs)
         d, length = self.embedding_size, self.max_seq_len
-        self.user_embedding = nn.Embedding(self.n_users, d)
-        self.item_embedding = nn.Embedding(self.n_items + 1, d, padding_idx=self.n_items)
+        self.user_embedding = self._divided(self.n_users)
+        self.item_embedding = self._divided(self.n_items + 1, self.n_items)
         # Hold the parameters, under WarpRec's names and with its initial values; encode computes with them.
         if self.n_v > 0:
             self.conv_v = nn.Conv2d(1, self.n_v, (length, 1))

@@ -39,7 +39,7 @@ class GRU4Rec(SequentialRecommender):
 
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__(params, info, *args, seed=seed, **kwargs)
-        self.item_embedding = nn.Embedding(self.n_items + 1, self.embedding_size, padding_idx=self.n_items)
+        self.item_embedding = self._divided(self.n_items + 1, self.n_items)
         # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.
         self.gru_layers = nn.GRU(self.embedding_size, self.hidden_size, self.num_layers, bias=False, batch_first=True)
         self.dense = nn.Linear(self.hidden_size, self.embedding_size)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .shards import ShardedEmbedding
+
 # PyTorch's functions and methods that take a generator.
 _DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"}
 _DRAWS |= {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "kaiming_uniform_"}
@@ -94,6 +96,8 @@ def init_weights(module: nn.Module, std: float | None = None) -> None:
                     _normal(module.weight, std)
                 if module.bias is not None:
                     module.bias.zero_()
+            case ShardedEmbedding():
+                module.draw(std)
             case nn.Embedding():
                 _normal(module.weight, std)
                 if module.padding_idx is not None:

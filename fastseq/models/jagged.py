@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -125,3 +125,21 @@ def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Rows [N] of ``x``, none of them twice: the gradient is a copy, where index_select's is a slow sum."""
     result: Tensor = _SelectRows.apply(x, rows)
     return result
+
+
+def numbered(ids: Mapping[str, Tensor | None], padding: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The distinct ids, ascending, and for each name the places of its ids among them. ``padding``, an id above all
+    others, has the last place, whether it is among them or not."""
+    named = {name: each for name, each in ids.items() if each is not None}
+    together = [each.reshape(-1) for each in named.values()]
+    if padding is not None:
+        together.append(together[0].new_full((1,), padding))
+    distinct, places = torch.unique(torch.cat(together), return_inverse=True)
+    return distinct, placed(named, places)
+
+
+def placed(named: Mapping[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+    """``places`` of ids that were laid one after another, in their shapes."""
+    sizes = [each.numel() for each in named.values()]
+    pieces = places[: sum(sizes)].split(sizes)
+    return {name: piece.view(each.shape) for (name, each), piece in zip(named.items(), pieces, strict=True)}

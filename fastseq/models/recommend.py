@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import ops
 from ..data import frames
 from ..data.batch import Packed
 from ..data.ids import IdMap, RawId, brief
@@ -272,17 +271,10 @@ def _one_pass(
     those of the output's sum, which is not finite where the output is not."""
     padding = np.array([model.n_items])
     recent = [history[-model.max_seq_len :] if len(history) else padding for history in seen]
-    weight = model.table("item")[:-1]
     asked = _Asked(*_jagged(recent), users, *(_jagged(seen) if filter_seen else (None, None)))
-    asked = asked.to(weight.device, non_blocking=True)
+    asked = asked.to(model.item_embedding.weight.device, non_blocking=True)
     h = model.encode_last(asked.items, asked.offsets, asked.users, max(map(len, recent)), False)
-    scores, indices = ops.topk(
-        h.to(weight.dtype),
-        weight,
-        min(k, model.n_items),
-        seen_offsets=asked.seen_offsets,
-        seen_items=asked.seen_items,
-    )
+    scores, indices = model.best(h, min(k, model.n_items), asked.seen_offsets, asked.seen_items)
     numbers = torch.cat([scores.float(), h.float().sum(dim=1, keepdim=True)], dim=1)
     return torch.cat([indices, numbers.double().view(torch.int64)], dim=1)
 

@@ -54,7 +54,7 @@ class SASRec(SequentialRecommender):
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__(params, info, *args, seed=seed, **kwargs)
         d = self.embedding_size
-        self.item_embedding = nn.Embedding(self.n_items + 1, d, padding_idx=self.n_items)
+        self.item_embedding = self._divided(self.n_items + 1, self.n_items)
         self.position_embedding = nn.Embedding(self.max_seq_len, d)
         self.layernorm = nn.LayerNorm(d, eps=1e-8)
         # Holds the parameters, under WarpRec's names and with its initial values; encode computes with them.

@@ -197,6 +197,10 @@ def save_warprec(path: str | os.PathLike[str], model: SequentialRecommender) -> 
     Raises:
         CheckpointError: if it cannot be written.
     """
+    if model.shards is not None:
+        raise CheckpointError(
+            f"{path}: the model holds a part of its tables: load the run's checkpoint in one process, and save that"
+        )
     artifacts = {
         name: value
         for name, value in vars(model).items()

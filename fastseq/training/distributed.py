@@ -122,6 +122,6 @@ def distributed_loss(model: SequentialRecommender, tables: Sequence[Tensor] = ()
     if tables:
         names = [name for name, x in objective.named_parameters() if any(x is table for table in tables)]
         objective._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
-        for table in tables:
+        for table in tables if model.shards is None else ():
             dist.broadcast(table.detach(), 0)
     return nn.parallel.DistributedDataParallel(objective, **options)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastseq import _version, ops
+from fastseq import _version
 from fastseq.data.batch import Packed
 from fastseq.data.interactions import Interactions
 from fastseq.data.prefetch import prefetched
@@ -126,6 +126,8 @@ def evaluate(
         check_integer(name, value, low)
     started = time.perf_counter()
     ranks = ranks or Ranks()
+    if (shards := getattr(model, "shards", None)) is not None:
+        ranks = Ranks(shards.rank, shards.world_size)
     n_items = split.interactions.n_items
     cut = (("a cut-off of ks (evaluation.top_k)", ks[-1]), ("n_negatives", n_negatives if protocol == "sampled" else 0))
     for name, value in cut:
@@ -152,7 +154,7 @@ def evaluate(
         evaluating(model) if isinstance(model, SequentialRecommender) else nullcontext(model) as still,
         memory_named(device, evaluating_some, "lower evaluation.batch_size (evaluation_batch_size)"),
     ):
-        source = _ModelSource(still) if isinstance(still, SequentialRecommender) else _ScorerSource(still)
+        source = _source(still)
         batches = _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol)
         if protocol == "sampled":
             drawn = n_items, n_negatives, (seed, int(part == "test"))
@@ -218,6 +220,12 @@ def evaluate(
     return Evaluation(metrics, described, time.perf_counter() - started)
 
 
+def _source(model: SequentialRecommender | Scorer) -> _ModelSource | _ScorerSource:
+    if not isinstance(model, SequentialRecommender):
+        return _ScorerSource(model)
+    return _ModelSource(model) if model.shards is None else _ShardedSource(model)
+
+
 def _describe_candidates(protocol: str, n_negatives: int, mask_seen: MaskSeen) -> str:
     where = "history" if mask_seen == "history" else "training part"
     if protocol == "full":
@@ -272,7 +280,7 @@ def _batches(
 ) -> Iterator[_Users]:
     data = split.interactions
     mine = np.arange(ranks.rank, len(part), ranks.world_size)
-    for first in range(0, len(mine), size):
+    for first in range(0, -(-len(part) // ranks.world_size), size):  # as many batches in all ranks, the last one empty
         rows = mine[first : first + size]
         start, stop = part.history_start[rows], part.history_stop[rows]
         recent = start if max_len is None else np.maximum(start, stop - max_len)
@@ -290,12 +298,12 @@ def _batches(
             users=torch.from_numpy(part.users[rows]),
             items=torch.from_numpy(items),
             offsets=torch.from_numpy(offsets),
-            max_len=int(np.diff(offsets).max()),
+            max_len=int(np.diff(offsets).max(initial=0)),
             seen_items=torch.from_numpy(seen % data.n_items),
             seen_offsets=torch.from_numpy(np.searchsorted(seen, edges).astype(np.int32)),
             ranked=torch.from_numpy(ranked),
             n_targets=torch.from_numpy(n_targets),
-            most_targets=int(n_targets.max()),
+            most_targets=int(n_targets.max(initial=0)),
             n_items=data.n_items,
             n_repeated=len(np.intersect1d(targets, trained, True)),
             n_masked=len(targets) - len(ranked),
@@ -320,7 +328,7 @@ def _sampled_candidates(users: _Users, n_items: int, n_negatives: int, seed: tup
     """Targets that are ranked, then negatives, of each user: int64 [B, C], filled up with −1."""
     target_rows, targets = np.divmod(users.ranked.numpy(), n_items)
     stops = np.searchsorted(target_rows, np.arange(len(users.users) + 1))
-    most = int(np.diff(stops).max())
+    most = int(np.diff(stops).max(initial=0))
     candidates = np.full((len(users.users), most + n_negatives), -1, np.int64)
     candidates[target_rows, np.arange(len(targets)) - stops[target_rows]] = targets
     seen, offsets = users.seen_items.numpy(), users.seen_offsets.numpy()
@@ -341,10 +349,9 @@ class _ModelSource:
     def __init__(self, model: SequentialRecommender) -> None:
         self._model = model
         self.max_len: int | None = model.max_seq_len
-        self._weight = model.table("item")[:-1]
+        weight = model.item_embedding.weight
         # On a CPU ranking refuses a NaN score; on a GPU it would leave such an item out.
-        on_cpu = self._weight.device.type == "cpu"
-        self.diverged = torch.tensor(False) if on_cpu else ~torch.isfinite(self._weight).all()
+        self.diverged = torch.tensor(False) if weight.device.type == "cpu" else ~torch.isfinite(weight).all()
 
     def read(self, users: _Users) -> None:
         """Takes the next batch, on the model's device; ``diverged`` says whether an output so far was not finite."""
@@ -355,18 +362,30 @@ class _ModelSource:
 
     def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
         """Scores and items [B, k] of the best that are not filtered; −inf and −1 where there are fewer."""
-        return ops.topk(
-            self._h.to(self._weight.dtype),
-            self._weight,
-            k,
-            seen_offsets=users.seen_offsets,
-            seen_items=users.seen_items,
-            seen_sorted=True,
-        )
+        return self._model.best(self._h, k, users.seen_offsets, users.seen_items, seen_sorted=True)
 
     def at(self, items: Tensor) -> Tensor:
         """Scores [B, C] of ``items`` [B, C]; −inf where an item is −1."""
         return self._model.score_checked(self._h, items.clamp(min=0)).masked_fill_(items < 0, float("-inf"))
+
+
+class _ShardedSource(_ModelSource):
+    """The same of a model whose tables are divided: each process ranks the users of all among its own items."""
+
+    def best(self, users: _Users, k: int) -> tuple[Tensor, Tensor]:
+        shards = self._model.shards
+        assert shards is not None
+        states, most = shards.gather(self._h), max(shards.gather(torch.tensor([k], device=self._h.device)))
+        seen_counts = torch.cat(shards.gather(users.seen_offsets.diff()))
+        seen_offsets = torch.cat([seen_counts.new_zeros(1), seen_counts.cumsum(0)])
+        seen_items = torch.cat(shards.gather(users.seen_items))
+        scores, items = self._model.best(torch.cat(states), int(most), seen_offsets, seen_items)
+        mine = slice(first := sum(map(len, states[: shards.rank])), first + len(self._h))
+        return scores[mine, :k], items[mine, :k]
+
+    def at(self, items: Tensor) -> Tensor:
+        scores = self._model.scores_of(self._h, items.clamp(min=0))
+        return scores.masked_fill_(items < 0, float("-inf"))
 
 
 class _ScorerSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import time
@@ -93,6 +94,13 @@ class Trainer:
         self.metric = self._validation_metric()
         self.device = next(model.parameters()).device
         self.ranks = Ranks.join(self.device)
+        shards = model.shards
+        if shards is not None and (shards.rank, shards.world_size) != (self.ranks.rank, self.ranks.world_size):
+            raise ConfigError(
+                f"the model holds part {shards.rank} of {shards.world_size} of its tables, but this is process "
+                f"{self.ranks.rank} of {self.ranks.world_size}; build it with shards=Shards({self.ranks.rank}, "
+                f"{self.ranks.world_size})"
+            )
         self.epochs = self.options.epochs or model.epochs
         self.loader = self._build_loader()
         self.total_steps = self.epochs * len(self.loader)
@@ -107,6 +115,7 @@ class Trainer:
         self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
+        self._due: Callable[[], Tensor] | None = None
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -171,7 +180,7 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         state = self.state
-        self._before, self._flags = (state.targets, state.seconds), None
+        self._before, self._flags, self._due = (state.targets, state.seconds), None, None
         self._say_if_changed()
         with StopRequest() as request:
             while state.stopped is None and state.epoch < self.epochs:
@@ -211,7 +220,7 @@ class Trainer:
                 if reason is not None:
                     break
                 interval = options.checkpoint_every_seconds
-                if interval is not None and now - saved >= interval:
+                if self._is_due(interval is not None and now - saved >= interval):
                     self._save_last()
                     saved = self._mark = time.perf_counter()
         self._read_losses()
@@ -287,6 +296,16 @@ class Trainer:
             if asked or time_is_up:
                 self._flags()  # no question is left open
         return "interrupted" if asked else "max_seconds" if time_is_up else None
+
+    def _is_due(self, due: bool) -> bool:
+        """Whether to save here: all ranks together, when the first of them has said so a step before."""
+        if self.ranks.world_size == 1 or self.run is None:
+            return due
+        before, self._due = self._due, None
+        if before is None or not (saves := bool(before())):
+            self._due = self.ranks.summing(torch.tensor(int(due and self.ranks.is_first)))
+            return False
+        return saves
 
     # Epochs.
 
@@ -371,14 +390,19 @@ class Trainer:
         """The run folder, in the one process that writes to it."""
         return self.run if self.ranks.is_first else None
 
+    @property
+    def _saves(self) -> RunFolder | None:
+        """The run folder, in the processes that write checkpoints: in all, where each has a part of the tables."""
+        return self._writes if self.model.shards is None else self.run
+
     def _open_run(self, run: RunFolder, resume: bool) -> None:
         if resume and run.last_path.exists():
             held = self.model, self.optimizer, self.scheduler
-            self.state = states.load_last(run.last_path, *held, self.split, self.options)
+            self.state = states.load_last(run.last_path, *held, self.split, self.options, self.ranks.world_size)
             state, patience = self.state, self.options.patience
             if state.stopped == "patience" and (patience is None or state.bad_validations < patience):
                 state.stopped = None
-            if not self.ranks.is_first:  # what is saved is rank 0's share of this epoch's losses
+            if not self.ranks.is_first:  # what is saved are all ranks' losses of this epoch
                 state.epoch_loss, state.epoch_targets = 0.0, 0
         if self.ranks.is_first:
             run.truncate_metrics(self.state.metrics_bytes)
@@ -387,19 +411,24 @@ class Trainer:
         self._history = run.read_metrics()
 
     def _save_last(self) -> None:
-        if self._writes is None:
+        if self.run is None:
             return
         self._read_losses()
+        state = self.state
+        total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
+        if self._saves is None:
+            return
         for name, parameter in self.model.named_parameters():
             if parameter.numel() and not all(x.isfinite() for x in parameter.aminmax()):  # no mask as large as a table
                 self._raise_diverged(f"{name} is not finite", self.state.step)
         held = self.model, self.optimizer, self.scheduler
-        states.save_last(self._writes.last_path, *held, self.split, self.options, self.state)
+        state = dataclasses.replace(state, epoch_loss=total[0], epoch_targets=int(total[1]))
+        states.save_last(self._saves.last_path, *held, self.split, self.options, state, self.ranks.world_size)
 
     def _save_best(self, epoch: int, metrics: dict[str, float]) -> None:
-        if self._writes is not None:
+        if self._saves is not None:
             reached = {"epoch": epoch, "step": self.state.step, "metric": self.metric, "validation": metrics}
-            states.save_best(self._writes.best_path, self.model, self.split, reached)
+            states.save_best(self._saves.best_path, self.model, self.split, reached)
         elif self.run is None:
             self._best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 

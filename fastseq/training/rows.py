@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastseq.data.batch import JaggedBatch
 from fastseq.errors import ConfigError
 from fastseq.models.base import SequentialRecommender
+from fastseq.models.jagged import numbered, placed
 from fastseq.models.recommend import has_replaced_method
+from fastseq.models.shards import Lookup
 from fastseq.optim import RowAdam, RowGradient
 
 from .distributed import Ranks
@@ -40,8 +42,14 @@ def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool
     Raises:
         ConfigError: if the options ask for rows that are not served.
     """
-    if options.updates == "dense":
+    if options.updates == "dense" and model.shards is None:
         return "updates is dense"
+    if model.shards is not None:
+        of_loss = ["cross_entropy gives every item a gradient"] * (model.loss_name == "cross_entropy")
+        of_option = ["updates is dense"] * (options.updates == "dense")
+        if reasons := [*of_option, *of_loss, *_not_served(model, options)]:
+            raise ConfigError(f"tables are sharded, which needs updates by rows, but {reasons[0]}; use whole tables")
+        return None
     if model.loss_name == "cross_entropy":
         why = "cross_entropy gives every item a gradient"
         if options.updates == "rows" and warn:
@@ -111,10 +119,22 @@ class TouchedRows:
         return batch
 
     def gradients(self) -> list[Tensor]:
-        """After a backward pass: rows with their gradients, those of all ranks."""
+        """After a backward pass: rows with their gradients, those of all ranks; of divided tables, this rank's rows."""
         if self.ranks.world_size > 1:
             self._touched = [each.of_all(self.ranks) for each in self._touched]
         return [each.rows for each in self._touched]
+
+    def clip(self, touched: list[Tensor], max_norm: float) -> None:
+        """Scales all gradients, those of ``touched`` among them, to a norm of at most ``max_norm`` over all ranks."""
+        dense = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.model.shards is None:
+            nn.utils.clip_grad_norm_([*dense, *touched], max_norm)
+            return
+        own, alike = (
+            nn.utils.get_total_norm([x.grad for x in part if x.grad is not None]) for part in (touched, dense)
+        )
+        total = (self.model.shards.sum(own.square()) + alike.square()).sqrt()
+        nn.utils.clip_grads_with_norm_([*dense, *touched], max_norm, total)
 
     def step(self) -> None:
         """One step of the optimizer, with the gradients of the rows and of all other parameters."""
@@ -134,31 +154,36 @@ class TouchedRows:
     ) -> tuple[Tensor, dict[str, Any]]:
         """Rows of a table, of the distinct ids in ascending order, and for each name the places of its ids there.
         ``padding``, an id above all others, has the last place, whether it is among them or not."""
-        named = {name: each for name, each in ids.items() if each is not None}
-        together = torch.cat([each.reshape(-1) for each in named.values()])
+        count = lookup = None
         if self.fixed:
+            named = {name: each for name, each in ids.items() if each is not None}
+            together = torch.cat([each.reshape(-1) for each in named.values()])
             distinct, places, count = distinct_in_place(together, padding)
+            numbers = placed(named, places)
         else:
-            if padding is not None:
-                together = torch.cat([together, together.new_full((1,), padding)])
-            distinct, places = torch.unique(together, return_inverse=True)
-            count = None
-        self.optimizer.catch_up(table, distinct, count)
-        rows = table.detach().index_select(0, distinct)
+            distinct, numbers = numbered(ids, padding)
+        if self.model.shards is None:
+            self.optimizer.catch_up(table, distinct, count)
+            rows = table.detach().index_select(0, distinct)
+        else:
+            lookup = Lookup(self.model.shards, distinct)
+            self.optimizer.catch_up(table, lookup.rows)
+            rows = lookup.fetch(table.detach())
         if table.requires_grad:  # it may have been frozen since
-            self._touched.append(_Touched(table, distinct, rows.requires_grad_(), count))
-        pieces = places[: sum(each.numel() for each in named.values())].split([x.numel() for x in named.values()])
-        return rows, {name: piece.view(each.shape) for (name, each), piece in zip(named.items(), pieces, strict=True)}
+            self._touched.append(_Touched(table, distinct, rows.requires_grad_(), count, lookup))
+        return rows, numbers
 
 
 @dataclass
 class _Touched:
-    """Rows of a table: the ids, the leaf, and how many of them count, from the first (None: all)."""
+    """Rows of a table: the ids, the leaf, and how many of them count, from the first (None: all); of a divided table,
+    how they came."""
 
     table: Tensor
     ids: Tensor
     rows: Tensor
-    count: Tensor | None
+    count: Tensor | None = None
+    lookup: Lookup | None = None
 
     def gradient(self) -> RowGradient:
         grad = torch.zeros_like(self.rows) if self.rows.grad is None else self.rows.grad
@@ -166,7 +191,13 @@ class _Touched:
 
     def of_all(self, ranks: Ranks) -> _Touched:
         """The rows that any rank has touched, and the mean over the ranks of their gradients: summed in the order of
-        the ranks, so that all have the same bits. Each sends its rows, padded to the longest list."""
+        the ranks, so that all have the same bits. Each sends its rows, padded to the longest list; those of a divided
+        table go to the rank that holds them, and come out there."""
+        if self.lookup is not None:
+            sums = self.lookup.give_back(self.gradient().grad).div_(ranks.world_size)
+            held = torch.empty_like(sums)
+            held.grad = sums
+            return _Touched(self.table, self.lookup.rows, held)
         sizes = ranks.gather(torch.tensor([self.ids.shape[0]]))
         most = int(max(sizes))
         ids, grad = self.ids.new_zeros(most), self.rows.new_zeros(most, self.rows.shape[1])
@@ -176,7 +207,7 @@ class _Touched:
         distinct, places = torch.unique(all_ids, return_inverse=True)
         rows = self.rows.new_empty(distinct.shape[0], self.rows.shape[1])
         rows.grad = torch.zeros_like(rows).index_add_(0, places, all_grads).div_(ranks.world_size)
-        return _Touched(self.table, distinct, rows, None)
+        return _Touched(self.table, distinct, rows)
 
 
 def distinct_in_place(ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor, Tensor]:

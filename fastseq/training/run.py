@@ -16,11 +16,12 @@ from fastseq.data.ids import IdMap
 from fastseq.devices import find_device
 from fastseq.errors import CheckpointError, DataError
 
-from . import checkpoint
+from . import checkpoint, parts
 from .distributed import Ranks
 
 if TYPE_CHECKING:
     from fastseq.models.base import SequentialRecommender
+    from fastseq.models.shards import Shards
 
     from .evaluation import Evaluation
 
@@ -75,6 +76,8 @@ class RunFolder:
                 self._lock = self._locked()
             for file in self._files if overwrite else ():
                 file.unlink(missing_ok=True)
+                if file.parent != self.path:
+                    parts.remove(file)
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except (OSError, NotImplementedError) as error:  # the second: a file system without locks
             self.unlock()
@@ -245,12 +248,16 @@ def catalogue_digest(users: IdMap, items: IdMap) -> dict[str, Any]:
     return sizes | {"user_ids": users.digest(), "item_ids": items.digest()}
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SequentialRecommender:
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", shards: Shards | None = None
+) -> SequentialRecommender:
     """A trained model in evaluation mode.
 
     Args:
         path: a run folder (its best epoch), a ``.safetensors`` checkpoint of fastseq, or a ``.pth`` of WarpRec.
         device: "cpu", "cuda", "cuda:n", or "auto" (a GPU where there is one), whatever it was trained on.
+        shards: the part of the tables that this process is to hold, of a checkpoint that any number of processes wrote;
+            None: whole tables. A ``.pth`` is read whole.
 
     Returns:
         The model. From a run folder it has the catalogue attached, so ``recommend`` takes raw ids.
@@ -262,7 +269,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Se
     from fastseq.models import MODELS
     from fastseq.models.recommend import Catalogue
 
-    from .state import catch_up
+    from .state import catch_up, rows_of
 
     device = find_device(device)
     source = path = Path(path)
@@ -278,19 +285,21 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Se
         info, state = stored["info"], stored["state_dict"]
         known: dict[str, Any] = {}
     else:
-        tensors, metadata = checkpoint.load(path)
+        metadata = checkpoint.load(path, metadata_only=True)[1]
         try:
             name, params, info = metadata["model"], metadata["params"], metadata["info"]
         except KeyError as error:
             raise CheckpointError(f"{path}: holds no model (its metadata has no {error})") from error
-        state = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
         known = metadata.get("catalogue", {})
     if name not in MODELS:
         raise CheckpointError(f"{path}: a checkpoint of {name!r}, expected one of {', '.join(MODELS)}")
     try:
-        model = MODELS[name](params, info)
+        model = MODELS[name](params, info, shards=None if path.suffix == ".pth" else shards)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: its hyperparameters make no {name}: {error}") from error
+    if path.suffix != ".pth":
+        tensors, metadata = parts.load(path, rows_of(model), shards)
+        state = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastseq.models.base import SequentialRecommender
 from fastseq.ops.philox import STREAM
 from fastseq.optim import RowAdam
 
-from . import checkpoint, optimizers
+from . import checkpoint, optimizers, parts
 from .options import TrainingOptions
 from .run import catalogue_digest
 
@@ -85,12 +86,13 @@ def describe(model: SequentialRecommender, split: Split) -> dict[str, Any]:
 
 def save_best(path: Path, model: SequentialRecommender, split: Split, reached: Mapping[str, Any]) -> None:
     """Writes the weights; ``reached`` says at which epoch and with which metric."""
-    checkpoint.save(path, _weights(model), {"kind": "best", **describe(model, split), **reached})
+    metadata = {"kind": "best", **describe(model, split), **reached}
+    parts.save(path, _weights(model), metadata, rows_of(model), model.shards)
 
 
 def load_best(path: Path, model: SequentialRecommender, epoch: int | None) -> None:
     """Puts the weights that ``save_best`` wrote after ``epoch`` back into ``model``."""
-    tensors, metadata = checkpoint.load(path)
+    tensors, metadata = parts.load(path, rows_of(model), model.shards)
     checkpoint.check_same(path, "training run", metadata, {"kind": "best", "epoch": epoch})
     _load_weights(path, model, tensors)
 
@@ -103,8 +105,9 @@ def save_last(
     split: Split,
     options: TrainingOptions,
     state: TrainState,
+    world_size: int,
 ) -> None:
-    """Writes everything that ``load_last`` needs to go on exactly here."""
+    """Writes everything that ``load_last`` needs to go on exactly here; ``world_size`` processes train."""
     # Beside what rows wait for: going on, they are made up for as before.
     tensors = {f"model.{name}": tensor for name, tensor in model.raw_state().items()}
     for index, entries in optimizer.state_dict()["state"].items():
@@ -118,7 +121,8 @@ def save_last(
     metadata["waiting_rows"] = model.waiting_rows is not None
     metadata["updates"] = "rows" if isinstance(optimizer, RowAdam) else "dense"
     metadata["learning_rates"] = [group["lr"] for group in optimizer.param_groups]
-    checkpoint.save(path, tensors, metadata)
+    metadata["world_size"] = world_size
+    parts.save(path, tensors, metadata, rows_of(model), model.shards)
 
 
 def load_last(
@@ -128,14 +132,16 @@ def load_last(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None,
     split: Split,
     options: TrainingOptions,
+    world_size: int,
 ) -> TrainState:
-    """Puts ``model``, ``optimizer`` and ``scheduler`` where ``save_last`` left them.
+    """Puts ``model``, ``optimizer`` and ``scheduler`` where ``save_last`` left them. Other processes than wrote it may
+    go on, which is said: their dropout masks and sums are not those of before.
 
     Raises:
         CheckpointError: if the file is damaged, was saved for another model, data or options, naming what differs, or
             with another random stream.
     """
-    tensors, metadata = checkpoint.load(path)
+    tensors, metadata = parts.load(path, rows_of(model), model.shards)
     if metadata.get("kind") != "last":
         raise CheckpointError(f"{path}: not a checkpoint to resume from (it is {metadata.get('kind')!r}, not 'last')")
     if (stream := metadata.get("stream", 1)) != STREAM:  # before 2 it was not written
@@ -155,6 +161,12 @@ def load_last(
     checkpoint.check_same(path, "set of training options", metadata["options"], fixed)
     updates = "rows" if isinstance(optimizer, RowAdam) else "dense"
     checkpoint.check_same(path, "way of updates", metadata, {"updates": updates})
+    if (before := metadata.get("world_size", world_size)) != world_size:
+        warnings.warn(
+            f"{path}: {before} processes trained until here, now {world_size} go on: from here on the weights are not "
+            "bit for bit those of a run that was never stopped",
+            stacklevel=4,
+        )
     _load_weights(path, model, tensors)
     _load_optimizer(optimizer, tensors)
     if metadata.get("waiting_rows") and isinstance(optimizer, RowAdam):
@@ -186,6 +198,18 @@ def catch_up(model: SequentialRecommender, tensors: Mapping[str, Tensor], metada
         optimizer = RowAdam(model.parameter_groups(), model.learning_rate, **metadata["options"]["optimizer_params"])
         _load_optimizer(optimizer, tensors)
         optimizer.flush()
+
+
+def rows_of(model: SequentialRecommender) -> dict[str, int]:
+    """The tensors of a checkpoint that have a row an item or user, and how many rows the whole has."""
+    rows: dict[str, int] = {}
+    parameters = [each for group in model.parameter_groups() for each in group["params"]]
+    for name, table in model.tables().items():
+        numbers = [number for number, parameter in enumerate(parameters) if parameter is table]
+        keys = [f"optimizer.{number}.{key}" for number in numbers for key in ("exp_avg", "exp_avg_sq", "last_step")]
+        count = model.n_items + 1 if name == "item" else model.n_users
+        rows |= dict.fromkeys([f"model.{name}_embedding.weight", *keys], count)
+    return rows
 
 
 def _weights(model: SequentialRecommender) -> dict[str, Tensor]:

@@ -283,11 +283,13 @@ def descend(
             loss = objective(batch)
         loss.backward(_upstream(scale, loss.dtype, device))
     touched = [] if rows is None else rows.gradients()
-    if options.clip_norm is not None:
-        nn.utils.clip_grad_norm_([*model.parameters(), *touched], options.clip_norm)
     if rows is None:
+        if options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         optimizer.step()
     else:
+        if options.clip_norm is not None:
+            rows.clip(touched, options.clip_norm)
         rows.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 import torch._dynamo  # torch.optim imports it when it is first used: once here instead of in every process
 from safetensors.torch import save_file
 
+import fastseq
 from fastseq.data.batch import JaggedBatch
-from fastseq.models import MODELS
+from fastseq.data.split import Split
+from fastseq.models import MODELS, SequentialRecommender, Shards
 from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Trainer
@@ -157,3 +160,80 @@ def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
     if trainer.ranks.is_first:
         save_file(model.state_dict(), folder / "weights.safetensors")
     return torch.cat(seen), evaluation.metrics
+
+
+def joined(rank: int, world_size: int, port: int) -> None:
+    """Says who this process is, as torchrun would."""
+    if world_size > 1:
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+        }  # fmt: skip
+    torch.set_num_threads(1)
+
+
+def leave(world_size: int) -> None:
+    """Ends this process: gloo's threads outlive the group, and may abort a Python that is being taken down."""
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+    os._exit(0)
+
+
+HISTORIES: list[list[int]] = [[0, 1, 2], [5, 6, 7, 8, 9, 3, 3, 1, 0, 2], [150], []]
+
+
+def sharded_model(name: str, split: Split, shards: Shards | None, **changes: Any) -> SequentialRecommender:
+    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+    params = required_params(name, reg_weight=0.01, weight_decay=0.01, batch_size=20, epochs=3, max_seq_len=8)
+    return MODELS[name](params | changes, info, seed=1, shards=shards)
+
+
+def train_sharded(rank: int, world_size: int, port: int, folder: str, cases: list[tuple[str, int, int, str]]) -> None:
+    """One process of trainings by divided tables, or of whole ones where it is alone. For each case (model, users,
+    epochs, dtype) the first writes what came out."""
+    joined(rank, world_size, port)
+    ranks = Ranks.join()
+    shards = Shards(rank, world_size) if world_size > 1 else None
+    for name, n_users, epochs, dtype in cases:
+        split = make_split(n_users=n_users, n_items=200)
+        model = sharded_model(name, split, shards, epochs=epochs).to(getattr(torch, dtype))
+        if shards is not None:
+            assert model.item_embedding.weight.shape[0] == shards.count(model.n_items + 1)
+        where = Path(folder) / f"{name}-{n_users}-{dtype}"
+        updates: Updates = "dense" if shards is None else "auto"
+        options = TrainingOptions(clip_norm=0.5, updates=updates, validation_metric="nDCG@5", patience=epochs)
+        result = Trainer(model, split, options, where / "run").fit()
+        metrics = evaluate(model, split, ks=(5, 10), ranks=ranks, batch_size=7).metrics
+        sampled = evaluate(model, split, ks=(5,), protocol="sampled", n_negatives=20, ranks=ranks).metrics
+        users = [0, None, 1, 2] if model.needs_user else None
+        asked = model.recommend(HISTORIES, k=7, users=users, unknown_users="mean")  # type: ignore[call-overload]
+        if rank == 0:
+            weights = fastseq.load(where / "run").state_dict()
+            save_file({**weights, "steps": torch.tensor(result.steps)}, where / "weights.safetensors")
+            text = json.dumps({"test": metrics, "sampled": sampled, "asked": asked, "history": result.history})
+            (where / "answers.json").write_text(text)
+    leave(world_size)
+
+
+def train_on(rank: int, world_size: int, port: int, run: str, out: str, epochs: int, kill_after: int | None) -> None:
+    """One process of a training by divided tables that goes on from what ``run`` holds, saved at every step; the last
+    process is killed after so many steps."""
+    joined(rank, world_size, port)
+    Ranks.join()
+    split = make_split(n_users=30, n_items=100)
+    model = sharded_model("Caser", split, Shards(rank, world_size) if world_size > 1 else None, epochs=epochs)
+    options = TrainingOptions(checkpoint_every_seconds=0.0, validate_every=2, updates="rows")
+    trainer = Trainer(model, split, options, run, resume=True)
+    loss, steps = model.loss, itertools.count(1)
+
+    def counted(batch: JaggedBatch) -> torch.Tensor:
+        if rank == world_size - 1 and next(steps) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(batch)
+
+    model.loss = counted  # type: ignore[method-assign]
+    result = trainer.fit()
+    assert result.stopped == "finished", result.message
+    Ranks(rank, world_size).wait()
+    if rank == 0:
+        save_file(fastseq.load(run).state_dict(), out)
+    leave(world_size)
