@@ -548,3 +548,25 @@ def test_mistakes_are_found_before_any_model_trains(tmp_path: Path) -> None:
     tree = yaml.safe_load(config.read_text()) | {"splitter": {part: {"k": 50} for part in SPLITS}}
     config.write_text(yaml.safe_dump(tree))
     assert "no user keeps 2 or more events after the split" in refusal("train", config, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_torchrun_divides_the_tables(tmp_path: Path) -> None:
+    """Two processes with parts of the tables have the scores and answers of two with whole ones."""
+    write_data(tmp_path / "data.csv")
+    scores: list[list[dict[str, float]]] = []
+    answers: list[Any] = []
+    for table in ("replicated", "sharded"):
+        optimization = {"table": table, "optimizer": "rows"}
+        models = {name: {**MODELS[name], "optimization": optimization} for name in ("SASRec", "Caser")}
+        config = write_config(tmp_path, {"writer": {"local_experiment_path": table}}, **models)
+        launch = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "fastseq.cli", "train", config)
+        run_python(*launch, cwd=tmp_path, OMP_NUM_THREADS="1")
+        runs = [tmp_path / table / "data" / name for name in models]
+        scores.append([json.loads((run / "evaluation.json").read_text())["metrics"] for run in runs])
+        parts = [len(list((run / "checkpoints").glob("*-of-2.safetensors"))) for run in runs]
+        assert parts == ([4, 4] if table == "sharded" else [0, 0])
+        answers.append(answer("recommend", runs[0], "--history", "i1,i2", "-k", 4, folder=tmp_path))
+    for one, other in zip(*scores, strict=True):
+        assert other == pytest.approx(one, abs=1e-6)
+    assert answers[0][0]["items"] == answers[1][0]["items"]
