@@ -375,6 +375,10 @@ class SequentialRecommender(nn.Module, ABC):
         Raises:
             ValueError: if the batch has another shape, or holds an id that is out of range.
         """
+        return self.loss(self.jagged(batch))
+
+    def jagged(self, batch: Sequence[Tensor]) -> JaggedBatch:
+        """What ``loss`` takes, of what ``training_step`` takes."""
         names = ["user"] * self.needs_user + ["seq", "len", "pos"] + ["neg"] * (self.neg_samples > 0)
         if len(batch) != len(names):
             raise ValueError(
@@ -395,7 +399,7 @@ class SequentialRecommender(nn.Module, ABC):
         if negatives is not None and needs_log_q(self.loss_name):
             jagged.log_q = self._uniform_log_q(negatives)
         jagged.l2_items = fields["seq"].long().reshape(-1)
-        return self.loss(jagged)
+        return jagged
 
     def _as_negatives(self, negatives: Tensor, size: int) -> Tensor:
         shared = self.negatives == "shared"

@@ -47,7 +47,7 @@ def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool
     if model.shards is not None:
         of_loss = ["cross_entropy gives every item a gradient"] * (model.loss_name == "cross_entropy")
         of_option = ["updates is dense"] * (options.updates == "dense")
-        if reasons := [*of_option, *of_loss, *_not_served(model, options)]:
+        if reasons := [*of_option, *of_loss, *not_served(model, options)]:
             raise ConfigError(f"tables are sharded, which needs updates by rows, but {reasons[0]}; use whole tables")
         return None
     if model.loss_name == "cross_entropy":
@@ -55,7 +55,7 @@ def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool
         if options.updates == "rows" and warn:
             warnings.warn(f"updates is rows, but {why}: they are dense", stacklevel=5)
         return why
-    reason = next(_not_served(model, options), None)
+    reason = next(not_served(model, options), None)
     if reason is not None and options.updates == "rows":
         raise ConfigError(f"updates is rows, but {reason}; use auto or dense")
     if reason is None and options.updates == "auto":
@@ -66,7 +66,7 @@ def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool
     return reason
 
 
-def _not_served(model: SequentialRecommender, options: TrainingOptions) -> Iterator[str]:
+def not_served(model: SequentialRecommender, options: TrainingOptions) -> Iterator[str]:
     """What keeps a model from being trained by rows."""
     name, params = type(model).__name__, options.optimizer_params
     if options.optimizer != "Adam":
@@ -140,13 +140,17 @@ class TouchedRows:
         """One step of the optimizer, with the gradients of the rows and of all other parameters."""
         if self.fixed:
             self.optimizer.step(rows={each.table: each.gradient() for each in self._touched})
+            self._touched.clear()
         else:
-            for each in self._touched:
-                indices, values = each.ids[None], each.gradient().grad
-                each.table.grad = torch.sparse_coo_tensor(
-                    indices, values, each.table.shape, check_invariants=False, is_coalesced=True
-                )
+            self.hand_over()
             self.optimizer.step()
+
+    def hand_over(self) -> None:
+        """Adds the gradients of the rows to those of the tables, as sparse tensors, ids ascending."""
+        for each in self._touched:
+            indices, values, before = each.ids[None], each.gradient().grad, each.table.grad
+            grad = torch.sparse_coo_tensor(indices, values, each.table.shape, check_invariants=False, is_coalesced=True)
+            each.table.grad = grad if before is None else (before + grad).coalesce()
         self._touched.clear()
 
     def _rows(

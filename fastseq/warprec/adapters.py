@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from warprec.errors import CheckpointError
+from warprec.errors import CheckpointError, ConfigurationError
 from warprec.recommenders.base_recommender import IterativeRecommender, SequentialRecommenderUtils
 
 from .._process import keep_freed_memory
@@ -22,9 +23,12 @@ from ..models import GRU4Rec as GRU4RecCore
 from ..models import SASRec as SASRecCore
 from ..models import SequentialRecommender
 from ..ops.sampled_loss import needs_log_q
+from ..optim import RowAdam
 from ..training.checkpoint import is_builtin
-from ..training.options import PRECISIONS
+from ..training.distributed import Ranks
+from ..training.options import PRECISIONS, TrainingOptions
 from ..training.precision import products, say_if_fp32
+from ..training.rows import TouchedRows, not_served
 from .parameters import KEYS, core_params
 from .stream import BatchStream, StreamItem
 
@@ -69,6 +73,8 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         object.__setattr__(self, "_held", core)
         for registry in _REGISTRIES:
             self.__dict__[registry] = core.__dict__[registry]
+        object.__setattr__(self, "_rows", None)  # with RowAdam: what is trained by rows
+        self.register_state_dict_post_hook(_with_waiting_rows)
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
@@ -148,12 +154,14 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
             core.set_rng(self.seed, trainer.global_step * ranks + trainer.global_rank)
         rounded = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with products(self.precision, self.device), rounded:
-            if isinstance(batch, StreamItem):
-                # A rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
-                loss = core.loss(batch.batch) * ranks
-                size = {"batch_size": batch.batch.n_targets}
-            else:
-                loss, size = core.training_step(batch, batch_idx), {}
+            streamed = isinstance(batch, StreamItem)
+            jagged = batch.batch if streamed else core.jagged(batch)
+            if self._rows is not None:
+                core.waiting_rows = self._rows.optimizer
+                jagged = self._rows.gather(jagged)
+            # A rank's loss is its share of the mean over all targets: shares add up, but DDP averages gradients.
+            loss = core.loss(jagged) * (ranks if streamed else 1)
+            size = {"batch_size": jagged.n_targets} if streamed else {}
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, **size)
         return loss
 
@@ -161,6 +169,39 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         """Lightning's backward, in the precision of the step."""
         with products(self.precision, self.device):
             super().backward(loss, *args, **kwargs)
+        if self._rows is not None:
+            self._rows.hand_over()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's clipping, which knows no sparse gradients: of tables those of the rows that were touched."""
+        if self._rows is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None and gradient_clip_val > 0:
+            grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            values = [grad.coalesce()._values() if grad.is_sparse else grad for grad in grads]
+            if gradient_clip_algorithm == "value":
+                for each in values:
+                    each.clamp_(-gradient_clip_val, gradient_clip_val)
+            else:
+                norm = torch.nn.utils.get_total_norm(values)
+                for each in values:
+                    each.mul_((gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
+
+    def on_validation_start(self) -> None:
+        """What is evaluated or saved has its rows up to date, in place, at points that the run fixes."""
+        self._core.settle()
+
+    on_train_epoch_end = on_train_end = on_validation_start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights in it are up to date; this makes the optimizer's state that goes with them."""
+        super().on_save_checkpoint(checkpoint)
+        self._core.settle()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The output after each history, [B, d]; see the core model."""
@@ -185,7 +226,30 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         if isinstance(optimizer, torch.optim.Adam):
             for group in optimizer.param_groups:  # WarpRec's wrapper passes no such option on
                 group["fused"] = True
+        self._core.settle()
+        object.__setattr__(self, "_rows", self._touched_rows(optimizer) if isinstance(optimizer, RowAdam) else None)
         return configured
+
+    def _touched_rows(self, optimizer: RowAdam) -> TouchedRows | None:
+        """What is trained by rows; None: whole tables, which RowAdam moves too.
+
+        Raises:
+            ConfigurationError: with several devices, whose gradients Lightning averages as whole tables.
+        """
+        core, trainer = self._core, self._trainer
+        if trainer is not None and trainer.world_size > 1:
+            raise ConfigurationError(
+                f"{self.name}: optimizer RowAdam trains on one device inside WarpRec, this is one of "
+                f"{trainer.world_size}: use Adam, or fastseq train, whose processes exchange rows"
+            )
+        if why := next(not_served(core, TrainingOptions()), None):
+            raise ConfigurationError(f"{self.name}: optimizer RowAdam, but {why}: use Adam")
+        if core.loss_name == "cross_entropy":
+            warnings.warn(
+                f"{self.name}: cross_entropy gives every item a gradient: RowAdam moves whole tables", stacklevel=2
+            )
+            return None
+        return TouchedRows(core, optimizer, False, Ranks())
 
     # What a checkpoint holds.
 
@@ -210,7 +274,15 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
                     f"{self.name}: the checkpoint has {there} {table}s and this data has {here}: it was trained on "
                     f"another catalogue. Load it with the data (and filters and split) it was trained on, or train anew"
                 )
+        self._core.settle()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _with_waiting_rows(adapter: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Puts the tables as they would be without RowAdam's waiting rows into a state_dict."""
+    assert isinstance(adapter, Adapter)
+    for name, table in adapter._core.caught_up().items():
+        state[f"{prefix}{name}_embedding.weight"] = table
 
 
 class SASRec(Adapter):

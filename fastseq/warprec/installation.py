@@ -12,10 +12,11 @@ import warprec.utils.config  # noqa: F401 - fills the registry of parameters
 from warprec.errors import RegistryError
 from warprec.recommenders import sequential_recommender  # with its package, fills the registry of models
 from warprec.utils.config.recommender_model_config import sequential_model_config
-from warprec.utils.registry import model_registry, params_registry
+from warprec.utils.registry import model_registry, optimizer_registry, params_registry
 
-from .. import _warprec_worker
+from .. import _warprec_worker, optim
 from .._process import SPIN_COUNT, wait_briefly
+from ..optim import RowAdam
 from . import adapters, parameters
 from .adapters import Adapter, Caser, FastCaser, FastGRU4Rec, FastSASRec, GRU4Rec, SASRec
 
@@ -40,11 +41,13 @@ def install(*, as_new_names: bool = False) -> None:
         RegistryError: if somebody else has replaced one of the models, or taken one of the names. Nothing is changed.
     """
     models = _BESIDE if as_new_names else _REPLACING
-    entries = [(model_registry, model) for model in models]
+    entries: list[tuple[Any, type]] = [(model_registry, model) for model in models]
     entries += [(params_registry, getattr(parameters, model.__name__)) for model in models]
+    entries += [(optimizer_registry, RowAdam)]
     for registry, ours in entries:
         present = registry._registry.get(ours.__name__.upper())
-        if present is not None and not _is_ours(present) and (as_new_names or not _is_warprecs(present)):
+        replaces = not as_new_names and registry is not optimizer_registry
+        if present is not None and not _is_ours(present) and not (replaces and _is_warprecs(present)):
             raise RegistryError(
                 f"{ours.__name__} in WarpRec's {registry.registry_name} registry is already "
                 f"{present.__module__}.{present.__qualname__}: fastseq replaces WarpRec's own models only. Leave out "
@@ -78,6 +81,8 @@ def uninstall() -> None:
                 registry._registry[key] = getattr(module, model.__name__)
             else:
                 del registry._registry[key], registry._spelled[key]
+    if _is_ours(optimizer_registry._registry.get("ROWADAM")):
+        del optimizer_registry._registry["ROWADAM"], optimizer_registry._spelled["ROWADAM"]
     global _spin_count_is_ours
     if _spin_count_is_ours and os.environ.get("GOMP_SPINCOUNT") == SPIN_COUNT:
         del os.environ["GOMP_SPINCOUNT"]
@@ -87,7 +92,7 @@ def uninstall() -> None:
 
 
 def _is_ours(entry: type | None) -> bool:
-    return entry is not None and entry.__module__ in (adapters.__name__, parameters.__name__)
+    return entry is not None and entry.__module__ in (adapters.__name__, parameters.__name__, optim.__name__)
 
 
 def _is_warprecs(entry: type) -> bool:

@@ -7,7 +7,9 @@ below is what it then uses, Lightning's DDP, over gloo, with WarpRec's own callb
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests import run_python
-from tests.warprec.real import INFO, PARAMS, adapters, sessions
+from tests.warprec.real import INFO, PARAMS, adapters, pair, sessions
 
 import lightning as L  # isort: skip
+from warprec.errors import ConfigurationError  # isort: skip
 from warprec.recommenders.callbacks import RandomStateCallback  # isort: skip
+from warprec.utils.config.model_configuration import OptimizerConfig  # isort: skip
 
 MODELS = pytest.mark.parametrize("name", list(PARAMS))
 EPOCHS = 4
@@ -35,11 +39,19 @@ class Modes(L.Callback):
 
 
 def train(
-    name: str, ranks: int, epochs: int = EPOCHS, resume: Path | None = None, save: Path | None = None, **changes: Any
+    name: str,
+    ranks: int,
+    epochs: int = EPOCHS,
+    resume: Path | None = None,
+    save: Path | None = None,
+    optimizer: str = "Adam",
+    options: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, torch.Tensor]:
     """The weights after training ``epochs`` in all, on ``ranks`` processes, with a validation after each epoch."""
     params = {**PARAMS[name], "window_stride": 4, "reg_weight": 0.0, **changes}
     model = getattr(adapters, name)(params, INFO, seed=5)
+    model._optimizer_name, model._lr_scheduler_name, model._lr_scheduler_kwargs = optimizer, "StepLR", {"step_size": 2}
     loader = model.get_dataloader(None, sessions(), num_workers=1, persistent_workers=True, seed=5)
     model.validation_step = lambda *_: None
     modes = Modes()
@@ -53,6 +65,7 @@ def train(
         enable_model_summary=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
+        **(options or {}),
         callbacks=[modes, RandomStateCallback(loader)],
     )
     validation = DataLoader(torch.arange(2))
@@ -74,6 +87,67 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(name: str, tmp_
     half = train(name, 1, epochs=2, save=tmp_path / "half.ckpt", **dropout)
     resumed = train(name, 1, resume=tmp_path / "half.ckpt", **dropout)
     assert same(resumed, whole) and not same(half, whole)
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    adapters.install()
+    yield
+    adapters.uninstall()
+
+
+@MODELS
+@pytest.mark.usefixtures("installed")
+def test_row_adam_ends_where_adam_does(name: str, tmp_path: Path) -> None:
+    """By its name in WarpRec's registry, with schedule, clipping, accumulated gradients, both loaders; and resumed."""
+    cases: list[dict[str, Any]] = [
+        {"options": {"gradient_clip_val": 0.05}, "reg_weight": 0.01},
+        {"options": {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"}},
+        {"options": {"accumulate_grad_batches": 2}, "window_stride": None},
+    ]
+    for case in cases:
+        dense, rows = (train(name, 1, optimizer=optimizer, **case) for optimizer in ("Adam", "RowAdam"))
+        for key, tensor in dense.items():
+            if key.endswith("in_proj_bias"):  # a key's has no gradient but rounding
+                rows[key][16:32] = tensor[16:32]
+            torch.testing.assert_close(rows[key], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {key} {case}")
+    whole = train(name, 1, optimizer="RowAdam", dropout_prob=0.3)
+    train(name, 1, optimizer="RowAdam", epochs=2, save=tmp_path / "half.ckpt", dropout_prob=0.3)
+    assert same(train(name, 1, optimizer="RowAdam", resume=tmp_path / "half.ckpt", dropout_prob=0.3), whole)
+
+
+@pytest.mark.usefixtures("installed")
+def test_where_row_adam_has_no_rows_it_says_so() -> None:
+    assert OptimizerConfig(name="RowAdam", params={"betas": [0.9, 0.99]}).name == "RowAdam"
+    with pytest.warns(UserWarning, match="cross_entropy gives every item a gradient"):
+        rows = train("SASRec", 1, epochs=1, optimizer="RowAdam", neg_samples=0)
+    dense = train("SASRec", 1, epochs=1, neg_samples=0)
+    torch.testing.assert_close(rows["item_embedding.weight"], dense["item_embedding.weight"], rtol=1e-4, atol=1e-5)
+    _, model = pair("SASRec")
+    model._optimizer_name, model._trainer = "RowAdam", SimpleNamespace(world_size=2)
+    with pytest.raises(ConfigurationError, match="RowAdam trains on one device"):
+        model.configure_optimizers()
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_look_while_rows_wait_changes_nothing() -> None:
+    ends = []
+    for looks in (False, True):
+        _, model = pair("Caser")
+        model._optimizer_name = "RowAdam"
+        optimizer = model.configure_optimizers()
+        for number, batch in enumerate(model.get_dataloader(None, sessions(), num_workers=1, persistent_workers=True)):
+            loss = model.training_step(batch, number)
+            optimizer.zero_grad()
+            loss.backward()
+            model._rows.hand_over()
+            optimizer.step()
+            if looks:
+                copies = [model.state_dict()["item_embedding.weight"] for _ in range(2)]
+                assert torch.equal(*copies) and not torch.equal(copies[0], model.item_embedding.weight)
+                model.predict(torch.tensor([0]), torch.tensor([[1, 2]]))
+        ends.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert same(*ends)
 
 
 def in_two_processes(folder: Path) -> None:
