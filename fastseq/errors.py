@@ -69,7 +69,7 @@ class CheckpointError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on: the loss or the weights are not finite."""
+    """Training that cannot go on: the loss or the weights are not finite, or one of several processes is lost."""
 
 
 def check_integer(name: str, value: object, low: int) -> int:

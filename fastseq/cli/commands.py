@@ -88,8 +88,11 @@ def train(
     Each gets a run folder: config.yaml (resolved), metrics.jsonl, curve.png, evaluation.json, checkpoints. Ctrl-C saves
     and says how to resume. Under torchrun all processes train together, and the first one answers.
     """
+    from ..training.watch import failing_together
+
     try:
-        _train(config, out, resume, overwrite, device, as_json)
+        with failing_together():
+            _train(config, out, resume, overwrite, device, as_json)
     except KeyboardInterrupt:  # outside training, or the second one
         fail("interrupted; what was saved is intact, and the same command with --resume goes on from it", 130)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastseq.errors import ConfigError
+
+from . import watch
 
 if TYPE_CHECKING:
     from fastseq.data.batch import JaggedBatch
@@ -39,8 +43,12 @@ class Ranks:
             device: what this process trains on. A group that is made here has NCCL for a GPU, which becomes the current
                 one; gloo is for tensors on the CPU.
 
+        A process that dies, freezes or fails then ends all that have joined, within a minute and with a line that names
+        it (``watch``). A group that somebody else has made is left as it is.
+
         Raises:
-            ConfigError: if that environment is incomplete.
+            ConfigError: if that environment is incomplete, or differs between processes.
+            TrainingError: if not all processes come within a minute, naming those that have not.
         """
         if not dist.is_available():
             return cls()
@@ -50,11 +58,16 @@ class Ranks:
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
             if missing:
                 raise ConfigError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun")
-            if device is not None and device.type == "cuda":
-                torch.cuda.set_device(device)
-                dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
-            else:
-                dist.init_process_group("gloo")
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store, watching = watch.meet(rank, world_size)
+            watch.begin(watching)
+            group: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size}
+            with watch.failing_together():
+                if device is not None and device.type == "cuda":
+                    torch.cuda.set_device(device)
+                    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **group)
+                else:
+                    dist.init_process_group("gloo", **group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -89,6 +102,34 @@ class Ranks:
         """Whether ``flag`` is set in any process: the same answer in all of them."""
         return flag if self.world_size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
+    def agree(self, said: Mapping[str, Any]) -> None:
+        """Compares plain values that must be the same in all processes.
+
+        Raises:
+            ConfigError: the same in every process, naming what differs, the values and whose they are.
+        """
+        if self.world_size == 1:
+            return
+        text = json.dumps([socket.gethostname(), dict(said)], default=str).encode()
+        sizes = self.gather(torch.tensor([len(text)]))
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        everyone = [json.loads(bytes(x[:n].tolist())) for x, n in zip(self.gather(padded), sizes, strict=True)]
+        differing = []
+        for key in dict.fromkeys(key for _, theirs in everyone for key in theirs):
+            ranks_of: dict[str, list[str]] = {}
+            for rank, (host, theirs) in enumerate(everyone):
+                value = str(theirs[key]) if key in theirs else "absent"
+                ranks_of.setdefault(value, []).append(f"rank {rank} on {host}")
+            if len(ranks_of) > 1:
+                values = [f"{_short(value)} for {_few(who)}" for value, who in ranks_of.items()]
+                differing.append(f"{key} is {' and '.join(values)}")
+        if differing:
+            raise ConfigError(
+                f"processes that train together differ: {_few(differing, '; ')}. Start all with the same "
+                "configuration, data and version"
+            )
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.world_size > 1:
@@ -96,8 +137,18 @@ class Ranks:
 
     def leave(self) -> None:
         """Takes this process out of the group, if there is one: the last thing a program does with it."""
+        watch.leave()
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def _few(texts: Sequence[str], between: str = ", ", most: int = 6) -> str:
+    """The texts in a row; of many the first, and how many more there are."""
+    return between.join(texts[:most]) + (f"{between}and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _short(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class _Objective(nn.Module):

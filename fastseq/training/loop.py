@@ -9,12 +9,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fastseq import _version
 from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
@@ -40,6 +42,7 @@ from .run import RunFolder
 from .signals import StopRequest
 from .state import StopReason, TrainState
 from .steps import RATES, EagerSteps, StaticSteps, Steps, Work
+from .watch import failing_together
 
 # A GPU of so many multiprocessors or more is called large, and idles with fewer targets a step: an estimate.
 LARGE_GPU, TARGETS_OF_LARGE_GPU = 100, 16_384
@@ -67,12 +70,14 @@ class Trainer:
         state: the ``TrainState``: steps taken, the best epoch so far and the like. Read it, do not write to it.
 
     Raises:
-        ConfigError: if the options do not fit the split.
+        ConfigError: if the options do not fit the split, or processes that train together were given different data,
+            models or options, naming what differs.
         DataError: if there is no negative to draw for some user, naming the user; or if the model was built for other
             users or items than the data's.
         CheckpointError: if ``run_dir`` is in use, or what is there was trained from another model, data or options.
     """
 
+    @failing_together()
     def __init__(
         self,
         model: SequentialRecommender,
@@ -85,6 +90,8 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.model, self.split, self.options = model, split, options or TrainingOptions()
+        self.device = next(model.parameters()).device
+        self.ranks = Ranks.join(self.device)
         model.settle()  # after a training that was broken off
         self.on_progress = on_progress
         data = split.interactions
@@ -92,8 +99,6 @@ class Trainer:
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
         self.metric = self._validation_metric()
-        self.device = next(model.parameters()).device
-        self.ranks = Ranks.join(self.device)
         shards = model.shards
         if shards is not None and (shards.rank, shards.world_size) != (self.ranks.rank, self.ranks.world_size):
             raise ConfigError(
@@ -116,6 +121,7 @@ class Trainer:
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
         self._due: Callable[[], Tensor] | None = None
+        self._agree(resume)
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -123,6 +129,7 @@ class Trainer:
         if self.run is not None:
             self._open_run(self.run, resume)
 
+    @failing_together()
     def fit(self) -> TrainResult:
         """Trains to the end, or until patience, time or a signal stops it.
 
@@ -130,7 +137,8 @@ class Trainer:
         "interrupted" and how to resume. A second signal acts at once.
 
         Raises:
-            TrainingError: if the loss is not finite, naming step and learning rate.
+            TrainingError: if the loss is not finite, naming step and learning rate; or if another process that trains
+                with this one failed, died or froze, naming it.
             DeviceMemoryError: if a GPU's memory is full, naming what was running.
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
@@ -140,7 +148,7 @@ class Trainer:
                 warnings.warn(
                     f"{untrained} of {self.model.n_items} items have no training event and are recommended all the "
                     "same; Split.warm() (in a configuration: splitter.cold: drop) leaves them out",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             if self.ranks.is_first:
                 say_if_fp32(self.options.precision, self.device)
@@ -163,7 +171,7 @@ class Trainer:
             warnings.warn(
                 f"a step of {targets} targets leaves most of {device_name(self.device)} idle: from about "
                 f"{TARGETS_OF_LARGE_GPU} on it is busy; raise batch_size and learning_rate together (docs/gpu.md)",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _say_if_changed(self) -> None:
@@ -175,7 +183,7 @@ class Trainer:
             warnings.warn(
                 f"execution was {before} and is {state.execution}: from here on the weights are not bit for bit those "
                 f"of a run that was never stopped; {remedy}",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _fit(self) -> TrainResult:
@@ -395,6 +403,23 @@ class Trainer:
         """The run folder, in the processes that write checkpoints: in all, where each has a part of the tables."""
         return self._writes if self.model.shards is None else self.run
 
+    def _agree(self, resume: bool) -> None:
+        """Raises ConfigError, in all processes, where they were not started to train the same."""
+        if self.ranks.world_size == 1:
+            return
+        model, device = self.model, self.device.type
+        said: dict[str, Any] = {
+            "fastseq": _version.__version__,
+            "seed of the model": model.seed,
+            "device": device,
+            "tables": "replicated" if model.shards is None else "sharded",
+            "resume": resume,
+        }
+        said |= {"model": type(model).__name__, "updates": "dense" if self._why_dense else "rows"}
+        groups = {"params": model.get_params(), "options": asdict(self.options), "split": self.split.describe()}
+        said |= {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+        self.ranks.agree(said)
+
     def _open_run(self, run: RunFolder, resume: bool) -> None:
         if resume and run.last_path.exists():
             held = self.model, self.optimizer, self.scheduler
@@ -407,7 +432,7 @@ class Trainer:
         if self.ranks.is_first:
             run.truncate_metrics(self.state.metrics_bytes)
             run.write_ids(self.split.interactions.user_ids, self.split.interactions.item_ids)
-        self.ranks.wait()
+        self.ranks.agree({"the step to resume from": self.state.step})  # also waits for the first
         self._history = run.read_metrics()
 
     def _save_last(self) -> None:

@@ -134,6 +134,11 @@ class RunFolder:
         if not ranks.is_first:
             if ranks.any(False):
                 raise CheckpointError(f"{path}: refused as run folder; the first process says why")
+            if not Path(path).is_dir():
+                raise CheckpointError(
+                    f"{path}: rank {ranks.rank} does not see the run folder that rank 0 has made; hosts that train "
+                    "together need it on a file system that they share"
+                )
             return cls.existing(path)
         try:
             folder = cls(path, resume=resume, overwrite=overwrite, lock=True)

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from fastseq.errors import ConfigError
+from fastseq.training import watch
 from fastseq.training.distributed import Ranks
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
 
 from .tiny import make_model, make_split
-from .worker import PARAMS, stop_with_others, train_recorded, train_rows, train_with_others
+from .worker import PARAMS, UNEVEN, stop_with_others, train_recorded, train_uneven, train_with_others
 
 
 def free_port() -> int:
@@ -65,34 +66,36 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n_users"), [("SASRec", 60), ("GRU4Rec", 60), ("Caser", 60), ("SASRec", 7)])
-def test_ranks_exchange_the_rows_that_they_touch(tmp_path: Path, name: str, n_users: int) -> None:
-    """Two and three processes end where one on whole tables does, and none sends a table."""
+def test_uneven_ranks_end_where_one_process_does(tmp_path: Path) -> None:
+    """Also one without a window or user, by rows and on whole tables, until patience ends; none sends a table."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.worker"])
-    for world_size, updates in ((1, "dense"), (2, "rows"), (3, "rows")):
+    processes = []
+    for world_size in (1, 2, 3):
         port, folder = free_port(), tmp_path / str(world_size)
         folder.mkdir()
-        processes = [
-            context.Process(target=train_rows, args=(rank, world_size, port, str(folder), name, n_users, updates))
+        processes += [
+            context.Process(target=train_uneven, args=(rank, world_size, port, str(folder)))
             for rank in range(world_size)
         ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-            assert process.exitcode == 0
-    one = load_file(tmp_path / "1" / "rank0of1.safetensors")
-    for world_size in (2, 3):
-        ranks = [load_file(tmp_path / f"{world_size}/rank{i}of{world_size}.safetensors") for i in range(world_size)]
-        for key, tensor in one.items():
-            if key != "sent":
-                torch.testing.assert_close(ranks[0][key], tensor, rtol=1e-5, atol=1e-7, msg=key)
-                assert all(torch.equal(rank[key], ranks[0][key]) for rank in ranks), key
-        for rank in ranks:
-            sent, steps = rank["sent"].tolist()
-            table = one["item_embedding.weight"].nbytes
-            assert 0 < sent / steps < table / 2
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    early = 0
+    for number, (_, n_users, _, updates) in enumerate(UNEVEN):
+        one = load_file(tmp_path / f"1/{number}.rank0")
+        early += int(one["stopped"][2])
+        for world_size in (2, 3):
+            ranks = [load_file(tmp_path / f"{world_size}/{number}.rank{rank}") for rank in range(world_size)]
+            for key in one.keys() - {"sent"}:
+                torch.testing.assert_close(ranks[0][key], one[key], rtol=1e-5, atol=1e-7, msg=f"{number} {key}")
+                assert all(torch.equal(rank[key], ranks[0][key]) for rank in ranks), (number, key)
+            if updates == "rows" and n_users == 60:
+                sent, steps = ranks[0]["sent"].tolist()
+                assert 0 < sent / steps < one["item_embedding.weight"].nbytes / 2
+    assert 0 < early < len(UNEVEN)
 
 
 @pytest.mark.slow
@@ -122,13 +125,16 @@ def test_a_rank_has_its_gpu_before_anything_touches_it(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(watch, "meet", lambda rank, world_size: ("store", None))
+    monkeypatch.setattr(watch, "begin", lambda watching: None)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     gpu = torch.device("cuda:1")
     assert Ranks.join(gpu) == Ranks(1, 2)
-    assert calls == [gpu, ("cpu:gloo,cuda:nccl", {"device_id": gpu})]
+    group = {"store": "store", "rank": 1, "world_size": 2}
+    assert calls == [gpu, ("cpu:gloo,cuda:nccl", {"device_id": gpu, **group})]
     Ranks.join(torch.device("cpu"))
-    assert calls[2:] == [("gloo", {})]
+    assert calls[2:] == [("gloo", group)]
 
 
 def test_an_incomplete_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

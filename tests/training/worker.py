@@ -6,16 +6,22 @@ import itertools
 import json
 import os
 import signal
+import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch._dynamo  # torch.optim imports it when it is first used: once here instead of in every process
 from safetensors.torch import save_file
 
 import fastseq
 from fastseq.data.batch import JaggedBatch
-from fastseq.data.split import Split
+from fastseq.data.interactions import build_interactions
+from fastseq.data.split import Split, leave_one_out
+from fastseq.errors import ConfigError, TrainingError
 from fastseq.models import MODELS, SequentialRecommender, Shards
 from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import evaluate
@@ -81,22 +87,25 @@ def train_with_others(rank: int, world_size: int, port: int, folder: str) -> Non
     seen, metrics = train_recorded(Path(folder))
     tensors = {"seen": seen, "metrics": torch.tensor(list(metrics.values()), dtype=torch.float64)}
     save_file(tensors, f"{folder}/rank{rank}.safetensors")
-    torch.distributed.destroy_process_group()
+    Ranks(rank, world_size).leave()
     os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli)
 
 
-def train_rows(rank: int, world_size: int, port: int, folder: str, name: str, n_users: int, updates: Updates) -> None:
-    """One rank of a training by rows, or on whole tables, in float64; each writes its weights and what it sent."""
-    if world_size > 1:
-        os.environ |= {
-            "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
-        }  # fmt: skip
+# (model, users, how many of them have more than one event, updates): few users leave a rank without a window, in the
+# last batch or in all, and without a user to validate.
+FEW: list[tuple[int, Updates]] = [(7, "rows"), (7, "dense"), (2, "rows"), (2, "dense")]
+UNEVEN: list[tuple[str, int, int, Updates]] = [
+    *((name, 60, 60, "rows") for name in MODELS),
+    *((name, 7, long, updates) for name in MODELS for long, updates in FEW),
+]
+
+
+def train_uneven(rank: int, world_size: int, port: int, folder: str) -> None:
+    """One rank of each training of UNEVEN, in float64; each writes its weights, what it sent, and when it stopped."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+    }  # fmt: skip
     torch.set_num_threads(1)
-    split = make_split(n_users=n_users, n_items=200)
-    info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
-    params = required_params(name, reg_weight=0.01, weight_decay=0.01, batch_size=20, epochs=3, max_seq_len=8)
-    model = MODELS[name](params, info, seed=1).double()
-    trainer = Trainer(model, split, TrainingOptions(clip_norm=0.5, updates=updates), Path(folder) / "run")
     sent = 0
     gather = Ranks.gather
 
@@ -106,11 +115,29 @@ def train_rows(rank: int, world_size: int, port: int, folder: str, name: str, n_
         return gather(self, tensor)
 
     Ranks.gather = counted  # type: ignore[method-assign]
-    result = trainer.fit()
-    tensors = {**model.state_dict(), "sent": torch.tensor([sent, result.steps])}
-    save_file(tensors, f"{folder}/rank{rank}of{world_size}.safetensors")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+    for number, (name, n_users, long, updates) in enumerate(UNEVEN):
+        rng = np.random.default_rng(number % 2)
+        lengths = np.where(np.arange(n_users) < long, rng.integers(4, 9, n_users), 1)
+        items = np.concatenate([np.arange(200), rng.integers(0, 200, lengths.sum())]).tolist()
+        # Single events of further users are the rest of the catalogue.
+        users = [*range(n_users, n_users + 200), *np.repeat(np.arange(n_users), lengths).tolist()]
+        split = leave_one_out(build_interactions(users, items))
+        info = {"n_users": split.interactions.n_users, "n_items": split.interactions.n_items}
+        params = required_params(name, reg_weight=0.01, weight_decay=0.01, epochs=6, max_seq_len=8)
+        model = MODELS[name](
+            params | {"batch_size": 60 if n_users == 60 else 10, "learning_rate": 0.02}, info, seed=1
+        ).double()
+        options = TrainingOptions(clip_norm=0.5, updates=updates, patience=1, validation_metric="NDCG@100")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # items without a training event
+            trainer = Trainer(model, split, options)
+            sent = 0
+            result = trainer.fit()
+        stopped = torch.tensor([result.epochs, result.best_epoch or 0, result.stopped == "patience"])
+        values = torch.tensor([each["validation"]["NDCG@100"] for each in result.history], dtype=torch.float64)
+        told = {"sent": torch.tensor([sent, result.steps]), "stopped": stopped, "values": values}
+        save_file(model.state_dict() | told, f"{folder}/{number}.rank{rank}")
+    trainer.ranks.leave()
     os._exit(0)
 
 
@@ -133,7 +160,45 @@ def stop_with_others(rank: int, world_size: int, port: int, folder: str) -> None
     model.loss = signalled  # type: ignore[method-assign]
     result = trainer.fit()
     Path(folder, f"rank{rank}").write_text(f"{result.stopped} {result.steps}")
-    torch.distributed.destroy_process_group()
+    trainer.ranks.leave()
+    os._exit(0)
+
+
+def end_badly(rank: int, world_size: int, port: int, folder: str, how: str, who: int) -> None:
+    """One rank of a training in which rank ``who`` fails, dies or freezes in its 4th step, works for long in it, or
+    never comes, or is given other data and options. Its stderr is a file, with the error that it ended by."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "FASTSEQ_SILENT_SECONDS": "4", "FASTSEQ_JOIN_SECONDS": "30" if how != "late" else "4",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    os.dup2(os.open(f"{folder}/stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    odd = rank == who
+    if how == "late" and odd:
+        return
+    split = make_split(n_users=39 if how == "differ" and odd else 40)
+    model = make_model(split, **PARAMS, learning_rate=0.02 if how == "differ" and odd else 0.01)
+    options = TrainingOptions(epochs=2, progress_every_seconds=2 if how == "differ" and odd else 1)
+    loss, steps = model.loss, itertools.count(1)
+
+    def ends(batch: JaggedBatch) -> torch.Tensor:
+        if odd and next(steps) == 4:
+            if how == "raise":
+                raise ValueError("a loss that is none\nwith a second line")
+            if how == "work":
+                time.sleep(8)
+            elif how != "differ":
+                os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        return loss(batch)
+
+    model.loss = ends  # type: ignore[method-assign]
+    try:
+        trainer = Trainer(model, split, options)
+        trainer.fit()
+        trainer.ranks.leave()
+    except (ConfigError, TrainingError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(3)
     os._exit(0)
 
 
