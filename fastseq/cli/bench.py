@@ -76,6 +76,19 @@ def bench_predict(
     _print_figures(figures, as_json)
 
 
+@bench.command("data")
+def bench_data(
+    file: Annotated[Path, typer.Argument(help="The CSV file to write.", callback=expanded)],
+    items: Annotated[int, typer.Option(help="Each occurs.", min=1)] = 1_000_000,
+    users: Annotated[int, typer.Option(min=1)] = 20_000,
+    events: Annotated[int, typer.Option(help="At least as many as items.", min=2)] = 1_500_000,
+) -> None:
+    """Write generated events of any number, popularity by Zipf's law, to measure with."""
+    from ..data.synthetic import write_long_tail
+
+    write_long_tail(file, items, users, max(events, items))
+
+
 def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures))

@@ -13,7 +13,7 @@ from .negatives import NegativeSampler
 from .readers import from_sequences, read_interactions, read_split
 from .split import Split, global_temporal, leave_k_out, leave_one_out, ratio
 from .strategies import warprec_split
-from .synthetic import make_demo, make_long_tail
+from .synthetic import make_demo, make_long_tail, write_long_tail
 from .windows import Windows, pack_windows
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "read_interactions",
     "read_split",
     "warprec_split",
+    "write_long_tail",
 ]

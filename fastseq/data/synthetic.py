@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from .frames import import_polars
 from .ids import IdMap, Int64Array
 from .interactions import Interactions, build_interactions
 
@@ -80,6 +83,39 @@ def make_long_tail(n_items: int, n_users: int = 20_000, n_events: int = 1_500_00
     Raises:
         ConfigError: for sizes that do not go together.
     """
+    rng, offsets = _long_tail(n_items, n_users, n_events, seed)
+    tape = np.empty(n_events, np.int64)
+    for start, block in _blocks(rng, n_items, n_events):
+        tape[start : start + len(block)] = block
+    return Interactions(tape, offsets, IdMap.from_sorted(np.arange(n_users)), IdMap.from_sorted(np.arange(n_items)))
+
+
+def write_long_tail(
+    path: str | os.PathLike[str], n_items: int, n_users: int = 20_000, n_events: int = 1_500_000, seed: int = 0
+) -> None:
+    """Writes the events of ``make_long_tail`` as CSV with the columns user_id, item_id and timestamp, in order of time,
+    block by block: memory does not grow with the events. Needs polars (the extra ``data``).
+
+    Raises:
+        ConfigError: as there.
+        DataError: if the file cannot be written.
+    """
+    polars = import_polars("writing generated events")
+    rng, offsets = _long_tail(n_items, n_users, n_events, seed)
+    try:
+        with open(path, "wb") as file:
+            file.write(b"user_id,item_id,timestamp\n")
+            for start, block in _blocks(rng, n_items, n_events):
+                times = np.arange(start, start + len(block))
+                users = np.searchsorted(offsets, times, side="right") - 1
+                columns = {"user_id": users, "item_id": block, "timestamp": 1_700_000_000 + times}
+                polars.DataFrame(columns).write_csv(file, include_header=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _long_tail(n_items: int, n_users: int, n_events: int, seed: int) -> tuple[np.random.Generator, Int64Array]:
+    """The generator, and where each user's events begin and end: int64 [n_users + 1]."""
     if min(n_items, n_users) < 1 or n_events < max(2 * n_users, n_items):
         raise ConfigError(
             f"n_items={n_items}, n_users={n_users}, n_events={n_events}: expected at least 1 item and user, as many "
@@ -90,15 +126,21 @@ def make_long_tail(n_items: int, n_users: int = 20_000, n_events: int = 1_500_00
     ends = np.cumsum(share) * ((n_events - 2 * n_users) / share.sum())
     offsets = np.concatenate([[0], np.rint(ends).astype(np.int64) + 2 * np.arange(1, n_users + 1)])
     offsets[-1] = n_events
+    return rng, offsets
+
+
+def _blocks(rng: np.random.Generator, n_items: int, n_events: int) -> Iterator[tuple[int, Int64Array]]:
+    """The items of all events, ``BLOCK`` at a time, and where each block begins. Each item occurs."""
     chance = np.cumsum(1.0 / (np.arange(n_items, dtype=np.float64) + ZIPF_SHIFT))
     chance /= chance[-1]
-    names, tape = rng.permutation(n_items), np.empty(n_events, np.int64)
+    names, once = rng.permutation(n_items), rng.permutation(n_items)
+    places = (np.arange(n_items) * (n_events / n_items)).astype(np.int64)  # spread over the tape
     for start in range(0, n_events, BLOCK):
-        drawn = tape[start : start + BLOCK]
-        drawn[:] = names[np.minimum(np.searchsorted(chance, rng.random(len(drawn))), n_items - 1)]
-    # Each item once, spread over the tape.
-    tape[(np.arange(n_items) * (n_events / n_items)).astype(np.int64)] = rng.permutation(n_items)
-    return Interactions(tape, offsets, IdMap.from_sorted(np.arange(n_users)), IdMap.from_sorted(np.arange(n_items)))
+        drawn = rng.random(min(BLOCK, n_events - start))
+        block = names[np.minimum(np.searchsorted(chance, drawn), n_items - 1)]
+        first, last = np.searchsorted(places, (start, start + len(block)))
+        block[places[first:last] - start] = once[first:last]
+        yield start, block
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastseq.data import synthetic
 from fastseq.data.baselines import Popularity
 from fastseq.data.interactions import Interactions, build_interactions
+from fastseq.data.readers import read_interactions
 from fastseq.data.split import Split, leave_one_out
-from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo, make_long_tail
+from fastseq.data.synthetic import CLUSTERS, STYLES, Catalogue, make_demo, make_long_tail, write_long_tail
+from fastseq.errors import DataError
 
 from .baselines import Markov, shuffled
 
@@ -139,3 +144,14 @@ def test_a_long_tail_of_any_size() -> None:
     assert np.array_equal(data.items, again.items) and np.array_equal(data.offsets, again.offsets)
     with pytest.raises(ValueError, match=r"n_events=60: expected .* twice as many as users"):
         make_long_tail(10, n_users=40, n_events=60)
+
+
+def test_a_long_tail_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written block by block it is what is made at once, and what is read again."""
+    monkeypatch.setattr(synthetic, "BLOCK", 128)
+    write_long_tail(tmp_path / "events.csv", 500, n_users=40, n_events=3_000, seed=1)
+    made, read = make_long_tail(500, n_users=40, n_events=3_000, seed=1), read_interactions(tmp_path / "events.csv")
+    assert np.array_equal(read.items, made.items) and np.array_equal(read.offsets, made.offsets)
+    assert read.item_ids == made.item_ids and read.user_ids == made.user_ids
+    with pytest.raises(DataError, match="cannot be written"):
+        write_long_tail(tmp_path / "absent" / "events.csv", 500, n_users=40, n_events=3_000)

@@ -23,6 +23,7 @@ from fastseq.data.interactions import build_interactions
 from fastseq.data.split import Split, leave_one_out
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models import MODELS, SequentialRecommender, Shards
+from fastseq.ops import topk
 from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import evaluate
 from fastseq.training.loop import Trainer
@@ -252,12 +253,28 @@ def sharded_model(name: str, split: Split, shards: Shards | None, **changes: Any
     return MODELS[name](params | changes, info, seed=1, shards=shards)
 
 
+def ranks_ties(shards: Shards) -> None:
+    """A ranking of small integers, equal scores everywhere: bit for bit that of the whole table."""
+    generator = torch.Generator().manual_seed(3)
+    table, h = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (101, 9))
+    counts = torch.randint(0, 40, (9,), generator=generator)
+    counts[4] = 97  # fewer items are left than are asked for
+    seen = torch.cat([torch.randperm(100, generator=generator)[:n].sort().values for n in counts.tolist()])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    for lists in ((None, None), (offsets, seen)):
+        scores, items = topk(h, table[:-1], 6, seen_offsets=lists[0], seen_items=lists[1])
+        own, ids = shards.topk(h, table[shards.rank :: shards.world_size], 100, 6, *lists)
+        assert torch.equal(own, scores) and torch.equal(ids, items)
+
+
 def train_sharded(rank: int, world_size: int, port: int, folder: str, cases: list[tuple[str, int, int, str]]) -> None:
     """One process of trainings by divided tables, or of whole ones where it is alone. For each case (model, users,
     epochs, dtype) the first writes what came out."""
     joined(rank, world_size, port)
     ranks = Ranks.join()
     shards = Shards(rank, world_size) if world_size > 1 else None
+    if shards is not None:
+        ranks_ties(shards)
     for name, n_users, epochs, dtype in cases:
         split = make_split(n_users=n_users, n_items=200)
         model = sharded_model(name, split, shards, epochs=epochs).to(getattr(torch, dtype))
