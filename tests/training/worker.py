@@ -78,18 +78,11 @@ def train_to_the_end(
 
 def train_with_others(rank: int, world_size: int, port: int, folder: str) -> None:
     """One rank of a training in float64 without dropout; rank 0 writes the weights, each the targets it saw."""
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
+    joined(rank, world_size, port)
     seen, metrics = train_recorded(Path(folder))
     tensors = {"seen": seen, "metrics": torch.tensor(list(metrics.values()), dtype=torch.float64)}
     save_file(tensors, f"{folder}/rank{rank}.safetensors")
-    Ranks(rank, world_size).leave()
-    os._exit(0)  # gloo's threads outlive the group, and may abort a Python that is being taken down (fastseq/cli)
+    leave(Ranks(rank, world_size))
 
 
 # (model, users, how many of them have more than one event, updates): few users leave a rank without a window, in the
@@ -103,10 +96,7 @@ UNEVEN: list[tuple[str, int, int, Updates]] = [
 
 def train_uneven(rank: int, world_size: int, port: int, folder: str) -> None:
     """One rank of each training of UNEVEN, in float64; each writes its weights, what it sent, and when it stopped."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    joined(rank, world_size, port)
     sent = 0
     gather = Ranks.gather
 
@@ -138,16 +128,12 @@ def train_uneven(rank: int, world_size: int, port: int, folder: str) -> None:
         values = torch.tensor([each["validation"]["NDCG@100"] for each in result.history], dtype=torch.float64)
         told = {"sent": torch.tensor([sent, result.steps]), "stopped": stopped, "values": values}
         save_file(model.state_dict() | told, f"{folder}/{number}.rank{rank}")
-    trainer.ranks.leave()
-    os._exit(0)
+    leave(trainer.ranks)
 
 
 def stop_with_others(rank: int, world_size: int, port: int, folder: str) -> None:
     """One rank of a training whose second rank gets a signal in its 4th step; each writes how it ended."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    joined(rank, world_size, port)
     split = make_split()
     model = make_model(split, **PARAMS)
     trainer = Trainer(model, split, TrainingOptions(epochs=3), Path(folder) / "run")
@@ -161,8 +147,7 @@ def stop_with_others(rank: int, world_size: int, port: int, folder: str) -> None
     model.loss = signalled  # type: ignore[method-assign]
     result = trainer.fit()
     Path(folder, f"rank{rank}").write_text(f"{result.stopped} {result.steps}")
-    trainer.ranks.leave()
-    os._exit(0)
+    leave(trainer.ranks)
 
 
 def end_badly(rank: int, world_size: int, port: int, folder: str, how: str, who: int) -> None:
@@ -237,10 +222,9 @@ def joined(rank: int, world_size: int, port: int) -> None:
     torch.set_num_threads(1)
 
 
-def leave(world_size: int) -> None:
+def leave(ranks: Ranks) -> None:
     """Ends this process: gloo's threads outlive the group, and may abort a Python that is being taken down."""
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+    ranks.leave()
     os._exit(0)
 
 
@@ -293,7 +277,7 @@ def train_sharded(rank: int, world_size: int, port: int, folder: str, cases: lis
             save_file({**weights, "steps": torch.tensor(result.steps)}, where / "weights.safetensors")
             text = json.dumps({"test": metrics, "sampled": sampled, "asked": asked, "history": result.history})
             (where / "answers.json").write_text(text)
-    leave(world_size)
+    leave(Ranks(rank, world_size))
 
 
 def train_on(rank: int, world_size: int, port: int, run: str, out: str, epochs: int, kill_after: int | None) -> None:
@@ -318,4 +302,4 @@ def train_on(rank: int, world_size: int, port: int, run: str, out: str, epochs: 
     Ranks(rank, world_size).wait()
     if rank == 0:
         save_file(fastseq.load(run).state_dict(), out)
-    leave(world_size)
+    leave(Ranks(rank, world_size))
