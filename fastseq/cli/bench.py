@@ -29,6 +29,7 @@ def bench_train(
     precision: Annotated[str, typer.Option(help="As in a configuration.")] = "fp32",
     execution: Annotated[str, typer.Option(help="auto, eager or graph, as in a configuration.")] = "auto",
     updates: Annotated[str, typer.Option(help="auto, rows or dense, as in a configuration.")] = "auto",
+    table: Annotated[str, typer.Option(help="replicated or sharded, as in a configuration.")] = "replicated",
     embedding_size: Annotated[int | None, typer.Option(help="Default: the model's.", min=1)] = None,
     items: Annotated[int | None, typer.Option(help="Generate data of so many items in place of --data.", min=1)] = None,
     users: Annotated[int, typer.Option(help="Of generated data.", min=1)] = 20_000,
@@ -50,7 +51,7 @@ def bench_train(
     interactions = data if items is None else make_long_tail(items, users, max(events, items))
     figures = train_throughput(
         model, interactions, max_len, stride, batch_size=batch_size, embedding_size=embedding_size, loss=loss,
-        precision=precision, execution=execution, updates=updates, per_target=per_target, seconds=seconds,
+        precision=precision, execution=execution, updates=updates, table=table, per_target=per_target, seconds=seconds,
         warmup_seconds=warmup, device=claim_device(device, "--device"),
     )  # fmt: skip
     _print_figures(figures, as_json)

@@ -20,7 +20,8 @@ from ..data.split import Split
 from ..data.synthetic import make_demo
 from ..devices import device_name, find_device
 from ..errors import ConfigError
-from ..models import MODELS, SequentialRecommender
+from ..models import MODELS, SequentialRecommender, Shards
+from .distributed import Ranks
 from .loop import Trainer
 from .options import TrainingOptions
 
@@ -76,6 +77,7 @@ def train_throughput(
     precision: str = "fp32",
     execution: str = "auto",
     updates: str = "auto",
+    table: str = "replicated",
     per_target: bool = False,
     seconds: float = 20.0,
     warmup_seconds: float = 2.0,
@@ -84,7 +86,8 @@ def train_throughput(
     """Trains for some seconds and says how fast.
 
     Runs Trainer, the loop of `fastseq train`, on all events of the data, without validation and checkpoints. A
-    first run of ``warmup_seconds`` is not counted. ``device`` is as ``fastseq.load`` takes it.
+    first run of ``warmup_seconds`` is not counted. ``device`` is as ``fastseq.load`` takes it. Started by torchrun,
+    processes train together, with parts of the tables where ``table`` is "sharded".
 
     Returns:
         targets_per_s, steps, targets, seconds, stride, batch_size, first_loss, last_loss, execution and updates (in
@@ -95,13 +98,15 @@ def train_throughput(
     changes = {"window_stride": stride, "batch_size": batch_size, "embedding_size": embedding_size, "loss": loss}
     params = reference_params(model, max_len, **changes)
     kept: dict[str, Any] = {"precision": precision, "per_target": per_target}
+    ranks = Ranks.join(device)
+    shards = Shards(ranks.rank, ranks.world_size) if table == "sharded" and ranks.world_size > 1 else None
 
     def run(limit: float) -> Trainer:
         reset_peak_rss()
         # The clock ends it, not the epochs.
         how: Any = {**kept, "execution": execution, "updates": updates}
         options = TrainingOptions(epochs=1_000_000, validation_metric=None, max_seconds=limit, **how)
-        return Trainer(_built(model, params, interactions, device), everything(interactions), options)
+        return Trainer(_built(model, params, interactions, device, shards), everything(interactions), options)
 
     if warmup_seconds > 0:
         run(warmup_seconds).fit()
@@ -169,8 +174,10 @@ def predict_throughput(
     }
 
 
-def _built(model: str, params: dict[str, Any], data: Interactions, device: torch.device) -> SequentialRecommender:
-    return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items}).to(device)
+def _built(
+    model: str, params: dict[str, Any], data: Interactions, device: torch.device, shards: Shards | None = None
+) -> SequentialRecommender:
+    return MODELS[model](params, {"n_users": data.n_users, "n_items": data.n_items}, shards=shards).to(device)
 
 
 def _circumstances(
