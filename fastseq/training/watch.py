@@ -174,10 +174,10 @@ class Watch:
     def _blame(self, intervals: int) -> str | None:
         """Who has been silent for so long, in words."""
         silent = [r for r, n in enumerate(self._silent) if n >= intervals and self._beats[r] != _LEFT]
-        if self._rank in silent:  # its own signs do not come back
-            return self._store_is("out of reach")
         if not silent:
             return None
+        if self._silent[self._rank] >= max(2, intervals - 2):  # its own signs do not come back either
+            return self._store_is("out of reach")
         named = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in silent)
         return f"no sign of life from {named} for {max(self._silent[r] for r in silent) * INTERVAL:g} s: dead or frozen"
 

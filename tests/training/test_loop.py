@@ -273,8 +273,8 @@ def test_a_resumed_loss_is_counted_by_one_process_only(
         def any(self, flag: bool) -> bool:
             return flag
 
-        def wait(self) -> None:
-            pass
+        def gather(self, tensor: Tensor) -> list[Tensor]:
+            return [tensor, tensor]
 
     states = []
     for rank in (0, 1):
