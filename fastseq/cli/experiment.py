@@ -200,6 +200,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
         warmup_steps=schedule.params.get("warmup_steps", 0),
         validation_metric=evaluation.validation_metric,
         validate_every=optimization.eval_every_n,
+        validation_users=evaluation.validation_users,
         evaluation_batch_size=evaluation.batch_size,
         protocol=evaluation.strategy,
         n_negatives=evaluation.num_negatives,

@@ -315,6 +315,8 @@ class Trainer:
             evaluation = self.validate()
             record["validation"] = evaluation.metrics
             record["validation_seconds"] = evaluation.seconds
+            if sample := evaluation.protocol.get("sample"):
+                record["validation_sample"] = sample
             self._judge(epoch, evaluation[self.metric])
             if state.best_epoch == epoch:
                 self._save_best(epoch, evaluation.metrics)
@@ -349,6 +351,7 @@ class Trainer:
             mask_seen=options.mask_seen,
             history=options.history,
             batch_size=options.evaluation_batch_size,
+            users=options.validation_users,
             coverage=name in LIST_METRICS,
             ranks=self.ranks,
         )
