@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -56,6 +57,39 @@ def wait_briefly() -> bool:
     return True
 
 
+def rss() -> int:
+    """Resident memory in bytes, after glibc has given back what it keeps of freed memory; 0 where the system does not
+    say."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)
+    return _first_kilobytes(Path("/proc/self/status"), "VmRSS:") or 0
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can come to hold, what it holds among them: what the system has available, or the limit
+    of its control group (a container's) where that is less. None where the system does not say."""
+    free = _first_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    limits = [] if free is None else [free + (_first_kilobytes(Path("/proc/self/status"), "VmRSS:") or 0)]
+    groups = ["memory/memory.limit_in_bytes"]  # of version 1; of version 2 a file in each group above this one
+    with contextlib.suppress(OSError, StopIteration):
+        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        groups += [f".{each}/memory.max" for each in (own, *map(str, Path(own).parents))]
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):  # the second: "max"
+            limits.append(int((Path("/sys/fs/cgroup") / group).read_text()))
+    return min(limits, default=None)
+
+
+def _first_kilobytes(path: Path, name: str) -> int | None:
+    """The entry ``name`` of a file under /proc, in bytes; None where there is none."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def reset_peak_rss() -> None:
     """Starts a new peak where the kernel can (Linux); elsewhere the peak is that of the whole process."""
     with contextlib.suppress(OSError):
@@ -64,10 +98,8 @@ def reset_peak_rss() -> None:
 
 def peak_rss_mb() -> float:
     """Peak resident memory in MB (10⁶ bytes) since the last reset_peak_rss; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if peak := _first_kilobytes(Path("/proc/self/status"), "VmHWM:"):
+        return peak / 1e6
     try:
         import resource  # not on Windows
     except ImportError:

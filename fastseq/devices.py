@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ._process import peak_rss_mb, reset_peak_rss
 from .errors import ConfigError
 
 
@@ -69,6 +70,18 @@ def free_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory that nothing uses: what PyTorch keeps of freed tensors is free."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + kept)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory at a time, in 10⁶ bytes: of a GPU's tensors, or of the process."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_rss_mb()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak."""
+    reset_peak_rss()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 @cache

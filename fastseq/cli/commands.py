@@ -1,4 +1,4 @@
-"""The command line: fastseq train | evaluate | recommend | verify | bench.
+"""The command line: fastseq train | plan | evaluate | recommend | verify | bench.
 
 Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
 Answers go to stdout (one JSON document with --json), progress and errors to stderr.
@@ -29,7 +29,8 @@ from .console import Device, Json, fail, say, show, show_table, stderr, write_an
 from .paths import expanded
 
 if TYPE_CHECKING:
-    from ..training import Evaluation
+    from ..training import Evaluation, TrainResult
+    from .configuration import Config
     from .experiment import Outcome
     from .verify import Report
 
@@ -98,7 +99,6 @@ def train(
 
 
 def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:
-    from ..devices import find_device
     from ..training.distributed import Ranks
     from ..training.metrics import parse_metric
     from . import experiment
@@ -107,11 +107,7 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
     settings = load_config(config)
     if out is not None:
         settings.writer.local_experiment_path = out
-    if device is not None:
-        find_device(device, "--device")
-        settings.general.device = device
-        for entry in settings.models:
-            entry.optimization.device = None
+    _choose_device(settings, device)
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
     devices = [experiment.device_of(settings, entry) for entry in settings.models]
@@ -145,6 +141,7 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
             how = "" if result.execution == "eager" else f" ({result.execution})"
             where = f"on {result.device}{how}, updates {result.updates}"
             say(f"{outcome.name}: {result.message}; {where}; {outcome.run.path}")
+            say(f"{outcome.name}: {_as_planned(result)}")
     ranks.leave()
     if as_json and ranks.is_first:
         print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
@@ -152,6 +149,45 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
         _print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
     if outcomes and outcomes[-1].result.stopped == "interrupted":
         raise typer.Exit(130)
+
+
+@app.command("plan")
+def plan_run(
+    config: Annotated[
+        Path, typer.Argument(help="YAML in WarpRec's shape; see examples/.", show_default=False, callback=expanded)
+    ],
+    items: Annotated[int | None, typer.Option(help="Plan for data of so many, and read none.", min=1)] = None,
+    users: Annotated[int | None, typer.Option(help="With --items.", min=1)] = None,
+    events: Annotated[int | None, typer.Option(help="With --items.", min=2)] = None,
+    processes: Annotated[int, typer.Option(help="That train together; figures are of each.", min=1)] = 1,
+    time: Annotated[
+        bool, typer.Option("--time/--no-time", help="Also the time of an epoch, from some seconds of training.")
+    ] = True,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:n, in place of the configuration's.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `fastseq train` would take: memory part by part, and the time of an epoch.
+
+    Exit code 2 where a model cannot fit into the memory there is, as `fastseq train` would refuse it.
+    """
+    from . import experiment
+    from .configuration import load_config
+
+    settings = load_config(config)
+    _choose_device(settings, device)
+    sizes = (items, users, events)
+    if len({each is None for each in sizes}) > 1:
+        raise ConfigError("--items, --users and --events are given together, or none of them")
+    plans = experiment.plan(settings, None if items is None else sizes, processes, time)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps([plan.to_dict() for plan in plans]))
+    for plan in [] if as_json else plans:
+        of_each = "" if processes == 1 else f", each of {processes} processes"
+        show_table(f"{plan.model} on {plan.device}{of_each}, updates {plan.updates}", ("part", "takes"), plan.rows())
+    for plan, entry in zip(plans, settings.models, strict=True):
+        experiment.check(plan, entry)
 
 
 @app.command()
@@ -452,6 +488,27 @@ def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None]
         yield report
 
 
+def _choose_device(settings: Config, device: str | None) -> None:
+    """The option --device takes the place of the configuration's keys."""
+    from ..devices import find_device
+
+    if device is not None:
+        find_device(device, "--device")
+        settings.general.device = device
+        for entry in settings.models:
+            entry.optimization.device = None
+
+
+def _as_planned(result: TrainResult) -> str:
+    """What a run took, beside what was planned."""
+    memory = f"peak memory {result.peak_memory_mb:,.0f} MB, planned {result.planned_memory_mb or 0:,.0f}"
+    if result.epoch_seconds is None:
+        return memory
+    planned = result.planned_epoch_seconds
+    foretold = "" if planned is None else f", by its first seconds {planned:,.1f}"
+    return f"{memory}; {result.epoch_seconds:,.1f} s of training an epoch{foretold}"
+
+
 def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
     from ..training.metrics import parse_metric
 
@@ -479,6 +536,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "model": outcome.name,
         "run": str(outcome.run.path),
         "peak_rss_mb": round(outcome.peak_rss_mb, 1),
+        "plan": outcome.plan.to_dict(),
         "training": result,
         "evaluation": asdict(outcome.evaluation) if outcome.evaluation else None,
     }

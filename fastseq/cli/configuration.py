@@ -183,6 +183,7 @@ class Evaluation(Section):
     top_k: list[int] = Field(default_factory=lambda: [10], min_length=1)
     metrics: list[str] = Field(default_factory=lambda: ["HitRate", "nDCG", "MRR"])
     validation_metric: str = "nDCG@10"
+    validation_users: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=256, ge=1)
     strategy: Literal["full", "sampled"] = "full"
     num_negatives: int = Field(default=99, ge=1)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .._process import peak_rss_mb, reset_peak_rss
 from ..data.baselines import Popularity
 from ..data.filters import RATED, apply_filter
 from ..data.interactions import Interactions
@@ -20,7 +19,7 @@ from ..data.readers import read_interactions, read_split
 from ..data.split import Split
 from ..data.strategies import warprec_split
 from ..data.synthetic import make_demo
-from ..devices import claim_device
+from ..devices import claim_device, peak_memory_mb, reset_peak_memory
 from ..errors import ConfigError, DataError
 from ..models import MODELS
 from ..models.base import SequentialRecommender
@@ -29,6 +28,9 @@ from ..models.shards import Shards
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.distributed import Ranks
 from ..training.options import Precision
+from ..training.plan import DataSize, Plan
+from ..training.plan import plan as memory_plan
+from ..training.throughput import probe
 from .configuration import Config, ModelConfig, Reader, load_config
 
 # Lightning's names, as in WarpRec's files, and ours.
@@ -45,7 +47,8 @@ PRECISIONS: dict[str, Precision] = {
 class Outcome:
     """One trained model: its run folder, how training went, and its test metrics.
 
-    ``evaluation`` is None where training was interrupted or the split has no test targets.
+    ``evaluation`` is None where training was interrupted or the split has no test targets. ``peak_rss_mb`` is of the
+    process; the result's ``peak_memory_mb`` is that, or of the GPU's tensors, the test included.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Outcome:
     result: TrainResult
     evaluation: Evaluation | None
     peak_rss_mb: float
+    plan: Plan
 
 
 def read(config: Config) -> Interactions:
@@ -162,9 +166,11 @@ def read_and_split(config: Config) -> tuple[Interactions, Split]:
     return data, parts
 
 
-def build_model(config: ModelConfig, data: Interactions, ranks: Ranks | None = None) -> SequentialRecommender:
-    """The untrained model, with the raw ids attached; of several ``ranks`` each has a part of the tables, if the
-    configuration says so.
+def build_model(
+    config: ModelConfig, data: Interactions | DataSize, ranks: Ranks | None = None
+) -> SequentialRecommender:
+    """The untrained model, with the raw ids attached where there are some; of several ``ranks`` each has a part of the
+    tables, if the configuration says so.
 
     Raises:
         ConfigError: naming the hyper-parameter, its value and what is accepted.
@@ -183,7 +189,8 @@ def build_model(config: ModelConfig, data: Interactions, ranks: Ranks | None = N
             f"models.{config.name}: its weights for {data.n_items} items and {data.n_users} users do not fit into "
             "memory; lower embedding_size, max_seq_len or the other sizes"
         ) from error
-    model.catalogue = Catalogue(data.item_ids, data.user_ids)
+    if isinstance(data, Interactions):
+        model.catalogue = Catalogue(data.item_ids, data.user_ids)
     return model
 
 
@@ -204,6 +211,7 @@ def options_of(config: Config, model: ModelConfig) -> TrainingOptions:
         warmup_steps=schedule.params.get("warmup_steps", 0),
         validation_metric=evaluation.validation_metric,
         validate_every=optimization.eval_every_n,
+        validation_users=evaluation.validation_users,
         evaluation_batch_size=evaluation.batch_size,
         protocol=evaluation.strategy,
         n_negatives=evaluation.num_negatives,
@@ -246,24 +254,31 @@ def train(
     _, parts = read_and_split(config)
     data = parts.interactions
 
-    # Everything is built once before any model is trained, so that a mistake in the last shows at once.
     def built(entry: ModelConfig) -> SequentialRecommender:
         device = device_of(config, entry)
         return build_model(entry, data, Ranks.join(device)).to(device)
 
+    # Everything is planned, then built once before any model is trained, so that a mistake in the last shows at once.
+    size = DataSize.of(parts)
+    plans = [plan_of(config, entry, size, Ranks.join(device_of(config, entry))) for entry in config.models]
+    for entry, plan in zip(config.models, plans, strict=True):
+        check(plan, entry)
     for entry in config.models:
         Trainer(built(entry), parts, options_of(config, entry))
         if not (resume or overwrite):
             RunFolder.refuse_used(config.run_path(entry.name))
-    for entry in config.models:
-        reset_peak_rss()
+
+    def trained(entry: ModelConfig, plan: Plan) -> Outcome:
+        """In a function, so that nothing of one model is there when the next is built."""
+        device = device_of(config, entry)
+        reset_peak_memory(device)
         model = built(entry)
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)
         report = None if on_progress is None else partial(on_progress, entry.name)
         options = options_of(config, entry)
-        trainer = Trainer(model, parts, options, path, report, resume=resume, overwrite=overwrite)
+        trainer = Trainer(model, parts, options, path, report, resume=resume, overwrite=overwrite, plan=plan)
         run = RunFolder.existing(path)
         if trainer.ranks.is_first:
             run.write_config(config.resolved(entry, model.get_params()))
@@ -273,9 +288,82 @@ def train(
             evaluation = score(config, entry, model, parts, ranks=trainer.ranks)
             if trainer.ranks.is_first:
                 run.write_evaluation(evaluation)
-        yield Outcome(entry.name, run, result, evaluation, peak_rss_mb())
-        if result.stopped == "interrupted":
+        result = dataclasses.replace(result, peak_memory_mb=peak_memory_mb(device))
+        return Outcome(entry.name, run, result, evaluation, peak_memory_mb(torch.device("cpu")), plan)
+
+    for entry, plan in zip(config.models, plans, strict=True):
+        outcome = trained(entry, plan)
+        yield outcome
+        if outcome.result.stopped == "interrupted":
             return
+
+
+def plan_of(config: Config, entry: ModelConfig, size: DataSize, ranks: Ranks) -> Plan:
+    """What training a model of a configuration on such data takes, a process of ``ranks``.
+
+    Raises:
+        ConfigError: see build_model.
+    """
+    with torch.device("meta"):
+        model = build_model(entry, size, ranks)
+    options, cut_offs = options_of(config, entry), len(config.evaluation.top_k)
+    processes = ranks.world_size
+    return memory_plan(model, size, options, device_of(config, entry), processes=processes, cut_offs=cut_offs)
+
+
+def plan(config: Config, sizes: tuple[int, int, int] | None, processes: int, time: bool) -> list[Plan]:
+    """What each model of a configuration takes.
+
+    Args:
+        sizes: items, users and events of data that need not be there; None: the configuration's are read.
+        processes: that train together; figures are of each.
+        time: also train each model for some seconds, on generated data with ``sizes``, and validate on some users. Not
+            where it does not fit, and not for several processes.
+
+    Raises:
+        ConfigError, DataError: as ``train``.
+    """
+    if sizes is None:
+        parts = read_and_split(config)[1]
+        size = DataSize.of(parts)
+    else:
+        parts, size = None, assumed_size(config, *sizes)
+    plans = [plan_of(config, entry, size, Ranks(0, processes)) for entry in config.models]
+    for number, entry in enumerate(config.models):
+        if time and processes == 1 and plans[number].fits:
+            parts = parts or size.generated()
+            model = build_model(entry, parts.interactions).to(device_of(config, entry))
+            plans[number] = plans[number].timed(*probe(model, parts, options_of(config, entry)))
+    return plans
+
+
+def check(plan: Plan, entry: ModelConfig) -> None:
+    """Warns of a run that comes near the memory there is.
+
+    Raises:
+        ConfigError: where it cannot fit.
+    """
+    params, less = entry.params, []
+    own = plan.peak - plan.process
+    tables = plan.weights + plan.optimizer + plan.step > own / 2
+    if plan.updates.startswith("dense") and tables and params["neg_samples"] > 0:
+        less.append("optimizer: rows (no gradient of whole tables)")
+    if tables:
+        less.append(f"a smaller embedding_size (it is {params['embedding_size']})")
+        if entry.optimization.table == "replicated" and params["neg_samples"] > 0:
+            less.append("table: sharded over several machines")
+    if plan.step > own / 10:
+        less.append("a smaller batch_size")
+    if plan.evaluation > own / 10:
+        less.append("a smaller evaluation.batch_size")
+    plan.check(", ".join(less) or "less data, or another machine")
+
+
+def assumed_size(config: Config, n_items: int, n_users: int, n_events: int) -> DataSize:
+    """That of data of so many, by the configuration's splits; what a split by time holds out is left in training."""
+    parts = (config.splitter.validation_splitting, config.splitter.test_splitting)
+    validation, test = (0 if part is None else part.k or part.ratio or 0 for part in parts)
+    return DataSize.assumed(n_users, n_items, n_events, validation, test)
 
 
 def score(

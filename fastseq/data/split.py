@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
@@ -47,6 +47,10 @@ class EvalPart:
     @property
     def n_targets(self) -> int:
         return int((self.target_stop - self.target_start).sum())
+
+    def take(self, rows: Int64Array) -> EvalPart:
+        """Those of the users that stand at ``rows``."""
+        return EvalPart(*(getattr(self, each.name)[rows] for each in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,9 +51,10 @@ class Evaluation:
 
     Attributes:
         metrics: ``"HR@10"``, ``"NDCG@10"`` and so on: ``ranking_metrics``, means over users, and ``list_metrics``.
-        protocol: data, split, part, candidates, tie rule, cut-offs, seed, device, versions; how many distinct targets
-            stand in the training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what
-            share of the best of the largest cut-off are items without a training event ("untrained_share").
+        protocol: data, split, part, candidates, tie rule, cut-offs, seed, device, versions; the "sample" of users (how
+            many "of" how many, by which "seed"), None where all take part; how many distinct targets stand in the
+            training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what share of the
+            best of the largest cut-off are items without a training event ("untrained_share").
         seconds: how long it took.
     """
 
@@ -82,6 +83,7 @@ def evaluate(
     mask_seen: MaskSeen = "pair",
     history: History = "all",
     batch_size: int = 256,
+    users: int | None = None,
     coverage: bool = True,
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -98,7 +100,8 @@ def evaluate(
         protocol: "full" ranks the whole catalogue. "sampled" ranks each user's targets among ``n_negatives`` items
             drawn uniformly without repeats from those that are neither seen nor targets (all of them where there are
             fewer); its numbers compare only with others of the same protocol.
-        seed: of those draws; a user's do not depend on batch size or number of processes.
+        seed: of those draws, and of ``users``; a user's draws do not depend on batch size or number
+            of processes.
         mask_seen: the items of the user that the full ranking leaves out. "pair", WarpRec's: those of the user's
             training part. "history": those of the whole history, so in "test" those of validation too. "none". A
             sampled ranking draws no negative that "pair" (also for "none", as WarpRec) or "history" names; only
@@ -106,6 +109,8 @@ def evaluate(
         history: "all" events before the part's targets, so for "test" the validation targets too, or the "training"
             part alone, as in WarpRec. A split at random has the second only.
         batch_size: users at a time.
+        users: evaluate so many of the part's users, drawn without repeats by ``seed`` and nothing else; None, or more
+            than there are: all.
         coverage: whether to measure ``list_metrics`` (full protocol only).
         ranks: processes among which the users are divided. The result is the same in each.
 
@@ -124,6 +129,8 @@ def evaluate(
         raise ValueError(f"mask_seen is {mask_seen!r}, expected 'pair', 'history' or 'none'")
     for name, value, low in (("n_negatives", n_negatives, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_integer(name, value, low)
+    if users is not None:
+        check_integer("users", users, 1)
     started = time.perf_counter()
     ranks = ranks or Ranks()
     if (shards := getattr(model, "shards", None)) is not None:
@@ -137,6 +144,11 @@ def evaluate(
     targets_of_part = split.part(part, history)
     if not len(targets_of_part):
         raise DataError(f"the {part} part has no user with a target and an event before it; choose another split")
+    sample = None
+    if users is not None and users < (of := len(targets_of_part)):
+        drawn_users = np.random.default_rng(seed).choice(of, users, replace=False)
+        targets_of_part = targets_of_part.take(np.sort(drawn_users))
+        sample = {"users": users, "of": of, "seed": seed}
     device = torch.device("cpu")
     if isinstance(model, SequentialRecommender):
         check_catalogue(model, split.interactions, users=model.needs_user)
@@ -162,14 +174,14 @@ def evaluate(
         # While a GPU ranks some users, a thread makes the next ones ready.
         for here in prefetched(batches, 2) if device.type == "cuda" else batches:
             counts += torch.tensor([here.n_repeated, here.n_masked])
-            users = here.to(device, non_blocking=True)
-            source.read(users)
-            if users.candidates is None:
-                scores, items = source.best(users, min(n_items, ks[-1] + here.most_targets))
+            there = here.to(device, non_blocking=True)
+            source.read(there)
+            if there.candidates is None:
+                scores, items = source.best(there, min(n_items, ks[-1] + here.most_targets))
             else:
-                items, scores = users.candidates, source.at(users.candidates)
-            relevant = worst_order(scores, users.is_target(items))
-            values = ranking_metrics(relevant, users.n_targets, ks, here.most_targets)
+                items, scores = there.candidates, source.at(there.candidates)
+            relevant = worst_order(scores, there.is_target(items))
+            values = ranking_metrics(relevant, there.n_targets, ks, here.most_targets)
             sums += torch.stack([value.sum() for value in values.values()])
             for count, k in zip(lists, ks, strict=False):
                 best = items[:, :k].reshape(-1)
@@ -197,6 +209,7 @@ def evaluate(
         "model": type(model).__name__,
         "part": part,
         "users": len(targets_of_part),
+        "sample": sample,
         "targets": targets_of_part.n_targets,
         "ranking": protocol,
         "candidates": _describe_candidates(protocol, n_negatives, mask_seen),

@@ -21,7 +21,7 @@ from fastseq.data.batch import JaggedBatch
 from fastseq.data.loader import Loader
 from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
-from fastseq.devices import device_name, memory_named
+from fastseq.devices import device_name, memory_named, peak_memory_mb
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue, has_replaced_method
@@ -35,6 +35,7 @@ from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
 from .metrics import LIST_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
+from .plan import Foretold, Plan
 from .precision import say_if_fp32
 from .result import Progress, TrainResult
 from .rows import why_dense
@@ -62,11 +63,13 @@ class Trainer:
         resume: go on from ``run_dir``'s last checkpoint, or from the beginning if it has none yet. The weights then
             are bit for bit those of a run that was never stopped, on the same machine and versions.
         overwrite: delete what an earlier run left in ``run_dir``.
+        plan: what the run is expected to take; the result says it again, beside what it took.
 
     Attributes:
         run: the ``RunFolder``, or None.
         loader, optimizer, scheduler, epochs, total_steps: what is trained with, and for how long. The scheduler is
             None where the schedule is by step.
+        foretold: the speed by the first seconds.
         state: the ``TrainState``: steps taken, the best epoch so far and the like. Read it, do not write to it.
 
     Raises:
@@ -88,7 +91,9 @@ class Trainer:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        plan: Plan | None = None,
     ) -> None:
+        self.plan, self.foretold = plan, Foretold()
         self.model, self.split, self.options = model, split, options or TrainingOptions()
         self.device = next(model.parameters()).device
         self.ranks = Ranks.join(self.device)
@@ -221,6 +226,7 @@ class Trainer:
             for work in epoch:
                 self._step(work)
                 now = self._count_seconds()
+                self.foretold.see(state.targets - self._before[0], state.seconds - self._before[1])
                 if now - reported >= options.progress_every_seconds:
                     self._report()
                     reported = now
@@ -342,6 +348,8 @@ class Trainer:
             evaluation = self.validate()
             record["validation"] = evaluation.metrics
             record["validation_seconds"] = evaluation.seconds
+            if sample := evaluation.protocol.get("sample"):
+                record["validation_sample"] = sample
             self._judge(epoch, evaluation[self.metric])
             if state.best_epoch == epoch:
                 self._save_best(epoch, evaluation.metrics)
@@ -376,6 +384,7 @@ class Trainer:
             mask_seen=options.mask_seen,
             history=options.history,
             batch_size=options.evaluation_batch_size,
+            users=options.validation_users,
             coverage=name in LIST_METRICS,
             ranks=self.ranks,
         )
@@ -508,7 +517,8 @@ class Trainer:
     def _result(self, stopped: StopReason, message: str) -> TrainResult:
         if self._writes is not None:
             draw_curve(self._history, self.metric, self._writes.curve_path)
-        state = self.state
+        state, n_targets = self.state, self.loader.n_targets
+        foretold, trained = self.foretold.speed, state.targets > self._before[0]
         return TrainResult(
             stopped=stopped,
             message=message,
@@ -526,6 +536,10 @@ class Trainer:
             device=device_name(self.device),
             execution=self._execution(),
             updates="rows" if self._why_dense is None else f"dense: {self._why_dense}",
+            peak_memory_mb=peak_memory_mb(self.device),
+            planned_memory_mb=None if self.plan is None else self.plan.peak / 1e6,
+            epoch_seconds=n_targets / self._speed() if trained else None,
+            planned_epoch_seconds=foretold and n_targets / foretold,
         )
 
     # What is trained with.

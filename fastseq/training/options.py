@@ -45,6 +45,8 @@ class TrainingOptions:
         patience: stop after so many validations in a row without improvement; None: never.
         min_delta: by how much the metric must rise to count as an improvement.
         grace_period: epochs whose validations do not count towards ``patience``.
+        validation_users: validate on so many users, a random sample by ``evaluation_seed`` that is the same in every
+            epoch; None, or more than there are: on all.
         evaluation_batch_size: users ranked at a time.
         protocol, n_negatives, evaluation_seed, mask_seen, history: how validation ranks; ``evaluate`` explains each.
         per_target: one sequence per target, as WarpRec's batches, instead of windows that share prefixes.
@@ -73,6 +75,7 @@ class TrainingOptions:
     patience: int | None = None
     min_delta: float = 0.0
     grace_period: int = 0
+    validation_users: int | None = None
     evaluation_batch_size: int = 256
     protocol: RankingProtocol = "full"
     n_negatives: int = 99
@@ -90,11 +93,12 @@ class TrainingOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
         require("seed", not isinstance(self.seed, int) or self.seed < 2**63, "an integer below 2**63")
-        least = dict.fromkeys(("epochs", "validate_every", "patience", "evaluation_batch_size", "n_negatives"), 1)
+        least = dict.fromkeys(("epochs", "validate_every", "validation_users", "patience"), 1)
+        least |= dict.fromkeys(("evaluation_batch_size", "n_negatives"), 1)
         least |= dict.fromkeys(("seed", "warmup_steps", "grace_period", "evaluation_seed"), 0)
         for name, low in least.items():
             value = getattr(self, name)
-            optional = name in ("epochs", "patience")
+            optional = name in ("epochs", "patience", "validation_users")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(name, whole or (optional and value is None), f"an integer >= {low}")
         require("precision", self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS)))

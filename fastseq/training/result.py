@@ -49,6 +49,10 @@ class TrainResult:
         history: the lines of ``metrics.jsonl``, one dictionary an epoch.
         device: name of the GPU or processor; where a resumed run has changed it, each line of ``history`` says its own.
         updates: how Adam moved item and user vectors: "rows" that a step touches, or "dense" and why.
+        peak_memory_mb, planned_memory_mb: the most at a time, of this process or, where one trains, of the GPU's
+            tensors, in 10⁶ bytes; and what the plan said, None without one.
+        epoch_seconds, planned_epoch_seconds: training steps of an epoch at the mean speed since this process began, and
+            what its first seconds foretold; None where there were no more.
         execution: "eager" on the CPU; on a GPU "graph", or "eager" and why, and where batches are made.
     """
 
@@ -68,3 +72,7 @@ class TrainResult:
     device: str
     execution: str
     updates: str
+    peak_memory_mb: float
+    planned_memory_mb: float | None
+    epoch_seconds: float | None
+    planned_epoch_seconds: float | None

@@ -36,8 +36,12 @@ def named_rows(model: SequentialRecommender, per_target: bool) -> int:
     return int(model.batch_size * (each + (0 if shared else model.neg_samples)) + model.neg_samples * shared)
 
 
-def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool) -> str | None:
+def why_dense(
+    model: SequentialRecommender, options: TrainingOptions, warn: bool, device: torch.device | None = None
+) -> str | None:
     """Why every step walks the whole tables of a model; None where it moves the rows that it touches.
+
+    ``device`` is where it will be trained; None: where it is.
 
     Raises:
         ConfigError: if the options ask for rows that are not served.
@@ -61,7 +65,7 @@ def why_dense(model: SequentialRecommender, options: TrainingOptions, warn: bool
     if reason is None and options.updates == "auto":
         tables = list(model.tables().values())
         rows, named = sum(table.shape[0] for table in tables), named_rows(model, options.per_target)
-        if rows < FEW_ROWS.get(tables[0].device.type, FEW_ROWS["cuda"]) * named:
+        if rows < FEW_ROWS.get((device or tables[0].device).type, FEW_ROWS["cuda"]) * named:
             return f"a step names about {named:,} of {rows:,} rows"
     return reason
 

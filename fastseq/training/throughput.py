@@ -6,6 +6,8 @@ import itertools
 import platform
 import sys
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ..models import MODELS, SequentialRecommender, Shards
 from .distributed import Ranks
 from .loop import Trainer
 from .options import TrainingOptions
+from .plan import LOOKED_AT
 
 # The configurations of the original request; what they leave out takes the models' defaults.
 REFERENCE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -123,6 +126,24 @@ def train_throughput(
         **kept,
         **_circumstances(built, data, interactions),
     }
+
+
+def probe(model: SequentialRecommender, split: Split, options: TrainingOptions) -> tuple[float, float | None]:
+    """Targets a second of training with ``options``, from some seconds of it, and users a second of validating them,
+    from one batch; None where nothing is validated. Leaves the model trained."""
+    never = 1_000_000
+    size = min(options.evaluation_batch_size, options.validation_users or never)
+    some: Any = {"epochs": never, "validate_every": never, "validation_users": size, "max_seconds": LOOKED_AT}
+    trainer = Trainer(model, split, replace(options, **some))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run will say what there is to say of data and model
+        result = trainer.fit()
+        speed = trainer.foretold.speed or result.targets_per_second
+        if trainer.metric is None:
+            return speed, None
+        model.settle()
+        evaluation = trainer.validate()
+    return speed, evaluation.protocol["users"] / evaluation.seconds
 
 
 def predict_throughput(

@@ -522,7 +522,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     from fastseq import __version__
 
     assert run_python("-m", "fastseq.cli", "--version", cwd=tmp_path).stdout.strip() == __version__
-    for command in ("train", "evaluate", "recommend", "verify", "bench"):
+    for command in ("train", "plan", "evaluate", "recommend", "verify", "bench"):
         code, out, _ = here(command, "--help", folder=tmp_path)
         assert code == 0 and "Usage" in out
     assert "Exit codes" in here("--help", folder=tmp_path)[1]

@@ -121,7 +121,7 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
     custom = config(
         path,
         model,
-        evaluation={"validation_metric": "HR@5", "batch_size": 31, "mask_seen": "none"}
+        evaluation={"validation_metric": "HR@5", "validation_users": 9, "batch_size": 31, "mask_seen": "none"}
         | {"strategy": "sampled", "num_negatives": 7, "seed": 3, "history": "training"},
     )
     assert experiment.options_of(custom, custom.models[0]) == TrainingOptions(
@@ -135,6 +135,7 @@ def test_every_option_reaches_the_trainer(path: Path) -> None:
         patience=4,
         min_delta=0.01,
         grace_period=2,
+        validation_users=9,
         evaluation_batch_size=31,
         protocol="sampled",
         n_negatives=7,

@@ -18,6 +18,7 @@ from fastseq.data.readers import from_sequences
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio
 from fastseq.errors import CheckpointError, ConfigError, DataError
 from fastseq.models import MODELS
+from fastseq.training.distributed import Ranks
 from fastseq.training.evaluation import Scorer, evaluate
 from fastseq.training.loop import Trainer
 from fastseq.training.metrics import LIST_METRICS, parse_metric, worst_order
@@ -287,6 +288,43 @@ def test_a_model_of_another_catalogue_is_refused() -> None:
         evaluate(models["Caser"], data("v", "a"))
     with pytest.raises(DataError, match="built for 9 users, the data has 8"):
         evaluate(models["Caser"], data("u", "a", users=8))
+
+
+def test_a_sample_of_users_is_named_and_fixed() -> None:
+    """The same users whatever the batches and the ranks, another seed others; as many as there are: all."""
+    split = make_split(n_users=60)
+    users = split.part("validation").users
+
+    def asked(n: int | None, seed: int = 42, rank: int = 0, size: int = 1, **options: Any) -> tuple[set[int], Any]:
+        seen: set[int] = set()
+
+        class Asking(Popularity):
+            def score(self, users: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
+                seen.update(users.tolist())
+                return super().score(users, items, offsets)
+
+        class Alone(Ranks):
+            def sum(self, tensor: Tensor) -> Tensor:
+                return tensor
+
+        chosen = {"users": n, "seed": seed, "ranks": Alone(rank, size), **options}
+        return seen, evaluate(Asking(split), split, "validation", **chosen)
+
+    sample, evaluation = asked(10)
+    assert len(sample) == 10 and sample < set(users.tolist())
+    assert evaluation.protocol["sample"] == {"users": 10, "of": len(users), "seed": 42}
+    assert evaluation.protocol["users"] == evaluation.metrics["UserCoverage@10"] == 10
+    small, same = asked(10, batch_size=3)
+    assert small == sample and same.metrics == pytest.approx(evaluation.metrics, abs=1e-12)
+    assert asked(10, protocol="sampled")[0] == sample != asked(10, seed=43)[0]
+    parts = [asked(10, rank=rank, size=3) for rank in range(3)]
+    assert set.union(*(seen for seen, _ in parts)) == sample and sum(len(seen) for seen, _ in parts) == 10
+    assert sum(part["HR@10"] for _, part in parts) == pytest.approx(evaluation["HR@10"], abs=1e-12)
+    for n in (None, len(users), 10**9):
+        seen, evaluation = asked(n)
+        assert seen == set(users.tolist()) and evaluation.protocol["sample"] is None
+    with pytest.raises(ValueError, match="users is 0, expected"):
+        asked(0)
 
 
 def test_bad_input_is_named() -> None:

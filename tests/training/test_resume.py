@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastseq.errors import CheckpointError
+from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import MODELS
 from fastseq.ops.philox import STREAM
 from fastseq.training import checkpoint
@@ -142,6 +143,19 @@ def test_every_instant_at_the_end_of_an_epoch(tmp_path: Path, moment: str) -> No
     timed = ("seconds", "targets_per_second", "validation_seconds")
     timeless = [[{k: v for k, v in line.items() if k not in timed} for line in r.history] for r in (result, expected)]
     assert timeless[0] == timeless[1]
+
+
+def test_the_sample_of_validation_is_that_of_the_run(tmp_path: Path) -> None:
+    split = make_split()
+    ten = TrainingOptions(epochs=2, validation_users=10)
+    _, result = train(split, ten, tmp_path / "x", **PARAMS)
+    of = len(split.part("validation"))
+    assert [line["validation_sample"] for line in result.history] == [{"users": 10, "of": of, "seed": 42}] * 2
+    train(split, replace(ten, epochs=3), tmp_path / "x", resume=True, **PARAMS)
+    with pytest.raises(CheckpointError, match="validation_users is 10 in the checkpoint and None here"):
+        train(split, replace(ten, validation_users=None), tmp_path / "x", resume=True, **PARAMS)
+    with pytest.raises(ConfigError, match="validation_users is 0, expected an integer >= 1"):
+        TrainingOptions(validation_users=0)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
