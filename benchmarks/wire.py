@@ -112,8 +112,7 @@ def main() -> None:
     if not args.inside:
         inside = 'ip link set lo up && exec "$0" -m benchmarks.wire --inside "$@"'
         sys.exit(subprocess.call(["unshare", "-rn", "sh", "-c", inside, sys.executable, *sys.argv[1:]]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.wire"])
+    context = multiprocessing.get_context("fork")  # nothing runs here yet
     processes = [context.Process(target=train, args=(rank, args)) for rank in range(args.processes)]
     for process in processes:
         process.start()

@@ -145,7 +145,7 @@ class Watch:
                 self._store.set(_beat(self._rank), str(number))
                 *beats, failed = (value.decode() for value in self._store.multi_get(keys))
             except RuntimeError:
-                if _LEFT in self._beats:  # the first to be done may have held the store
+                if self._beats[0] == _LEFT:  # who may have held the store
                     self._ended.set()
                 elif self.cause is None:
                     self.cause = self._store_is("gone")

@@ -128,6 +128,8 @@ def test_all_processes_learn_that_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the first process says why"):
         RunFolder.open(tmp_path / "x", Pair(1, 2))
     said.clear()
+    with pytest.raises(CheckpointError, match=r"rank 1 does not see the run folder.*a file system that they share"):
+        RunFolder.open(tmp_path / "not shared", Pair(1, 2))
     assert RunFolder.open(tmp_path / "y", Pair(0, 2)).path == RunFolder.open(tmp_path / "y", Pair(1, 2)).path
 
 

@@ -155,7 +155,7 @@ def end_badly(rank: int, world_size: int, port: int, folder: str, how: str, who:
     never comes, or is given other data and options. Its stderr is a file, with the error that it ended by."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "FASTSEQ_SILENT_SECONDS": "4", "FASTSEQ_JOIN_SECONDS": "30" if how != "late" else "4",
+        "FASTSEQ_SILENT_SECONDS": "6", "FASTSEQ_JOIN_SECONDS": "30" if how != "late" else "12",
     }  # fmt: skip
     torch.set_num_threads(1)
     os.dup2(os.open(f"{folder}/stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
@@ -172,7 +172,7 @@ def end_badly(rank: int, world_size: int, port: int, folder: str, how: str, who:
             if how == "raise":
                 raise ValueError("a loss that is none\nwith a second line")
             if how == "work":
-                time.sleep(8)
+                time.sleep(9)
             elif how != "differ":
                 os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
         return loss(batch)
