@@ -249,9 +249,10 @@ def train(
     data = parts.interactions
     # Everything is planned, then built once before any model is trained, so that a mistake in the last shows at once.
     size = DataSize.of(parts)
-    plans = [plan_of(config, entry, size, Ranks.join(device_of(config, entry))) for entry in config.models]
-    for entry, plan in zip(config.models, plans, strict=True):
-        check(plan, entry)
+    ranks = [Ranks.join(device_of(config, entry)) for entry in config.models]
+    plans = [plan_of(config, entry, size, each) for entry, each in zip(config.models, ranks, strict=True)]
+    for entry, plan, each in zip(config.models, plans, ranks, strict=True):
+        check(plan, entry, each.is_first)
     for entry in config.models:
         Trainer(build_model(entry, data).to(device_of(config, entry)), parts, options_of(config, entry))
         if not (resume or overwrite):
@@ -326,8 +327,8 @@ def plan(config: Config, sizes: tuple[int, int, int] | None, processes: int, tim
     return plans
 
 
-def check(plan: Plan, entry: ModelConfig) -> None:
-    """Warns of a run that comes near the memory there is.
+def check(plan: Plan, entry: ModelConfig, warn: bool = True) -> None:
+    """Warns of a run that comes near the memory there is, in one of its processes.
 
     Raises:
         ConfigError: where it cannot fit.
@@ -343,7 +344,7 @@ def check(plan: Plan, entry: ModelConfig) -> None:
         less.append("a smaller batch_size")
     if plan.evaluation > own / 10:
         less.append("a smaller evaluation.batch_size")
-    plan.check(", ".join(less) or "less data, or another machine")
+    plan.check(", ".join(less) or "less data, or another machine", warn)
 
 
 def assumed_size(config: Config, n_items: int, n_users: int, n_events: int) -> DataSize:

@@ -80,6 +80,15 @@ def test_parts_are_those_of_the_model() -> None:
     assert two.available == pytest.approx(one.available / 2, rel=0.1)
 
 
+def test_on_a_gpu_only_what_is_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 10**9))
+    size = DataSize.assumed(500, 3000, 20_000, 1, 1)
+    dense = TrainingOptions(updates="dense")
+    gpu, cpu = plan.plan(on_meta(), size, dense, torch.device("cuda", 0)), planned(options=dense)
+    assert (gpu.process, gpu.best, gpu.preparing, gpu.reading, gpu.available) == (0, 0, 0, 0, 10**9)
+    assert (gpu.weights, gpu.step) == (cpu.weights, cpu.step) and gpu.peak < 10**8
+
+
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_the_optimizers_state_is_counted(name: str) -> None:
     params = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {"amsgrad": True} if name == "Adam" else {}
