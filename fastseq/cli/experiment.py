@@ -30,7 +30,7 @@ from ..training.options import Precision
 from ..training.plan import DataSize, Plan
 from ..training.plan import plan as memory_plan
 from ..training.throughput import probe
-from .configuration import Config, ModelConfig, Reader, load_config
+from .configuration import Config, ModelConfig, Optimization, Reader, load_config
 
 # Lightning's names, as in WarpRec's files, and ours.
 PRECISIONS: dict[str, Precision] = {
@@ -296,9 +296,20 @@ def plan_of(config: Config, entry: ModelConfig, size: DataSize, ranks: Ranks) ->
     """
     with torch.device("meta"):
         model = build_model(entry, size)
-    options, cut_offs = options_of(config, entry), len(config.evaluation.top_k)
-    processes = ranks.world_size
-    return memory_plan(model, size, options, device_of(config, entry), processes=processes, cut_offs=cut_offs)
+    return memory_plan(
+        model,
+        size,
+        options_of(config, entry),
+        device_of(config, entry),
+        processes=ranks.world_size,
+        sharded=_sharded(entry),
+        cut_offs=len(config.evaluation.top_k),
+    )
+
+
+def _sharded(entry: ModelConfig) -> bool:
+    """Whether several processes divide the tables among them."""
+    return getattr(entry.optimization, "table", None) == "sharded"
 
 
 def plan(config: Config, sizes: tuple[int, int, int] | None, processes: int, time: bool) -> list[Plan]:
@@ -340,6 +351,8 @@ def check(plan: Plan, entry: ModelConfig, warn: bool = True) -> None:
         less.append("optimizer: rows (no gradient of whole tables)")
     if tables:
         less.append(f"a smaller embedding_size (it is {params['embedding_size']})")
+    if tables and "table" in Optimization.model_fields and not _sharded(entry):
+        less.append("table: sharded over several processes")
     if plan.step > own / 10:
         less.append("a smaller batch_size")
     if plan.evaluation > own / 10:

@@ -221,6 +221,7 @@ def plan(
     device: torch.device,
     *,
     processes: int = 1,
+    sharded: bool = False,
     cut_offs: int = 1,
 ) -> Plan:
     """The memory of a run, by arithmetic: nothing of it is allocated.
@@ -231,13 +232,15 @@ def plan(
         options: how.
         device: where.
         processes: that train together, each on a part of every batch.
+        sharded: whether the tables' rows are divided among them, which are then moved by rows.
         cut_offs: of the test.
 
     Raises:
         ConfigError: as Trainer.
     """
     on_cpu, there = device.type == "cpu", (data.offsets, data.train_stop, data.histories)
-    why = why_dense(model, options, warn=False, device=device)
+    why = None if sharded else why_dense(model, options, warn=False, device=device)
+    elsewhere = sum(x.nbytes - x.nbytes // processes for x in model.tables().values()) if sharded else 0
     optimizer = _optimizer(model, options, by_rows=why is None)  # loads the rest of PyTorch, as training would
     process = rss() + LIBRARIES - (data.held if data.read else sum(x.nbytes for x in there))
     windows = pack_windows(
@@ -258,7 +261,7 @@ def plan(
     most = np.add.reduceat(np.minimum(data.histories, model.max_seq_len), np.arange(0, len(data.histories), users))
     evaluation = _encoding(model, int(most.max()), min(users, len(data.histories))) if len(most) else 0
     evaluation += 16 * cut_offs * data.n_items + TILE
-    weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers())) - elsewhere
     trained = int((data.train_stop - data.offsets[:-1]).sum())
     negatives = 8 * (trained + data.n_users) if model.neg_samples > 0 and model.negatives != "shared" else 0
     popular = 32 * data.n_items if model.negative_distribution == "popularity" else 0
@@ -274,7 +277,7 @@ def plan(
         process=process if on_cpu else 0,
         data=data.held + loading if on_cpu else 8 * data.n_events + loading,
         weights=weights,
-        optimizer=optimizer,
+        optimizer=optimizer - 2 * elsewhere,
         preparing=max(57 * trained, 8 * min(users * data.n_items, SCORES_AT_ONCE)) if on_cpu else 0,
         step=step + 3 * copies,
         evaluation=evaluation,

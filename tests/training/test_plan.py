@@ -80,6 +80,17 @@ def test_parts_are_those_of_the_model() -> None:
     assert two.available == pytest.approx(one.available / 2, rel=0.1)
 
 
+def test_of_divided_tables_each_process_has_its_part() -> None:
+    size, options = DataSize.assumed(500, 3000, 20_000, 1, 1), TrainingOptions()
+    whole, part = (
+        plan.plan(on_meta("Caser"), size, options, torch.device("cpu"), processes=4, sharded=sharded)
+        for sharded in (False, True)
+    )
+    elsewhere = sum(x.nbytes - x.nbytes // 4 for x in on_meta("Caser").tables().values())
+    assert whole.weights - part.weights == elsewhere > whole.weights / 2 and part.updates == "rows"
+    assert whole.optimizer - part.optimizer == pytest.approx(2 * elsewhere, abs=4 * 3600)
+
+
 def test_on_a_gpu_only_what_is_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 10**9))
     size = DataSize.assumed(500, 3000, 20_000, 1, 1)
