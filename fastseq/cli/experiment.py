@@ -260,9 +260,10 @@ def train(
 
     # Everything is planned, then built once before any model is trained, so that a mistake in the last shows at once.
     size = DataSize.of(parts)
-    plans = [plan_of(config, entry, size, Ranks.join(device_of(config, entry))) for entry in config.models]
-    for entry, plan in zip(config.models, plans, strict=True):
-        check(plan, entry)
+    ranks = [Ranks.join(device_of(config, entry)) for entry in config.models]
+    plans = [plan_of(config, entry, size, each) for entry, each in zip(config.models, ranks, strict=True)]
+    for entry, plan, each in zip(config.models, plans, ranks, strict=True):
+        check(plan, entry, each.is_first)
     for entry in config.models:
         Trainer(built(entry), parts, options_of(config, entry))
         if not (resume or overwrite):
@@ -337,8 +338,8 @@ def plan(config: Config, sizes: tuple[int, int, int] | None, processes: int, tim
     return plans
 
 
-def check(plan: Plan, entry: ModelConfig) -> None:
-    """Warns of a run that comes near the memory there is.
+def check(plan: Plan, entry: ModelConfig, warn: bool = True) -> None:
+    """Warns of a run that comes near the memory there is, in one of its processes.
 
     Raises:
         ConfigError: where it cannot fit.
@@ -351,12 +352,12 @@ def check(plan: Plan, entry: ModelConfig) -> None:
     if tables:
         less.append(f"a smaller embedding_size (it is {params['embedding_size']})")
         if entry.optimization.table == "replicated" and params["neg_samples"] > 0:
-            less.append("table: sharded over several machines")
+            less.append("table: sharded over several processes")
     if plan.step > own / 10:
         less.append("a smaller batch_size")
     if plan.evaluation > own / 10:
         less.append("a smaller evaluation.batch_size")
-    plan.check(", ".join(less) or "less data, or another machine")
+    plan.check(", ".join(less) or "less data, or another machine", warn)
 
 
 def assumed_size(config: Config, n_items: int, n_users: int, n_events: int) -> DataSize:

@@ -121,8 +121,14 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
     atomic_write(path, write)
 
 
-def load(path: str | os.PathLike[str], *, metadata_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: str | os.PathLike[str], *, metadata_only: bool = False, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what ``save`` wrote.
+
+    Args:
+        metadata_only: no tensors.
+        mapped: the tensors are the file's pages, to be read once and not to be kept; else copies.
 
     Returns:
         The tensors, on the CPU (none where only the metadata are asked for), and the metadata.
@@ -137,7 +143,7 @@ def load(path: str | os.PathLike[str], *, metadata_only: bool = False) -> tuple[
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             names = [] if metadata_only else file.keys()
-            tensors = {name: file.get_tensor(name).clone() for name in names}
+            tensors = {name: x if mapped else x.clone() for name in names for x in (file.get_tensor(name),)}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); restore it from a copy, or train again"

@@ -51,18 +51,19 @@ def save(
 
 
 def load(
-    path: Path, rows: Collection[str] = (), shards: Shards | None = None
+    path: Path, rows: Collection[str] = (), shards: Shards | None = None, *, mapped: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``checkpoint.load``: of divided tensors, by however many processes they were written, the rows of ``shards``, or
     all of them (None).
 
     Args:
         rows: the names of tensors to divide, where the checkpoint has whole ones.
+        mapped: as there.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another checkpoint.
     """
-    tensors, metadata = checkpoint.load(path)
+    tensors, metadata = checkpoint.load(path, mapped=mapped)
     if parts := metadata.get("parts"):
         return tensors | _assembled(path, parts, shards or Shards(0, 1)), metadata
     if shards is not None:
@@ -97,7 +98,7 @@ def _assembled(path: Path, parts: Mapping[str, Any], shards: Shards) -> dict[str
         wanted = {name: ids % shards.world_size == shards.rank for name, ids in of_rank.items()}
         if not any(mine.any() for mine in wanted.values()) and rank != shards.rank:
             continue
-        tensors, metadata = checkpoint.load(file)
+        tensors, metadata = checkpoint.load(file, mapped=True)
         expected = {"kind": "part", "of": parts["of"], "rank": rank, "world_size": writers.world_size}
         checkpoint.check_same(file, "checkpoint", metadata, expected)
         for name, ids in of_rank.items():

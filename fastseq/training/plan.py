@@ -171,8 +171,8 @@ class Plan:
         validation = users_per_second and self.users / users_per_second
         return replace(self, epoch_seconds=self.targets / targets_per_second, validation_seconds=validation)
 
-    def check(self, change: str = "") -> None:
-        """Warns of a run that comes near what is there.
+    def check(self, change: str, warn: bool = True) -> None:
+        """Warns of a run that comes near what is there, in one of its processes; ``change`` says how to take less.
 
         Raises:
             ConfigError: where it cannot fit, with the figures and what to change.
@@ -188,7 +188,8 @@ class Plan:
         )
         if self.held > self.available or self.peak > self.available * (1 + TOLERANCE):
             raise ConfigError(f"{text}. `fastseq plan` shows every part")
-        warnings.warn(text, stacklevel=2)
+        if warn:
+            warnings.warn(text, stacklevel=3)
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and texts, a line each."""
@@ -278,7 +279,7 @@ def plan(
         preparing=max(57 * trained, 8 * min(users * data.n_items, SCORES_AT_ONCE)) if on_cpu else 0,
         step=step + 3 * copies,
         evaluation=evaluation,
-        best=2 * weights if on_cpu else 0,
+        best=weights if on_cpu else 0,
         reading=0 if data.read or not on_cpu else process + start + each * data.n_events,
         available=available and available // local,
         targets=n_targets,

@@ -92,7 +92,7 @@ def save_best(path: Path, model: SequentialRecommender, split: Split, reached: M
 
 def load_best(path: Path, model: SequentialRecommender, epoch: int | None) -> None:
     """Puts the weights that ``save_best`` wrote after ``epoch`` back into ``model``."""
-    tensors, metadata = parts.load(path, rows_of(model), model.shards)
+    tensors, metadata = parts.load(path, rows_of(model), model.shards, mapped=True)
     checkpoint.check_same(path, "training run", metadata, {"kind": "best", "epoch": epoch})
     _load_weights(path, model, tensors)
 

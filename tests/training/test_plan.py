@@ -14,7 +14,7 @@ from fastseq import _process
 from fastseq.cli import experiment
 from fastseq.data.synthetic import make_long_tail
 from fastseq.errors import ConfigError
-from fastseq.models import MODELS
+from fastseq.models import MODELS, Shards
 from fastseq.training import optimizers, plan
 from fastseq.training.options import TrainingOptions
 from fastseq.training.plan import DataSize, Foretold
@@ -28,9 +28,11 @@ GRU = {
 }  # fmt: skip
 
 
-def on_meta(name: str = "GRU4Rec", n_users: int = 500, n_items: int = 3000, **params: Any) -> Any:
+def on_meta(
+    name: str = "GRU4Rec", n_users: int = 500, n_items: int = 3000, shards: Shards | None = None, **params: Any
+) -> Any:
     with torch.device("meta"):
-        return MODELS[name](small_params(name, **params), {"n_users": n_users, "n_items": n_items})
+        return MODELS[name](small_params(name, **params), {"n_users": n_users, "n_items": n_items}, shards=shards)
 
 
 def planned(name: str = "GRU4Rec", processes: int = 1, options: TrainingOptions | None = None, **params: Any) -> Any:
@@ -78,6 +80,27 @@ def test_parts_are_those_of_the_model() -> None:
     one, two = planned(), planned(processes=2)
     assert two.data == one.data and two.weights == one.weights
     assert two.available == pytest.approx(one.available / 2, rel=0.1)
+
+
+def test_of_divided_tables_each_process_has_its_part() -> None:
+    size, options = DataSize.assumed(500, 3000, 20_000, 1, 1), TrainingOptions()
+    whole, part = (
+        plan.plan(on_meta("Caser", shards=shards), size, options, torch.device("cpu"), processes=4)
+        for shards in (None, Shards(0, 4))
+    )
+    tables = on_meta("Caser").tables(), on_meta("Caser", shards=Shards(0, 4)).tables()
+    elsewhere = sum(x.nbytes - tables[1][name].nbytes for name, x in tables[0].items())
+    assert whole.weights - part.weights == elsewhere > whole.weights / 2 and part.updates == "rows"
+    assert whole.optimizer - part.optimizer == pytest.approx(2 * elsewhere, abs=4 * 3600)
+
+
+def test_on_a_gpu_only_what_is_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 10**9))
+    size = DataSize.assumed(500, 3000, 20_000, 1, 1)
+    dense = TrainingOptions(updates="dense")
+    gpu, cpu = plan.plan(on_meta(), size, dense, torch.device("cuda", 0)), planned(options=dense)
+    assert (gpu.process, gpu.best, gpu.preparing, gpu.reading, gpu.available) == (0, 0, 0, 0, 10**9)
+    assert (gpu.weights, gpu.step) == (cpu.weights, cpu.step) and gpu.peak < 10**8
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
