@@ -46,12 +46,11 @@ void rank(const Array<T>& h, const Array<T>& items, const OptionalArray<T>& bias
     a.first_item = first_item, a.last = first_item + a.count == n_items;
     a.best = best.mutable_data(), a.ids = ids.mutable_data(), a.threads = threads;
     const int64_t entries = seen_items.size();
-    if (a.users == 0 || a.count == 0) return;
-    int64_t nan;
+    int64_t nan = -1;
     {
         py::gil_scoped_release release;
         check_seen(a.seen_offsets, a.users, a.seen, entries, n_items);
-        nan = topk(a);
+        if (a.users > 0 && a.count > 0) nan = topk(a);
     }
     if (nan >= 0)
         throw py::value_error("scores: the score of row " + std::to_string(first_user + nan / a.count) + " and item " +

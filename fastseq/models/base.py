@@ -30,7 +30,7 @@ from .jagged import (
     trailing_lengths,
 )
 from .losses import row_counts, sum_of_squares, summed_loss
-from .recommend import Catalogue, recommend
+from .recommend import Catalogue, ItemCodes, recommend
 
 
 class SequentialRecommender(nn.Module, ABC):
@@ -101,6 +101,7 @@ class SequentialRecommender(nn.Module, ABC):
         self._rng_is_held = False
         # The optimizer that rows of the tables wait for (training/rows.py); None: they lie where they should.
         self.waiting_rows: RowAdam | None = None
+        self.item_codes: ItemCodes | None = None  # of keep_item_codes
         self.register_state_dict_post_hook(_with_waiting_rows)
         self.register_load_state_dict_pre_hook(_settled)
 
@@ -496,6 +497,16 @@ class SequentialRecommender(nn.Module, ABC):
             return torch.einsum("be,bse->bs", h, rows)
 
     recommend = recommend
+
+    def keep_item_codes(self, keep: bool = True) -> None:
+        """Whether ``recommend``, on a CPU, keeps 8-bit codes of a float32 item table for calls of up to 8 histories.
+
+        They change no bit of an answer. Such a call then reads a quarter of the table and what may be among the best of
+        it, which is faster from some 100,000 items on. They take a quarter of the table's memory beside it, are made by
+        the next such call, and made anew by the next one after the table has changed. What PyTorch does not know of is
+        not seen: after edits through ``weight.data``, a numpy view or shared memory call this again.
+        """
+        self.item_codes = ItemCodes() if keep else None
 
 
 def _settled(model: nn.Module, *_: Any) -> None:
