@@ -158,26 +158,46 @@ FASTSEQ_INLINE void dots_of(int64_t users, const T* row, const T* h, int64_t dep
     if constexpr (U > 1) return dots_of<U - 1>(users, row, h, depth, scores);
 }
 
-FASTSEQ_INLINE int32_t code_dot(const int8_t* codes, const int16_t* user, int64_t padded) {
-#if defined(__AVX512BW__)
-    __m512i sum = _mm512_setzero_si512();
+// sums[r] = Σ_k rows[r][k] * user[k]; padded: a multiple of 32.
+FASTSEQ_INLINE void four_code_dots(const int8_t* const* rows, const int16_t* user, int64_t padded, int32_t* sums) {
+#ifdef __AVX2__
+    __m256i sum[4];
+#ifdef __AVX512BW__
+    __m512i wide[4] = {};
     for (int64_t k = 0; k < padded; k += 32) {
-        const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + k)));
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(wide, _mm512_loadu_si512(user + k)));
+        const __m512i values = _mm512_loadu_si512(user + k);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[r] + k));
+            wide[r] = _mm512_add_epi32(wide[r], _mm512_madd_epi16(_mm512_cvtepi8_epi16(codes), values));
+        }
     }
-    return sum_of_lanes<int32_t>((Simd<int32_t>::Vector)sum);
-#elif defined(__AVX2__)
-    __m256i sum = _mm256_setzero_si256();
-    for (int64_t k = 0; k < padded; k += 16) {
-        const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + k)));
-        const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(user + k));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(wide, values));
-    }
-    return sum_of_lanes<int32_t>((Simd<int32_t>::Vector)sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r)
+        // Masked: of the plain forms GCC 12 says that they read what is not set.
+        sum[r] = _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xff, wide[r], 0),
+                                  _mm512_maskz_extracti64x4_epi64(0xff, wide[r], 1));
 #else
-    int32_t sum = 0;
-    for (int64_t k = 0; k < padded; ++k) sum += codes[k] * user[k];
-    return sum;
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) sum[r] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < padded; k += 16) {
+        const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(user + k));
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + k));
+            sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(_mm256_cvtepi8_epi16(codes), values));
+        }
+    }
+#endif
+    const __m256i pairs = _mm256_hadd_epi32(sum[0], sum[1]), others = _mm256_hadd_epi32(sum[2], sum[3]);
+    const __m256i halves = _mm256_hadd_epi32(pairs, others);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums),
+                     _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+#else
+    for (int r = 0; r < 4; ++r) {
+        sums[r] = 0;
+        for (int64_t k = 0; k < padded; ++k) sums[r] += rows[r][k] * user[k];
+    }
 #endif
 }
 
@@ -226,16 +246,30 @@ void rank_few(int64_t first, int64_t stop, Found<T>& found) {
 // The same by codes.
 void rank_few(int64_t first, int64_t stop, const CodedUser* users, Found<float>& found) {
     const Topk<float>& a = found.a;
-    for (int64_t i = first; i < stop; ++i) {
-        const float bias = a.bias == nullptr ? 0.0f : a.bias[i];
+    const int8_t* rows[4];
+    int32_t sums[4];
+    float scale[4], bias[4] = {}, most[4];
+    for (int64_t i = first; i < stop; i += 4) {
+        const int64_t count = std::min<int64_t>(4, stop - i);
+        for (int64_t r = 0; r < 4; ++r) {
+            const int64_t row = i + std::min(r, count - 1);
+            rows[r] = a.codes + row * a.padded;
+            scale[r] = a.scales[row];
+            if (a.bias != nullptr) bias[r] = a.bias[row];
+        }
         for (int64_t user = 0; user < a.users; ++user) {
             const CodedUser& u = users[user];
-            const float sum = static_cast<float>(code_dot(a.codes + i * a.padded, u.values, a.padded));
-            if (a.scales[i] * (u.step * sum + u.slack) + bias <= found.bars[user]) continue;
-            float score;
-            dots<1>(a.items + i * a.depth, a.h + user * a.depth, a.depth, &score);
-            score += bias;
-            if (!(score <= found.bars[user])) found.offer(user, i, score);
+            four_code_dots(rows, u.values, a.padded, sums);
+            for (int r = 0; r < 4; ++r) most[r] = scale[r] * (u.step * static_cast<float>(sums[r]) + u.slack) + bias[r];
+            const float bar = found.bars[user];
+            if (most[0] <= bar && most[1] <= bar && most[2] <= bar && most[3] <= bar) continue;
+            for (int64_t r = 0; r < count; ++r) {
+                if (most[r] <= found.bars[user]) continue;
+                float score;
+                dots<1>(a.items + (i + r) * a.depth, a.h + user * a.depth, a.depth, &score);
+                score += bias[r];
+                if (!(score <= found.bars[user])) found.offer(user, i + r, score);
+            }
         }
     }
 }
