@@ -63,8 +63,12 @@ def case(
     leaves = [torch.randn(users, width, device=device), torch.randn(items, width, device=device)]
     functions = {"fastseq": fastseq, "eager": eager}
     if device.type == "cpu" and users <= FEW_USERS:
-        options = dict(seen_offsets=offsets, seen_items=seen, codes=item_codes(leaves[1]))
-        functions["codes"] = lambda p, h, weight: topk(h, weight, k, **options)[1]
+        codes = item_codes(leaves[1])
+
+        def by_codes(p: float, h: Tensor, weight: Tensor) -> Tensor:
+            return topk(h, weight, k, seen_offsets=offsets, seen_items=seen, codes=codes)[1]
+
+        functions["codes"] = by_codes
     return Case(
         "topk", f"{data}, {users} user{'s' * (users > 1)}, {items} items, top {k}",
         functions, leaves, agree=None if device.type == "cpu" else partial(as_good, seen), products=True,

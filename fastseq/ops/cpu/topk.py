@@ -22,8 +22,8 @@ def topk(
     seen_offsets: Tensor | None,
     seen_items: Tensor | None,
     seen_sorted: bool,
-    codes: Tensor | None = None,
-    scales: Tensor | None = None,
+    codes: Tensor | None,
+    scales: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     users, shift = prepared(h), optional(bias)
     n_users, n_items = users.shape[0], weight.shape[0]
