@@ -2,6 +2,7 @@
 
     python -m benchmarks.catalogue evaluate --data FILE    # all users, top 10, seen left out
     python -m benchmarks.catalogue recommend               # one history: top 10 of 54,542
+    python -m benchmarks.catalogue rank --items 1000000    # top 10 for 1, 8, 64 and 256 users: any catalogue, codes too
     python -m benchmarks.catalogue cross-entropy           # full softmax, 2,048 rows and 54,543 classes, gradients
 
 Each figure is the median of the rounds with its extremes; what is compared takes turns within a round. A bare product
@@ -35,12 +36,14 @@ from fastseq import ops  # noqa: E402
 from fastseq._process import peak_rss_mb, reset_peak_rss  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.models import MODELS  # noqa: E402
+from fastseq.ops.topk import FEW_USERS  # noqa: E402
 from fastseq.training.evaluation import evaluate  # noqa: E402
 from fastseq.training.throughput import read, reference_params, versions  # noqa: E402
 
 BEAUTY_ITEMS = 54_542
 K, ROUNDS = 10, 5
 WARMUP, CALLS = 50, 1000  # of recommend
+RANKED, SEEN, RANK_ROUNDS, BLOCKS = (1, 8, 64, 256), 50, 9, (1 << 18, 1 << 20, 1 << 22)  # of rank; scores of a block
 ROWS, WIDTH = 2048, 128  # of cross-entropy
 CHUNK_USERS = (16, 64, 256, 512)
 CHUNK_ITEMS = (1024, 4096, 16_384, BEAUTY_ITEMS + 1)
@@ -100,6 +103,50 @@ def evaluation(args: argparse.Namespace) -> dict[str, Any]:
         "topk_to_bare": ratios(times["topk"], times["bare"]),
         "total_to_bare": ratios(times["total"], times["bare"]), "peak_rss_mb": round(peak, 1),
     }  # fmt: skip
+
+
+def ranking(args: argparse.Namespace) -> dict[str, Any]:
+    """ops.topk beside the product of the same numbers, in the faster of two orders, and one read of the items."""
+    torch.manual_seed(0)
+    weight = torch.randn(args.items, args.width)
+    begin = time.perf_counter()
+    codes = ops.item_codes(weight)
+    result: dict[str, Any] = {
+        "items": args.items, "width": args.width, "threads": torch.get_num_threads(),
+        "seconds_of_codes": round(time.perf_counter() - begin, 3),
+        "bytes_of_codes": round(sum(x.numel() * x.element_size() for x in codes) / (4 * weight.numel()), 3),
+    }  # fmt: skip
+    for users in RANKED:
+        h, offsets = torch.randn(users, args.width), torch.arange(users + 1) * SEEN
+        seen = torch.randint(args.items, (users * SEEN,))
+        rank = partial(ops.topk, h, weight, K, seen_offsets=offsets, seen_items=seen)
+        bare = [bare_blocks(h, weight, block, flipped) for block in BLOCKS for flipped in (False, True)]
+        calls = {"topk": rank, "bare": fastest(bare), "read": weight.sum}
+        if users <= FEW_USERS:
+            calls["codes"] = partial(rank, codes=codes)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(1 + RANK_ROUNDS):
+            for name, call in calls.items():
+                times[name].append(seconds(call))
+        times = {name: values[1:] for name, values in times.items()}
+        result[f"{users} users"] = {
+            "seconds": {name: spread(values, 5) for name, values in times.items()},
+            **{f"topk_to_{name}": ratios(times["topk"], times[name]) for name in calls if name != "topk"},
+        }
+    return result
+
+
+def bare_blocks(h: Tensor, weight: Tensor, block: int, flipped: bool) -> Callable[[], None]:
+    """h weightᵀ in blocks of that many scores, into the same buffer; flipped: the items' product with the users."""
+    items = max(1, block // len(h))
+    buffer = torch.empty(items * len(h))
+
+    def run() -> None:
+        for part in weight.split(items):
+            left, right = (part, h) if flipped else (h, part)
+            torch.mm(left, right.t(), out=buffer[: len(part) * len(h)].view(len(left), -1))
+
+    return run
 
 
 def recommendation(args: argparse.Namespace) -> dict[str, Any]:
@@ -179,7 +226,7 @@ def cross_entropy(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-WORK = {"evaluate": evaluation, "recommend": recommendation, "cross-entropy": cross_entropy}
+WORK = {"evaluate": evaluation, "rank": ranking, "recommend": recommendation, "cross-entropy": cross_entropy}
 
 
 def main() -> None:
@@ -188,6 +235,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="evaluate: interactions in any format fastseq reads")
     parser.add_argument("--model", default="SASRec", choices=MODELS, help="evaluate, recommend")
     parser.add_argument("--max-len", type=int, default=50, help="evaluate, recommend")
+    parser.add_argument("--items", type=int, default=1_000_000, help="rank")
+    parser.add_argument("--width", type=int, default=WIDTH, help="rank")
     args = parser.parse_args()
     if args.work == "evaluate" and args.data is None:
         parser.error("evaluate needs --data: interactions in any format fastseq reads")

@@ -21,25 +21,6 @@ constexpr int64_t kBlockRows = 8 * kSumRows;
 constexpr int64_t kFewRows = 16, kThreadProducts = 1 << 15;
 constexpr int64_t kBlockDepth = 256, kStripRows = 8 * kColumnRows;
 
-// The sum of the lanes, by halves that are registers themselves down to the smallest.
-template <int kBytes, typename T, typename V>
-FASTSEQ_INLINE T sum_of_lanes(const V& v) {
-    if constexpr (kBytes == 16) {
-        T lanes[16 / sizeof(T)];
-        __builtin_memcpy(lanes, &v, 16);
-        if constexpr (sizeof(T) == 8)
-            return lanes[0] + lanes[1];
-        else
-            return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-    } else {
-        typedef T Half __attribute__((vector_size(kBytes / 2)));
-        Half low, high;
-        __builtin_memcpy(&low, &v, kBytes / 2);
-        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + kBytes / 2, kBytes / 2);
-        return sum_of_lanes<kBytes / 2, T>(low + high);
-    }
-}
-
 // sums[r] = Σ_k rows[r][k] * b[k]
 template <typename T>
 FASTSEQ_INLINE void four_dots(const T* const* rows, const T* b, int64_t depth, T* sums) {
@@ -57,7 +38,7 @@ FASTSEQ_INLINE void four_dots(const T* const* rows, const T* b, int64_t depth, T
     }
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-        sums[r] = sum_of_lanes<kVectorBytes, T>(sum[r]);
+        sums[r] = sum_of_lanes<T>(sum[r]);
         for (int64_t j = k; j < depth; ++j) sums[r] += rows[r][j] * b[j];
     }
 }

@@ -5,7 +5,9 @@
 // as the instruction takes them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "bfloat16.h"
 #include "elementary.h"
@@ -22,6 +24,24 @@ struct Simd {
     typedef T Vector __attribute__((vector_size(kVectorBytes)));
     static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
+
+// The sum of the lanes, by halves that are registers themselves down to the smallest. Lanes are named one by one: a
+// vector of which a half is read as memory would lie there from the start.
+template <typename T, typename V, std::size_t... I>
+FASTSEQ_INLINE T sum_of_lanes(const V& v, std::index_sequence<I...>) {
+    constexpr std::size_t half = sizeof...(I);
+    if constexpr (half == 1) {
+        return v[0] + v[1];
+    } else {
+        typedef T Half __attribute__((vector_size(half * sizeof(T))));
+        const Half low = {v[I]...}, high = {v[half + I]...};
+        return sum_of_lanes<T>(low + high, std::make_index_sequence<half / 2>());
+    }
+}
+template <typename T>
+FASTSEQ_INLINE T sum_of_lanes(const typename Simd<T>::Vector& v) {
+    return sum_of_lanes<T>(v, std::make_index_sequence<Simd<T>::lanes / 2>());
+}
 
 // Rows and vectors of columns of the tile: 24 of 32 registers hold sums with AVX-512, 12 of 16 without.
 #if defined(__AVX512F__)

@@ -4,16 +4,23 @@
 
 namespace fastseq {
 
-// Merges a tile of scores [rows, columns], of the items first_item ... first_item + columns - 1, into a heap of the k
-// best of each row (best and ids [rows, k], at first -inf and -1). Tiles come in the order of their items; equal scores
-// are kept by smaller id. The rows' seen items, seen[seen_offsets[r] .. seen_offsets[r + 1]), are set to -inf in the
-// tile, and nothing that scores -inf is taken. Returns the lowest cell (row * columns + column) that is NaN, or -1.
-FASTSEQ_KERNEL(template <typename T> int64_t, topk_merge,
-               (T* scores, int64_t rows, int64_t columns, int64_t first_item, const int64_t* seen_offsets,
-                const int64_t* seen, int64_t k, T* best, int64_t* ids, int threads))
+// The k best of a part of the items for every user, added to what best and ids [users, k] hold of the items before it:
+// a heap of each user, at first -inf and -1, and after the last part, `last`, the result, best first.
+template <typename T>
+struct Topk {
+    const T *h, *items, *bias;  // [users, depth], [count, depth]; bias [count] or null
+    // What is read in place of items for a few users, or null: items[i] is about scales[i] * codes[i], [count, padded].
+    const int8_t* codes;
+    const float* scales;
+    const int64_t *seen_offsets, *seen;  // [users + 1]; ids that are left out, in any order
+    int64_t users, count, depth, padded, first_item, k;
+    bool last;
+    T* best;
+    int64_t* ids;
+    int threads;
+};
 
-// Sorts every row's heap, best first.
-FASTSEQ_KERNEL(template <typename T> void, topk_sort,
-               (int64_t rows, int64_t k, T* best, int64_t* ids, int threads))
+// Returns the first score, user * count + place of the item, that is NaN, or -1. Seen ones are not looked at.
+FASTSEQ_KERNEL(template <typename T> int64_t, topk, (const Topk<T>& a))
 
 }  // namespace fastseq

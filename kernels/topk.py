@@ -123,6 +123,8 @@ def topk(
     seen_offsets: Tensor | None,
     seen_items: Tensor | None,
     seen_sorted: bool,
+    codes: Tensor | None,
+    scales: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     x, table = operand(h, "h", h.dtype), operand(weight, "weight", h.dtype)
     (n_users, width), n_items = x.shape, table.shape[0]

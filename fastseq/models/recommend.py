@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import ops
 from ..data import frames
 from ..data.batch import Packed
 from ..data.ids import IdMap, RawId, brief
 from ..devices import memory_named
 from ..errors import CheckpointError, DataError, check_integer
+from ..ops.topk import FEW_USERS
 
 if TYPE_CHECKING:
     from ..data.interactions import Interactions
@@ -40,6 +42,27 @@ class Catalogue:
 
     items: IdMap
     users: IdMap | None = None
+
+
+class ItemCodes:
+    """``ops.item_codes`` of a table as it is now. It is kept alive until then, so that no other has its address."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Any, ...] | None = None
+
+    def of(self, table: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Codes of all rows but the last, padding; None for a table that they do not serve."""
+        if table.dtype != torch.float32 or table.device.type != "cpu" or table.is_inference():
+            return None
+        made = self._made
+        if made is None or made[0] is not table or made[1].data_ptr() != table.data_ptr() or made[2] != table._version:
+            version, now = table._version, table.detach()
+            made = self._made = (table, now, version, ops.item_codes(now[:-1]))
+        codes: tuple[Tensor, Tensor] = made[3]
+        return codes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ItemCodes, ()  # a copy makes its own
 
 
 def check_catalogue(model: SequentialRecommender, data: Interactions, *, users: bool) -> None:
@@ -230,7 +253,7 @@ def _with_tables(model: SequentialRecommender, tables: Mapping[str, Tensor]) -> 
         embedding = _twin(getattr(model, f"{name}_embedding"))
         embedding.__dict__["_parameters"] = {"weight": nn.Parameter(table, requires_grad=False)}
         children[f"{name}_embedding"] = embedding
-    twin.__dict__.update(_modules=children, waiting_rows=None)
+    twin.__dict__.update(_modules=children, waiting_rows=None, item_codes=None)
     return twin
 
 
@@ -274,7 +297,10 @@ def _one_pass(
     asked = _Asked(*_jagged(recent), users, *(_jagged(seen) if filter_seen else (None, None)))
     asked = asked.to(model.item_embedding.weight.device, non_blocking=True)
     h = model.encode_last(asked.items, asked.offsets, asked.users, max(map(len, recent)), False)
-    scores, indices = model.best(h, min(k, model.n_items), asked.seen_offsets, asked.seen_items)
+    kept = model.item_codes if len(seen) <= FEW_USERS and model.shards is None else None
+    codes = None if kept is None else kept.of(model.item_embedding.weight)
+    k = min(k, model.n_items)
+    scores, indices = model.best(h, k, asked.seen_offsets, asked.seen_items, codes=codes)
     numbers = torch.cat([scores.float(), h.float().sum(dim=1, keepdim=True)], dim=1)
     return torch.cat([indices, numbers.double().view(torch.int64)], dim=1)
 

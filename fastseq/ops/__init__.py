@@ -22,7 +22,7 @@ from .linear import linear, linear_relu
 from .negatives import sample_negatives, sample_shared_negatives
 from .philox import make_rng
 from .sampled_loss import gbce_beta, sampled_loss
-from .topk import topk
+from .topk import item_codes, topk
 from .transformer_layer import transformer_layer
 from .windows import gather_windows
 
@@ -41,6 +41,7 @@ __all__ = [
     "gbce_beta",
     "gru",
     "gru_sampled_loss",
+    "item_codes",
     "last_query_attention",
     "linear",
     "linear_cross_entropy",

@@ -10,6 +10,9 @@ from torch import Tensor
 from . import _checks
 from ._dispatch import register
 
+FEW_USERS = 8  # whom codes serve (kFewUsers in csrc/topk.cpp): reading the items is what binds them
+_ROWS_AT_ONCE = 1 << 15  # coded at a time
+
 
 def topk(
     h: Tensor,
@@ -20,6 +23,7 @@ def topk(
     seen_offsets: Tensor | None = None,
     seen_items: Tensor | None = None,
     seen_sorted: bool = False,
+    codes: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k items with the highest scores h · weightᵀ + bias that a user has not seen.
 
@@ -32,11 +36,14 @@ def topk(
             int32 or int64 [B + 1], and int64 [S] in any order, repeats allowed.
         seen_sorted: promises that each user's list ascends; the Triton kernel then does not sort the lists. Where
             the lists are looked at (below), the promise is too; C++, which needs no order, does not look.
+        codes: what ``item_codes`` gives for this ``weight``, float32. They change no bit of the result and are only
+            read in C++, for up to ``FEW_USERS`` users, in place of most of ``weight``: a quarter of the bytes.
+            Codes of other weights make the result wrong.
 
     Returns:
         (scores [B, k] in the type of ``h``, ids int64 [B, k]), best first; among equal scores the smaller id first,
         also where only some of them fit. Where fewer than k items remain: score −inf, id −1. No gradient. Scores are
-        held for a bounded number of users at a time, never [B, V].
+        compared as they are made, and never stored as [B, V].
 
     Raises:
         ValueError: if k is out of range, a shape or type is not as above, a seen id is not in [0, V), or a score is NaN
@@ -61,10 +68,54 @@ def topk(
             raise ValueError(f"seen_offsets is {actual}, expected int32 or int64 [{h.shape[0] + 1}]")
         if seen_items.dtype != torch.int64 or seen_items.dim() != 1:
             raise ValueError(f"seen_items is {seen_items.dtype} {list(seen_items.shape)}, expected torch.int64 [S]")
+    integers, scales = (None, None) if codes is None else codes
+    if integers is not None and scales is not None:
+        expected = (weight.shape[0], _padded(weight.shape[1]))
+        if weight.dtype != torch.float32 or integers.shape != expected or scales.shape != expected[:1]:
+            raise ValueError(
+                f"codes are {list(integers.shape)} and {list(scales.shape)} for a weight {weight.dtype} "
+                f"{list(weight.shape)}, expected what item_codes gives for it"
+            )
+    shift = None if bias is None else bias.detach()
     result: tuple[Tensor, Tensor] = _topk(
-        h.detach(), weight.detach(), k, None if bias is None else bias.detach(), seen_offsets, seen_items, seen_sorted
+        h.detach(), weight.detach(), k, shift, seen_offsets, seen_items, seen_sorted, integers, scales
     )
     return result
+
+
+@torch.no_grad()
+def item_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of ``weight`` as 8-bit integers and a scale, from which ``topk`` bounds a score before it is computed.
+
+    Args:
+        weight: float32 [V, d].
+
+    Returns:
+        codes int8 [V, d, rounded up to a multiple of 32] and scales float32 [V]: a row lies within half a scale of
+        scale · codes, element by element. The scale is inf, and the row always read, where its largest magnitude is
+        below 2^-40 or above 2^60, or not finite. A row of zeros has scale 0.
+
+    Raises:
+        ValueError: if ``weight`` is not float32 [V, d].
+    """
+    if weight.dtype != torch.float32 or weight.dim() != 2:
+        raise ValueError(f"weight is {weight.dtype} {list(weight.shape)}, expected torch.float32 [V, d]")
+    n_items, width = weight.shape
+    codes = weight.new_zeros((n_items, _padded(width)), dtype=torch.int8)
+    scales = weight.new_zeros(n_items)
+    for first in range(0, n_items if width else 0, _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        rows = weight[part]
+        most = rows.abs().amax(1)
+        coded = (most >= 2.0**-40) & (most <= 2.0**60)  # not NaN
+        scales[part] = torch.where(coded, most / 127, torch.where(most == 0, 0.0, float("inf")))
+        steps = (rows / scales[part, None]).round_().clamp_(-127, 127)
+        codes[part, :width] = steps.masked_fill_(~coded[:, None], 0.0)
+    return codes, scales
+
+
+def _padded(width: int) -> int:
+    return -(-width // 32) * 32
 
 
 def _check_data(
@@ -75,6 +126,8 @@ def _check_data(
     seen_offsets: Tensor | None,
     seen_items: Tensor | None,
     seen_sorted: bool,
+    codes: Tensor | None,
+    scales: Tensor | None,
 ) -> None:
     if seen_offsets is None or seen_items is None:
         return

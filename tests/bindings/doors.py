@@ -330,20 +330,18 @@ def cross_entropy(m: Maker) -> Arguments:
     }  # fmt: skip
 
 
-def topk_merge(m: Maker) -> Arguments:
-    rows, columns, k, first_item = m.size(), m.size(most=300), m.size(1, 8), m.size()
-    n_items, seen_offsets = first_item + columns + m.size(1), m.user_offsets(rows)
+def topk(m: Maker) -> Arguments:
+    users, count, width, k, first_item = m.size(), m.size(most=300), m.size(most=40), m.size(1, 8), m.size()
+    n_items, seen_offsets = first_item + count + m.size(1), m.user_offsets(users)
+    coded = m.flag()
     return {
-        "scores": m.written(m.floats(rows, columns)), "seen_offsets": seen_offsets,
-        "seen_items": m.ids(0, n_items, int(seen_offsets[-1])),
-        "best": m.written(np.full((rows, k), -np.inf, m.kind)), "ids": m.blank(rows, k),
-        "first_row": m.size(), "first_item": first_item, "n_items": n_items, **THREADS,
+        "h": m.floats(users, width), "items": m.floats(count, width), "bias": m.maybe(m.floats(count)),
+        "codes": m.integers(-127, 128, count, -(-width // 32) * 32, dtype=np.int8) if coded else None,
+        "scales": np.abs(m.floats(count)).astype(np.float32) if coded else None,
+        "seen_offsets": seen_offsets, "seen_items": m.ids(0, n_items, int(seen_offsets[-1])),
+        "best": m.written(np.full((users, k), -np.inf, m.kind)), "ids": m.blank(users, k),
+        "first_user": m.size(), "first_item": first_item, "n_items": n_items, **THREADS,
     }  # fmt: skip
-
-
-def topk_sort(m: Maker) -> Arguments:
-    rows, k = m.size(), m.size(most=8)
-    return {"best": m.written(m.floats(rows, k)), "ids": m.written(m.integers(0, 99, rows, k)), **THREADS}
 
 
 def adam_rows(m: Maker) -> Arguments:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from fastseq import Catalogue, GRU4Rec, SASRec
+from fastseq import Catalogue, GRU4Rec, SASRec, ops
 from fastseq.data.ids import IdMap
 from fastseq.errors import CheckpointError
 from fastseq.models.base import SequentialRecommender
@@ -180,3 +183,47 @@ def test_bad_arguments_are_named(model: SequentialRecommender, arguments: dict[s
 def test_a_history_must_be_a_list(model: SequentialRecommender) -> None:
     with pytest.raises(ValueError, match="history 1 is 'item-01', expected a list"):
         model.recommend([ITEMS[:2], "item-01"])  # type: ignore[list-item]
+
+
+def test_item_codes_change_no_answer_and_follow_the_table(model: SequentialRecommender) -> None:
+    table = model.item_embedding.weight
+
+    def checked() -> int:
+        """Recommends with codes and without; returns how often codes were made."""
+        assert model.item_codes is not None
+        with mock.patch.object(ops, "item_codes", wraps=ops.item_codes) as making:
+            given = [model.recommend(history, k=4) for history in HISTORIES]
+            given += model.recommend(HISTORIES, k=4)
+        codes, model.item_codes = model.item_codes, None
+        assert given == [model.recommend(history, k=4) for history in HISTORIES] + model.recommend(HISTORIES, k=4)
+        model.item_codes = codes
+        return making.call_count
+
+    model.keep_item_codes()
+    with mock.patch.object(ops, "topk", wraps=ops.topk) as ranking:
+        model.recommend(HISTORIES[0])
+        model.recommend(HISTORIES * 2)
+    few, many = (call.kwargs["codes"] for call in ranking.call_args_list)
+    assert few is not None and many is None  # 12 histories
+    assert checked() == 0
+    with torch.no_grad():
+        table.neg_()
+    assert checked() == 1 and checked() == 0
+    state = model.state_dict()
+    model.load_state_dict({name: 2 * x if x.is_floating_point() else x for name, x in state.items()})
+    assert checked() == 1
+    loss = model(torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 5])).sum()
+    loss.backward()
+    torch.optim.Adam(model.parameters(), lr=1.0).step()
+    assert checked() == 1
+    model.item_embedding.weight = torch.nn.Parameter(table.detach().flip(0))
+    assert checked() == 1
+    model.item_embedding.weight.data = torch.randn_like(table)
+    assert checked() == 1
+    model.item_embedding.weight.data.neg_()  # which PyTorch counts nowhere
+    model.keep_item_codes()
+    assert checked() == 1
+    assert checked() == 0 and copy.deepcopy(model).recommend(HISTORIES[0]) == model.recommend(HISTORIES[0])
+    assert len(pickle.dumps(model.item_codes)) < 200
+    model.double()
+    assert checked() == 0

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastseq.ops import check_data, record_served, set_backend, topk
+from fastseq._process import peak_rss_mb, reset_peak_rss
+from fastseq.ops import check_data, item_codes, record_served, set_backend, topk
 from fastseq.ops.cpu import topk as cpu
+from fastseq.ops.topk import FEW_USERS
 from tests.ops.backends import check_same_on_threads, moved, needs_triton
 from tests.ops.compare import assert_as_accurate
 
@@ -46,9 +48,9 @@ def assert_same(h: Tensor, weight: Tensor, k: int, backend: str = "cpu", **more:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 4 users × 100 items, so that every boundary is crossed."""
-    monkeypatch.setattr(cpu, "TILE_USERS", 4)
-    monkeypatch.setattr(cpu, "TILE_BYTES", 4 * 100 * 4)
+    """9 users at a time, so that of 11 two are left, and parts of copied items of a few hundred bytes."""
+    monkeypatch.setattr(cpu, "USERS_AT_ONCE", FEW_USERS + 1)
+    monkeypatch.setattr(cpu, "PART_BYTES", 100 * 6 * 4)
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def test_matches_reference(items: int, k: int, dtype: torch.dtype, small_tiles: 
     scores, ids = assert_same(h, weight, k, bias=bias, **seen_lists(11, items, 40))
     assert scores.dtype == dtype and ids.dtype == torch.int64
     assert_same(h, weight, k)
+    assert_same(h, weight.t().contiguous().t(), k, bias=bias, **seen_lists(11, items, 40))
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,10 +106,9 @@ def test_equal_scores_keep_the_smaller_ids(backend: str, small_tiles: None, smal
     assert ids.tolist() == [[120, 250, 0, 1, 2], [120, 1, 3, 4, 5]]
 
 
-@pytest.mark.parametrize("users", [1, 17, 64])
-def test_equal_items_tie_in_whatever_tile(users: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of scores that depend on the order of their sums, which few items in a tile could change."""
-    monkeypatch.setattr(cpu, "TILE_BYTES", 100 * users * 4)
+@pytest.mark.parametrize("users", [1, 8, 9, 17, 64, 65])
+def test_equal_items_tie_wherever_they_stand(users: int) -> None:
+    """Of scores that depend on the order of their sums, which the end of a block could change."""
     h, weight = torch.randn(users, 33), torch.randn(205, 33)
     weight[200:] = weight[:5]
     scores, ids = topk(h, weight, 205)
@@ -147,29 +149,26 @@ def test_nobody_or_nothing(rows: int, items: int, backend: str) -> None:
     assert scores.shape == ids.shape == (rows, 2)
 
 
-def test_scores_are_held_for_a_bounded_number_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "TILE_BYTES", 1 << 16)
-    sizes: list[int] = []
-    product = cpu.product
-
-    def recorded(*operands: Tensor | None, **where: Tensor) -> Tensor:
-        scores = product(*operands, **where)
-        sizes.append(scores.numel() * scores.element_size())
-        return scores
-
-    monkeypatch.setattr(cpu, "product", recorded)
-    h, weight = integers(600 + cpu.FEWEST_PACKED // 2, 1000)  # of 512 users, 88, and 32 by the other way
-    topk(h[:600], weight, 3)
-    topk(h[600:], weight, 3)
-    assert max(sizes) <= 1 << 16 and sum(sizes) == len(h) * 1000 * 4
+@pytest.mark.parametrize("users", [1, 8, 40])
+def test_memory_does_not_grow_with_users_times_items(users: int) -> None:
+    """Not even by one number for each item: 32 MB here, of items that lie as they are read."""
+    h, weight = torch.randn(users, 2), torch.randn(4_000_000, 2)
+    seen = seen_lists(users, len(weight), 30)
+    topk(h, weight[:1000], 3)
+    reset_peak_rss()
+    before = peak_rss_mb()
+    topk(h, weight, 10, **seen)
+    assert peak_rss_mb() - before < 8
 
 
-@pytest.mark.parametrize("users", [1, 16, 17, 63, 64])
+@pytest.mark.parametrize("users", [1, 8, 9, 17, 64, 65])
 def test_results_do_not_depend_on_threads(users: int) -> None:
     """Of scores that are not exact in any order of summation, as whole numbers would be."""
     generator = torch.Generator().manual_seed(users)
     h, weight = (torch.randn(rows, 128, generator=generator) for rows in (users, 5003))
     check_same_on_threads(lambda: topk(h, weight, 9, **seen_lists(users, 5003, 30)))
+    codes = item_codes(weight)
+    check_same_on_threads(lambda: topk(h, weight, 9, codes=codes, **seen_lists(users, 5003, 30)))
 
 
 def test_no_gradient() -> None:
@@ -244,3 +243,93 @@ def test_triton_of_what_the_cpu_refuses(small_lists: None) -> None:
         scores, ids = topk(**moved(arguments, "triton"))
     assert ids.tolist() == [[2, 3, -1, -1]]
     assert scores.tolist() == [[float("inf"), 1.0, float("-inf"), float("-inf")]]
+
+
+def catalogue(kind: str, items: int, width: int) -> tuple[Tensor, Tensor]:
+    """Users and items on which codes are hard to use, or do not tell items apart."""
+    h, weight = torch.randn(FEW_USERS, width), torch.randn(items, width)
+    if kind == "near ties":  # within a rounding of the last bit, far within that of a code
+        weight = weight[:1] * (1 + 2e-7 * torch.randint(-3, 4, (items, 1)))
+    elif kind == "against the codes":  # rests of half a step, of the sign of the users, against rests of the other
+        steps = torch.randint(-126, 127, (items, width)) + 0.499 * torch.randint(-1, 2, (items, 1)) * h[0].sign()
+        weight = steps.index_fill(1, torch.tensor(0), 127.0)
+        h = h.sign() * (1 + torch.rand(FEW_USERS, 1))
+    elif kind == "magnitudes":  # of float32, within a row too; users that codes do not serve among them
+        weight *= 10.0 ** torch.randint(-45, 38, (items, 1))
+        weight[::3] *= 10.0 ** torch.randint(-6, 1, (len(weight[::3]), width))
+        weight.clamp_(-3e38, 3e38)
+        h *= 10.0 ** torch.randint(-12, 1, (FEW_USERS, 1))
+    elif kind == "zeros":
+        weight[torch.rand(items) < 0.99] = 0.0
+        h[1] = 0.0
+    elif kind == "equal":
+        weight = weight[:1].expand(items, width).contiguous()
+    return h, weight
+
+
+@pytest.mark.parametrize("kind", ["normal", "near ties", "against the codes", "magnitudes", "zeros", "equal"])
+@pytest.mark.parametrize(("items", "width"), [(1, 1), (700, 50), (3001, 64), (500, 257)])
+@pytest.mark.parametrize("users", [1, FEW_USERS, FEW_USERS + 1])
+def test_codes_change_no_bit(kind: str, items: int, width: int, users: int) -> None:
+    torch.manual_seed(items + width)
+    h, weight = catalogue(kind, items, width)
+    h = h.repeat(2, 1)[:users]
+    codes = item_codes(weight)
+    rows = [slice(row, row + 1) for row in range(len(h))] if kind == "magnitudes" else [slice(0, len(h))]
+    for k in (1, 10, items + 3):
+        for bias in (None, torch.randn(items).masked_fill_(torch.rand(items) < 0.1, float("-inf"))):
+            for part in rows:
+                users_of_part = h[part]
+                seen = seen_lists(len(users_of_part), items, items // 2)
+                expected = topk(users_of_part, weight, k, bias=bias, **seen)
+                given = topk(users_of_part, weight, k, bias=bias, codes=codes, **seen)
+                assert torch.equal(given[1], expected[1])
+                assert torch.equal(given[0].view(torch.int32), expected[0].view(torch.int32))
+
+
+def test_codes_spare_most_items() -> None:
+    """Else they would pass every other test by reading all: items that are not read may hold anything."""
+    torch.manual_seed(0)
+    h, weight = torch.randn(3, 64), torch.randn(20_000, 64)
+    expected, codes = topk(h, weight, 5), item_codes(weight)
+    unlikely = (h @ weight.T).amax(0) < 12
+    assert unlikely.sum() > 15_000
+    weight[unlikely] = float("nan")
+    threads = torch.get_num_threads()
+    weight[:200] = torch.where(unlikely[:200, None], 0.0, weight[:200])  # the bars are low at first
+    weight[-1] = weight[-1].nan_to_num()
+    try:
+        torch.set_num_threads(1)
+        given = topk(h, weight, 5, codes=codes)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(given[1], expected[1])
+
+
+def test_codes_hide_no_nan_and_no_infinity() -> None:
+    h, weight = torch.randn(2, 40), torch.randn(300, 40)
+    weight[7, 3] = float("inf") * h[0, 3].sign()
+    h[1, 3] = h[0, 3]
+    expected = topk(h, weight, 2)
+    assert expected[1][:, 0].tolist() == [7, 7]
+    given = topk(h, weight, 2, codes=item_codes(weight))
+    assert all(torch.equal(x, y) for x, y in zip(given, expected, strict=True))
+    weight[290, 0] = float("nan")
+    with pytest.raises(ValueError, match="row 0 and item 290 is NaN"):
+        topk(h, weight, 2, codes=item_codes(weight))
+    h[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="row 0 and item 0 is NaN"):
+        topk(h, weight, 2, codes=item_codes(weight))
+
+
+def test_codes_of_something_else_are_named() -> None:
+    h, weight = torch.randn(2, 40), torch.randn(300, 40)
+    codes, scales = item_codes(weight)
+    assert codes.shape == (300, 64) and codes.dtype == torch.int8
+    assert ((weight - scales[:, None] * codes[:, :40]).abs() <= 0.5001 * scales[:, None]).all()
+    with pytest.raises(ValueError, match="expected what item_codes gives"):
+        topk(h, weight[1:], 2, codes=(codes, scales))
+    with pytest.raises(ValueError, match="expected what item_codes gives"):
+        topk(h.double(), weight.double(), 2, codes=(codes, scales))
+    with pytest.raises(ValueError, match="float32"):
+        item_codes(weight.bfloat16())

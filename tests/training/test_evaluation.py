@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastseq._process import peak_rss_mb, reset_peak_rss
 from fastseq.data.baselines import Popularity
 from fastseq.data.readers import from_sequences
 from fastseq.data.split import Split, leave_k_out, leave_one_out, ratio
+from fastseq.data.synthetic import make_long_tail
 from fastseq.errors import CheckpointError, ConfigError, DataError
 from fastseq.models import MODELS
 from fastseq.training.distributed import Ranks
@@ -345,3 +347,17 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ConfigError, match="expected name@k"):
         parse_metric("NDCG")
     assert parse_metric("HitRate@7") == ("HR", 7)
+
+
+def test_memory_does_not_grow_with_users_times_items() -> None:
+    """128 users and a million items: one byte for each pair would be 128 MB, scores 512 MB."""
+    data = make_long_tail(1_000_000, 300, 1_010_000)
+    split = leave_one_out(data)
+    model = MODELS["SASRec"](small_params("SASRec"), {"n_users": data.n_users, "n_items": data.n_items})
+    few = make_long_tail(100, 300, 3_000)
+    evaluate(Popularity(leave_one_out(few)), leave_one_out(few))  # imports
+    reset_peak_rss()
+    before = peak_rss_mb()
+    evaluation = evaluate(model, split, ks=(1, 10), batch_size=128)
+    assert peak_rss_mb() - before < 100
+    assert evaluation.protocol["users"] == 300

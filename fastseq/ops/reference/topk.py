@@ -14,6 +14,8 @@ def topk(
     seen_offsets: Tensor | None,
     seen_items: Tensor | None,
     seen_sorted: bool,
+    codes: Tensor | None,
+    scales: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     kind = torch.float64 if h.dtype == torch.float64 else torch.float32
     items = weight.to(kind)
