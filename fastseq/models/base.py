@@ -573,9 +573,10 @@ class SequentialRecommender(nn.Module, ABC):
         """Whether ``recommend``, on a CPU, keeps 8-bit codes of a float32 item table for calls of up to 8 histories.
 
         They change no bit of an answer. Such a call then reads a quarter of the table and what may be among the best of
-        it, which is faster from some 100,000 items on. They take a quarter of the table's memory beside it, are made by
-        the next such call, and made anew by the next one after the table has changed. What PyTorch does not know of is
-        not seen: after edits through ``weight.data``, a numpy view or shared memory call this again.
+        it: ranking one history takes half the time at 50,000 items of 128 columns, a third and less at more. They take
+        a quarter of the table's memory beside it, are made by the next such call, and made anew by the next one after
+        the table has changed. What PyTorch does not know of is not seen: after edits through ``weight.data``, a numpy
+        view or shared memory call this again.
         """
         self.item_codes = ItemCodes() if keep else None
 
