@@ -292,7 +292,7 @@ class Foretold:
     """The speed of a run from its first seconds.
 
     Attributes:
-        speed: targets a second between ``WARM_UP`` and ``LOOKED_AT`` seconds of training; None before.
+        speed: targets a second from about ``WARM_UP`` to ``LOOKED_AT`` seconds of training; None before.
     """
 
     speed: float | None = None
@@ -302,7 +302,7 @@ class Foretold:
         """Takes note of where training is."""
         if self._since is None and seconds >= WARM_UP:
             self._since = targets, seconds
-        elif self.speed is None and self._since is not None and seconds >= LOOKED_AT:
+        elif self.speed is None and self._since is not None and seconds - self._since[1] >= LOOKED_AT - WARM_UP:
             self.speed = (targets - self._since[0]) / (seconds - self._since[1])
 
 
