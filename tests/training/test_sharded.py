@@ -18,6 +18,7 @@ import fastseq
 from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import SASRec, Shards
 from fastseq.training import Trainer, TrainingOptions, checkpoint, parts
+from fastseq.training.rows import why_dense
 from tests.models.small import required_params
 
 from .test_ddp import free_port
@@ -127,6 +128,15 @@ def test_parts_that_are_missing_or_of_another_run(tmp_path: Path) -> None:
     fastseq.load(tmp_path / "one")
 
 
+def test_one_part_is_the_whole(tmp_path: Path) -> None:
+    """No process group is needed, and everything is served."""
+    split = make_split()
+    model = sharded_model("Caser", split, Shards(0, 1), epochs=1)
+    Trainer(model, split, TrainingOptions(updates="rows"), tmp_path / "run").fit()
+    loaded = fastseq.load(tmp_path / "run", shards=Shards(0, 1))
+    assert loaded.recommend([[0, 1]], unknown_users="mean") == model.recommend([[0, 1]], unknown_users="mean")
+
+
 TABLES = {"items": torch.arange(14.0).view(7, 2), "users": torch.arange(6.0).view(3, 2)}
 ROWS = {name: len(table) for name, table in TABLES.items()}
 
@@ -216,11 +226,12 @@ def test_what_a_part_cannot_do() -> None:
         model.predict(torch.tensor([[1, 2]]), torch.tensor([2]))
     with pytest.raises(ConfigError, match=r"part 1 of 2 of its tables, but this is process 0 of 1"):
         Trainer(model, split)
-    alone = sharded_model("SASRec", split, Shards(0, 1), neg_samples=0)
     with pytest.raises(ConfigError, match="needs updates by rows, but cross_entropy gives every item a gradient"):
-        Trainer(alone, split)
+        why_dense(sharded_model("SASRec", split, Shards(0, 2), neg_samples=0), TrainingOptions(), warn=False)
     with pytest.raises(ConfigError, match="needs updates by rows, but updates is dense"):
-        Trainer(sharded_model("SASRec", split, Shards(0, 1)), split, TrainingOptions(updates="dense"))
+        why_dense(model, TrainingOptions(updates="dense"), warn=False)
+    with pytest.raises(ValueError, match="rank is 2, expected 0 … world_size − 1, and world_size is 2"):
+        Shards(2, 2)
     with pytest.raises(CheckpointError, match="the model holds a part of its tables"):
         fastseq.training.checkpoint.save_warprec("model.pth", model)
     assert isinstance(model, SASRec)
