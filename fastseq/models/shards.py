@@ -24,14 +24,21 @@ class Shards:
     Attributes:
         rank: 0 … world_size − 1.
         world_size: how many processes there are, all of them in torch.distributed's group.
+
+    Raises:
+        ValueError: if there is no such rank.
     """
 
     rank: int
     world_size: int
 
-    def count(self, rows: int, rank: int | None = None) -> int:
-        """How many of ``rows`` a process holds; None: this one."""
-        return (rows - (self.rank if rank is None else rank) + self.world_size - 1) // self.world_size
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank}, expected 0 … world_size − 1, and world_size is {self.world_size}")
+
+    def count(self, rows: int) -> int:
+        """How many of ``rows`` this process holds."""
+        return (rows - self.rank + self.world_size - 1) // self.world_size
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Those of all processes, in their order, equal but for the first dimension."""

@@ -126,7 +126,7 @@ class Trainer:
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
         self._due: Callable[[], Tensor] | None = None
-        self._agree(resume)
+        self._agree(resume, run_dir is not None)
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -412,7 +412,7 @@ class Trainer:
         """The run folder, in the processes that write checkpoints: in all, where each has a part of the tables."""
         return self._writes if self.model.shards is None else self.run
 
-    def _agree(self, resume: bool) -> None:
+    def _agree(self, resume: bool, keeps: bool) -> None:
         """Raises ConfigError, in all processes, where they were not started to train the same."""
         if self.ranks.world_size == 1:
             return
@@ -423,6 +423,7 @@ class Trainer:
             "device": device,
             "tables": "replicated" if model.shards is None else "sharded",
             "resume": resume,
+            "run_dir": "given" if keeps else "None",
         }
         said |= {"model": type(model).__name__, "updates": "dense" if self._why_dense else "rows"}
         groups = {"params": model.get_params(), "options": asdict(self.options), "split": self.split.describe()}
