@@ -59,7 +59,7 @@ class Shards:
 
     def mean(self, table: Tensor, rows: int) -> Tensor:
         """The mean row [1, d] of a table of ``rows``, of which ``table`` is this process's part; all processes."""
-        return self.sum(table.double().sum(dim=0, keepdim=True)).div_(rows).to(table.dtype)
+        return self.sum(table.sum(dim=0, keepdim=True, dtype=torch.float64)).div_(rows).to(table.dtype)
 
     def topk(
         self, h: Tensor, table: Tensor, n_items: int, k: int, seen_offsets: Tensor | None, seen_items: Tensor | None

@@ -64,16 +64,20 @@ def load(
     Raises:
         CheckpointError: if a file is missing, damaged, or of another checkpoint.
     """
-    tensors, metadata = checkpoint.load(path, mapped=mapped)
+    tensors, metadata = checkpoint.load(path, mapped=mapped or shards is not None)
     if parts := metadata.get("parts"):
         try:
-            return tensors | _assembled(path, parts, shards or Shards(0, 1)), metadata
+            divided = _assembled(path, parts, shards or Shards(0, 1))
+            return {name: x.clone() for name, x in tensors.items()} | divided, metadata
         except CheckpointError:
             if checkpoint.load(path, metadata_only=True)[1].get("parts") == parts:
                 raise
             return load(path, rows, shards, mapped=mapped)  # replaced meanwhile by a training
     if shards is not None:
-        tensors |= {name: tensors[name][shards.rank :: shards.world_size].clone() for name in rows if name in tensors}
+        tensors = {
+            name: x[shards.rank :: shards.world_size].clone() if name in rows else x.clone()
+            for name, x in tensors.items()
+        }
     return tensors, metadata
 
 
