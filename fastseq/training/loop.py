@@ -59,8 +59,8 @@ class Trainer:
         options: everything else.
         run_dir: where checkpoints, metrics and the curve go, a path or a ``RunFolder``; None: nowhere, and nothing
             can be resumed.
-        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch. It must ask a model
-            of divided tables nothing: that takes all processes.
+        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch. A model of divided
+            tables it must not ask: that takes all processes.
         resume: go on from ``run_dir``'s last checkpoint, or from the beginning if it has none yet. The weights then
             are bit for bit those of a run that was never stopped, on the same machine and versions.
         overwrite: delete what an earlier run left in ``run_dir``.
