@@ -220,7 +220,7 @@ def test_evaluate_breaks_metrics_down(folder: Path) -> None:
     low, high = evaluation["intervals"]["HR@10"]
     assert low < evaluation["metrics"]["HR@10"] < high
     code, out, err = here(*ask, folder=folder)
-    assert code == 0 and f"{low:.4f} – {high:.4f}" in out and "tail: " in out and "by popularity" in err
+    assert code == 0 and f"{low:.4f} – {high:.4f}" in out and "head: " in out and "by popularity" in err
     assert "--by has 'age', expected length, popularity" in refusal(*ask[:2], "--by", "age", folder=folder)
 
 
