@@ -23,8 +23,8 @@ PERMUTATIONS = 9_999
 BOOTSTRAP_USERS = 50_000  # beyond it a mean is as good as normal, and resampling takes many seconds
 AT_ONCE = 1 << 20  # numbers of a resampling that are in memory together
 HOW = (
-    f"{LEVEL}% over users: HR by Wilson's score interval, else percentiles of {RESAMPLES:,} bootstrap resamples; of "
-    f"more than {BOOTSTRAP_USERS:,} users the normal approximation"
+    f"{LEVEL}% over users: Wilson's score interval of shares (HR), else percentiles of {RESAMPLES:,} bootstrap "
+    f"resamples, of more than {BOOTSTRAP_USERS:,} users the normal approximation"
 )
 SAME = ("part", "users", "sample", "ranking", "candidates", "mask_seen", "history", "seed", "cold_targets")
 
@@ -96,9 +96,11 @@ def intervals(values: UserValues, seed: int) -> dict[str, tuple[float, float]]:
         half = Z * x.std(axis=0, ddof=1) / n**0.5
         low, high = x.mean(axis=0) - half, x.mean(axis=0) + half
     found = dict(zip(values.names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
-    for name in values.names:
-        if name.startswith("HR@"):
-            found[name] = wilson(int(np.count_nonzero(values[name])), n)
+    for name, ones, zeros in zip(
+        values.names, (x == 1).sum(axis=0).tolist(), (x == 0).sum(axis=0).tolist(), strict=True
+    ):
+        if ones + zeros == n:  # HR; also Recall of one target a user
+            found[name] = wilson(ones, n)
     return found
 
 
