@@ -161,7 +161,7 @@ def test_dates_and_seconds(ml_100k: real.pl.DataFrame) -> None:
 
 NAMES = {"HitRate": "HR", "nDCG": "NDCG", "MRR": "MRR", "Recall": "Recall", "Precision": "Precision", "F1": "F1"}
 NAMES |= {name: name for name in ("MAP", "MAR", "ItemCoverage", "UserCoverage", "NumRetrieved", "Gini")}
-NAMES |= {"ShannonEntropy": "ShannonEntropy", "nDCGRendle2020": "NDCG", "ARP": "ARP"}
+NAMES |= {"ShannonEntropy": "ShannonEntropy", "nDCGRendle2020": "NDCG"}
 
 
 class Table:
