@@ -28,6 +28,7 @@ from ..models.shards import Shards
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.breakdown import By
 from ..training.distributed import Ranks
+from ..training.metrics import NOVELTY_METRICS, parse_metric
 from ..training.options import Precision
 from ..training.plan import DataSize, Plan
 from ..training.plan import plan as memory_plan
@@ -380,6 +381,7 @@ def score(
 ) -> Evaluation:
     """Metrics of a model, or of a baseline (no entry), by the configuration's protocol, which is attached in full."""
     options = config.evaluation
+    asked = {parse_metric(f"{name}@1")[0] for name in options.metrics}
     evaluation = evaluate(
         model,
         parts,
@@ -391,7 +393,7 @@ def score(
         mask_seen=options.mask,
         history=options.history,
         batch_size=options.batch_size,
-        per_user=per_user,
+        per_user=per_user or not asked.isdisjoint(NOVELTY_METRICS),
         by=by,
         ranks=ranks,
     )

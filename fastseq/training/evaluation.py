@@ -138,7 +138,7 @@ def evaluate(
         batch_size: users at a time.
         users: evaluate so many of the part's users, drawn without repeats by ``seed`` and nothing else; None, or more
             than there are: all.
-        coverage: whether to measure ``list_metrics`` and ``novelty_metrics`` (full protocol only).
+        coverage: whether to measure ``list_metrics``, and with ``per_user`` ``novelty_metrics`` (full protocol only).
         cold: "miss": targets whose item has no training event count as misses wherever they are ranked, since a model
             finds them by chance alone. "rank": they count as all others, for scorers that know such items.
         per_user: keep the metrics of each user, 8 bytes each, and give confidence intervals.
@@ -196,8 +196,8 @@ def evaluate(
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
     by_rank = names = list(ranking_metrics(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.int64), ks))
     n_trained = int((split.train_stop > split.interactions.offsets[:-1]).sum())
-    known = None
-    if listed := coverage and protocol == "full":
+    known, listed = None, coverage and protocol == "full"
+    if listed and per_user:
         names = by_rank + [f"{name}@{k}" for name in NOVELTY_METRICS for k in ks]
         known = torch.from_numpy(np.stack([split.item_counts(), split.user_counts]).astype(np.int32)).to(device)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
@@ -207,11 +207,12 @@ def evaluate(
     n_cold = int((~split.trained_items[targets]).sum())
     trained = torch.from_numpy(split.trained_items).to(device) if n_cold and cold == "miss" else None
     n_kept = -(-len(targets_of_part) // ranks.world_size) if per_user or "length" in by else 0
-    kept, done = torch.zeros(n_kept, len(names), dtype=torch.float64, device=device), 0
+    kept, done = torch.zeros(n_kept, len(names), dtype=torch.float64, device=device if n_kept else None), 0
     kinds = breakdown.popularity_groups(split) if "popularity" in by else None
     kind_of = torch.from_numpy(kinds.of).to(device) if kinds is not None else None
     # Sums of metrics, then users and targets, by the group of the target.
-    of_kinds = torch.zeros(len(kinds.names) if kinds else 0, len(by_rank) + 2, dtype=torch.float64, device=device)
+    of_kinds = torch.zeros(len(kinds.names) if kinds else 0, len(by_rank) + 2, dtype=torch.float64)
+    of_kinds = of_kinds if kinds is None else of_kinds.to(device)
     evaluating_some = f"evaluating {batch_size} users at a time"
     still: Any
     with (
@@ -319,8 +320,7 @@ def evaluate(
 
 
 def _of_all_users(mine: Tensor, n: int, ranks: Ranks) -> NDArray[np.float64]:
-    """The metrics of all ``n`` users, in their order, from those that each process has ranked; [0, M] if it kept
-    none."""
+    """The metrics of all ``n`` users, in their order, from those that each process has ranked; [0, M] of none kept."""
     if len(mine) and ranks.world_size > 1:
         mine = torch.stack(ranks.gather(mine), dim=1).flatten(0, 1)[:n]
     return mine.numpy()

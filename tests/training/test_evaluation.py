@@ -115,7 +115,8 @@ def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, mask_see
     split = SPLITS[how](make_interactions())
     data = split.interactions
     scorer = Table(torch.randint(0, levels, (data.n_users, data.n_items)).float())
-    evaluation = evaluate(scorer, split, part, ks=KS, mask_seen=mask_seen, history=history, batch_size=7)
+    options: dict[str, Any] = {"mask_seen": mask_seen, "history": history, "batch_size": 7}
+    evaluation = evaluate(scorer, split, part, ks=KS, per_user=True, **options)
     expected = by_hand(scorer, split, part, mask_seen, history)
     assert evaluation.metrics.keys() == expected.keys()
     for name, value in expected.items():
@@ -158,7 +159,7 @@ def test_a_models_ranking_equals_that_of_its_scores(how: str, tied: bool) -> Non
                 model.train()
                 return rows
 
-    evaluation = evaluate(model, split, ks=KS, batch_size=5)
+    evaluation = evaluate(model, split, ks=KS, batch_size=5, per_user=True)
     assert model.training
     expected = by_hand(Rows(), split, "test", "pair")
     for name, value in expected.items():
