@@ -6,6 +6,7 @@ seed of training. Resampling is seeded, so every answer can be had again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ LEVEL = 95  # per cent
 Z = 1.959963984540054  # the normal distribution's quantile for it
 RESAMPLES = 1_000
 PERMUTATIONS = 9_999
-BOOTSTRAP_USERS = 50_000  # beyond it a mean is as good as normal, and resampling takes many seconds
+BOOTSTRAP_USERS = 20_000  # beyond it a mean is as good as normal, and resampling takes seconds
 AT_ONCE = 1 << 20  # numbers of a resampling that are in memory together
 HOW = (
     f"{LEVEL}% over users: Wilson's score interval of shares (HR), else percentiles of {RESAMPLES:,} bootstrap "
@@ -104,30 +105,42 @@ def intervals(values: UserValues, seed: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def sign_flips(differences: Float64Array, seed: int) -> Float64Array:
-    """Two-sided p-values of the paired permutation test (Fisher 1935; Smucker, Allan & Carterette 2007).
+def sign_flips(differences: Float64Array, seed: int) -> float:
+    """The two-sided p-value of the paired permutation test (Fisher 1935; Smucker, Allan & Carterette 2007).
 
-    If the two runs do not differ, each user's difference might as well have the other sign. The p-value is the share
-    of ``PERMUTATIONS`` random choices of signs, and the observed one, whose sum is as far from 0 (Phipson & Smyth
-    2010). So it is at least 1 / (PERMUTATIONS + 1).
+    If two runs do not differ, each user's difference might as well have the other sign. The p-value is the share of
+    ``PERMUTATIONS`` random choices of signs, and the observed one, whose sum is as far from 0 (Phipson & Smyth 2010).
+    So it is at least 1 / (PERMUTATIONS + 1).
 
     Args:
-        differences: [m, M]; users without one may be left out.
-
-    Returns:
-        [M].
+        differences: [m]; users without one may be left out.
     """
-    rng, m = np.random.default_rng(seed), len(differences)
-    observed = np.abs(differences.sum(axis=0))
+    rng, m, total = np.random.default_rng(seed), len(differences), differences.sum()
     # Sums that are equal but for rounding count as equal.
-    observed -= 1e-9 * np.abs(differences).sum(axis=0)
-    as_far, size = np.ones(differences.shape[1]), max(1, AT_ONCE // max(1, m))
+    observed = np.abs(total) - 1e-9 * np.abs(differences).sum()
+    as_far, size = 1, max(1, AT_ONCE // max(1, m))
     for first in range(0, PERMUTATIONS, size):
         rows = min(size, PERMUTATIONS - first)
         bits = np.unpackbits(rng.integers(256, size=(rows, -(-m // 8)), dtype=np.uint8), axis=1)[:, :m]
-        sums = 2.0 * (bits.astype(np.float64) @ differences) - differences.sum(axis=0)
-        as_far += (np.abs(sums) >= observed).sum(axis=0)
+        sums = 2.0 * (bits.astype(np.float64) @ differences) - total
+        as_far += int((np.abs(sums) >= observed).sum())
     return as_far / (PERMUTATIONS + 1)
+
+
+def paired(differences: Float64Array, seed: int) -> tuple[float, float, float]:
+    """The interval of a mean difference, and the p-value of there being none.
+
+    Where more than ``BOOTSTRAP_USERS`` differ, by the normal approximation.
+
+    Args:
+        differences: [n], of all users.
+    """
+    n, changed = len(differences), differences[differences != 0]
+    if len(changed) <= BOOTSTRAP_USERS:
+        low, high = percentiles(resampled_means(changed[:, None], n, seed))[:, 0].tolist()
+        return low, high, sign_flips(changed, seed)
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / n**0.5
+    return mean - Z * error, mean + Z * error, math.erfc(abs(mean) / error / 2**0.5)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -168,22 +181,19 @@ def compare(runs: dict[str, UserValues], seed: int = 42) -> dict[str, Any]:
     for name, other in others:
         theirs = np.asarray(other.values[:, [other.names.index(each) for each in names]], np.float64)
         difference = theirs - mine
-        changed = difference[difference.any(axis=1)]
-        low, high = percentiles(resampled_means(changed, n, seed))
-        p = sign_flips(changed, seed)
-        metrics = {
-            metric: {
+        metrics = {}
+        for j, metric in enumerate(names):
+            low, high, p = paired(difference[:, j], seed)
+            metrics[metric] = {
                 "first": float(mine[:, j].mean()),
                 "run": float(theirs[:, j].mean()),
                 "difference": float(difference[:, j].mean()),
-                "interval": [float(low[j]), float(high[j])],
-                "p": float(p[j]),
+                "interval": [low, high],
+                "p": p,
                 "higher": int((difference[:, j] > 0).sum()),
                 "lower": int((difference[:, j] < 0).sum()),
                 "equal": int((difference[:, j] == 0).sum()),
             }
-            for j, metric in enumerate(names)
-        }
         found.append({"run": name, "metrics": metrics})
     for metric in names:
         adjusted = holm([each["metrics"][metric]["p"] for each in found])
@@ -191,7 +201,8 @@ def compare(runs: dict[str, UserValues], seed: int = 42) -> dict[str, Any]:
             each["metrics"][metric]["p"] = value
     method = (
         f"{LEVEL}% percentiles of {RESAMPLES:,} paired bootstrap resamples of users; two-sided paired permutation test "
-        f"of {PERMUTATIONS:,} sign flips{', Holm over the runs' if len(found) > 1 else ''}; seed {seed}"
+        f"of {PERMUTATIONS:,} sign flips (normal where more than {BOOTSTRAP_USERS:,} users differ)"
+        f"{', Holm over the runs' if len(found) > 1 else ''}; seed {seed}"
     )
     return {"first": first, "users": n, "split": base.protocol["split"], "method": method, "comparisons": found}
 

@@ -27,6 +27,7 @@ from fastseq.training.significance import (
     compare,
     holm,
     intervals,
+    paired,
     percentiles,
     resampled_means,
     sign_flips,
@@ -266,16 +267,20 @@ def test_resampling_leaves_out_users_without_a_value() -> None:
     assert (np.diff(percentiles(short), axis=0) > 0).all()
 
 
-def test_permutations_are_those_of_signs() -> None:
-    """Against all 2¹² choices; with nothing that differs, p is 1."""
+def test_permutations_are_those_of_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all 2¹² choices; with nothing that differs, p is 1; of many users the normal test agrees."""
     rng = np.random.default_rng(1)
     for shift in (0.0, 0.3, 1.0):
-        x = rng.normal(shift, 1, (12, 1))
+        x = rng.normal(shift, 1, 12)
         signs = np.array(list(itertools.product((-1, 1), repeat=12)))
         exact = (np.abs(signs @ x) >= abs(x.sum()) - 1e-9).mean()
-        assert sign_flips(x, 7)[0] == pytest.approx(exact, abs=0.02)
-    assert sign_flips(np.ones((30, 1)), 7)[0] == 1 / (PERMUTATIONS + 1)
-    assert sign_flips(np.zeros((0, 3)), 7).tolist() == [1.0, 1.0, 1.0]
+        assert sign_flips(x, 7) == pytest.approx(exact, abs=0.02)
+    assert sign_flips(np.ones(30), 7) == 1 / (PERMUTATIONS + 1)
+    assert sign_flips(np.zeros(0), 7) == 1.0
+    x = rng.normal(0.05, 1, 1000) * (rng.random(1000) < 0.3)
+    resampled = paired(x, 7)
+    monkeypatch.setattr("fastseq.training.significance.BOOTSTRAP_USERS", 0)
+    assert paired(x, 7) == pytest.approx(resampled, abs=0.01)
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
