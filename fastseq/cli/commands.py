@@ -1,4 +1,4 @@
-"""The command line: fastseq train | plan | evaluate | recommend | verify | bench.
+"""The command line: fastseq train | plan | evaluate | compare | recommend | verify | bench.
 
 Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
 Answers go to stdout (one JSON document with --json), progress and errors to stderr.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 try:
     import typer
@@ -198,14 +198,25 @@ def evaluate(
     sampled: Annotated[
         int | None, typer.Option(help="Rank among so many sampled negatives, not the whole catalogue.", min=1)
     ] = None,
+    by: Annotated[
+        str, typer.Option(help="Break metrics down: length (of histories), popularity (of targets), or both, by comma.")
+    ] = "",
     data: Data = None,
     allow_changed_data: AllowChanged = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's best epoch again, on the data and split of its configuration."""
+    """Evaluate a run's best epoch again, on the data and split of its configuration.
+
+    The metrics of each user go to evaluation_users.safetensors in the run folder, for `fastseq compare`.
+    """
     from ..training import RunFolder
+    from ..training.breakdown import By
     from . import experiment
+
+    breakdowns = [each.strip() for each in by.split(",") if each.strip()]
+    if unknown := set(breakdowns) - set(get_args(By)):
+        raise ConfigError(f"--by has {unknown.pop()!r}, expected length, popularity, or both")
 
     if part not in ("validation", "test"):
         raise ConfigError(f"--part is {part!r}, expected validation or test")
@@ -218,18 +229,70 @@ def evaluate(
         config.evaluation.top_k = sorted(set(k))
     if sampled:
         config.evaluation.strategy, config.evaluation.num_negatives = "sampled", sampled
-    evaluation = experiment.score(config, config.models[0], model, parts, part)  # type: ignore[arg-type]
+    evaluation = experiment.score(
+        config,
+        config.models[0],
+        model,
+        parts,
+        part,  # type: ignore[arg-type]
+        per_user=True,
+        by=breakdowns,  # type: ignore[arg-type]
+    )
     if changed:
         evaluation.protocol["changed_data"] = changed
+    assert evaluation.users is not None
+    try:
+        folder.write_users(evaluation.users)
+    except CheckpointError as error:
+        say(f"fastseq compare cannot take this evaluation: {error}")
     if as_json:
-        print(json.dumps(asdict(evaluation)))
+        print(json.dumps(evaluation.to_dict()))
         return
-    rows = [(name, f"{value:.4f}") for name, value in evaluation.metrics.items()]
-    show_table(f"{type(model).__name__} · {config.dataset_name}", ("metric", part), rows)
+    title = f"{type(model).__name__} · {config.dataset_name}"
+    intervals = {name: f"{low:.4f} – {high:.4f}" for name, (low, high) in evaluation.intervals.items()}
+    rows = [(name, f"{value:.4f}", intervals.get(name, "")) for name, value in evaluation.metrics.items()]
+    show_table(title, ("metric", part, "95% of users"), rows)
+    columns = _columns(config.evaluation.metrics, config.evaluation.top_k)
+    for what, groups in evaluation.by.items():
+        lines = [(group["group"], group["users"], *_cells(group["metrics"], columns)) for group in groups]
+        show_table(f"{title}, by {what}", (what, "users", *columns), lines)
     for note in experiment.notes(evaluation):
         say(note)
     for name, value in evaluation.protocol.items():
         show(f"{name}: {value}", "dim")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, two or more; each is compared with the first.", show_default=False),
+    ],
+    seed: Annotated[int, typer.Option(help="Of the resampling of users.", min=0)] = 42,
+    as_json: Json = False,
+) -> None:
+    """Compare runs user by user: differences, their confidence intervals, and whether they may be chance.
+
+    Takes what `fastseq train` or the latest `fastseq evaluate` left in the run folders.
+    """
+    from ..training import RunFolder, significance
+
+    paths = [path for path in map(expanded, runs) if path is not None]
+    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("fastseq compare takes two or more different run folders")
+    answer = significance.compare({str(path): RunFolder.existing(path).read_users() for path in paths}, seed)
+    if as_json:
+        print(json.dumps(answer))
+        return
+    columns = ("metric", "first", "run", "difference", "95% of users", "p", "higher", "lower", "equal")
+    for each in answer["comparisons"]:
+        rows = []
+        for name, m in each["metrics"].items():
+            interval = " – ".join(f"{end:+.4f}" for end in m["interval"])
+            numbers = (f"{m['first']:.4f}", f"{m['run']:.4f}", f"{m['difference']:+.4f}", interval, f"{m['p']:.4f}")
+            rows.append((name, *numbers, m["higher"], m["lower"], m["equal"]))
+        show_table(f"{each['run']} against {answer['first']}, {answer['users']:,} users", columns, rows)
+    show(answer["method"], "dim")
 
 
 @app.command()
@@ -509,23 +572,28 @@ def _as_planned(result: TrainResult) -> str:
     return f"{memory}; {result.epoch_seconds:,.1f} s of training an epoch{foretold}"
 
 
-def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
+def _columns(metrics: list[str], ks: list[int]) -> list[str]:
+    """The metrics of a table, by their names in ``Evaluation.metrics``."""
     from ..training.metrics import parse_metric
 
-    columns = ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
+    return ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
+
+
+def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
+    columns = _columns(metrics, ks)
     rows = []
     if baseline is not None:
-        rows.append(["popularity", *_cells(baseline, columns), "", ""])
+        rows.append(["popularity", *_cells(baseline.metrics, columns), "", ""])
     for outcome in outcomes:
         speed, memory = f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
-        rows.append([outcome.name, *_cells(outcome.evaluation, columns), speed, memory])
+        scores = outcome.evaluation.metrics if outcome.evaluation else {}
+        rows.append([outcome.name, *_cells(scores, columns), speed, memory])
     ranking = "full" if baseline is None else baseline.protocol["ranking"]
     show_table(f"Test set, {ranking} ranking", ["model", *columns, "targets/s", "peak memory"], rows)
 
 
-def _cells(evaluation: Evaluation | None, columns: list[str]) -> list[str]:
+def _cells(scores: dict[str, float], columns: list[str]) -> list[str]:
     """Metrics as text; a dash for what was not measured, such as coverage among sampled candidates."""
-    scores = evaluation.metrics if evaluation else {}
     return [f"{scores[c]:.4f}" if c in scores else "–" for c in columns]
 
 
@@ -538,7 +606,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "peak_rss_mb": round(outcome.peak_rss_mb, 1),
         "plan": outcome.plan.to_dict(),
         "training": result,
-        "evaluation": asdict(outcome.evaluation) if outcome.evaluation else None,
+        "evaluation": outcome.evaluation.to_dict() if outcome.evaluation else None,
     }
 
 

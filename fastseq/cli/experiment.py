@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..models.shards import Shards
 from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
+from ..training.breakdown import By
 from ..training.distributed import Ranks
+from ..training.metrics import NOVELTY_METRICS, parse_metric
 from ..training.options import Precision
 from ..training.plan import DataSize, Plan
 from ..training.plan import plan as memory_plan
@@ -286,7 +288,7 @@ def train(
         result = trainer.fit()
         evaluation = None
         if result.stopped != "interrupted" and len(parts.part("test")):
-            evaluation = score(config, entry, model, parts, ranks=trainer.ranks)
+            evaluation = score(config, entry, model, parts, ranks=trainer.ranks, per_user=True)
             if trainer.ranks.is_first:
                 run.write_evaluation(evaluation)
         result = dataclasses.replace(result, peak_memory_mb=peak_memory_mb(device))
@@ -374,9 +376,12 @@ def score(
     parts: Split,
     part: Literal["validation", "test"] = "test",
     ranks: Ranks | None = None,
+    per_user: bool = False,
+    by: Sequence[By] = (),
 ) -> Evaluation:
     """Metrics of a model, or of a baseline (no entry), by the configuration's protocol, which is attached in full."""
     options = config.evaluation
+    asked = {parse_metric(f"{name}@1")[0] for name in options.metrics}
     evaluation = evaluate(
         model,
         parts,
@@ -388,6 +393,8 @@ def score(
         mask_seen=options.mask,
         history=options.history,
         batch_size=options.batch_size,
+        per_user=per_user or not asked.isdisjoint(NOVELTY_METRICS),
+        by=by,
         ranks=ranks,
     )
     evaluation.protocol["training_seed"] = entry.optimization.properties.seed if entry is not None else None
@@ -404,10 +411,17 @@ def notes(evaluation: Evaluation) -> list[str]:
             f"{dropped:,} {protocol['part']} targets are left out: their user or item has no training event "
             "(splitter.cold: keep counts them as misses)"
         )
-    if unknown := split[f"{protocol['part']}_targets_without_training"]:
+    if unknown := protocol["cold_targets"]["targets"]:
         lines.append(
-            f"{unknown:,} of {protocol['targets']:,} {protocol['part']} targets are items without a training event, "
-            "ranked by chance (splitter.cold: drop leaves them out)"
+            f"{unknown:,} of {protocol['targets']:,} {protocol['part']} targets are items without a training event and "
+            "count as misses (splitter.cold: drop leaves them out)"
+        )
+    if left_out := protocol["cold_users"]["left_out"]:
+        lines.append(f"{left_out:,} users with {protocol['part']} targets have no event before them and are left out")
+    if tied := split[f"{protocol['part']}_users_cut_in_ties"]:
+        lines.append(
+            f"of {tied:,} users the first {protocol['part']} target has the same time as the event before it: which is "
+            f"held out follows from the order of the file ({split['tied_events_share']:.1%} of all events are tied)"
         )
     if masked := protocol["masked_targets"]:
         lines.append(

@@ -75,6 +75,19 @@ class Interactions:
         state.update((self.user_ids.digest() + self.item_ids.digest()).encode())
         return state.hexdigest()
 
+    @cached_property
+    def tied_share(self) -> float | None:
+        """Share of events that have the same time as the one before or after of their user, whose order among each
+        other is therefore that of the source; None without timestamps."""
+        if self.timestamps is None:
+            return None
+        same = self.timestamps[1:] == self.timestamps[:-1]
+        same[self.offsets[1:-1] - 1] = False  # the last of one user and the first of the next
+        tied = np.zeros(self.n_events, np.bool_)
+        tied[1:] = same
+        tied[:-1] |= same
+        return float(tied.mean())
+
     def history(self, user: RawId) -> list[int] | list[str]:
         """Raw item ids of one raw user id, oldest first."""
         (index,) = self.user_ids.encode([user])

@@ -117,6 +117,15 @@ class Split:
         users = np.flatnonzero((stop > first) & (known > start))
         return EvalPart(users, start[users], known[users], first[users], stop[users])
 
+    def left_out(self, name: Part, history: History = "all") -> tuple[int, int]:
+        """How many users have targets in a part but no history, so that ``part`` leaves them out; and their targets."""
+        first, stop = {
+            "validation": (self.train_stop, self.validation_stop),
+            "test": (self.validation_stop, self.interactions.offsets[1:]),
+        }[name]
+        targets, ranked = stop - first, self.part(name, history)
+        return int((targets > 0).sum()) - len(ranked), int(targets.sum()) - ranked.n_targets
+
     def seen(self) -> tuple[Int64Array, Int64Array]:
         """What each user has seen in training, for negative sampling; made once. Not to be changed in place.
 
@@ -140,8 +149,26 @@ class Split:
         return np.concatenate([[0], np.cumsum(new)])[offsets], ordered[new]
 
     def item_counts(self) -> Int64Array:
-        """Training events of each item, int64 [n_items]."""
+        """Training events of each item, int64 [n_items]; made once. Not to be changed in place."""
+        return self._item_counts
+
+    @cached_property
+    def _item_counts(self) -> Int64Array:
         return np.bincount(self._training_events()[1], minlength=self.interactions.n_items)
+
+    @cached_property
+    def user_counts(self) -> Int64Array:
+        """Users who have each item in their training part, int64 [n_items]; made once."""
+        data, counts = self.interactions, np.zeros(self.interactions.n_items, np.int64)
+        # Some users at a time, so that memory is bounded.
+        cuts = np.searchsorted(data.offsets, np.arange(0, data.n_events, 1 << 20))
+        for first, last in pairwise([*np.unique(cuts).tolist(), data.n_users]):
+            lengths = self.train_stop[first:last] - data.offsets[first:last]
+            rows = np.repeat(np.arange(last - first), lengths)
+            at = np.arange(len(rows)) + np.repeat(data.offsets[first:last] - np.cumsum(lengths) + lengths, lengths)
+            pairs = np.unique(rows * data.n_items + data.items[at])
+            np.add.at(counts, pairs % data.n_items, 1)
+        return counts
 
     @cached_property
     def trained_items(self) -> NDArray[np.bool_]:
@@ -170,6 +197,17 @@ class Split:
         parts = {"validation": self.part("validation"), "test": self.part("test")}
         return {name: int((before[p.target_stop] - before[p.target_start]).sum()) for name, p in parts.items()}
 
+    @cached_property
+    def _ties(self) -> dict[str, Any]:
+        """The share of events tied in time, and for how many users of a part the source's order, not time, decides
+        which event is its first target; None without timestamps, or where parts do not follow each other in time."""
+        times = self.interactions.timestamps if self.in_time else None
+        if times is None:
+            return {"tied_events_share": None, "validation_users_cut_in_ties": None, "test_users_cut_in_ties": None}
+        cuts = {f"{name}_users_cut_in_ties": self.part(name).target_start for name in ("validation", "test")}
+        tied = {name: int((times[cut] == times[cut - 1]).sum()) for name, cut in cuts.items()}
+        return {"tied_events_share": self.interactions.tied_share, **tied}
+
     def _training_events(self) -> tuple[Int64Array, Int64Array]:
         """User and item of every training event."""
         data = self.interactions
@@ -197,6 +235,7 @@ class Split:
             "items_without_training": int((~self.trained_items).sum()),
             "validation_targets_without_training": self._cold_targets["validation"],
             "test_targets_without_training": self._cold_targets["test"],
+            **self._ties,
             "dropped": dict(self.dropped),
         }
 

@@ -13,8 +13,8 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeAlias, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -31,9 +31,22 @@ from fastseq.errors import DataError, check_integer
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import check_catalogue, diverged, evaluating
 
+from . import breakdown, significance
+from .breakdown import By, Groups
 from .distributed import Ranks
-from .metrics import MaskSeen, RankingProtocol, list_metrics, parse_metric, ranking_metrics, worst_order
+from .metrics import (
+    NOVELTY_METRICS,
+    MaskSeen,
+    RankingProtocol,
+    list_metrics,
+    novelty_metrics,
+    parse_metric,
+    ranking_metrics,
+    worst_order,
+)
+from .significance import UserValues
 
+Cold: TypeAlias = Literal["miss", "rank"]
 Int64Array: TypeAlias = NDArray[np.int64]
 SCORES_AT_ONCE = 1 << 24  # of a scorer that gives whole rows: 64 MB in float32
 
@@ -54,21 +67,32 @@ class Evaluation:
         protocol: data, split, part, candidates, tie rule, cut-offs, seed, device, versions; the "sample" of users (how
             many "of" how many, by which "seed"), None where all take part; how many distinct targets stand in the
             training part ("repeated_targets") and are left out of the ranking ("masked_targets"); what share of the
-            best of the largest cut-off are items without a training event ("untrained_share").
+            best of the largest cut-off are items without a training event ("untrained_share"); targets and users
+            without one, and what becomes of them ("cold_targets", "cold_users"); ties in time (in "split").
         seconds: how long it took.
+        intervals: 95% confidence intervals of the means over users, with ``per_user`` (``significance.HOW``).
+        by: name of a breakdown → a dictionary a group: its name, users, targets, and metrics.
+        users: the metrics of each user, with ``per_user``; not in JSON.
     """
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
     seconds: float
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    by: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    users: UserValues | None = None
 
     def __getitem__(self, metric: str) -> float:
         name, k = parse_metric(metric)
         return self.metrics[f"{name}@{k}"]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the metrics of each user, ready for JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "users"}
+
     def to_json(self) -> str:
-        """All of it, indented."""
-        return json.dumps(asdict(self), indent=2)
+        """The same, indented."""
+        return json.dumps(self.to_dict(), indent=2)
 
 
 def evaluate(
@@ -85,6 +109,9 @@ def evaluate(
     batch_size: int = 256,
     users: int | None = None,
     coverage: bool = True,
+    cold: Cold = "miss",
+    per_user: bool = False,
+    by: Iterable[By] = (),
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Ranks the targets of one part of a split.
@@ -111,7 +138,13 @@ def evaluate(
         batch_size: users at a time.
         users: evaluate so many of the part's users, drawn without repeats by ``seed`` and nothing else; None, or more
             than there are: all.
-        coverage: whether to measure ``list_metrics`` (full protocol only).
+        coverage: whether to measure ``list_metrics``, and with ``per_user`` ``novelty_metrics`` (full protocol only).
+        cold: "miss": targets whose item has no training event count as misses wherever they are ranked, since a model
+            finds them by chance alone. "rank": they count as all others, for scorers that know such items.
+        per_user: keep the metrics of each user, 8 bytes each, and give confidence intervals.
+        by: breakdowns. "length": quarters of the users by training events. "popularity": targets among the items that
+            have the first, second and last third of the training events. A user's targets of one such group are ranked
+            as if they were the user's only ones, among the same candidates.
         ranks: processes among which the users are divided. The result is the same in each.
 
     Raises:
@@ -129,6 +162,12 @@ def evaluate(
         raise ValueError(f"mask_seen is {mask_seen!r}, expected 'pair', 'history' or 'none'")
     for name, value, low in (("n_negatives", n_negatives, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_integer(name, value, low)
+    if cold not in get_args(Cold):
+        raise ValueError(f"cold is {cold!r}, expected 'miss' or 'rank'")
+    by = tuple(by)
+    for each in by:
+        if each not in get_args(By):
+            raise ValueError(f"by has {each!r}, expected 'length' or 'popularity'")
     if users is not None:
         check_integer("users", users, 1)
     started = time.perf_counter()
@@ -155,11 +194,25 @@ def evaluate(
         device = model.item_embedding.weight.device
     else:
         batch_size = max(1, min(batch_size, SCORES_AT_ONCE // n_items))
-    names = list(ranking_metrics(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.int64), ks))
+    by_rank = names = list(ranking_metrics(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.int64), ks))
+    n_trained = int((split.train_stop > split.interactions.offsets[:-1]).sum())
+    known, listed = None, coverage and protocol == "full"
+    if listed and per_user:
+        names = by_rank + [f"{name}@{k}" for name in NOVELTY_METRICS for k in ks]
+        known = torch.from_numpy(np.stack([split.item_counts(), split.user_counts]).astype(np.int32)).to(device)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-    listed = coverage and protocol == "full"
     lists = torch.zeros(len(ks) if listed else 0, n_items, dtype=torch.int64, device=device)
     counts = torch.zeros(2, dtype=torch.int64)
+    targets, _, _ = _gather(split.interactions.items, targets_of_part.target_start, targets_of_part.target_stop)
+    n_cold = int((~split.trained_items[targets]).sum())
+    trained = torch.from_numpy(split.trained_items).to(device) if n_cold and cold == "miss" else None
+    n_kept = -(-len(targets_of_part) // ranks.world_size) if per_user or "length" in by else 0
+    kept, done = torch.zeros(n_kept, len(names), dtype=torch.float64, device=device if n_kept else None), 0
+    kinds = breakdown.popularity_groups(split) if "popularity" in by else None
+    kind_of = torch.from_numpy(kinds.of).to(device) if kinds is not None else None
+    # Sums of metrics, then users and targets, by the group of the target.
+    of_kinds = torch.zeros(len(kinds.names) if kinds else 0, len(by_rank) + 2, dtype=torch.float64)
+    of_kinds = of_kinds if kinds is None else of_kinds.to(device)
     evaluating_some = f"evaluating {batch_size} users at a time"
     still: Any
     with (
@@ -167,7 +220,7 @@ def evaluate(
         memory_named(device, evaluating_some, "lower evaluation.batch_size (evaluation_batch_size)"),
     ):
         source = _source(still)
-        batches = _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol)
+        batches = _batches(split, targets_of_part, batch_size, ranks, source.max_len, mask_seen, protocol, kinds)
         if protocol == "sampled":
             drawn = n_items, n_negatives, (seed, int(part == "test"))
             batches = (replace(here, candidates=_sampled_candidates(here, *drawn)) for here in batches)
@@ -180,17 +233,41 @@ def evaluate(
                 scores, items = source.best(there, min(n_items, ks[-1] + here.most_targets))
             else:
                 items, scores = there.candidates, source.at(there.candidates)
-            relevant = worst_order(scores, there.is_target(items))
-            values = ranking_metrics(relevant, there.n_targets, ks, here.most_targets)
+            target = there.is_target(items)
+            if trained is not None:
+                target &= trained[items.clamp(min=0)]
+            values = ranking_metrics(worst_order(scores, target), there.n_targets, ks, here.most_targets)
+            if known is not None:
+                values |= novelty_metrics(items, known, n_trained, ks)
             sums += torch.stack([value.sum() for value in values.values()])
+            if n_kept:
+                kept[done : done + len(here.users)] = torch.stack([values[name] for name in names], dim=1)
+                done += len(here.users)
+            for kind, row in enumerate(of_kinds):
+                assert kind_of is not None and there.kind_targets is not None
+                n_targets = there.kind_targets[kind]
+                relevant = worst_order(scores, target & (kind_of[items.clamp(min=0)] == kind))
+                of_kind = ranking_metrics(relevant, n_targets.clamp(min=1), ks, here.most_targets)
+                found = [*of_kind.values(), n_targets > 0, n_targets]
+                row += torch.stack([value.double().sum() for value in found])
             for count, k in zip(lists, ks, strict=False):
                 best = items[:, :k].reshape(-1)
                 count.index_add_(0, best.clamp(min=0), (best >= 0).long())
-    # The one look at the device: float64 sums by their bits.
+    # The one look at the device, but for users and breakdowns: float64 sums by their bits.
     read = torch.cat([source.diverged.long().view(1), sums.view(torch.int64), lists.view(-1)]).cpu()
     if read[0]:
         raise diverged(model)
     sums, lists = ranks.sum(read[1 : 1 + len(names)].view(torch.float64)), read[1 + len(names) :].view(lists.shape)
+    of_users = _of_all_users(kept.cpu(), len(targets_of_part), ranks)
+    broken: dict[str, list[dict[str, Any]]] = {}
+    if "length" in by:
+        groups = breakdown.length_groups(split, targets_of_part)
+        members = np.arange(len(groups.names))[:, None] == groups.of
+        broken["length"] = breakdown.rows(groups, {"users": members.sum(1)}, names, members @ of_users)
+    if kinds is not None:
+        table = ranks.sum(of_kinds.cpu()).numpy()
+        sizes = {"users": table[:, -2], "targets": table[:, -1]}
+        broken["popularity"] = breakdown.rows(kinds, sizes, by_rank, table[:, :-2])
     metrics = {name: value / len(targets_of_part) for name, value in zip(names, sums.tolist(), strict=True)}
     untrained = None
     if listed:
@@ -205,6 +282,8 @@ def evaluate(
                 stacklevel=2,
             )
     repeated, masked = ranks.sum(counts).tolist()
+    without, their_targets = split.left_out(part, history)
+    untrained_users = int((split.train_stop == split.interactions.offsets[:-1])[targets_of_part.users].sum())
     described = {
         "model": type(model).__name__,
         "part": part,
@@ -217,6 +296,8 @@ def evaluate(
         "repeated_targets": repeated,
         "masked_targets": masked,
         "untrained_share": untrained,
+        "cold_targets": {"targets": n_cold, "count_as": "misses" if cold == "miss" else "all others"},
+        "cold_users": {"ranked": untrained_users, "left_out": without, "left_out_targets": their_targets},
         "ties": "pessimistic: every candidate that ties with a target ranks above it",
         "history": "all events before the targets" if history == "all" and split.in_time else "training part",
         "max_seq_len": source.max_len,
@@ -230,7 +311,19 @@ def evaluate(
             "python": platform.python_version(),
         },
     }
-    return Evaluation(metrics, described, time.perf_counter() - started)
+    per, intervals = None, {}
+    if per_user:
+        per = UserValues(targets_of_part.users, tuple(names), of_users, described)
+        intervals = significance.intervals(per, seed)
+        described["intervals"] = significance.HOW
+    return Evaluation(metrics, described, time.perf_counter() - started, intervals, broken, per)
+
+
+def _of_all_users(mine: Tensor, n: int, ranks: Ranks) -> NDArray[np.float64]:
+    """The metrics of all ``n`` users, in their order, from those that each process has ranked; [0, M] of none kept."""
+    if len(mine) and ranks.world_size > 1:
+        mine = torch.stack(ranks.gather(mine), dim=1).flatten(0, 1)[:n]
+    return mine.numpy()
 
 
 def _source(model: SequentialRecommender | Scorer) -> _ModelSource | _ScorerSource:
@@ -263,6 +356,7 @@ class _Users(Packed):
         n_targets: int64 [B], distinct targets, also those that are left out of the ranking; most_targets: of a user.
         n_repeated, n_masked: distinct targets that stand in the training part, and those left out of the ranking.
         candidates: int64 [B, C], what is ranked, −1 where there are fewer; None: the catalogue.
+        kind_targets: int64 [groups, B], ``n_targets`` of each group of items; None without groups.
     """
 
     users: Tensor
@@ -278,6 +372,7 @@ class _Users(Packed):
     n_repeated: int
     n_masked: int
     candidates: Tensor | None = None
+    kind_targets: Tensor | None = None
 
     def is_target(self, items: Tensor) -> Tensor:
         """Whether each of ``items`` [B, C] (−1: none) is a target of its row."""
@@ -289,7 +384,14 @@ class _Users(Packed):
 
 
 def _batches(
-    split: Split, part: EvalPart, size: int, ranks: Ranks, max_len: int | None, mask: MaskSeen, protocol: str
+    split: Split,
+    part: EvalPart,
+    size: int,
+    ranks: Ranks,
+    max_len: int | None,
+    mask: MaskSeen,
+    protocol: str,
+    kinds: Groups | None,
 ) -> Iterator[_Users]:
     data = split.interactions
     mine = np.arange(ranks.rank, len(part), ranks.world_size)
@@ -307,6 +409,11 @@ def _batches(
         ranked = targets if mask != "history" and protocol == "sampled" else np.setdiff1d(targets, seen, True)
         edges = np.arange(len(rows) + 1) * data.n_items
         n_targets = np.diff(np.searchsorted(targets, edges))
+        kind_targets = None
+        if kinds is not None:
+            cells = kinds.of[targets % data.n_items] * len(rows) + targets // data.n_items
+            table = np.bincount(cells, minlength=len(kinds.names) * len(rows))
+            kind_targets = torch.from_numpy(table).view(len(kinds.names), len(rows))
         yield _Users(
             users=torch.from_numpy(part.users[rows]),
             items=torch.from_numpy(items),
@@ -320,6 +427,7 @@ def _batches(
             n_items=data.n_items,
             n_repeated=len(np.intersect1d(targets, trained, True)),
             n_masked=len(targets) - len(ranked),
+            kind_targets=kind_targets,
         )
 
 

@@ -33,7 +33,7 @@ from . import state as states
 from .curve import draw_curve
 from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
-from .metrics import LIST_METRICS, parse_metric
+from .metrics import LIST_METRICS, NOVELTY_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .plan import Foretold, Plan
 from .precision import say_if_fp32
@@ -387,6 +387,7 @@ class Trainer:
             batch_size=options.evaluation_batch_size,
             users=options.validation_users,
             coverage=name in LIST_METRICS,
+            per_user=name in NOVELTY_METRICS,
             ranks=self.ranks,
         )
 

@@ -12,12 +12,21 @@ from fastseq.errors import ConfigError, nearest
 MaskSeen: TypeAlias = Literal["pair", "history", "none"]
 RankingProtocol: TypeAlias = Literal["full", "sampled"]
 METRICS = ("HR", "NDCG", "MRR", "Recall", "Precision", "F1", "MAP", "MAR")  # means over users
-LIST_METRICS = ("Coverage", "ItemCoverage", "UserCoverage", "NumRetrieved", "Gini", "ShannonEntropy")  # of all lists
-_ALIASES = {"hitrate": "HR", "ndcgrendle2020": "NDCG"} | {name.lower(): name for name in (*METRICS, *LIST_METRICS)}
+NOVELTY_METRICS = ("ARP", "MeanInvUserFreq")  # means over users, of their best items, relevant or not
+TOGETHER = ("Coverage", "ItemCoverage", "UserCoverage", "NumRetrieved", "Gini", "ShannonEntropy")  # of all lists
+LIST_METRICS = (*TOGETHER, *NOVELTY_METRICS)  # of a ranking of the whole catalogue
+_ALIASES = {
+    "hitrate": "HR",
+    "ndcgrendle2020": "NDCG",
+    "avgrecpopularity": "ARP",
+    "averagepopularity": "ARP",
+    "miuf": "MeanInvUserFreq",
+    "novelty": "MeanInvUserFreq",
+} | {name.lower(): name for name in (*METRICS, *LIST_METRICS)}
 
 
 def parse_metric(text: str) -> tuple[str, int]:
-    """``"nDCG@10"`` → ``("NDCG", 10)``; upper and lower case are the same, HitRate is HR.
+    """``"nDCG@10"`` → ``("NDCG", 10)``; upper and lower case are the same, HitRate is HR, Novelty MeanInvUserFreq.
 
     Raises:
         ConfigError: naming the nearest metric, or the form that is expected.
@@ -99,6 +108,35 @@ def ranking_metrics(
     return result
 
 
+def novelty_metrics(items: Tensor, counts: Tensor, n_users: int, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """How well known each user's best items are, by RecTools' definitions; of an empty list 0.
+
+    ARP@k is the mean number of training events of the list's items (average recommendation popularity, Yin et al.
+    2012). MeanInvUserFreq@k is their mean self-information −log2(users with the item / all users) (Zhou et al. 2010;
+    Castells et al. 2011), users counted in the training part; an item that nobody has counts as if one user had it.
+
+    Args:
+        items: int64 [B, C], best first; −1, which only −1 follows, where there are fewer.
+        counts: int32 [2, n_items], training events and users of each item.
+        n_users: with a training event.
+        ks: cut-offs, increasing.
+
+    Returns:
+        ``"ARP@10"`` and so on → float64 [B].
+    """
+    best = items[:, : ks[-1]]
+    known = counts[:, best.clamp(min=0)].double()
+    values = torch.stack([known[0], -(known[1].clamp(min=1) / n_users).log2()])
+    sums = values.masked_fill(best < 0, 0.0).cumsum(2)
+    lengths = (best >= 0).cumsum(1).clamp(min=1)
+    result = {}
+    for name, so_far in zip(NOVELTY_METRICS, sums, strict=True):
+        for k in ks:
+            last = min(k, best.shape[1]) - 1
+            result[f"{name}@{k}"] = so_far[:, last] / lengths[:, last]
+    return result
+
+
 def list_metrics(counts: Tensor, n_users: int, k: int) -> dict[str, float]:
     """Metrics of all users' best k items together, by WarpRec's formulas but for Coverage.
 
@@ -116,4 +154,4 @@ def list_metrics(counts: Tensor, n_users: int, k: int) -> dict[str, float]:
     gini = ((2 * positions - n_items - 1) * listed).sum() / (n_users * k * max(1, n_items - 1))
     entropy = -(shares * shares.log()).sum()
     values = (len(listed) / n_items, len(listed), n_users, float(listed.sum() / n_users), float(gini), float(entropy))
-    return {f"{name}@{k}": float(value) for name, value in zip(LIST_METRICS, values, strict=True)}
+    return {f"{name}@{k}": float(value) for name, value in zip(TOGETHER, values, strict=True)}

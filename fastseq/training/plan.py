@@ -26,12 +26,14 @@ from fastseq.models.base import SequentialRecommender
 from fastseq.ops.sampled_loss import needs_log_q
 
 from .evaluation import SCORES_AT_ONCE
+from .metrics import METRICS, NOVELTY_METRICS
 from .options import TrainingOptions
 from .rows import named_rows, why_dense
 
 TOLERANCE = 0.2  # of a plan
 LIBRARIES = 30 << 20  # of the process: what libraries load and keep from the first step to the curve's picture
 TILE = 16 << 20  # scores of topk on the CPU
+PER_USER = 12 * len((*METRICS, *NOVELTY_METRICS))  # bytes of a user's metrics at one cut-off, as kept and as written
 WARM_UP, LOOKED_AT = 0.5, 2.5  # seconds of training from which the time of an epoch is foretold
 PROBED = 20_000_000  # events of generated data
 READING = 100 << 20, 64  # reading data: a block as text and as a frame, and bytes an event
@@ -121,7 +123,7 @@ class Plan:
         preparing: at most at a time, before the optimizer has its state: what counts the training events and ranks by
             popularity.
         step: batches, activations and gradients, at most at a time.
-        evaluation: the same of one batch of users, and how often each item was in a list.
+        evaluation: the same of one batch of users, how often each item was in a list, and the metrics of each user.
         best: the weights of the best epoch, as they are read back at the end.
         reading: the peak of the process while data are read; 0 where they were.
         available, most: what the process can come to hold now, and with all memory and swap of the machine or the
@@ -266,12 +268,13 @@ def plan(
         row = model.item_embedding.weight[0].nbytes
         evaluation += users * min(options.n_negatives, data.n_items) * (row + 16)
     else:
-        evaluation += 16 * cut_offs * data.n_items + TILE
+        evaluation += (16 * cut_offs + 32) * data.n_items + TILE
+    evaluation += PER_USER * cut_offs * len(data.histories)
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
     trained = int((data.train_stop - data.offsets[:-1]).sum())
     negatives = 8 * (trained + data.n_users) if model.neg_samples > 0 and model.negatives != "shared" else 0
     popular = 32 * data.n_items if model.negative_distribution == "popularity" else 0
-    loading = 48 * len(windows) + negatives + popular + data.n_items
+    loading = 48 * len(windows) + negatives + popular + 9 * data.n_items
     start, each = READING
     if on_cpu:
         there_is = available_memory(int(os.environ.get("LOCAL_WORLD_SIZE", processes)))  # that share it

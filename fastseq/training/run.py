@@ -21,6 +21,7 @@ from fastseq.errors import CheckpointError, DataError
 
 from . import checkpoint, parts
 from .distributed import Ranks
+from .significance import UserValues
 
 if TYPE_CHECKING:
     from fastseq.models.base import SequentialRecommender
@@ -33,13 +34,13 @@ LOCK = ".lock"
 SEEN_SECONDS = 60.0  # until which another host sees a new folder: NFS believes for so long what it has read of one
 FILES = (
     "checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl", "evaluation.json", "curve.png",
-    "ids.safetensors", "config.yaml",
+    "ids.safetensors", "config.yaml", "evaluation_users.safetensors",
 )  # fmt: skip
 
 
 class RunFolder:
-    """A folder with ``config.yaml``, ``metrics.jsonl``, ``curve.png``, ``evaluation.json``, ``ids.safetensors`` and
-    ``checkpoints/{last,best}.safetensors``.
+    """A folder with ``config.yaml``, ``metrics.jsonl``, ``curve.png``, ``evaluation.json``,
+    ``evaluation_users.safetensors``, ``ids.safetensors`` and ``checkpoints/{last,best}.safetensors``.
 
     Args:
         path: the folder; made if absent.
@@ -53,6 +54,7 @@ class RunFolder:
         evaluation_path: the evaluation with its protocol.
         ids_path: the raw ids of users and items.
         config_path: the resolved configuration.
+        users_path: the metrics of each user in the latest evaluation.
 
     Raises:
         CheckpointError: if the folder is not empty and neither option is given, or both are; if another process has
@@ -67,7 +69,7 @@ class RunFolder:
         self._files = [self.path / name for name in FILES]
         (
             self.last_path, self.best_path, self.metrics_path, self.evaluation_path, self.curve_path, self.ids_path,
-            self.config_path,
+            self.config_path, self.users_path,
         ) = self._files  # fmt: skip
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
@@ -180,8 +182,35 @@ class RunFolder:
         self._write(self.config_path, config if isinstance(config, str) else json.dumps(config, indent=2) + "\n")
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
-        """Writes an evaluation with its protocol."""
+        """Writes an evaluation with its protocol, and the metrics of each user if there are any."""
         self._write(self.evaluation_path, evaluation.to_json() + "\n")
+        if evaluation.users is not None:
+            self.write_users(evaluation.users)
+
+    def write_users(self, values: UserValues) -> None:
+        """Writes the metrics of each user, in float32, in place of those of an earlier evaluation."""
+        tensors = {"users": torch.from_numpy(values.users), "values": torch.from_numpy(values.values).float()}
+        checkpoint.save(self.users_path, tensors, {"names": values.names, "protocol": values.protocol})
+
+    def read_users(self) -> UserValues:
+        """The metrics of each user in the latest evaluation.
+
+        Raises:
+            CheckpointError: if they are absent or damaged.
+        """
+        if not self.users_path.is_file():
+            raise CheckpointError(
+                f"{self.path}: holds no metrics of each user; `fastseq evaluate {self.path}` writes them, in Python "
+                "RunFolder.write_users(evaluate(..., per_user=True).users)"
+            )
+        tensors, metadata = checkpoint.load(self.users_path)
+        try:
+            users, values, names = tensors["users"].numpy(), tensors["values"].numpy(), tuple(metadata["names"])
+            if values.shape != (len(users), len(names)):
+                raise KeyError("values")
+            return UserValues(users, names, values, metadata["protocol"])
+        except KeyError as error:
+            raise CheckpointError(f"{self.users_path}: damaged ({error}); evaluate the run again") from error
 
     def write_ids(self, users: IdMap, items: IdMap) -> None:
         """Writes the catalogue, so that the model can be asked in raw ids."""

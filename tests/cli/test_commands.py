@@ -109,6 +109,7 @@ def test_train_writes_run_folders(trained: tuple[Path, Any]) -> None:
         path = folder / run["run"]
         names = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
         assert {"config.yaml", "metrics.jsonl", "curve.png", "evaluation.json", "ids.safetensors"} <= names
+        assert "evaluation_users.safetensors" in names
         assert {"checkpoints/last.safetensors", "checkpoints/best.safetensors"} <= names
         assert len((path / "metrics.jsonl").read_text().splitlines()) == 2
         metrics = run["evaluation"]["metrics"]
@@ -210,6 +211,39 @@ def test_evaluate_takes_part_cutoffs_and_protocol(folder: Path) -> None:
     assert code == 0 and "NDCG@10" in out and "pessimistic" in out
     for arguments, message in ((("-k", 0), "-k"), (("--sampled", 0), "--sampled"), (("--part", "train"), "train")):
         assert message in refusal(*ask, *arguments, folder=folder)
+
+
+def test_evaluate_breaks_metrics_down(folder: Path) -> None:
+    ask = ("evaluate", "runs/data/SASRec", "--by", "length, popularity")
+    evaluation = answer(*ask, folder=folder)
+    assert evaluation["by"].keys() == {"length", "popularity"} and "users" not in evaluation
+    low, high = evaluation["intervals"]["HR@10"]
+    assert low < evaluation["metrics"]["HR@10"] < high
+    code, out, err = here(*ask, folder=folder)
+    assert code == 0 and f"{low:.4f} – {high:.4f}" in out and "head: " in out and "by popularity" in err
+    assert "--by has 'age', expected length, popularity" in refusal(*ask[:2], "--by", "age", folder=folder)
+
+
+def test_compare_runs(folder: Path, tmp_path: Path) -> None:
+    """What training left, then what the latest evaluation leaves; runs that differ in it are refused."""
+    runs = [shutil.copytree(folder / "runs/data" / name, tmp_path / name) for name in MODELS]
+    said = answer("compare", *runs, folder=folder)
+    assert said["first"] == str(runs[0]) and [each["run"] for each in said["comparisons"]] == list(map(str, runs[1:]))
+    for run, each in zip(runs[1:], said["comparisons"], strict=True):
+        scores = [json.loads((path / "evaluation.json").read_text())["metrics"]["NDCG@5"] for path in (runs[0], run)]
+        found = each["metrics"]["NDCG@5"]
+        assert [found["first"], found["run"]] == pytest.approx(scores, abs=1e-6)
+        assert found["higher"] + found["lower"] + found["equal"] == said["users"] == 80
+        assert found["interval"][0] <= found["difference"] <= found["interval"][1] and 0 < found["p"] <= 1
+    code, out, err = here("compare", *runs[:2], folder=folder)
+    assert code == 0 and "NDCG@10\t" in out and "paired permutation test" in out and "against" in err
+    assert "two or more different run folders" in refusal("compare", runs[0], runs[0], folder=folder)
+    answer("evaluate", runs[1], "--part", "validation", "-k", 5, folder=folder)
+    assert "part is 'test' and 'validation'. Evaluate both alike" in refusal("compare", *runs[:2], folder=folder)
+    answer("evaluate", runs[0], "--part", "validation", "-k", 5, folder=folder)
+    assert "NDCG@5" in answer("compare", *runs[:2], folder=folder)["comparisons"][0]["metrics"]
+    RunFolder.existing(runs[1]).users_path.unlink()
+    assert f"`fastseq evaluate {runs[1]}` writes them" in refusal("compare", *runs[:2], folder=folder)
 
 
 def test_recommend_for_lines_of_text_and_for_samples(folder: Path) -> None:

@@ -53,6 +53,10 @@ def by_hand(score: Scorer, split: Split, part: Any, mask_seen: str, events: Any 
     tape, eval_part = split.interactions.items, split.part(part, events)
     sums: dict[str, float] = {}
     lists: dict[int, Counter[int]] = {k: Counter() for k in KS}
+    training = [tape[split.interactions.offsets[u] : stop].tolist() for u, stop in enumerate(split.train_stop)]
+    events = Counter(item for each in training for item in each)
+    owners = Counter(item for each in training for item in set(each))
+    known: list[list[list[tuple[int, int]]]] = []
     for row in range(len(eval_part)):
         user = int(eval_part.users[row])
         history = tape[eval_part.history_start[row] : eval_part.history_stop[row]]
@@ -62,26 +66,33 @@ def by_hand(score: Scorer, split: Split, part: Any, mask_seen: str, events: Any 
         trained = tape[eval_part.history_start[row] : split.train_stop[user]]
         hidden = {"pair": set(trained.tolist()), "history": set(history.tolist()), "none": set()}[mask_seen]
         candidates = [item for item in range(len(scores)) if item not in hidden]
+        n_targets, targets = len(targets), {item for item in targets if events[item]}  # items without training: misses
         ranked = sorted(candidates, key=lambda item: (-scores[item], item in targets))
         relevance = [item in targets for item in ranked]
+        known.append([[(events[item], owners[item]) for item in ranked[:k]] for k in KS])
         for k in KS:
             hits = [r + 1 for r, hit in enumerate(relevance[:k]) if hit]
-            ideal = sum(1 / math.log2(r + 1) for r in range(1, min(k, len(targets)) + 1))
+            ideal = sum(1 / math.log2(r + 1) for r in range(1, min(k, n_targets) + 1))
             values = {
                 "HR": float(bool(hits)),
                 "NDCG": sum(1 / math.log2(r + 1) for r in hits) / ideal,
                 "MRR": 1 / hits[0] if hits else 0.0,
-                "Recall": len(hits) / len(targets),
+                "Recall": len(hits) / n_targets,
                 "Precision": len(hits) / k,
-                "F1": 2 * len(hits) / (k + len(targets)),
-                "MAP": sum(n / r for n, r in enumerate(hits, start=1)) / min(k, len(targets)),
-                "MAR": sum(n / len(targets) for n in range(1, len(hits) + 1)) / min(k, len(targets)),
+                "F1": 2 * len(hits) / (k + n_targets),
+                "MAP": sum(n / r for n, r in enumerate(hits, start=1)) / min(k, n_targets),
+                "MAR": sum(n / n_targets for n in range(1, len(hits) + 1)) / min(k, n_targets),
             }
             for name, value in values.items():
                 sums[f"{name}@{k}"] = sums.get(f"{name}@{k}", 0.0) + value
             lists[k].update(ranked[:k])
     result = {name: value / len(eval_part) for name, value in sums.items()}
-    n = split.interactions.n_items
+    n, people = split.interactions.n_items, sum(map(bool, training))
+    for column, k in enumerate(KS):
+        best = [user[column] for user in known]
+        surprise = [np.mean([-math.log2(max(x, 1) / people) for _, x in each]) for each in best]
+        result[f"ARP@{k}"] = float(np.mean([np.mean([x for x, _ in each]) for each in best]))
+        result[f"MeanInvUserFreq@{k}"] = float(np.mean(surprise))
     for k, counts in lists.items():
         total, spread = counts.total(), sorted([0] * (n - len(counts)) + list(counts.values()))
         result |= {
@@ -104,7 +115,8 @@ def test_equals_a_brute_force_ranking(part: Any, how: str, levels: int, mask_see
     split = SPLITS[how](make_interactions())
     data = split.interactions
     scorer = Table(torch.randint(0, levels, (data.n_users, data.n_items)).float())
-    evaluation = evaluate(scorer, split, part, ks=KS, mask_seen=mask_seen, history=history, batch_size=7)
+    options: dict[str, Any] = {"mask_seen": mask_seen, "history": history, "batch_size": 7}
+    evaluation = evaluate(scorer, split, part, ks=KS, per_user=True, **options)
     expected = by_hand(scorer, split, part, mask_seen, history)
     assert evaluation.metrics.keys() == expected.keys()
     for name, value in expected.items():
@@ -147,7 +159,7 @@ def test_a_models_ranking_equals_that_of_its_scores(how: str, tied: bool) -> Non
                 model.train()
                 return rows
 
-    evaluation = evaluate(model, split, ks=KS, batch_size=5)
+    evaluation = evaluate(model, split, ks=KS, batch_size=5, per_user=True)
     assert model.training
     expected = by_hand(Rows(), split, "test", "pair")
     for name, value in expected.items():
@@ -170,14 +182,15 @@ def test_the_candidates_do_not_depend_on_the_target(protocol: Any) -> None:
     """A target that stands in the training part is left out like every other item there, and counted."""
     data = from_sequences([[0, 1, 2, 0, 3, 1], [0, 1, 2, 4, 3, 5]])
     split, best_first = leave_one_out(data), Table(-torch.arange(6.0).repeat(2, 1))
-    full = evaluate(best_first, split, ks=(1, 6), protocol=protocol, n_negatives=6, coverage=False)
+    how: dict[str, Any] = {"protocol": protocol, "n_negatives": 6, "cold": "rank"}  # item 5 is a target alone
+    full = evaluate(best_first, split, ks=(1, 6), coverage=False, **how)
     assert (full.protocol["repeated_targets"], full.protocol["masked_targets"]) == (1, int(protocol == "full"))
     # WarpRec's sampled candidates hold every target, so there user 0's stands first, before 4 and 5.
     assert full["HR@1"] == {"full": 0.0, "sampled": 0.5}[protocol]
     assert full["MRR@6"] == {"full": 1 / 2 / 2, "sampled": (1 + 1 / 2) / 2}[protocol]
-    strict = evaluate(best_first, split, ks=(6,), mask_seen="history", protocol=protocol, n_negatives=6)
+    strict = evaluate(best_first, split, ks=(6,), mask_seen="history", **how)
     assert (strict.protocol["masked_targets"], strict["MRR@6"]) == (1, 1.0 / 2)
-    nothing = evaluate(best_first, split, ks=(6,), mask_seen="none")
+    nothing = evaluate(best_first, split, ks=(6,), mask_seen="none", cold="rank")
     assert nothing["MRR@6"] == (1 / 2 + 1 / 6) / 2
 
 

@@ -192,7 +192,8 @@ def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
     """Trains in this process (as one of several, if the environment says so).
 
     Returns:
-        (step, user, target) of every target of this rank, int64 [n, 3], and the metrics on the test part.
+        (step, user, target) of every target of this rank, int64 [n, 3], and the metrics on the test part, with a sum
+        over the metrics of users that tells their order.
     """
     split = make_split(n_users=37)
     model = make_model(split, reg_weight=0.01, weight_decay=0.01, batch_size=50).double()
@@ -207,7 +208,11 @@ def train_recorded(folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
 
     model.loss = record  # type: ignore[method-assign]
     trainer.fit()
-    evaluation = evaluate(model, split, ks=(5, 10), ranks=trainer.ranks)
+    evaluation = evaluate(model, split, ks=(5, 10), per_user=True, by=("length", "popularity"), ranks=trainer.ranks)
+    assert evaluation.users is not None
+    evaluation.metrics["order"] = float(np.arange(1, len(evaluation.users.users) + 1) @ evaluation.users["MRR@10"])
+    for group in evaluation.by["length"] + evaluation.by["popularity"]:
+        evaluation.metrics[group["group"]] = group["metrics"]["MRR@10"]
     if trainer.ranks.is_first:
         save_file(model.state_dict(), folder / "weights.safetensors")
     return torch.cat(seen), evaluation.metrics
