@@ -428,7 +428,7 @@ def _answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json
     if not ranks.is_first:
         return
     if as_json:
-        print(json.dumps({"rows": reports, "missing": missing}))
+        print(json.dumps({"rows": reports, "left_out": missing}))
         return
     for reason in missing.values():
         say(reason)

@@ -81,7 +81,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_row_end_to_end(small: Path) -> None:
     said = answer("reproduce", "--all", "--seeds", "2", folder=small)
-    assert "the other place" in said["missing"]["other_row"]
+    assert "the other place" in said["left_out"]["other_row"]
     (report,) = said["rows"]
     first, second = report["runs"]
     assert [first["seed"], second["seed"]] == [1, 2] and first["epochs"] == 2 and report["reached"]["seeds"] == 2
