@@ -139,7 +139,11 @@ setup(
         "fastseq.kernels",
     ],
     package_dir={"fastseq": "fastseq", "fastseq.kernels": "kernels"},
-    package_data={"fastseq": ["py.typed"], "fastseq.warprec": ["custom_modules/*.py"]},
+    package_data={
+        "fastseq": ["py.typed"],
+        "fastseq.cli": ["published.yaml", "published/*.yaml"],
+        "fastseq.warprec": ["custom_modules/*.py"],
+    },
     ext_modules=[Extension("fastseq._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,4 +1,4 @@
-"""The command line: fastseq train | plan | evaluate | compare | recommend | verify | bench.
+"""The command line: fastseq train | plan | evaluate | compare | recommend | reproduce | verify | bench.
 
 Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
 Answers go to stdout (one JSON document with --json), progress and errors to stderr.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..training import Evaluation, TrainResult
     from .configuration import Config
     from .experiment import Outcome
+    from .reproduce import Row
     from .verify import Report
 
 app = typer.Typer(
@@ -100,14 +101,29 @@ def train(
 
 def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:
     from ..training.distributed import Ranks
-    from ..training.metrics import parse_metric
-    from . import experiment
     from .configuration import load_config
 
     settings = load_config(config)
     if out is not None:
         settings.writer.local_experiment_path = out
     _choose_device(settings, device)
+    outcomes, baseline = _fit(settings, resume, overwrite, as_json)
+    ranks = Ranks.join()
+    ranks.leave()
+    if as_json and ranks.is_first:
+        print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
+    elif ranks.is_first:
+        _print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
+    if outcomes and outcomes[-1].result.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+def _fit(settings: Config, resume: bool, overwrite: bool, as_json: bool) -> tuple[list[Outcome], Evaluation | None]:
+    """Trains and tests every model of a configuration, and says so on stderr: the outcomes, and that of popularity."""
+    from ..training.distributed import Ranks
+    from ..training.metrics import parse_metric
+    from . import experiment
+
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
     devices = [experiment.device_of(settings, entry) for entry in settings.models]
@@ -142,13 +158,7 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
             where = f"on {result.device}{how}, updates {result.updates}"
             say(f"{outcome.name}: {result.message}; {where}; {outcome.run.path}")
             say(f"{outcome.name}: {_as_planned(result)}")
-    ranks.leave()
-    if as_json and ranks.is_first:
-        print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
-    elif ranks.is_first:
-        _print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
-    if outcomes and outcomes[-1].result.stopped == "interrupted":
-        raise typer.Exit(130)
+    return outcomes, baseline
 
 
 @app.command("plan")
@@ -378,6 +388,125 @@ def recommend(
         for name, events, answer in zip(names, histories, answers, strict=True)
     ]
     show_table(f"{type(model).__name__} recommends", ("for", "last events", f"best {k}"), lines)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A row; without one the rows are listed.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The data file, or a folder that has it (default: the current one).", callback=expanded),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every row whose data are there.")] = False,
+    seeds: Annotated[int, typer.Option(help="Train with the seeds 1 to N.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Where run folders go: OUT/ROW/seed-N/MODEL.", callback=expanded)] = Path(
+        "runs/reproduce"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what is there.")] = False,
+    allow_changed_data: AllowChanged = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:n, in place of the configuration's.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train what others published, on your copy of their data, and compare the scores.
+
+    Runs that are there are not trained again, and interrupted ones go on. Each configuration is one that `fastseq
+    train` takes (examples/reproduce/).
+    """
+    from ..training.watch import failing_together
+    from . import reproduce as published
+
+    if name is None and not every:
+        _list_rows(list(published.table()[1].values()), as_json)
+        return
+    if name is not None and every:
+        raise ConfigError("a row and --all: give one of them")
+    rows = [published.row(name)] if name is not None else list(published.table()[1].values())
+    found, missing = [], {}
+    for row in rows:
+        try:
+            path = row.find(data)
+            row.check(path, allow_changed_data)
+            found.append((row, path))
+        except DataError as error:
+            if not every:
+                raise
+            missing[row.name] = str(error)
+    if not found:
+        raise DataError("no row has its data there: " + next(iter(missing.values())))
+    reports: list[dict[str, Any]] = []
+    interrupted = False
+    with failing_together():
+        for row, path in found:
+            outcomes: list[Outcome] = []
+            for seed in range(1, seeds + 1):
+                settings = row.config(path, seed, out)
+                _choose_device(settings, device)
+                say(f"{row.name}, seed {seed}")
+                (outcome,), _ = _fit(settings, not overwrite, overwrite, as_json)
+                interrupted = outcome.result.stopped == "interrupted"
+                if interrupted:
+                    break
+                outcomes.append(outcome)
+            if outcomes:
+                reports.append(row.report(outcomes))
+            if interrupted:
+                break
+    _answer_rows(reports, missing, as_json)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _list_rows(rows: list[Row], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows]))
+        return
+    columns = ("name", "data, users / items", "published by", "protocol", "HR@10", "NDCG@10", "source")
+    cells = [
+        (
+            row.name,
+            f"{row.data.title}, {row.data.users:,} / {row.data.items:,}",
+            each["system"],
+            row.protocol,
+            f"{each['HR']:.4f}",
+            f"{each['NDCG']:.4f}",
+            each["source"],
+        )
+        for row in rows
+        for each in row.published
+    ]
+    show_table("Published scores", columns, cells)
+    say("fastseq reproduce NAME --data FILE trains one of them")
+
+
+def _answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json: bool) -> None:
+    """What `fastseq reproduce` prints at its end: a line a published score."""
+    from ..training.distributed import Ranks
+
+    ranks = Ranks.join()
+    ranks.leave()
+    if not ranks.is_first:
+        return
+    if as_json:
+        print(json.dumps({"rows": reports, "left_out": missing}))
+        return
+    for reason in missing.values():
+        say(reason)
+    names = ("HR@10", "NDCG@10")
+    columns = ["row", "published by", *names, *(f"reached {name}" for name in names), *(f"± {name}" for name in names)]
+    cells = []
+    for report in reports:
+        mean, spread = report["reached"]["mean"], report["reached"]["spread"]
+        for each in report["published"]:
+            scores = [f"{source[name]:.4f}" for source in (each, mean) for name in names]
+            scores += [f"{spread[name]:.4f}" if spread else "–" for name in names]
+            differences = [f"{each['relative'][name]:+.1%}" for name in names]
+            time = f"{report['seconds']:,.0f} s"
+            cells.append((report["name"], f"{each['system']}, {each['source']}", *scores, *differences, time))
+    show_table("Published and reached", (*columns, *(f"{name} differs" for name in names), "time of all seeds"), cells)
 
 
 @app.command()

@@ -66,6 +66,7 @@ class SequentialRecommender(nn.Module, ABC):
 
     needs_user: ClassVar[bool] = False  # whether scoring reads the user's id
     needs_context: ClassVar[bool] = False  # every target of a window needs all its max_seq_len events in the pass
+    ends_in_relu: ClassVar[bool] = False  # whether output_activation applies
     reads_length: ClassVar[bool] = True  # False: a padded row ends where its trailing padding begins
 
     item_embedding: nn.Embedding
@@ -87,6 +88,7 @@ class SequentialRecommender(nn.Module, ABC):
     gbce_t: float
     window_stride: int | None
     initializer_range: float | None
+    output_activation: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -138,7 +140,13 @@ class SequentialRecommender(nn.Module, ABC):
         """
         names = cls.hyperparameter_names()
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
-        return hyperparameters.resolve(cls.__name__, names, defaults, params)
+        values = hyperparameters.resolve(cls.__name__, names, defaults, params)
+        if values["output_activation"] != "relu" and not cls.ends_in_relu:
+            raise ConfigError(
+                f"{cls.__name__}: output_activation is {values['output_activation']!r}, but its output has none; "
+                "the key is Caser's: leave it out"
+            )
+        return values
 
     def init_params(self, params: Mapping[str, Any]) -> None:
         """Sets each checked hyperparameter as an attribute of its name (``loss`` as ``loss_name``)."""

@@ -47,6 +47,7 @@ class Caser(SequentialRecommender):
     ``n_v`` vertical filters as tall as the padded history and ``n_h`` horizontal ones of each height 1 … max_seq_len
     (ReLU, max pool), dropout, a linear layer with ReLU, and a second one over its output beside the user's vector,
     with ReLU too; the result is scored against the item embeddings. Either of ``n_v`` and ``n_h`` may be 0.
+    ``output_activation="none"`` leaves the last ReLU out, as the paper does.
 
     Of a longer history the last ``max_seq_len`` events count; in a training batch a target's whole history must
     therefore lie in its sequence (``Windows`` with context). A user the model does not know is −1 in ``encode`` and
@@ -58,6 +59,7 @@ class Caser(SequentialRecommender):
 
     needs_user: ClassVar[bool] = True
     needs_context: ClassVar[bool] = True
+    ends_in_relu: ClassVar[bool] = True
     reads_length: ClassVar[bool] = False
 
     embedding_size: int
@@ -138,7 +140,8 @@ class Caser(SequentialRecommender):
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
         z = ops.linear_relu(windows, self.fc1.weight, self.fc1.bias)
         users = self._user_vectors(self._user_rows(batch), batch.users_of_targets)
-        return ops.linear_relu(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias)
+        last = ops.linear_relu if self.output_activation == "relu" else ops.linear
+        return last(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias)
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
         """Weights [L(L + 1)/2, n_h, d], tap by tap, and biases [L, n_h] of all heights."""

@@ -87,6 +87,7 @@ RULES: dict[str, Number | Choice] = {
     "gbce_t": Number(high=1.0),
     "window_stride": Number(integer=True, low=1, high=2**31 - 1, optional=True),
     "initializer_range": Number(above=True, optional=True),
+    "output_activation": Choice(("relu", "none")),
 }
 
 # What every model takes beyond WarpRec's keys. The defaults are WarpRec's behaviour.
@@ -98,6 +99,7 @@ OBJECTIVE: dict[str, Any] = {
     "gbce_t": 0.75,
     "window_stride": None,  # max_seq_len
     "initializer_range": None,  # Xavier's
+    "output_activation": "relu",  # Caser's last layer; "none" for the paper's
 }
 
 # What a configuration has beside the hyperparameters, and where.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastseq import Caser
+from fastseq import Caser, GRU4Rec
 from fastseq.data.batch import JaggedBatch
 from fastseq.errors import ConfigError, DataError
 from fastseq.models.jagged import offsets_of
@@ -111,3 +111,14 @@ def test_an_unknown_user_is_refused_or_takes_the_mean_vector() -> None:
 def test_without_any_filter_it_is_refused() -> None:
     with pytest.raises(ConfigError, match="n_h and n_v are both 0"):
         Caser({**PARAMS, "n_h": 0, "n_v": 0}, INFO)
+
+
+def test_the_last_relu_can_be_left_out() -> None:
+    """The output is then what the ReLU would take; the other models have no such key."""
+    usual, linear = (Caser({**PARAMS, "output_activation": name}, INFO).eval() for name in ("relu", "none"))
+    users, (sequences, _) = torch.tensor([0, 6, 2]), exactness.histories(9, [9, 4, 1])
+    output = linear(users, sequences)
+    assert (output < 0).any() and output.relu().equal(usual(users, sequences))
+    assert linear.get_params()["output_activation"] == "none" and "output_activation" not in usual.get_params()
+    with pytest.raises(ConfigError, match="GRU4Rec: output_activation is 'none', but its output has none"):
+        GRU4Rec({**exactness.PARAMS["GRU4Rec"], "output_activation": "none"}, INFO)
