@@ -209,7 +209,7 @@ struct CodedUser {
     int16_t* values;
     float step, slack;
 
-    // False where a magnitude is one at which float32 could overflow or lose its precision.
+    // False where a magnitude is one at which float32 could overflow or lose its precision, in a partial sum too.
     template <typename T>
     bool set(const T* h, int64_t depth, int64_t padded) {
         double most = 0.0, sum = 0.0;
@@ -219,7 +219,7 @@ struct CodedUser {
             sum += std::fabs(h[k]);
         }
         const double range = std::min<double>(32767, std::floor(2147483647.0 / (128.0 * padded)));
-        if (most < 0x1p-40 || most > 0x1p60 || range < 127) return false;
+        if (most < 0x1p-40 || sum > 0x1p60 || range < 127) return false;
         step = static_cast<float>(most / range);
         for (int64_t k = 0; k < padded; ++k)
             values[k] = k < depth ? static_cast<int16_t>(std::clamp(std::nearbyint(h[k] / static_cast<double>(step)), -range, range)) : 0;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import sys
 from pathlib import Path
@@ -66,19 +67,27 @@ def rss() -> int:
     return _first_kilobytes(Path("/proc/self/status"), "VmRSS:") or 0
 
 
-def available_memory() -> int | None:
-    """Bytes that this process can come to hold, what it holds among them: what the system has available, or the limit
-    of its control group (a container's) where that is less. None where the system does not say."""
-    free = _first_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
-    limits = [] if free is None else [free + (_first_kilobytes(Path("/proc/self/status"), "VmRSS:") or 0)]
-    groups = ["memory/memory.limit_in_bytes"]  # of version 1; of version 2 a file in each group above this one
-    with contextlib.suppress(OSError, StopIteration):
+def available_memory(processes: int = 1) -> tuple[int, int] | None:
+    """Bytes that this process can come to hold, what it holds among them, as one of so many on the machine that are
+    alike: now, of the memory that the system has available, and at most, of all memory and swap that there is. Both
+    within the limit of its control group (a container's). None where the system does not say."""
+    meminfo, groups = Path("/proc/meminfo"), ["memory/memory.limit_in_bytes"]  # of version 1
+    with contextlib.suppress(OSError, StopIteration):  # of version 2 a file in each group above this one
         own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
         groups += [f".{each}/memory.max" for each in (own, *map(str, Path(own).parents))]
+    now = most = math.inf
     for group in groups:
         with contextlib.suppress(OSError, ValueError):  # the second: "max"
-            limits.append(int((Path("/sys/fs/cgroup") / group).read_text()))
-    return min(limits, default=None)
+            now = most = min(most, int((Path("/sys/fs/cgroup") / group).read_text()))
+    now /= processes
+    free, total = (_first_kilobytes(meminfo, name) for name in ("MemAvailable:", "MemTotal:"))
+    if free is not None and total is not None:
+        held = _first_kilobytes(Path("/proc/self/status"), "VmRSS:") or 0
+        now, most = min(now, free / processes + held), min(most, total)
+    if most == math.inf:
+        return None
+    most = (most + (_first_kilobytes(meminfo, "SwapTotal:") or 0)) / processes
+    return int(now), int(max(now, most))
 
 
 def _first_kilobytes(path: Path, name: str) -> int | None:

@@ -47,9 +47,9 @@ class SequentialRecommender(nn.Module, ABC):
             ``negative_distribution``, ``negative_alpha``, ``gbce_t``, ``window_stride`` and ``initializer_range``
             (hyperparameters.py).
         info: ``n_users`` and ``n_items``, both at least 1.
-        shards: the part of the item and user tables that this process holds; None: they are whole. Such a model can be
-            trained, evaluated and asked for recommendations by all processes together; ``forward``, ``predict`` and
-            ``training_step`` need whole tables.
+        shards: the part of the item and user tables that this process holds; None, or one part of one: they are whole.
+            Of several, the model can be trained, evaluated and asked for recommendations by all processes together;
+            ``forward``, ``predict`` and ``training_step`` need whole tables.
         seed: the same seed gives the parameters that WarpRec has for it. PyTorch draws them from generators of the
             model's own: the global ones, numpy's and Python's too, are neither seeded nor used. Also the seed of
             ``rng``.
@@ -97,7 +97,7 @@ class SequentialRecommender(nn.Module, ABC):
         self, params: dict, info: dict, *args: Any, seed: int = 42, shards: Shards | None = None, **kwargs: Any
     ) -> None:
         super().__init__()
-        self.shards = shards
+        self.shards = None if shards is None or shards.world_size == 1 else shards
         self.init_params(params)
         check_integer("seed", seed, -(2**63))
         self.seed = seed

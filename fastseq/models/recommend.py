@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
 from ..data import frames
@@ -49,15 +51,25 @@ class ItemCodes:
 
     def __init__(self) -> None:
         self._made: tuple[Any, ...] | None = None
+        self._steps = 0
+        own = weakref.ref(self)
+
+        def count(*_: Any) -> None:
+            if (codes := own()) is not None:
+                codes._steps += 1
+
+        # A step of a fused optimizer changes parameters and leaves their count of changes as it was.
+        weakref.finalize(self, register_optimizer_step_post_hook(count).remove)
 
     def of(self, table: Tensor) -> tuple[Tensor, Tensor] | None:
         """Codes of all rows but the last, padding; None for a table that they do not serve."""
         if table.dtype != torch.float32 or table.device.type != "cpu" or table.is_inference():
+            self._made = None
             return None
-        made = self._made
-        if made is None or made[0] is not table or made[1].data_ptr() != table.data_ptr() or made[2] != table._version:
-            version, now = table._version, table.detach()
-            made = self._made = (table, now, version, ops.item_codes(now[:-1]))
+        made, changes = self._made, (table._version, self._steps)
+        if made is None or made[0] is not table or made[1].data_ptr() != table.data_ptr() or made[2] != changes:
+            now = table.detach()
+            made = self._made = (table, now, changes, ops.item_codes(now[:-1]))
         codes: tuple[Tensor, Tensor] = made[3]
         return codes
 

@@ -24,14 +24,21 @@ class Shards:
     Attributes:
         rank: 0 … world_size − 1.
         world_size: how many processes there are, all of them in torch.distributed's group.
+
+    Raises:
+        ValueError: if there is no such rank.
     """
 
     rank: int
     world_size: int
 
-    def count(self, rows: int, rank: int | None = None) -> int:
-        """How many of ``rows`` a process holds; None: this one."""
-        return (rows - (self.rank if rank is None else rank) + self.world_size - 1) // self.world_size
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank}, expected 0 … world_size − 1, and world_size is {self.world_size}")
+
+    def count(self, rows: int) -> int:
+        """How many of ``rows`` this process holds."""
+        return (rows - self.rank + self.world_size - 1) // self.world_size
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Those of all processes, in their order, equal but for the first dimension."""
@@ -52,7 +59,7 @@ class Shards:
 
     def mean(self, table: Tensor, rows: int) -> Tensor:
         """The mean row [1, d] of a table of ``rows``, of which ``table`` is this process's part; all processes."""
-        return self.sum(table.double().sum(dim=0, keepdim=True)).div_(rows).to(table.dtype)
+        return self.sum(table.sum(dim=0, keepdim=True, dtype=torch.float64)).div_(rows).to(table.dtype)
 
     def topk(
         self, h: Tensor, table: Tensor, n_items: int, k: int, seen_offsets: Tensor | None, seen_items: Tensor | None

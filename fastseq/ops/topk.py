@@ -92,7 +92,7 @@ def item_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         codes int8 [V, d, rounded up to a multiple of 32] and scales float32 [V]: a row lies within half a scale of
-        scale · codes, element by element. The scale is inf, and the row always read, where its largest magnitude is
+        scale · codes, element by element. The scale is NaN, and the row always read, where its largest magnitude is
         below 2^-40 or above 2^60, or not finite. A row of zeros has scale 0.
 
     Raises:
@@ -108,7 +108,7 @@ def item_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
         rows = weight[part]
         most = rows.abs().amax(1)
         coded = (most >= 2.0**-40) & (most <= 2.0**60)  # not NaN
-        scales[part] = torch.where(coded, most / 127, torch.where(most == 0, 0.0, float("inf")))
+        scales[part] = torch.where(coded, most / 127, torch.where(most == 0, 0.0, float("nan")))
         steps = (rows / scales[part, None]).round_().clamp_(-127, 127)
         codes[part, :width] = steps.masked_fill_(~coded[:, None], 0.0)
     return codes, scales

@@ -59,7 +59,8 @@ class Trainer:
         options: everything else.
         run_dir: where checkpoints, metrics and the curve go, a path or a ``RunFolder``; None: nowhere, and nothing
             can be resumed.
-        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch.
+        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch. A model of divided
+            tables it must not ask: that takes all processes.
         resume: go on from ``run_dir``'s last checkpoint, or from the beginning if it has none yet. The weights then
             are bit for bit those of a run that was never stopped, on the same machine and versions.
         overwrite: delete what an earlier run left in ``run_dir``.
@@ -126,7 +127,7 @@ class Trainer:
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
         self._due: Callable[[], Tensor] | None = None
-        self._agree(resume)
+        self._agree(resume, run_dir is not None)
         if run_dir is None or isinstance(run_dir, RunFolder):
             self.run = run_dir
         else:
@@ -413,7 +414,7 @@ class Trainer:
         """The run folder, in the processes that write checkpoints: in all, where each has a part of the tables."""
         return self._writes if self.model.shards is None else self.run
 
-    def _agree(self, resume: bool) -> None:
+    def _agree(self, resume: bool, keeps: bool) -> None:
         """Raises ConfigError, in all processes, where they were not started to train the same."""
         if self.ranks.world_size == 1:
             return
@@ -424,6 +425,7 @@ class Trainer:
             "device": device,
             "tables": "replicated" if model.shards is None else "sharded",
             "resume": resume,
+            "run_dir": "given" if keeps else "None",
         }
         said |= {"model": type(model).__name__, "updates": "dense" if self._why_dense else "rows"}
         groups = {"params": model.get_params(), "options": asdict(self.options), "split": self.split.describe()}

@@ -28,13 +28,14 @@ def save(
     """``checkpoint.save``, or with ``shards`` that of all processes together, in a folder that all of them see.
 
     Each process writes its rows; when all have, the first replaces ``path``, which names their files, and deletes those
-    that the former ``path`` named. So whenever a process or the machine stops, ``path`` and what it names are whole.
+    of before. So whenever a process or the machine stops, ``path`` and what it names are whole.
 
     Args:
         rows: of tensors that are divided, how many rows the whole has.
     """
     if shards is None:
         checkpoint.save(path, tensors, metadata)
+        remove(path)
         return
     rows = {name: count for name, count in (rows or {}).items() if name in tensors}
     drawn = torch.tensor([secrets.randbits(62)])
@@ -63,20 +64,30 @@ def load(
     Raises:
         CheckpointError: if a file is missing, damaged, or of another checkpoint.
     """
-    tensors, metadata = checkpoint.load(path, mapped=mapped)
+    tensors, metadata = checkpoint.load(path, mapped=mapped or shards is not None)
     if parts := metadata.get("parts"):
-        return tensors | _assembled(path, parts, shards or Shards(0, 1)), metadata
+        try:
+            divided = _assembled(path, parts, shards or Shards(0, 1))
+            return {name: x.clone() for name, x in tensors.items()} | divided, metadata
+        except CheckpointError:
+            if checkpoint.load(path, metadata_only=True)[1].get("parts") == parts:
+                raise
+            return load(path, rows, shards, mapped=mapped)  # replaced meanwhile by a training
     if shards is not None:
-        tensors |= {name: tensors[name][shards.rank :: shards.world_size].clone() for name in rows if name in tensors}
+        tensors = {
+            name: x[shards.rank :: shards.world_size].clone() if name in rows else x.clone()
+            for name, x in tensors.items()
+        }
     return tensors, metadata
 
 
 def remove(path: Path, but: str | None = None) -> None:
-    """Deletes the files of processes beside ``path``, but those of the checkpoint ``but``."""
-    for file in path.parent.glob(f"{path.stem}.*-of-*{path.suffix}"):
-        if but is None or but not in file.name:
-            with contextlib.suppress(OSError):
-                file.unlink()
+    """Deletes the files of processes beside ``path``, half-written ones too, but those of the checkpoint ``but``."""
+    for pattern in (f"{path.stem}.*-of-*{path.suffix}", f".{path.stem}.*-of-*{path.suffix}.tmp"):
+        for file in path.parent.glob(pattern):
+            if but is None or but not in file.name:
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
 
 def _part(path: Path, parts: Mapping[str, Any], rank: int) -> Path:
@@ -94,10 +105,12 @@ def _assembled(path: Path, parts: Mapping[str, Any], shards: Shards) -> dict[str
         )
     result: dict[str, Tensor] = {}
     for rank, file in enumerate(files):
-        of_rank = {name: torch.arange(rank, rows, writers.world_size) for name, rows in parts["rows"].items()}
+        of_rank = {
+            name: torch.arange(rank, max(rank, rows), writers.world_size) for name, rows in parts["rows"].items()
+        }
         wanted = {name: ids % shards.world_size == shards.rank for name, ids in of_rank.items()}
-        if not any(mine.any() for mine in wanted.values()) and rank != shards.rank:
-            continue
+        if not any(mine.any() for mine in wanted.values()) and rank != shards.rank % writers.world_size:
+            continue  # one at least is read, which gives the tensors of no rows their shapes
         tensors, metadata = checkpoint.load(file, mapped=True)
         expected = {"kind": "part", "of": parts["of"], "rank": rank, "world_size": writers.world_size}
         checkpoint.check_same(file, "checkpoint", metadata, expected)

@@ -126,8 +126,9 @@ class Plan:
         evaluation: the same of one batch of users, how often each item was in a list, and the metrics of each user.
         best: the weights of the best epoch, as they are read back at the end.
         reading: the peak of the process while data are read; 0 where they were.
-        available: what the process can come to hold, its part of it where several are on one machine; None where the
-            system does not say.
+        available, most: what the process can come to hold now, and with all memory and swap of the machine or the
+            container (of a GPU both are all of its memory); its part of it where several are on one machine. None where
+            the system does not say.
         targets, users: of an epoch, and of a validation.
         epoch_seconds: training steps of an epoch; None: not known.
         validation_seconds: one validation; None likewise.
@@ -147,6 +148,7 @@ class Plan:
     best: int
     reading: int
     available: int | None
+    most: int | None
     targets: int
     users: int
     epoch_seconds: float | None = None
@@ -177,18 +179,19 @@ class Plan:
         """Warns of a run that comes near what is there, in one of its processes; ``change`` says how to take less.
 
         Raises:
-            ConfigError: where it cannot fit, with the figures and what to change.
+            ConfigError: where it can never fit, with the figures and what to change. What others hold now they may give
+                back, so of that there is only a warning.
         """
-        if self.available is None or self.fits:
+        if self.available is None or self.most is None or self.fits:
             return
-        most = max(("step", "evaluation", "best"), key=lambda name: getattr(self, name))
-        parts = {"weights": self.weights, "optimizer": self.optimizer, "data": self.data, most: getattr(self, most)}
-        figures = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-        text = (
-            f"models.{self.model}: the run takes about {_size(self.peak)} ({figures}), and {_size(self.available)} "
-            f"are there. To take less: {change}"
-        )
-        if self.held > self.available or self.peak > self.available * (1 + TOLERANCE):
+        never = self.held > self.most or self.peak > self.most * (1 + TOLERANCE)
+        there = f"{_size(self.most)} are there" if never else f"{_size(self.available)} are there now"
+        largest = max(("step", "evaluation", "best"), key=lambda name: getattr(self, name))
+        names = ("weights", "optimizer", "data", largest)
+        figures = ", ".join(f"{name} {_size(getattr(self, name))}" for name in names)
+        text = f"models.{self.model}: the run takes about {_size(self.peak)} ({figures}), and {there}"
+        text += f". To take less: {change}"
+        if never:
             raise ConfigError(f"{text}. `fastseq plan` shows every part")
         if warn:
             warnings.warn(text, stacklevel=3)
@@ -259,16 +262,24 @@ def plan(
         )
     users = options.evaluation_batch_size
     most = np.add.reduceat(np.minimum(data.histories, model.max_seq_len), np.arange(0, len(data.histories), users))
-    evaluation = _encoding(model, int(most.max()), min(users, len(data.histories))) if len(most) else 0
-    evaluation += (16 * cut_offs + 32) * data.n_items + TILE + PER_USER * cut_offs * len(data.histories)
+    users = min(users, len(data.histories))
+    evaluation = _encoding(model, int(most.max()), users) if len(most) else 0
+    if options.protocol == "sampled":  # rows of the candidates
+        row = model.item_embedding.weight[0].nbytes
+        evaluation += users * min(options.n_negatives, data.n_items) * (row + 16)
+    else:
+        evaluation += (16 * cut_offs + 32) * data.n_items + TILE
+    evaluation += PER_USER * cut_offs * len(data.histories)
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
     trained = int((data.train_stop - data.offsets[:-1]).sum())
     negatives = 8 * (trained + data.n_users) if model.neg_samples > 0 and model.negatives != "shared" else 0
     popular = 32 * data.n_items if model.negative_distribution == "popularity" else 0
     loading = 48 * len(windows) + negatives + popular + 9 * data.n_items
     start, each = READING
-    available = available_memory() if on_cpu else torch.cuda.mem_get_info(device)[1]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if on_cpu else 1  # processes that share the memory
+    if on_cpu:
+        there_is = available_memory(int(os.environ.get("LOCAL_WORLD_SIZE", processes)))  # that share it
+    else:
+        there_is = (torch.cuda.mem_get_info(device)[1],) * 2
     return Plan(
         model=type(model).__name__,
         device=str(device),
@@ -283,7 +294,8 @@ def plan(
         evaluation=evaluation,
         best=weights if on_cpu else 0,
         reading=0 if data.read or not on_cpu else process + start + each * data.n_events,
-        available=available and available // local,
+        available=there_is and there_is[0],
+        most=there_is and there_is[1],
         targets=n_targets,
         users=min(options.validation_users or data.validation_users, data.validation_users),
     )
@@ -294,7 +306,7 @@ class Foretold:
     """The speed of a run from its first seconds.
 
     Attributes:
-        speed: targets a second between ``WARM_UP`` and ``LOOKED_AT`` seconds of training; None before.
+        speed: targets a second from about ``WARM_UP`` to ``LOOKED_AT`` seconds of training; None before.
     """
 
     speed: float | None = None
@@ -304,7 +316,7 @@ class Foretold:
         """Takes note of where training is."""
         if self._since is None and seconds >= WARM_UP:
             self._since = targets, seconds
-        elif self.speed is None and self._since is not None and seconds >= LOOKED_AT:
+        elif self.speed is None and self._since is not None and seconds - self._since[1] >= LOOKED_AT - WARM_UP:
             self.speed = (targets - self._since[0]) / (seconds - self._since[1])
 
 

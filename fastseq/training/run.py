@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"
+SEEN_SECONDS = 60.0  # until which another host sees a new folder: NFS believes for so long what it has read of one
 FILES = (
     "checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl", "evaluation.json", "curve.png",
     "ids.safetensors", "config.yaml", "evaluation_users.safetensors",
@@ -89,7 +93,7 @@ class RunFolder:
     def _locked(self) -> FileLock:
         """The lock of the folder, held; the system drops it with the process, however it ends."""
         path = self.path / LOCK
-        holder = path.read_text(errors="replace").strip() if path.is_file() else ""
+        holder = path.read_text(errors="replace").split(" ")[0].strip() if path.is_file() else ""
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a soft lock outlives a killed process
         try:
             lock.acquire(timeout=0)
@@ -99,7 +103,7 @@ class RunFolder:
                 "or use another folder"
             ) from None
         with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file
-            path.write_text(str(os.getpid()))
+            path.write_text(f"{os.getpid()} {secrets.token_hex(8)}")
         return lock
 
     def unlock(self) -> None:
@@ -134,9 +138,13 @@ class RunFolder:
     ) -> RunFolder:
         """The same for processes that train together: the first makes the folder, the others then find it."""
         if not ranks.is_first:
-            if ranks.any(False):
+            refused, mark = ranks.sum(torch.zeros(2, dtype=torch.int64)).tolist()
+            if refused:
                 raise CheckpointError(f"{path}: refused as run folder; the first process says why")
-            if not Path(path).is_dir():
+            deadline = time.monotonic() + SEEN_SECONDS
+            while not (seen := _mark(Path(path)) == mark) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            if not seen:
                 raise CheckpointError(
                     f"{path}: rank {ranks.rank} does not see the run folder that rank 0 has made; hosts that train "
                     "together need it on a file system that they share"
@@ -145,9 +153,9 @@ class RunFolder:
         try:
             folder = cls(path, resume=resume, overwrite=overwrite, lock=True)
         except CheckpointError:
-            ranks.any(True)  # or the others would wait for ever
+            ranks.sum(torch.tensor([1, 0]))  # or the others would wait for ever
             raise
-        ranks.any(False)
+        ranks.sum(torch.tensor([0, _mark(folder.path)]))
         return folder
 
     @property
@@ -274,6 +282,14 @@ class RunFolder:
 
     def _write(self, path: Path, text: str) -> None:
         checkpoint.atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def _mark(path: Path) -> int:
+    """What tells the run folder that the first process has locked from a copy of it, as hosts that share none have."""
+    try:
+        return zlib.crc32((path / LOCK).read_bytes()) + 1
+    except OSError:  # Windows lets nobody read a locked file
+        return int(path.is_dir())
 
 
 def catalogue_digest(users: IdMap, items: IdMap) -> dict[str, Any]:

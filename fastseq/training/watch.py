@@ -64,14 +64,17 @@ def meet(rank: int, world_size: int) -> tuple[dist.Store, Watch]:
                 ) from None
             time.sleep(0.1)
 
-    def connect(serve: bool) -> dist.TCPStore:
-        return dist.TCPStore(
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives what it restarts
+
+    def connect(serve: bool, name: str) -> dist.Store:
+        store = dist.TCPStore(
             address, port, is_master=serve, timeout=timedelta(seconds=limit), wait_for_workers=False, multi_tenant=True
         )
+        return dist.PrefixStore(f"{name}/{attempt}", store)
 
     try:
-        store = connect(serve=rank == 0 and not by_agent)
-        watched = dist.PrefixStore("fastseq", connect(serve=False))  # a connection for one thread
+        store = connect(rank == 0 and not by_agent, "group")
+        watched = connect(False, "fastseq")  # a connection for one thread
     except dist.DistError as error:
         raise TrainingError(f"{me} cannot meet the others at {address}:{port}: {first_line(error)}") from error
     try:

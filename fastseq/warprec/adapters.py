@@ -89,6 +89,11 @@ class Adapter(IterativeRecommender, SequentialRecommenderUtils):
         core.training = self.training
         return core
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        if "_held" in self.__dict__:
+            self._core.settle()  # before another type or device
+        return super()._apply(*arguments, **options)
+
     # What WarpRec calls.
 
     def get_dataloader(self, interactions: Any, sessions: Any, **kwargs: Any) -> DataLoader:

@@ -322,6 +322,26 @@ def test_codes_hide_no_nan_and_no_infinity() -> None:
         topk(h, weight, 2, codes=item_codes(weight))
 
 
+def test_codes_hide_no_nan_behind_an_infinity() -> None:
+    """Nothing is above a bar that is infinite, and NaN is refused all the same."""
+    h, weight, bias = torch.ones(1, 32), torch.randn(50, 32), torch.zeros(50)
+    weight[30, 3] = float("nan")
+    bias[2] = float("inf")
+    for forced, shift in ((weight.index_fill(0, torch.tensor(0), 3e38), None), (weight, bias)):
+        with pytest.raises(ValueError, match="row 0 and item 30 is NaN"):
+            topk(h, forced, 1, bias=shift, codes=item_codes(forced))
+
+
+def test_codes_hide_no_partial_sum_that_overflows() -> None:
+    """Item 9, of sum 0, first sums to infinity; without it item 0 is the best."""
+    width = 8192
+    h, weight = torch.full((1, width), 2.0**60), torch.zeros(40, width)
+    weight[0] = 2.0**53
+    weight[9] = torch.tensor([2.0**60, -(2.0**60)]).repeat_interleave(width // 2)
+    scores, ids = topk(h, weight, 1, codes=item_codes(weight))
+    assert (scores.item(), ids.item()) == (float("inf"), 9)
+
+
 def test_codes_of_something_else_are_named() -> None:
     h, weight = torch.randn(2, 40), torch.randn(300, 40)
     codes, scales = item_codes(weight)

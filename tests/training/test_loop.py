@@ -263,19 +263,20 @@ def test_more_patience_goes_on_where_less_gave_up(split: Split, tmp_path: Path) 
 def test_a_resumed_loss_is_counted_by_one_process_only(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is saved in the midst of an epoch is the first process's share; the others must not add it again."""
+    """What is saved in the midst of an epoch are the losses of all; only the first process goes on from them."""
     options = TrainingOptions(epochs=1, max_seconds=1e-9)
     train(split, options, tmp_path / "x")
 
     class Alone(Ranks):
         """One of two processes, without the other."""
 
-        def any(self, flag: bool) -> bool:
-            return flag
-
         def gather(self, tensor: Tensor) -> list[Tensor]:
             return [tensor, tensor]
 
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(RunFolder, "open", lambda path, ranks, **options: RunFolder(path, resume=True))
     states = []
     for rank in (0, 1):
         monkeypatch.setattr(Ranks, "join", lambda device, rank=rank: Alone(rank, 2))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastseq import optim
 from fastseq.optim import ROOM, RowAdam, RowGradient
@@ -172,6 +172,36 @@ def test_takes_what_pytorch_takes() -> None:
         by_rows.step(rows={table: given} if by_buffer else None)
     torch.testing.assert_close(by_rows.current(table), plain.detach(), rtol=1e-10, atol=1e-12)
     assert int(by_rows.state[table]["clock"][0]) == 6
+
+
+@pytest.mark.parametrize("how", ["plain", "GradScaler", "eager", "aot_eager"])
+def test_sparse_gradients_of_a_users_own_module(how: str) -> None:
+    """nn.Embedding(sparse=True), with a GradScaler too, and where the module and the step are compiled."""
+
+    def train(rows: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        embedding, linear = nn.Embedding(50, 8, sparse=rows), nn.Linear(8, 1)
+        net = nn.Sequential(embedding, linear)
+        optimizer: Any = (RowAdam if rows else torch.optim.Adam)(net.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3, enabled=how == "GradScaler")
+        compiled = how not in ("plain", "GradScaler")
+        forward = torch.compile(net, backend=how) if compiled else net
+        for _ in range(30):
+            ids = torch.randint(0, 50, (6,))
+            if rows:
+                optimizer.catch_up(embedding.weight, ids.unique())
+            scaler.scale(forward(ids).square().mean()).backward()
+            if compiled:
+                torch.compile(optimizer.step, backend="eager")()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+        if rows:
+            optimizer.flush()
+        return embedding.weight.detach()
+
+    torch.testing.assert_close(train(rows=True), train(rows=False), rtol=1e-5, atol=1e-6)
 
 
 def test_histories_grow() -> None:

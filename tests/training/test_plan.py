@@ -82,6 +82,12 @@ def test_parts_are_those_of_the_model() -> None:
     assert two.available == pytest.approx(one.available / 2, rel=0.1)
 
 
+def test_sampled_ranking_is_planned_by_its_candidates() -> None:
+    few, many = (planned(options=TrainingOptions(protocol="sampled", n_negatives=n)) for n in (10, 2010))
+    width = on_meta().embedding_size
+    assert many.evaluation - few.evaluation == 256 * 2000 * (4 * width + 16)
+
+
 def test_of_divided_tables_each_process_has_its_part() -> None:
     size, options = DataSize.assumed(500, 3000, 20_000, 1, 1), TrainingOptions()
     whole, part = (
@@ -99,7 +105,7 @@ def test_on_a_gpu_only_what_is_there_counts(monkeypatch: pytest.MonkeyPatch) -> 
     size = DataSize.assumed(500, 3000, 20_000, 1, 1)
     dense = TrainingOptions(updates="dense")
     gpu, cpu = plan.plan(on_meta(), size, dense, torch.device("cuda", 0)), planned(options=dense)
-    assert (gpu.process, gpu.best, gpu.preparing, gpu.reading, gpu.available) == (0, 0, 0, 0, 10**9)
+    assert (gpu.process, gpu.best, gpu.preparing, gpu.reading, gpu.available, gpu.most) == (0, 0, 0, 0, 10**9, 10**9)
     assert (gpu.weights, gpu.step) == (cpu.weights, cpu.step) and gpu.peak < 10**8
 
 
@@ -137,7 +143,7 @@ def test_an_epoch_is_foretold_from_the_first_seconds() -> None:
 
 def test_memory_is_that_of_the_machine_or_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4000 kB\n",
+        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapTotal: 2000 kB\n",
         "/proc/self/status": "VmHWM: 1 kB\nVmRSS: 500 kB\n",
         "/proc/self/cgroup": "0::/a/b\n",
     }
@@ -148,12 +154,15 @@ def test_memory_is_that_of_the_machine_or_of_the_container(monkeypatch: pytest.M
         return files[str(path)]
 
     monkeypatch.setattr(Path, "read_text", text)
-    assert _process.available_memory() == 4500 * 1024
+    assert _process.available_memory() == (4500 * 1024, 11_000 * 1024), "swap too"
+    assert _process.available_memory(4) == (1500 * 1024, 2750 * 1024), "what the others hold is theirs, as ours is ours"
     for path, limit in (("a/b", "max\n"), ("a", "4000000\n"), ("", "5000000\n")):
         files[str(Path("/sys/fs/cgroup", path, "memory.max"))] = limit
-    assert _process.available_memory() == 4_000_000
+    assert _process.available_memory() == (4_000_000, 4_000_000 + 2000 * 1024)
     files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "3000000"
-    assert _process.available_memory() == 3_000_000
+    assert _process.available_memory(2) == (1_500_000, 1_500_000 + 1000 * 1024)
+    del files["/proc/meminfo"]
+    assert _process.available_memory() == (3_000_000, 3_000_000)
     files.clear()
     assert _process.available_memory() is None
 
@@ -173,16 +182,16 @@ def test_a_table_that_cannot_fit_is_refused_before_it_is_made(
         assert "models.GRU4Rec: the run takes about" in err and "GB are there" in err and "optimizer" in err
         assert "a smaller embedding_size (it is 1073741824)" in err and not (tmp_path / "runs").exists()
     config = write_config(tmp_path, GRU4Rec=GRU)
-    monkeypatch.setattr(plan, "available_memory", lambda: 10_000_000)
+    monkeypatch.setattr(plan, "available_memory", lambda processes: (10_000_000, 10_000_000))
     assert "10 MB are there" in refusal("train", config, folder=tmp_path) and not (tmp_path / "runs").exists()
-    monkeypatch.setattr(plan, "available_memory", lambda: None)
+    monkeypatch.setattr(plan, "available_memory", lambda processes: None)
     assert here("train", config, folder=tmp_path)[0] == 0
 
 
 def test_what_comes_near_is_warned_of(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (told,) = answer("plan", config, "--no-time", folder=tmp_path)
     assert told["peak"] > told["process"] + told["weights"] and told["epoch_seconds"] is None
-    monkeypatch.setattr(plan, "available_memory", lambda: int(told["peak"] * 1.05))
+    monkeypatch.setattr(plan, "available_memory", lambda processes: (10_000_000, told["peak"] * 2))
     monkeypatch.setattr(plan, "rss", lambda: told["process"] + told["data"] - plan.LIBRARIES)
     with pytest.warns(UserWarning, match="the run takes about .*To take less: .*a smaller evaluation"):
         code, _, _ = here("plan", config, "--no-time", folder=tmp_path)
@@ -194,7 +203,7 @@ def test_what_to_change_is_named() -> None:
         entry = experiment.ModelConfig(name="GRU4Rec", params=params, optimization={}, early_stopping=None)
         tight = planned(options=TrainingOptions(updates="dense"), embedding_size=4000)
         with pytest.raises(ConfigError, match="To take less: ") as error:
-            experiment.check(plan.replace(tight, available=1), entry)
+            experiment.check(plan.replace(tight, available=1, most=1), entry)
         return str(error.value)
 
     assert "optimizer: rows" in less(embedding_size=4000, neg_samples=1)

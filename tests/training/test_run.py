@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastseq.data.split import Split, leave_one_out
 from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import GRU4Rec
 from fastseq.training import checkpoint, save_warprec
+from fastseq.training import run as run_module
 from fastseq.training.distributed import Ranks
 from fastseq.training.run import RunFolder, load
 from fastseq.training.state import save_best
@@ -111,25 +113,31 @@ def test_overwriting_begins_with_what_could_be_resumed(tmp_path: Path, monkeypat
     assert not run.last_path.exists() and run.metrics_path.exists()
 
 
-def test_all_processes_learn_that_the_folder_is_refused(tmp_path: Path) -> None:
+def test_all_processes_learn_that_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "SEEN_SECONDS", 0.0)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("mine")
-    said: list[bool] = []
+    said: list[torch.Tensor] = []
 
     class Pair(Ranks):
         """Two processes, one after the other: what the first says is what the second hears."""
 
-        def any(self, flag: bool) -> bool:
-            said.append(flag)
-            return any(said)
+        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+            said.append(tensor)
+            return torch.stack(said).sum(0)
 
     with pytest.raises(CheckpointError, match="--overwrite"):
         RunFolder.open(tmp_path / "x", Pair(0, 2))
     with pytest.raises(CheckpointError, match="the first process says why"):
         RunFolder.open(tmp_path / "x", Pair(1, 2))
     said.clear()
-    with pytest.raises(CheckpointError, match=r"rank 1 does not see the run folder.*a file system that they share"):
-        RunFolder.open(tmp_path / "not shared", Pair(1, 2))
+    folder = RunFolder.open(tmp_path / "here", Pair(0, 2))
+    shutil.copytree(folder.path, tmp_path / "a copy")
+    (tmp_path / "a copy" / ".lock").write_text("1 of an earlier run")
+    for elsewhere in ("not shared", "a copy"):
+        with pytest.raises(CheckpointError, match=r"rank 1 does not see the run folder.*a file system that they share"):
+            RunFolder.open(tmp_path / elsewhere, Pair(1, 2))
+    said.clear()
     assert RunFolder.open(tmp_path / "y", Pair(0, 2)).path == RunFolder.open(tmp_path / "y", Pair(1, 2)).path
 
 

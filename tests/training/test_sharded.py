@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import fastseq
 from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import SASRec, Shards
-from fastseq.training import Trainer, TrainingOptions
+from fastseq.training import Trainer, TrainingOptions, checkpoint, parts
+from fastseq.training.rows import why_dense
 from tests.models.small import required_params
 
 from .test_ddp import free_port
@@ -103,8 +106,6 @@ def test_a_killed_process_and_other_numbers_of_them(tmp_path: Path) -> None:
 
 
 def step_of(last: Path) -> int:
-    from fastseq.training import checkpoint
-
     return int(checkpoint.load(last, metadata_only=True)[1]["state"]["step"])
 
 
@@ -125,6 +126,79 @@ def test_parts_that_are_missing_or_of_another_run(tmp_path: Path) -> None:
         fastseq.load(tmp_path / "one")
     best[0][1].write_bytes(kept)
     fastseq.load(tmp_path / "one")
+
+
+def test_one_part_is_the_whole(tmp_path: Path) -> None:
+    """No process group is needed, and everything is served."""
+    split = make_split()
+    model = sharded_model("Caser", split, Shards(0, 1), epochs=1)
+    Trainer(model, split, TrainingOptions(updates="rows"), tmp_path / "run").fit()
+    loaded = fastseq.load(tmp_path / "run", shards=Shards(0, 1))
+    assert loaded.recommend([[0, 1]], unknown_users="mean") == model.recommend([[0, 1]], unknown_users="mean")
+
+
+TABLES = {"items": torch.arange(14.0).view(7, 2), "users": torch.arange(6.0).view(3, 2)}
+ROWS = {name: len(table) for name, table in TABLES.items()}
+
+
+@pytest.fixture
+def save_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """Writes TABLES as so many processes would, one after another in this one."""
+    monkeypatch.setattr(dist, "broadcast", lambda *_: None)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+
+    def save(path: Path, world_size: int) -> None:
+        monkeypatch.setattr(secrets, "randbits", lambda _: world_size)
+        for rank in reversed(range(world_size)):
+            own = {name: table[rank::world_size].clone() for name, table in TABLES.items()}
+            parts.save(path, {**own, "rest": torch.ones(1)}, {}, ROWS, Shards(rank, world_size))
+
+    return save
+
+
+@pytest.mark.parametrize("writers", [1, 2, 5, 9, 12])
+def test_parts_divide_anew_over_any_number(
+    writers: int, tmp_path: Path, save_parts: Callable[[Path, int], None]
+) -> None:
+    """More processes than rows too: some hold none of a table, or of any."""
+    save_parts(tmp_path / "last.safetensors", writers)
+    for readers in (1, 2, 3, 8, 12):
+        for rank in range(readers):
+            tensors, _ = parts.load(tmp_path / "last.safetensors", ROWS, Shards(rank, readers))
+            assert tensors.keys() == {*TABLES, "rest"}
+            for name, table in TABLES.items():
+                assert torch.equal(tensors[name], table[rank::readers]), (name, rank, readers)
+
+
+def test_nothing_of_older_checkpoints_is_left(tmp_path: Path, save_parts: Callable[[Path, int], None]) -> None:
+    """Nor what a process was writing when it was killed, once the next checkpoint is there, in parts or whole."""
+    path = tmp_path / "last.safetensors"
+    for write in (lambda: save_parts(path, 3), lambda: parts.save(path, TABLES, {})):
+        save_parts(path, 2)
+        cut = tmp_path / ".last.0123456789abcdef.1-of-2.safetensors.tmp"
+        cut.write_bytes(b"half")
+        others = [tmp_path / name for name in ("best.safetensors", "best.0123456789abcdef.0-of-2.safetensors")]
+        for each in others:
+            each.touch()
+        write()
+        assert not cut.exists() and not list(tmp_path.glob("*-of-2.safetensors.tmp"))
+        assert not list(tmp_path.glob("last.*-of-2.*")) and all(each.exists() for each in others)
+        assert torch.equal(parts.load(path)[0]["items"], TABLES["items"])
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    tmp_path: Path, save_parts: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, assembled = tmp_path / "last.safetensors", parts._assembled
+    save_parts(path, 2)
+
+    def late(*arguments: Any) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(parts, "_assembled", assembled)
+        save_parts(path, 3)
+        return assembled(*arguments)
+
+    monkeypatch.setattr(parts, "_assembled", late)
+    assert torch.equal(parts.load(path)[0]["items"], TABLES["items"])
 
 
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "Caser"])
@@ -152,11 +226,12 @@ def test_what_a_part_cannot_do() -> None:
         model.predict(torch.tensor([[1, 2]]), torch.tensor([2]))
     with pytest.raises(ConfigError, match=r"part 1 of 2 of its tables, but this is process 0 of 1"):
         Trainer(model, split)
-    alone = sharded_model("SASRec", split, Shards(0, 1), neg_samples=0)
     with pytest.raises(ConfigError, match="needs updates by rows, but cross_entropy gives every item a gradient"):
-        Trainer(alone, split)
+        why_dense(sharded_model("SASRec", split, Shards(0, 2), neg_samples=0), TrainingOptions(), warn=False)
     with pytest.raises(ConfigError, match="needs updates by rows, but updates is dense"):
-        Trainer(sharded_model("SASRec", split, Shards(0, 1)), split, TrainingOptions(updates="dense"))
+        why_dense(model, TrainingOptions(updates="dense"), warn=False)
+    with pytest.raises(ValueError, match="rank is 2, expected 0 … world_size − 1, and world_size is 2"):
+        Shards(2, 2)
     with pytest.raises(CheckpointError, match="the model holds a part of its tables"):
         fastseq.training.checkpoint.save_warprec("model.pth", model)
     assert isinstance(model, SASRec)

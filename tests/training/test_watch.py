@@ -8,6 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+
+from fastseq.errors import ConfigError
+from fastseq.training import watch
 
 from .test_ddp import free_port
 from .worker import end_badly
@@ -23,8 +27,9 @@ CASES = {
     ("stop", 0): f"fastseq: .*the store at 127.0.0.1:.*is out of reach: rank 0{HOST}",
     ("late", 1): "TrainingError: 2 of 3 processes came in 12 s, rank 1 did not",
     ("late", 0): "TrainingError: rank [12].*: rank 0 has not come to 127.0.0.1",
-    ("differ", 2): f"ConfigError: .*params.learning_rate is 0.01 for rank 0{HOST}, rank 1{HOST} and 0.02 for rank 2.*"
-    ".*options.progress_every_seconds is 1 for .*and 2 for rank 2.*split.data_hash is ",
+    ("differ", 2): f"ConfigError: .*run_dir is None for rank 0{HOST}, rank 1{HOST} and given for rank 2.*"
+    f"params.learning_rate is 0.01 for rank 0{HOST}, rank 1{HOST} and 0.02 for rank 2.*"
+    "options.progress_every_seconds is 1 for .*and 2 for rank 2.*split.data_hash is ",
     ("work", 1): None,
 }
 
@@ -56,3 +61,21 @@ def test_what_ends_one_ends_all_with_its_name(tmp_path: Path) -> None:
     finally:
         for process in itertools.chain(*running.values()):
             process.kill()  # also one that is frozen
+
+
+def test_processes_that_torchrun_starts_again_meet_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the store of before, which torchrun holds."""
+    port = free_port()
+    held = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for attempt in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        store, watching = watch.meet(0, 1)
+        assert not store.check(["of the group"])
+        store.set("of the group", "x")
+        with pytest.raises(ConfigError, match="two processes have RANK 0"):
+            watch.meet(0, 1)
+        watching.leave()
+    assert held

@@ -179,7 +179,7 @@ def end_badly(rank: int, world_size: int, port: int, folder: str, how: str, who:
 
     model.loss = ends  # type: ignore[method-assign]
     try:
-        trainer = Trainer(model, split, options)
+        trainer = Trainer(model, split, options, f"{folder}/run" if how == "differ" and odd else None)
         trainer.fit()
         trainer.ranks.leave()
     except (ConfigError, TrainingError, ValueError) as error:

@@ -6,6 +6,7 @@ below is what it then uses, Lightning's DDP, over gloo, with WarpRec's own callb
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,8 @@ def test_a_look_while_rows_wait_changes_nothing() -> None:
     assert same(*ends) and waited
     # Lightning writes the state_dict, then asks the model, and writes the optimizer's state with it.
     assert not torch.equal(model.item_embedding.weight, ends[-1]["item_embedding.weight"])
+    moved = copy.deepcopy(model).double()
+    assert torch.equal(moved.item_embedding.weight, ends[-1]["item_embedding.weight"].double())
     model.on_save_checkpoint({})
     assert torch.equal(model.item_embedding.weight, ends[-1]["item_embedding.weight"])
 
