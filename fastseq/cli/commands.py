@@ -495,6 +495,8 @@ def _answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json
         return
     for reason in missing.values():
         say(reason)
+    if not reports:  # interrupted
+        return
     names = ("HR@10", "NDCG@10")
     columns = ["row", "published by", *names, *(f"reached {name}" for name in names), *(f"± {name}" for name in names)]
     cells = []
