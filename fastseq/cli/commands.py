@@ -10,30 +10,37 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 try:
+    import rich  # noqa: F401
     import typer
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 except ImportError as error:  # the core install has no command line
     sys.exit(f"the fastseq command needs its extra ({error.name} is missing): pip install 'fastseq-rec[cli]'")
 
 from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
+from .asked import among, as_ids, lines_of, raw
 from .bench import bench
-from .console import Device, Json, fail, say, show, show_table, stderr, write_any_text
+from .console import Device, Json, fail, progress_bars, say, show, show_table, stderr, write_any_text
 from .paths import expanded
+from .tables import (
+    answer_rows,
+    as_planned,
+    cells,
+    columns_of,
+    list_rows,
+    print_comparisons,
+    print_differences,
+    print_table,
+    summary,
+)
 
 if TYPE_CHECKING:
-    from ..training import Evaluation, TrainResult
+    from ..training import Evaluation
     from .configuration import Config
     from .experiment import Outcome
-    from .reproduce import Row
-    from .verify import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,9 +118,9 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
     ranks = Ranks.join()
     ranks.leave()
     if as_json and ranks.is_first:
-        print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [_summary(o) for o in outcomes]}))
+        print(json.dumps({"popularity": baseline and baseline.metrics, "runs": [summary(o) for o in outcomes]}))
     elif ranks.is_first:
-        _print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
+        print_table(settings.evaluation.metrics, settings.evaluation.top_k, outcomes, baseline)
     if outcomes and outcomes[-1].result.stopped == "interrupted":
         raise typer.Exit(130)
 
@@ -137,7 +144,7 @@ def _fit(settings: Config, resume: bool, overwrite: bool, as_json: bool) -> tupl
             "nDCGRendle2020 is the same in both"
         )
     shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
-    with _bars(shown, quiet=as_json or not ranks.is_first) as report:
+    with progress_bars(shown, quiet=as_json or not ranks.is_first) as report:
 
         def announce(name: str, data: Any, parts: Any) -> None:
             nonlocal baseline
@@ -157,7 +164,7 @@ def _fit(settings: Config, resume: bool, overwrite: bool, as_json: bool) -> tupl
             how = "" if result.execution == "eager" else f" ({result.execution})"
             where = f"on {result.device}{how}, updates {result.updates}"
             say(f"{outcome.name}: {result.message}; {where}; {outcome.run.path}")
-            say(f"{outcome.name}: {_as_planned(result)}")
+            say(f"{outcome.name}: {as_planned(result)}")
     return outcomes, baseline
 
 
@@ -262,9 +269,9 @@ def evaluate(
     intervals = {name: f"{low:.4f} – {high:.4f}" for name, (low, high) in evaluation.intervals.items()}
     rows = [(name, f"{value:.4f}", intervals.get(name, "")) for name, value in evaluation.metrics.items()]
     show_table(title, ("metric", part, "95% of users"), rows)
-    columns = _columns(config.evaluation.metrics, config.evaluation.top_k)
+    columns = columns_of(config.evaluation.metrics, config.evaluation.top_k)
     for what, groups in evaluation.by.items():
-        lines = [(group["group"], group["users"], *_cells(group["metrics"], columns)) for group in groups]
+        lines = [(group["group"], group["users"], *cells(group["metrics"], columns)) for group in groups]
         show_table(f"{title}, by {what}", (what, "users", *columns), lines)
     for note in experiment.notes(evaluation):
         say(note)
@@ -294,15 +301,7 @@ def compare(
     if as_json:
         print(json.dumps(answer))
         return
-    columns = ("metric", "first", "run", "difference", "95% of users", "p", "higher", "lower", "equal")
-    for each in answer["comparisons"]:
-        rows = []
-        for name, m in each["metrics"].items():
-            interval = " – ".join(f"{end:+.4f}" for end in m["interval"])
-            numbers = (f"{m['first']:.4f}", f"{m['run']:.4f}", f"{m['difference']:+.4f}", interval, f"{m['p']:.4f}")
-            rows.append((name, *numbers, m["higher"], m["lower"], m["equal"]))
-        show_table(f"{each['run']} against {answer['first']}, {answer['users']:,} users", columns, rows)
-    show(answer["method"], "dim")
+    print_differences(answer)
 
 
 @app.command()
@@ -350,20 +349,20 @@ def recommend(
         else:
             interactions, parts = experiment.read_and_split(config)
             _refuse_changed(run, experiment.changed_since(folder, parts), False)
-        known = _among(None if model.catalogue is None else model.catalogue.users, interactions.user_ids.values)
+        known = among(None if model.catalogue is None else model.catalogue.users, interactions.user_ids.values)
         step = max(1, len(known) // sample) if sample else 1
         # Also users that the split left out; of their events those whose items the model knows.
-        names_of_users = [_raw(interactions.user_ids, text, "user") for text in user or []]
+        names_of_users = [raw(interactions.user_ids, text, "user") for text in user or []]
         for name in names_of_users + known[::step][:sample]:
             name = name.item() if hasattr(name, "item") else name
-            requests.append((name, name, _among(items, interactions.history(name))))
+            requests.append((name, name, among(items, interactions.history(name))))
     for number, line in enumerate(history or [], start=1):
         words = [text for text in line.split(",") if text.strip()]
-        requests.append((line, None, _as_ids(items, words, f"--history {number}", skip_unknown)))
+        requests.append((line, None, as_ids(items, words, f"--history {number}", skip_unknown)))
     if input_file is not None:
-        for number, line in enumerate(_lines(input_file), start=1):
+        for number, line in enumerate(lines_of(input_file), start=1):
             words = [text for text in line.split("\t") if text.strip()] if "\t" in line else line.split()
-            history_ids = _as_ids(items, words, f"{input_file}, line {number}", skip_unknown)
+            history_ids = as_ids(items, words, f"{input_file}, line {number}", skip_unknown)
             requests.append((f"line {number}", None, history_ids))
     if not requests:
         raise ConfigError("nothing to recommend for: give --user, --history, --input or --sample")
@@ -420,7 +419,7 @@ def reproduce(
     from . import reproduce as published
 
     if name is None and not every:
-        _list_rows(list(published.table()[1].values()), as_json)
+        list_rows(list(published.table()[1].values()), as_json)
         return
     if name is not None and every:
         raise ConfigError("a row and --all: give one of them")
@@ -455,60 +454,9 @@ def reproduce(
                 reports.append(row.report(outcomes))
             if interrupted:
                 break
-    _answer_rows(reports, missing, as_json)
+    answer_rows(reports, missing, as_json)
     if interrupted:
         raise typer.Exit(130)
-
-
-def _list_rows(rows: list[Row], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([row.to_dict() for row in rows]))
-        return
-    columns = ("name", "data, users / items", "published by", "protocol", "HR@10", "NDCG@10", "source")
-    cells = [
-        (
-            row.name,
-            f"{row.data.title}, {row.data.users:,} / {row.data.items:,}",
-            each["system"],
-            row.protocol,
-            f"{each['HR']:.4f}",
-            f"{each['NDCG']:.4f}",
-            each["source"],
-        )
-        for row in rows
-        for each in row.published
-    ]
-    show_table("Published scores", columns, cells)
-    say("fastseq reproduce NAME --data FILE trains one of them")
-
-
-def _answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json: bool) -> None:
-    """What `fastseq reproduce` prints at its end: a line a published score."""
-    from ..training.distributed import Ranks
-
-    ranks = Ranks.join()
-    ranks.leave()
-    if not ranks.is_first:
-        return
-    if as_json:
-        print(json.dumps({"rows": reports, "left_out": missing}))
-        return
-    for reason in missing.values():
-        say(reason)
-    if not reports:  # interrupted
-        return
-    names = ("HR@10", "NDCG@10")
-    columns = ["row", "published by", *names, *(f"reached {name}" for name in names), *(f"± {name}" for name in names)]
-    cells = []
-    for report in reports:
-        mean, spread = report["reached"]["mean"], report["reached"]["spread"]
-        for each in report["published"]:
-            scores = [f"{source[name]:.4f}" for source in (each, mean) for name in names]
-            scores += [f"{spread[name]:.4f}" if spread else "–" for name in names]
-            differences = [f"{each['relative'][name]:+.1%}" for name in names]
-            time = f"{report['seconds']:,.0f} s"
-            cells.append((report["name"], f"{each['system']}, {each['source']}", *scores, *differences, time))
-    show_table("Published and reached", (*columns, *(f"{name} differs" for name in names), "time of all seeds"), cells)
 
 
 @app.command()
@@ -551,40 +499,9 @@ def verify(
         about = {"reference": report.reference, "data": report.data, "device": report.device, "same": report.same}
         print(json.dumps(about | {"models": rows}))
     else:
-        _print_comparisons(report)
+        print_comparisons(report)
     if not report.same:
         raise typer.Exit(1)
-
-
-def _print_comparisons(report: Report) -> None:
-    rows = []
-    for c in report.comparisons:
-        for number, what in enumerate(("scores", "loss", "gradients")):
-            errors = [
-                f"{c.errors[what, dtype]:.1e}" if (what, dtype) in c.errors else "–" for dtype in ("float64", "float32")
-            ]
-            reference = c.batch_size / c.reference_seconds
-            speeds = [
-                (f"reference, {c.batch_size} rows", reference, 1.0),
-                ("fastseq, same batch", c.batch_size / c.seconds, c.reference_seconds / c.seconds),
-                (
-                    f"windows, stride {c.window_stride}, {c.window_batch_size} targets",
-                    c.window_speed,
-                    c.window_speed / reference,
-                ),
-            ]
-            name, speed, ratio = speeds[number]
-            rows.append((c.model, what, *errors, name, f"{speed:,.0f}", f"{ratio:.1f}×"))
-    columns = ("model", "error in", "float64", "float32", "training step", "targets/s", "speed")
-    show_table("", columns, rows)
-    show(f"compared with {report.reference}")
-    show(f"on {report.data}; {report.device}")
-    show("windows: the core model in batches of its own, without WarpRec's adapter, trainer and evaluation")
-    for c in report.comparisons:
-        if c.differing:
-            show(f"{c.model} DIFFERS: {', '.join(c.differing)}; worst gradient: {c.worst}", "bold red")
-    if report.same:
-        show("same scores, loss and gradients", "bold")
 
 
 def main() -> None:
@@ -628,60 +545,6 @@ def _answer() -> None:
         fail("interrupted", 130)
 
 
-@contextmanager
-def _bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
-    """Progress bars on stderr: one a model, with epoch, loss, speed and time left."""
-    if quiet:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[epoch]}", markup=False),
-        TextColumn("loss {task.fields[loss]:.4f}", markup=False),
-        TextColumn("{task.fields[speed]:,.0f} targets/s", markup=False),
-        TextColumn("{task.fields[metric]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    if not stderr.is_terminal:  # a log: one line an epoch
-
-        def line(name: str, progress: Any) -> None:
-            if (
-                progress.validation is not None
-                or progress.step * progress.epochs == progress.epoch * progress.total_steps
-            ):
-                value = (progress.validation or {}).get(metric_shown)
-                shown = "" if value is None else f", {metric_shown} {value:.4f}"
-                say(
-                    f"{name}: epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{shown}, "
-                    f"{progress.targets_per_second:,.0f} targets/s"
-                )
-
-        yield line
-        return
-    with Progress(*columns, console=stderr) as bars:
-        tasks: dict[str, Any] = {}
-        metric = dict[str, str]()
-
-        def report(name: str, progress: Any) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(
-                    name, total=progress.total_steps, epoch="", loss=0.0, speed=0.0, metric="", start=True
-                )
-            if progress.validation and metric_shown in progress.validation:
-                metric[name] = f"{metric_shown} {progress.validation[metric_shown]:.4f}"
-            bars.update(
-                tasks[name],
-                completed=progress.step,
-                epoch=f"epoch {progress.epoch}/{progress.epochs}",
-                loss=progress.loss,
-                speed=progress.targets_per_second,
-                metric=metric.get(name, ""),
-            )
-
-        yield report
-
-
 def _choose_device(settings: Config, device: str | None) -> None:
     """The option --device takes the place of the configuration's keys."""
     from ..devices import find_device
@@ -691,102 +554,6 @@ def _choose_device(settings: Config, device: str | None) -> None:
         settings.general.device = device
         for entry in settings.models:
             entry.optimization.device = None
-
-
-def _as_planned(result: TrainResult) -> str:
-    """What a run took, beside what was planned."""
-    memory = f"peak memory {result.peak_memory_mb:,.0f} MB, planned {result.planned_memory_mb or 0:,.0f}"
-    if result.epoch_seconds is None:
-        return memory
-    planned = result.planned_epoch_seconds
-    foretold = "" if planned is None else f", by its first seconds {planned:,.1f}"
-    return f"{memory}; {result.epoch_seconds:,.1f} s of training an epoch{foretold}"
-
-
-def _columns(metrics: list[str], ks: list[int]) -> list[str]:
-    """The metrics of a table, by their names in ``Evaluation.metrics``."""
-    from ..training.metrics import parse_metric
-
-    return ["@".join(map(str, parse_metric(f"{name}@{k}"))) for k in ks for name in metrics]
-
-
-def _print_table(metrics: list[str], ks: list[int], outcomes: list[Outcome], baseline: Evaluation | None) -> None:
-    columns = _columns(metrics, ks)
-    rows = []
-    if baseline is not None:
-        rows.append(["popularity", *_cells(baseline.metrics, columns), "", ""])
-    for outcome in outcomes:
-        speed, memory = f"{outcome.result.targets_per_second:,.0f}", f"{outcome.peak_rss_mb:,.0f} MB"
-        scores = outcome.evaluation.metrics if outcome.evaluation else {}
-        rows.append([outcome.name, *_cells(scores, columns), speed, memory])
-    ranking = "full" if baseline is None else baseline.protocol["ranking"]
-    show_table(f"Test set, {ranking} ranking", ["model", *columns, "targets/s", "peak memory"], rows)
-
-
-def _cells(scores: dict[str, float], columns: list[str]) -> list[str]:
-    """Metrics as text; a dash for what was not measured, such as coverage among sampled candidates."""
-    return [f"{scores[c]:.4f}" if c in scores else "–" for c in columns]
-
-
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    result = asdict(outcome.result)
-    result.pop("history")
-    return {
-        "model": outcome.name,
-        "run": str(outcome.run.path),
-        "peak_rss_mb": round(outcome.peak_rss_mb, 1),
-        "plan": outcome.plan.to_dict(),
-        "training": result,
-        "evaluation": outcome.evaluation.to_dict() if outcome.evaluation else None,
-    }
-
-
-def _as_id(ids: Any, text: str) -> Any:
-    """A word of the command line as the catalogue's kind of id; still text where it is none, so that errors name it."""
-    text = text.strip()
-    if ids is None or ids.kind == "int":
-        try:
-            return int(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _as_ids(ids: Any, words: list[str], where: str, skip_unknown: bool) -> list[Any]:
-    """The words of a history, unknown ones refused by where they stand."""
-    values = [_as_id(ids, text) for text in words]
-    if ids is not None and not skip_unknown:
-        for number, index in enumerate(ids.encode(values, unknown="-1"), start=1):
-            if index < 0:
-                raise DataError(
-                    f"{where}: item {number}, {words[number - 1].strip()!r}, is not in the catalogue; --skip-unknown "
-                    "leaves such items out"
-                )
-    return values
-
-
-def _among(ids: Any, values: Any) -> list[Any]:
-    """The values that are ids of the map, in their order; all of them without a map."""
-    if ids is None:
-        return list(values)
-    return [value for value, index in zip(values, ids.encode(values, unknown="-1"), strict=True) if index >= 0]
-
-
-def _raw(ids: Any, text: str, what: str) -> Any:
-    value = _as_id(ids, text)
-    if ids.encode([value], unknown="-1")[0] < 0:
-        raise DataError(
-            f"{what} {text!r} is not in the data of this run; --history and --input take the items of anyone"
-        )
-    return value
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--input {path}: cannot be read: {error}") from error
-    return text.removeprefix("\ufeff").splitlines()  # the mark of some editors
 
 
 def _load(run: Path, device: str) -> Any:
