@@ -64,9 +64,9 @@ class SequentialRecommender(nn.Module, ABC):
         ValueError: naming the key of ``params`` or ``info`` that is missing, unknown, out of range or contradictory.
     """
 
-    needs_user: ClassVar[bool] = False  # whether scoring reads the user's id
+    needs_user: bool = False  # whether scoring reads the user's id
     needs_context: ClassVar[bool] = False  # every target of a window needs all its max_seq_len events in the pass
-    ends_in_relu: ClassVar[bool] = False  # whether output_activation applies
+    own_options: ClassVar[tuple[str, ...]] = ()  # of hyperparameters.OBJECTIVE, those that are one model's
     reads_length: ClassVar[bool] = True  # False: a padded row ends where its trailing padding begins
 
     item_embedding: nn.Embedding
@@ -89,6 +89,7 @@ class SequentialRecommender(nn.Module, ABC):
     window_stride: int | None
     initializer_range: float | None
     output_activation: str
+    user_vectors: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,11 +142,9 @@ class SequentialRecommender(nn.Module, ABC):
         names = cls.hyperparameter_names()
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         values = hyperparameters.resolve(cls.__name__, names, defaults, params)
-        if values["output_activation"] != "relu" and not cls.ends_in_relu:
-            raise ConfigError(
-                f"{cls.__name__}: output_activation is {values['output_activation']!r}, but its output has none; "
-                "the key is Caser's: leave it out"
-            )
+        for key, owner in hyperparameters.OWNERS.items():
+            if values[key] != hyperparameters.OBJECTIVE[key] and key not in cls.own_options:
+                raise ConfigError(f"{cls.__name__}: {key} is {values[key]!r}, but the key is {owner}'s: leave it out")
         return values
 
     def init_params(self, params: Mapping[str, Any]) -> None:
@@ -394,7 +393,7 @@ class SequentialRecommender(nn.Module, ABC):
 
     def jagged(self, batch: Sequence[Tensor]) -> JaggedBatch:
         """What ``loss`` takes, of what ``training_step`` takes."""
-        names = ["user"] * self.needs_user + ["seq", "len", "pos"] + ["neg"] * (self.neg_samples > 0)
+        names = ["user"] * type(self).needs_user + ["seq", "len", "pos"] + ["neg"] * (self.neg_samples > 0)
         if len(batch) != len(names):
             raise ValueError(
                 f"{type(self).__name__} with neg_samples {self.neg_samples} takes batches of ({', '.join(names)}), "

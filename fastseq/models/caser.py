@@ -47,7 +47,8 @@ class Caser(SequentialRecommender):
     ``n_v`` vertical filters as tall as the padded history and ``n_h`` horizontal ones of each height 1 … max_seq_len
     (ReLU, max pool), dropout, a linear layer with ReLU, and a second one over its output beside the user's vector,
     with ReLU too; the result is scored against the item embeddings. Either of ``n_v`` and ``n_h`` may be 0.
-    ``output_activation="none"`` leaves the last ReLU out, as the paper does.
+    ``output_activation="none"`` leaves the last ReLU out, as the paper does; ``user_vectors=False`` the users' vectors
+    (Caser-vh in the paper's ablation), and any history can be scored then.
 
     Of a longer history the last ``max_seq_len`` events count; in a training batch a target's whole history must
     therefore lie in its sequence (``Windows`` with context). A user the model does not know is −1 in ``encode`` and
@@ -57,9 +58,9 @@ class Caser(SequentialRecommender):
     2018; WarpRec 2.2.8's variant of it.
     """
 
-    needs_user: ClassVar[bool] = True
+    needs_user = True
     needs_context: ClassVar[bool] = True
-    ends_in_relu: ClassVar[bool] = True
+    own_options: ClassVar[tuple[str, ...]] = ("output_activation", "user_vectors")
     reads_length: ClassVar[bool] = False
 
     embedding_size: int
@@ -77,7 +78,9 @@ class Caser(SequentialRecommender):
     def __init__(self, params: dict, info: dict, *args: Any, seed: int = 42, **kwargs: Any) -> None:
         super().__init__(params, info, *args, seed=seed, **kwargs)
         d, length = self.embedding_size, self.max_seq_len
-        self.user_embedding = self._divided(self.n_users)
+        self.needs_user = self.user_vectors
+        if self.user_vectors:
+            self.user_embedding = self._divided(self.n_users)
         self.item_embedding = self._divided(self.n_items + 1, self.n_items)
         # Hold the parameters, under WarpRec's names and with its initial values; encode computes with them.
         if self.n_v > 0:
@@ -89,7 +92,7 @@ class Caser(SequentialRecommender):
             places = [rows[h * (h - 1) // 2 : h * (h + 1) // 2].T.flatten() for h in range(1, length + 1)]
             self.register_buffer("_places", torch.cat(places), persistent=False)
         self.fc1 = nn.Linear(self.n_v * d + self.n_h * length, d)
-        self.fc2 = nn.Linear(2 * d, d)
+        self.fc2 = nn.Linear(2 * d if self.user_vectors else d, d)
         self.apply(self._init_weights)
 
     @classmethod
@@ -139,9 +142,11 @@ class Caser(SequentialRecommender):
         )
         windows = ops.dropout(windows, self._rate(self.dropout_prob), self._take_rng(), SITE_CONVOLUTIONS)
         z = ops.linear_relu(windows, self.fc1.weight, self.fc1.bias)
-        users = self._user_vectors(self._user_rows(batch), batch.users_of_targets)
+        if self.user_vectors:
+            users = self._user_vectors(self._user_rows(batch), batch.users_of_targets)
+            z = torch.cat([z, users.to(z.dtype)], dim=1)
         last = ops.linear_relu if self.output_activation == "relu" else ops.linear
-        return last(torch.cat([z, users.to(z.dtype)], dim=1), self.fc2.weight, self.fc2.bias)
+        return last(z, self.fc2.weight, self.fc2.bias)
 
     def _horizontal(self) -> tuple[Tensor, Tensor]:
         """Weights [L(L + 1)/2, n_h, d], tap by tap, and biases [L, n_h] of all heights."""

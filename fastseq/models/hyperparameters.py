@@ -69,11 +69,24 @@ class Choice:
         raise ValueError
 
 
+@dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    def __str__(self) -> str:
+        return "true or false"
+
+    def accept(self, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        raise ValueError
+
+
 SIZE = Number(integer=True, low=1, high=2**31 - 1)
 DEPTH = Number(integer=True, low=1, high=4096)
 COUNT = Number(integer=True, high=2**31 - 1)
 PROBABILITY = Number(high=1.0, below=True)
-RULES: dict[str, Number | Choice] = {
+RULES: dict[str, Number | Choice | Flag] = {
     **dict.fromkeys(("embedding_size", "hidden_size", "inner_size", "n_heads"), SIZE),
     **dict.fromkeys(("max_seq_len", "batch_size", "epochs"), SIZE),
     **dict.fromkeys(("num_layers", "n_layers"), DEPTH),
@@ -88,6 +101,7 @@ RULES: dict[str, Number | Choice] = {
     "window_stride": Number(integer=True, low=1, high=2**31 - 1, optional=True),
     "initializer_range": Number(above=True, optional=True),
     "output_activation": Choice(("relu", "none")),
+    "user_vectors": Flag(),
 }
 
 # What every model takes beyond WarpRec's keys. The defaults are WarpRec's behaviour.
@@ -100,7 +114,9 @@ OBJECTIVE: dict[str, Any] = {
     "window_stride": None,  # max_seq_len
     "initializer_range": None,  # Xavier's
     "output_activation": "relu",  # Caser's last layer; "none" for the paper's
+    "user_vectors": True,  # Caser's
 }
+OWNERS = {"output_activation": "Caser", "user_vectors": "Caser"}  # of those that are one model's
 
 # What a configuration has beside the hyperparameters, and where.
 ELSEWHERE = {

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastseq.errors import CheckpointError
+from fastseq.models.hyperparameters import OBJECTIVE, OWNERS
 
 if TYPE_CHECKING:
     from fastseq.models.base import SequentialRecommender
@@ -201,8 +202,14 @@ def save_warprec(path: str | os.PathLike[str], model: SequentialRecommender) -> 
     ``artifacts`` holds the model's public attributes that are builtins, so the file loads with ``weights_only=True``.
 
     Raises:
-        CheckpointError: if it cannot be written.
+        CheckpointError: if it cannot be written, or WarpRec's model of that name would compute something else.
     """
+    for key in OWNERS:
+        if getattr(model, key) != OBJECTIVE[key]:
+            raise CheckpointError(
+                f"{path}: {key} is {getattr(model, key)!r}, which WarpRec's {type(model).__name__} does not know: keep "
+                f"fastseq's checkpoint, or train with {OBJECTIVE[key]!r}"
+            )
     if model.shards is not None:
         raise CheckpointError(
             f"{path}: the model holds a part of its tables: load the run's checkpoint in one process, and save that"

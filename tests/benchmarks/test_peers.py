@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import measure, peers, quality, speed_figure
+from benchmarks import losses, measure, peers, quality, speed_figure
 
 # In the place of the peer's interpreter: answers as peer_worker.py would, from what it is given.
 PEER = """#!{python}
@@ -157,6 +157,28 @@ def test_quality_runs_are_resumed_and_reported(data: Path, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "| stride 50  | 1 " in text and "- stride 50 minus per target, NDCG@10 at 2 epochs" in text
     assert "| GRU4Rec, stride 50 | 1     | 2 " in text and "| RecBole 1.2.1, GRU4Rec | 1.50 " in text
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_study_of_losses_is_resumed_and_reported(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting has a process of its own; a second call adds what the file lacks alone."""
+    out = tmp_path / "losses.jsonl"
+    command = [*map(str, ["losses", "train", "--data", data, "--out", out, "--epochs", 2]), "--losses"]
+    monkeypatch.setattr(losses, "SETTINGS", [("cross_entropy", "per_target", 0), ("bce", "shared", 16)])
+    for chosen in (["bce"], ["bce", "cross_entropy"]):
+        monkeypatch.setattr(sys, "argv", [*command, *chosen])
+        losses.main()
+    runs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [losses.setting_of(run) for run in runs] == losses.SETTINGS[::-1]
+    assert all(0 <= run["test NDCG@10"] <= 1 and run["peak_mb"] >= run["peak_mb_before"] > 0 for run in runs)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["losses", "report", str(out), "--figure", str(tmp_path / "figure.png")])
+    losses.main()
+    text = capsys.readouterr().out
+    assert text.index("| cross_entropy ") < text.index("| bce, 16 shared ")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import fastseq
 from fastseq import Caser, GRU4Rec
+from fastseq.data import leave_one_out, make_demo
 from fastseq.data.batch import JaggedBatch
-from fastseq.errors import ConfigError, DataError
+from fastseq.errors import CheckpointError, ConfigError, DataError
 from fastseq.models.jagged import offsets_of
+from fastseq.training import Trainer, TrainingOptions, evaluate, save_warprec
 from tests.ops.compare import relative_error
 
 from . import exactness
@@ -120,5 +125,37 @@ def test_the_last_relu_can_be_left_out() -> None:
     output = linear(users, sequences)
     assert (output < 0).any() and output.relu().equal(usual(users, sequences))
     assert linear.get_params()["output_activation"] == "none" and "output_activation" not in usual.get_params()
-    with pytest.raises(ConfigError, match="GRU4Rec: output_activation is 'none', but its output has none"):
+    with pytest.raises(ConfigError, match="GRU4Rec: output_activation is 'none', but the key is Caser's"):
         GRU4Rec({**exactness.PARAMS["GRU4Rec"], "output_activation": "none"}, INFO)
+
+
+def test_without_user_vectors_it_scores_any_history(tmp_path: Path) -> None:
+    """The output is that of a model whose last layer does not weigh the user; WarpRec's batches have users all the
+    same, and none is looked at."""
+    alone, usual = (Caser({**PARAMS, "user_vectors": flag, "reg_weight": 0.0}, INFO).eval() for flag in (False, True))
+    assert not any("user" in name for name in alone.state_dict())
+    weights = alone.state_dict()
+    weights["fc2.weight"] = torch.cat([weights["fc2.weight"], torch.zeros_like(weights["fc2.weight"])], dim=1)
+    usual.load_state_dict(weights | {"user_embedding.weight": usual.user_embedding.weight})
+    users, (sequences, lengths) = torch.tensor([0, 6, 2]), exactness.histories(9, [9, 4, 1])
+    assert relative_error(alone(users, sequences), usual(users, sequences)) < 1e-6
+    assert relative_error(alone.predict(users, sequences), usual.predict(users, sequences)) < 1e-6
+    assert alone.recommend([[1, 2], []], k=3)[0] == alone.recommend([[1, 2]], k=3)[0]
+    targets, negatives = torch.tensor([3, 5, 7]), torch.randint(0, N_ITEMS, (3, PARAMS["neg_samples"]))
+    batch = (users, sequences, lengths, targets, negatives)
+    assert alone.training_step(batch, 0).isclose(usual.training_step(batch, 0), rtol=1e-6)
+    with pytest.raises(CheckpointError, match="user_vectors is False, which WarpRec's Caser does not know"):
+        save_warprec(tmp_path / "model.pth", alone)
+    with pytest.raises(ConfigError, match="user_vectors is 1, expected true or false"):
+        Caser({**PARAMS, "user_vectors": 1}, INFO)
+
+
+def test_without_user_vectors_it_trains_and_comes_back(tmp_path: Path) -> None:
+    split = leave_one_out(make_demo())
+    data = split.interactions
+    info = {"n_users": data.n_users, "n_items": data.n_items}
+    model = Caser({**PARAMS, "user_vectors": False, "batch_size": 512}, info)
+    Trainer(model, split, TrainingOptions(epochs=1), tmp_path / "run").fit()
+    score = evaluate(model, split, "test").metrics["NDCG@10"]
+    again = fastseq.load(tmp_path / "run")
+    assert not again.user_vectors and evaluate(again, split, "test").metrics["NDCG@10"] == score
