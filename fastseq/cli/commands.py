@@ -26,6 +26,7 @@ from .bench import bench
 from .console import Device, Json, fail, progress_bars, say, show, show_table, stderr, write_any_text
 from .paths import expanded
 from .tables import (
+    announce_row,
     answer_rows,
     as_planned,
     cells,
@@ -125,8 +126,13 @@ def _train(config: Path, out: Path | None, resume: bool, overwrite: bool, device
         raise typer.Exit(130)
 
 
-def _fit(settings: Config, resume: bool, overwrite: bool, as_json: bool) -> tuple[list[Outcome], Evaluation | None]:
-    """Trains and tests every model of a configuration, and says so on stderr: the outcomes, and that of popularity."""
+def _fit(
+    settings: Config, resume: bool, overwrite: bool, as_json: bool, again: str | None = None
+) -> tuple[list[Outcome], Evaluation | None]:
+    """Trains and tests every model of a configuration, and says so on stderr: the outcomes, and that of popularity.
+
+    ``again`` says how an interrupted training goes on, where that is not with --resume.
+    """
     from ..training.distributed import Ranks
     from ..training.metrics import parse_metric
     from . import experiment
@@ -163,7 +169,10 @@ def _fit(settings: Config, resume: bool, overwrite: bool, as_json: bool) -> tupl
             result = outcome.result
             how = "" if result.execution == "eager" else f" ({result.execution})"
             where = f"on {result.device}{how}, updates {result.updates}"
-            say(f"{outcome.name}: {result.message}; {where}; {outcome.run.path}")
+            message = result.message
+            if again and result.stopped == "interrupted":
+                message = f"interrupted at step {result.steps} and saved; {again}"
+            say(f"{outcome.name}: {message}; {where}; {outcome.run.path}")
             say(f"{outcome.name}: {as_planned(result)}")
     return outcomes, baseline
 
@@ -424,36 +433,39 @@ def reproduce(
     if name is not None and every:
         raise ConfigError("a row and --all: give one of them")
     rows = [published.row(name)] if name is not None else list(published.table()[1].values())
-    found, missing = [], {}
+    found, missing = [], dict[str, str]()
     for row in rows:
         try:
-            path = row.find(data)
-            row.check(path, allow_changed_data)
-            found.append((row, path))
-        except DataError as error:
+            found.append((row, *row.prepare(data, seeds, out, overwrite, allow_changed_data)))
+        except (CheckpointError, DataError) as error:
             if not every:
                 raise
             missing[row.name] = str(error)
     if not found:
-        raise DataError("no row has its data there: " + next(iter(missing.values())))
+        raise DataError("no row can be run: " + next(iter(missing.values())))
+    again = f"the same command{' without --overwrite' if overwrite else ''} goes on from here"
     reports: list[dict[str, Any]] = []
     interrupted = False
-    with failing_together():
-        for row, path in found:
-            outcomes: list[Outcome] = []
-            for seed in range(1, seeds + 1):
-                settings = row.config(path, seed, out)
-                _choose_device(settings, device)
-                say(f"{row.name}, seed {seed}")
-                (outcome,), _ = _fit(settings, not overwrite, overwrite, as_json)
-                interrupted = outcome.result.stopped == "interrupted"
-                if interrupted:
-                    break
-                outcomes.append(outcome)
-            if outcomes:
-                reports.append(row.report(outcomes))
-            if interrupted:
-                break
+    for row, settings, changed in found:
+        announce_row(row)
+        outcomes: list[Outcome] = []
+        try:
+            with failing_together():
+                for seed, each in enumerate(settings, start=1):
+                    say(f"{row.name}, seed {seed}")
+                    _choose_device(each, device)
+                    (outcome,), _ = _fit(each, not overwrite, overwrite, as_json, again)
+                    interrupted = outcome.result.stopped == "interrupted"
+                    if interrupted:
+                        break
+                    outcomes.append(outcome)
+        except KeyboardInterrupt:  # outside training, or the second one
+            interrupted = True
+            say(f"interrupted; what was saved is intact, and {again}")
+        if outcomes:
+            reports.append(row.report(outcomes, changed))
+        if interrupted:
+            break
     answer_rows(reports, missing, as_json)
     if interrupted:
         raise typer.Exit(130)

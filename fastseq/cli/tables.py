@@ -50,6 +50,14 @@ def list_rows(rows: list[Row], as_json: bool) -> None:
     say("fastseq reproduce NAME --data FILE trains one of them")
 
 
+def announce_row(row: Row) -> None:
+    """What is published, and what is trained to reach it, before that is."""
+    say(f"{row.name}: {row.data.title}; {row.protocol}; configuration {row.path}")
+    for each in row.published:
+        scores = f"HR@10 {each['HR']:.4f}, NDCG@10 {each['NDCG']:.4f}"
+        say(f"{row.name}: published {scores}: {each['system']}, {each['source']}")
+
+
 def answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json: bool) -> None:
     """What `fastseq reproduce` prints at its end: a line a published score."""
     from ..training.distributed import Ranks
@@ -63,6 +71,9 @@ def answer_rows(reports: list[dict[str, Any]], missing: dict[str, str], as_json:
         return
     for reason in missing.values():
         say(reason)
+    for report in reports:
+        if "changed_data" in report:
+            say(f"{report['name']}: {report['changed_data']}")
     if not reports:  # interrupted
         return
     names = ("HR@10", "NDCG@10")

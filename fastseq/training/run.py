@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -206,10 +207,13 @@ class RunFolder:
         tensors, metadata = checkpoint.load(self.users_path)
         try:
             users, values, names = tensors["users"].numpy(), tensors["values"].numpy(), tuple(metadata["names"])
-            if values.shape != (len(users), len(names)):
+            if values.shape != (len(users), len(names)) or not np.isfinite(values).all():
                 raise KeyError("values")
-            return UserValues(users, names, values, metadata["protocol"])
-        except KeyError as error:
+            protocol = metadata["protocol"]
+            if not {"data_hash", "split_hash"} <= protocol["split"].keys():
+                raise KeyError("split")
+            return UserValues(users, names, values, protocol)
+        except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.users_path}: damaged ({error}); evaluate the run again") from error
 
     def write_ids(self, users: IdMap, items: IdMap) -> None:

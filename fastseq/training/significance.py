@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from fastseq.errors import DataError
 
+from .metrics import NOVELTY_METRICS, parse_metric
+
 Float64Array: TypeAlias = NDArray[np.float64]
 LEVEL = 95  # per cent
 Z = 1.959963984540054  # the normal distribution's quantile for it
@@ -100,7 +102,8 @@ def intervals(values: UserValues, seed: int) -> dict[str, tuple[float, float]]:
     for name, ones, zeros in zip(
         values.names, (x == 1).sum(axis=0).tolist(), (x == 0).sum(axis=0).tolist(), strict=True
     ):
-        if ones + zeros == n:  # HR; also Recall of one target a user
+        # HR; also Recall of one target a user. What is no share may be 1 for all by chance.
+        if ones + zeros == n and parse_metric(name)[0] not in NOVELTY_METRICS:
             found[name] = wilson(ones, n)
     return found
 
@@ -140,7 +143,8 @@ def paired(differences: Float64Array, seed: int) -> tuple[float, float, float]:
         low, high = percentiles(resampled_means(changed[:, None], n, seed))[:, 0].tolist()
         return low, high, sign_flips(changed, seed)
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / n**0.5
-    return mean - Z * error, mean + Z * error, math.erfc(abs(mean) / error / 2**0.5)
+    p = math.erfc(abs(mean) / error / 2**0.5) if error else 0.0  # all differ by the same
+    return mean - Z * error, mean + Z * error, p
 
 
 def holm(p: Sequence[float]) -> list[float]:

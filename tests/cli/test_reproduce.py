@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from fastseq.cli import reproduce
+from fastseq.cli import experiment, reproduce
 from fastseq.cli.configuration import load_config
 from fastseq.data.readers import read_interactions
 from fastseq.models import MODELS
-from fastseq.training import RunFolder
+from fastseq.training import RunFolder, Trainer
 from tests.models.small import small_params
 
 from .test_commands import answer, here, refusal
@@ -117,7 +120,18 @@ def test_the_wrong_data_is_refused(small: Path) -> None:
     said = refusal("reproduce", "small_row", folder=small)
     assert "small.txt is Other: 60 users" in said and "small_row needs Small: 7 users" in said
     write_sequences(small / "small.txt", users=9)
-    assert "small.txt has 9 users" in refusal("reproduce", "small_row", folder=small)
+    assert "small.txt, read as user_sequences, has 9 users" in refusal("reproduce", "small_row", folder=small)
+    (small / "small.txt").write_text("")
+    said = refusal("reproduce", "small_row", folder=small)
+    assert "the file is empty" in said and "get the small place" in said
+
+
+def test_a_variant_in_another_format_is_named(small: Path) -> None:
+    table = yaml.safe_load((small / "published.yaml").read_text())
+    table["data"]["other"] |= {"users": 2, "items": 3, "events": 4}
+    (small / "published.yaml").write_text(yaml.safe_dump(table))
+    (small / "small.txt").write_text("user_id:token\titem_id:token\n1\t5\n1\t6\n2\t5\n2\t7\n")
+    assert "small.txt is Other: 2 users, 3 items, 4 events" in refusal("reproduce", "small_row", folder=small)
 
 
 def test_other_ids_with_the_same_counts_are_refused(small: Path) -> None:
@@ -125,7 +139,78 @@ def test_other_ids_with_the_same_counts_are_refused(small: Path) -> None:
     (small / "small.txt").write_text("".join(f"{line.replace(' ', ' 9')}\n" for line in lines))
     said = refusal("reproduce", "small_row", folder=small)
     assert "has the counts of Small, but other ids or another order" in said and "--allow-changed-data" in said
-    assert answer("reproduce", "small_row", "--allow-changed-data", folder=small)["rows"]
+    (report,) = answer("reproduce", "small_row", "--allow-changed-data", folder=small)["rows"]
+    assert "other ids or another order" in report["changed_data"]
+    code, _, err = here("reproduce", "small_row", "--allow-changed-data", folder=small)
+    assert code == 0 and "small_row: small.txt has the counts of Small, but other ids or another order" in err
+
+
+def test_it_says_what_it_goes_for(small: Path) -> None:
+    code, _, err = here("reproduce", "small_row", folder=small)
+    assert code == 0 and "small_row: Small; in words" in err and str(small / "published" / "small_row.yaml") in err
+    assert "published HR@10 0.2500, NDCG@10 0.1250: GRU4Rec, a paper" in err
+    (report,) = answer("reproduce", "small_row", folder=small)["rows"]
+    assert "changed_data" not in report
+
+
+def set_row(small: Path, name: str, **params: Any) -> None:
+    path = small / "published" / f"{name}.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["models"]["GRU4Rec"] |= params
+    path.write_text(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize("params", [{"epochs": 1}, {"epochs": 3}, {"early_stopping": {"patience": 1}}], ids=str)
+def test_runs_of_another_configuration_are_no_score_of_this_one(small: Path, params: dict[str, Any]) -> None:
+    """Resuming takes other epochs and patience; what was trained with those is not what the row says."""
+    first = answer("reproduce", "small_row", folder=small)["rows"][0]["runs"][0]
+    set_row(small, "small_row", **params)
+    said = refusal("reproduce", "small_row", "--seeds", "2", folder=small)
+    assert first["run"] in said and ("patience is" if "early_stopping" in params else "epochs is") in said
+    assert "--overwrite" in said and "--out" in said
+    assert not (small / "runs" / "reproduce" / "small_row" / "seed-2").exists()  # before anything is trained
+    assert answer("reproduce", "small_row", "--overwrite", folder=small)["rows"]
+
+
+def test_one_refused_row_does_not_keep_the_others(small: Path) -> None:
+    table = yaml.safe_load((small / "published.yaml").read_text())
+    table["data"]["other"] = table["data"]["small"]
+    (small / "published.yaml").write_text(yaml.safe_dump(table))
+    set_row(small, "other_row", epochs=1)
+    folder = Path(answer("reproduce", "other_row", folder=small)["rows"][0]["runs"][0]["run"])
+    for path in (small / folder / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    said = answer("reproduce", "--all", folder=small)
+    assert [report["name"] for report in said["rows"]] == ["small_row"]
+    assert "not a whole safetensors file" in said["left_out"]["other_row"]
+    assert "not a whole safetensors file" in refusal("reproduce", "other_row", folder=small)
+
+
+@pytest.mark.parametrize("place", ["training", "test"])
+def test_an_interrupted_seed_says_how_to_go_on(small: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """reproduce has no --resume; what is finished is answered."""
+    score, finish = experiment.score, Trainer._finish_epoch
+
+    def scored(config: Any, entry: Any, *arguments: Any, **options: Any) -> Any:
+        if place == "test" and entry is not None and entry.optimization.properties.seed == 2:
+            raise KeyboardInterrupt
+        return score(config, entry, *arguments, **options)
+
+    def finished(trainer: Trainer) -> None:
+        finish(trainer)
+        if place == "training" and trainer.options.seed == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(experiment, "score", scored)
+    monkeypatch.setattr(Trainer, "_finish_epoch", finished)
+    code, out, err = here("reproduce", "small_row", "--seeds", "3", "--json", folder=small)
+    assert code == 130 and "the same command goes on" in err and "--resume" not in err
+    assert json.loads(out)["rows"][0]["reached"]["seeds"] == 1
+    code, out, err = here("reproduce", "small_row", "--seeds", "2", "--overwrite", folder=small)
+    assert code == 130 and "the same command without --overwrite goes on" in err and out.count("\n") == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(reproduce, "FOLDER", small / "published")
+    assert answer("reproduce", "small_row", "--seeds", "3", folder=small)["rows"][0]["reached"]["seeds"] == 3
 
 
 def test_a_missing_file_says_where_it_comes_from(small: Path) -> None:
@@ -134,7 +219,7 @@ def test_a_missing_file_says_where_it_comes_from(small: Path) -> None:
     assert "nowhere does not exist" in refusal("reproduce", "other_row", "--data", "nowhere", folder=small)
     assert "give one of them" in refusal("reproduce", "other_row", "--all", folder=small)
     (small / "small.txt").unlink()
-    assert "no row has its data there" in refusal("reproduce", "--all", folder=small)
+    assert "no row can be run" in refusal("reproduce", "--all", folder=small)
 
 
 @pytest.mark.parametrize("name", sorted(reproduce.table()[0]))

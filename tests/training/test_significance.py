@@ -284,6 +284,17 @@ def test_permutations_are_those_of_signs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+def test_a_difference_that_all_users_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastseq.training.significance.BOOTSTRAP_USERS", 10)
+    assert paired(np.full(20, 0.5), 7) == (0.5, 0.5, 0.0)
+
+
+def test_intervals_of_what_is_no_share() -> None:
+    """A list of items that each have one event, or that half of the users have: 1 is no share of anything."""
+    for name in NOVELTY_METRICS:
+        assert intervals(values(np.ones(50), f"{name}@10"), 7) == {f"{name}@10": (1.0, 1.0)}
+
+
 def test_runs_are_compared_user_by_user() -> None:
     rng = np.random.default_rng(2)
     a = (rng.random(500) < 0.3).astype(float)
@@ -330,6 +341,12 @@ def test_values_are_kept_in_the_run_folder(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.values, evaluation.users.values, rtol=1e-6)
     same = compare({"stored": read, "again": read})["comparisons"][0]["metrics"]
     assert all(metric["equal"] == len(read.users) for metric in same.values())
+    x, said = evaluation.users.values.copy(), evaluation.users.protocol
+    x[3, 1] = np.nan
+    for damaged in ({"protocol": {}}, {"protocol": said | {"split": 5}}, {"names": 5}, {"values": x}):
+        run.write_users(replace(evaluation.users, **damaged))
+        with pytest.raises(CheckpointError, match=r"evaluation_users.safetensors: damaged .*evaluate the run again"):
+            run.read_users()
     RunFolder(tmp_path / "run", overwrite=True)
     assert not run.users_path.exists()
 
