@@ -130,7 +130,9 @@ def test_a_variant_in_another_format_is_named(small: Path) -> None:
     table = yaml.safe_load((small / "published.yaml").read_text())
     table["data"]["other"] |= {"users": 2, "items": 3, "events": 4}
     (small / "published.yaml").write_text(yaml.safe_dump(table))
-    (small / "small.txt").write_text("user_id:token\titem_id:token\n1\t5\n1\t6\n2\t5\n2\t7\n")
+    (small / "small.txt").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\n1\t5\t1\n1\t6\t2\n2\t5\t1\n2\t7\t2\n"
+    )
     assert "small.txt is Other: 2 users, 3 items, 4 events" in refusal("reproduce", "small_row", folder=small)
 
 
