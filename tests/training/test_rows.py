@@ -196,10 +196,9 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
         if progress.step == progress.total_steps // 2 - 3:
             raise KeyboardInterrupt
 
+    every_step = TrainingOptions(updates="rows", progress_every_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(
-            model, split, TrainingOptions(updates="rows", progress_every_seconds=0), callbacks=[OnSteps(stop)]
-        ).fit()
+        Trainer(model, split, every_step, callbacks=[OnSteps(stop)]).fit()
     assert model.waiting_rows is not None
     same.load_state_dict(model.state_dict())
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -219,9 +218,7 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
     assert same_weights(model, same)
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(
-            model, split, TrainingOptions(updates="rows", progress_every_seconds=0), callbacks=[OnSteps(stop)]
-        ).fit()
+        Trainer(model, split, every_step, callbacks=[OnSteps(stop)]).fit()
     model.load_state_dict(first)
     assert model.waiting_rows is None and same_weights(model, fresh)
 
