@@ -11,24 +11,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastseq import _version
 from fastseq.data.batch import JaggedBatch
-from fastseq.data.loader import Loader
-from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.devices import device_name, memory_named, peak_memory_mb
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue, has_replaced_method
-from fastseq.ops.sampled_loss import needs_log_q
 from fastseq.optim import RowAdam
 
-from . import optimizers
+from . import building
 from . import state as states
 from .callbacks import Callback, Callbacks, End, Event, Progress, Start, Step
 from .curve import draw_curve
@@ -104,7 +101,7 @@ class Trainer:
         check_catalogue(model, data, users=True)
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
-        self.metric = self._validation_metric()
+        self.metric = building.validation_metric(self.options, split)
         shards = model.shards
         if shards is not None and (shards.rank, shards.world_size) != (self.ranks.rank, self.ranks.world_size):
             raise ConfigError(
@@ -113,11 +110,11 @@ class Trainer:
                 f"{self.ranks.world_size})"
             )
         self.epochs = self.options.epochs or model.epochs
-        self.loader = self._build_loader()
+        self.loader = building.loader(model, split, self.options, self.ranks, self.device)
         self.total_steps = self.epochs * len(self.loader)
         if not self.total_steps:
             raise ConfigError("the training part has no targets: no user has 2 training events")
-        self.optimizer, self.scheduler = self._build_optimizer()
+        self.optimizer, self.scheduler = building.optimizer(model, self.options, rows=self._why_dense is None)
         self._why_eager()  # an execution that is not served is refused before anything is trained
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainState()
@@ -640,59 +637,3 @@ class Trainer:
     def _why_dense(self) -> str | None:
         """Why every step walks the whole item and user tables; None where it moves the rows that it touches."""
         return why_dense(self.model, self.options, warn=self.ranks.is_first)
-
-    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-        model, options = self.model, self.options
-        name, params = options.optimizer, options.optimizer_params
-        if self._why_dense is None:
-            optimizer: torch.optim.Optimizer = RowAdam(model.parameter_groups(), model.learning_rate, **params)
-        elif name == "Adam" and not params:
-            optimizer = model.configure_optimizers()  # a subclass may have its own
-        else:
-            optimizer = optimizers.make_optimizer(name, model.parameter_groups(), model.learning_rate, params)
-        if options.schedule not in optimizers.SCHEDULERS:
-            return optimizer, None
-        return optimizer, optimizers.make_scheduler(options.schedule, optimizer, options.schedule_params)
-
-    def _build_loader(self) -> Loader:
-        model, options = self.model, self.options
-        sampler = None
-        if model.neg_samples > 0:
-            sampler = NegativeSampler(
-                self.split,
-                model.neg_samples,
-                mode=cast(Mode, model.negatives),
-                distribution=cast(Distribution, model.negative_distribution),
-                alpha=model.negative_alpha,
-                with_log_q=needs_log_q(model.loss_name),
-            )
-            sampler.check_drawable()
-        return Loader(
-            self.split,
-            batch_size=model.batch_size,
-            max_len=model.max_seq_len,
-            window_stride=model.window_stride,
-            seed=options.seed,
-            sampler=sampler,
-            per_target=options.per_target,
-            # Caser reads the whole history of every target.
-            context=model.needs_context,
-            l2=model.reg_weight > 0,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.device,
-        )
-
-    def _validation_metric(self) -> str | None:
-        options = self.options
-        if options.validation_metric is None:
-            return None
-        if len(self.split.part("validation")):
-            name, k = parse_metric(options.validation_metric)
-            return f"{name}@{k}"
-        if options.patience is None:
-            return None
-        raise ConfigError(
-            f"patience is {options.patience}, but the split has no validation targets; split some off, or set "
-            "patience to None"
-        )
