@@ -71,7 +71,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, pre
         The record of the run: per ranked epoch the cumulated seconds of training and the scores of both parts.
     """
     from fastseq.models import MODELS
-    from fastseq.training import Progress, Trainer, TrainingOptions, evaluate
+    from fastseq.training import Callback, Trainer, TrainingOptions, evaluate
 
     data = split.interactions
     stride = None if batches == PER_TARGET else batches
@@ -83,18 +83,20 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, pre
     def start() -> None:
         since.update({key: clock() for key, clock in CLOCKS.items()})
 
-    def ranked(progress: Progress) -> None:
-        """Called after every epoch. The time of the evaluations does not count."""
-        for key, clock in CLOCKS.items():
-            spent[key] += clock() - since[key]
-        if epochs <= 10 or progress.epoch % 2 == 0 or progress.epoch == epochs:
-            curve["epoch"].append(progress.epoch)
-            curve["loss"].append(round(progress.loss, 5))
-            for key in CLOCKS:
-                curve[key].append(round(spent[key], 6))  # a tiny run takes milliseconds
-            for part in ("validation", "test"):
-                add_scores(curve, evaluate(model, split, part, mask_seen="history", coverage=False), part)
-        start()
+    class Ranked(Callback):
+        """Ranks after epochs. The time of the evaluations does not count."""
+
+        def on_epoch(self, line: dict[str, Any]) -> None:
+            for key, clock in CLOCKS.items():
+                spent[key] += clock() - since[key]
+            if epochs <= 10 or line["epoch"] % 2 == 0 or line["epoch"] == epochs:
+                curve["epoch"].append(line["epoch"])
+                curve["loss"].append(round(line["loss"], 5))
+                for key in CLOCKS:
+                    curve[key].append(round(spent[key], 6))  # a tiny run takes milliseconds
+                for part in ("validation", "test"):
+                    add_scores(curve, evaluate(model, split, part, mask_seen="history", coverage=False), part)
+            start()
 
     options = TrainingOptions(
         seed=seed,
@@ -103,7 +105,7 @@ def train(name: str, batches: int | str, seed: int, split: Any, epochs: int, pre
         per_target=batches == PER_TARGET,
         progress_every_seconds=float("inf"),  # only after epochs
     )
-    trainer = Trainer(model, split, options, on_progress=ranked)
+    trainer = Trainer(model, split, options, callbacks=[Ranked()])
     start()
     result = trainer.fit()
     about = {"kind": "run", "model": name, "batches": batches, "seed": seed, "precision": precision}

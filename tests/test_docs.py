@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from fastseq.cli.dashboard import Dashboard
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -47,3 +51,18 @@ def test_paths_and_modules_exist(page: Path) -> None:
 def test_prose_is_narrow(page: Path) -> None:
     wide = [line for line in prose(page) if len(line) > 120 and not line.startswith(("|", "!["))]
     assert not wide, wide
+
+
+def test_the_example_of_tracking_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tracking.md").read_text(), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.count("NDCG@10") == 2
+    assert list((tmp_path / "runs" / "watched" / "tensorboard").iterdir())
+
+
+def test_the_configuration_of_tracking_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "tracking.md").read_text(), flags=re.S)
+    dashboard = Dashboard(**yaml.safe_load(text)["dashboard"])
+    assert dashboard.tensorboard.enabled and dashboard.mlflow.enabled and dashboard.wandb.enabled

@@ -23,7 +23,7 @@ from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from .asked import among, as_ids, lines_of, raw
 from .bench import bench
-from .console import Device, Json, fail, progress_bars, say, show, show_table, stderr, write_any_text
+from .console import Device, Json, fail, say, show, show_table, stderr, write_any_text
 from .paths import expanded
 from .tables import (
     announce_row,
@@ -136,6 +136,7 @@ def _fit(
     from ..training.distributed import Ranks
     from ..training.metrics import parse_metric
     from . import experiment
+    from .progress import progress_of
 
     outcomes: list[Outcome] = []
     baseline: Evaluation | None = None
@@ -150,7 +151,7 @@ def _fit(
             "nDCGRendle2020 is the same in both"
         )
     shown = "@".join(map(str, parse_metric(settings.evaluation.validation_metric)))
-    with progress_bars(shown, quiet=as_json or not ranks.is_first) as report:
+    with progress_of(shown, quiet=as_json or not ranks.is_first) as callbacks:
 
         def announce(name: str, data: Any, parts: Any) -> None:
             nonlocal baseline
@@ -163,7 +164,7 @@ def _fit(
                     say(note)
 
         for outcome in experiment.train(
-            settings, resume=resume, overwrite=overwrite, on_start=announce, on_progress=report
+            settings, resume=resume, overwrite=overwrite, on_start=announce, callbacks=callbacks
         ):
             outcomes.append(outcome)
             result = outcome.result

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..data.filters import check_filter
 from ..data.split import History
@@ -23,7 +23,9 @@ from ..models import MODELS
 from ..training import optimizers
 from ..training.metrics import MaskSeen, parse_metric
 from ..training.options import SCHEDULES, Execution, Updates
+from .dashboard import Dashboard
 from .paths import expanded
+from .section import Section
 from .warprec_keys import UNUSED, used
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
@@ -31,12 +33,6 @@ _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 def _none_is_empty(value: Any) -> Any:
     return {} if value is None else value
-
-
-class Section(BaseModel):
-    """A section of the file: every key is known, and none is silently dropped."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Labels(Section):
@@ -353,6 +349,7 @@ class Config(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     writer: Writer = Field(default_factory=Writer)
     general: General = Field(default_factory=General)
+    dashboard: Dashboard = Field(default_factory=Dashboard)
     _unused: list[str] = PrivateAttr(default_factory=list)
 
     @property
@@ -383,13 +380,17 @@ class Config(Section):
             path = given.local_path
         return self.writer.dataset_name or (path.stem if path else "demo")
 
+    def run_name(self, model: str) -> str:
+        """What the run of one model is called."""
+        return f"{self.dataset_name}/{model}"
+
     def run_path(self, model: str) -> Path:
-        """The run folder of one model."""
-        return self.writer.local_experiment_path / self.dataset_name / model
+        """Its run folder."""
+        return self.writer.local_experiment_path / self.run_name(model)
 
     def resolved(self, model: ModelConfig, params: dict[str, Any]) -> str:
         """YAML that trains this one model again, from any folder. It has every value: a default may not be null."""
-        tree = self.model_dump(mode="json", exclude={"models"})
+        tree = self.model_dump(mode="json", exclude={"models"}) | {"dashboard": self.dashboard.resolved()}
         if self.reader.local_path is not None:
             tree["reader"]["local_path"] = str(self.reader.local_path.absolute())
         if self.reader.split is not None:

@@ -6,13 +6,11 @@ Ids, paths and other text of the user are printed as they are: never read as mar
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -65,57 +63,3 @@ def fail(message: str, code: int) -> NoReturn:
     """Ends the process with one line on stderr."""
     print(f"fastseq: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-@contextmanager
-def progress_bars(metric_shown: str, quiet: bool) -> Iterator[Callable[[str, Any], None] | None]:
-    """Progress bars on stderr: one a model, with epoch, loss, speed and time left."""
-    if quiet:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[epoch]}", markup=False),
-        TextColumn("loss {task.fields[loss]:.4f}", markup=False),
-        TextColumn("{task.fields[speed]:,.0f} targets/s", markup=False),
-        TextColumn("{task.fields[metric]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    if not stderr.is_terminal:  # a log: one line an epoch
-
-        def line(name: str, progress: Any) -> None:
-            if (
-                progress.validation is not None
-                or progress.step * progress.epochs == progress.epoch * progress.total_steps
-            ):
-                value = (progress.validation or {}).get(metric_shown)
-                shown = "" if value is None else f", {metric_shown} {value:.4f}"
-                say(
-                    f"{name}: epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{shown}, "
-                    f"{progress.targets_per_second:,.0f} targets/s"
-                )
-
-        yield line
-        return
-    with Progress(*columns, console=stderr) as bars:
-        tasks: dict[str, Any] = {}
-        metric = dict[str, str]()
-
-        def report(name: str, progress: Any) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(
-                    name, total=progress.total_steps, epoch="", loss=0.0, speed=0.0, metric="", start=True
-                )
-            if progress.validation and metric_shown in progress.validation:
-                metric[name] = f"{metric_shown} {progress.validation[metric_shown]:.4f}"
-            bars.update(
-                tasks[name],
-                completed=progress.step,
-                epoch=f"epoch {progress.epoch}/{progress.epochs}",
-                loss=progress.loss,
-                speed=progress.targets_per_second,
-                metric=metric.get(name, ""),
-            )
-
-        yield report

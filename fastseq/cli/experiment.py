@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from ..models import MODELS
 from ..models.base import SequentialRecommender
 from ..models.recommend import Catalogue
 from ..models.shards import Shards
-from ..training import Evaluation, Progress, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
+from ..training import Callback, Evaluation, RunFolder, Trainer, TrainingOptions, TrainResult, checkpoint, evaluate
 from ..training.breakdown import By
 from ..training.distributed import Ranks
 from ..training.metrics import NOVELTY_METRICS, parse_metric
@@ -237,7 +236,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     on_start: Callable[[str, Interactions, Split], None] | None = None,
-    on_progress: Callable[[str, Progress], None] | None = None,
+    callbacks: Callable[[str], Sequence[Callback]] = lambda name: (),
 ) -> Iterator[Outcome]:
     """Trains and tests every model of a configuration, one after the other.
 
@@ -245,14 +244,17 @@ def train(
         resume: go on in existing run folders.
         overwrite: delete what earlier runs left in them.
         on_start: called before each model.
-        on_progress: called while it trains; see Trainer.
+        callbacks: what is told of the training of the model of a name, beside the configuration's trackers.
 
     Yields:
         One outcome a model; after an interrupted one, no more.
 
     Raises:
         ConfigError, DataError, CheckpointError: see the functions above and Trainer.
+        ImportError: if the package of a tracker is missing.
     """
+    is_first = Ranks.join(device_of(config, config.models[0])).is_first
+    trackers = {x.name: config.dashboard.trackers(config.run_name(x.name)) for x in config.models if is_first}
     _, parts = read_and_split(config)
     data = parts.interactions
 
@@ -279,18 +281,22 @@ def train(
         if on_start is not None:
             on_start(entry.name, data, parts)
         path = config.run_path(entry.name)
-        report = None if on_progress is None else partial(on_progress, entry.name)
-        options = options_of(config, entry)
-        trainer = Trainer(model, parts, options, path, report, resume=resume, overwrite=overwrite, plan=plan)
+        options, told = options_of(config, entry), [*callbacks(entry.name), *trackers.get(entry.name, ())]
+        trainer = Trainer(model, parts, options, path, told, resume=resume, overwrite=overwrite, plan=plan)
         run = RunFolder.existing(path)
         if trainer.ranks.is_first:
             run.write_config(config.resolved(entry, model.get_params()))
-        result = trainer.fit()
-        evaluation = None
-        if result.stopped != "interrupted" and len(parts.part("test")):
-            evaluation = score(config, entry, model, parts, ranks=trainer.ranks, per_user=True)
-            if trainer.ranks.is_first:
-                run.write_evaluation(evaluation)
+        evaluation: Evaluation | None = None
+
+        def tested(result: TrainResult) -> Evaluation | None:
+            nonlocal evaluation
+            if result.stopped != "interrupted" and len(parts.part("test")):
+                evaluation = score(config, entry, model, parts, ranks=trainer.ranks, per_user=True)
+                if trainer.ranks.is_first:
+                    run.write_evaluation(evaluation)
+            return evaluation
+
+        result = trainer.fit(tested)
         result = dataclasses.replace(result, peak_memory_mb=peak_memory_mb(device))
         return Outcome(entry.name, run, result, evaluation, peak_memory_mb(torch.device("cpu")), plan)
 

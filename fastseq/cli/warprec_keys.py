@@ -10,7 +10,9 @@ from ..errors import ConfigError
 # WarpRec's keys for its search, reports, machines and other models, of this version and earlier ones: nothing that is
 # trained or measured here depends on them.
 UNUSED: dict[str, set[str]] = {
-    "": {"dashboard", "estimate", "run", "training"},
+    "": {"estimate", "run", "training"},
+    "dashboard": {"codecarbon"},
+    "dashboard.wandb": {"log_config"},  # the settings of a run are always written
     "reader": {"azure_blob_name", "clustering", "knowledge", "multimodal", "negative_sampling", "sequence_pooling"},
     "reader.labels": {"cluster_label"},
     "reader.dtypes": {"cluster_type", "context_separators", "context_types"},

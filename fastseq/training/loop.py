@@ -8,28 +8,26 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastseq import _version
 from fastseq.data.batch import JaggedBatch
-from fastseq.data.loader import Loader
-from fastseq.data.negatives import Distribution, Mode, NegativeSampler
 from fastseq.data.split import Split
 from fastseq.devices import device_name, memory_named, peak_memory_mb
 from fastseq.errors import ConfigError, TrainingError
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.recommend import Catalogue, check_catalogue, has_replaced_method
-from fastseq.ops.sampled_loss import needs_log_q
 from fastseq.optim import RowAdam
 
-from . import optimizers
+from . import building
 from . import state as states
+from .callbacks import Callback, Callbacks, End, Event, Progress, Start, Step
 from .curve import draw_curve
 from .distributed import Ranks, distributed_loss
 from .evaluation import Evaluation, evaluate
@@ -37,7 +35,7 @@ from .metrics import LIST_METRICS, NOVELTY_METRICS, parse_metric
 from .options import TrainingOptions, learning_rate_factor
 from .plan import Foretold, Plan
 from .precision import say_if_fp32
-from .result import Progress, TrainResult
+from .result import TrainResult
 from .rows import why_dense
 from .run import RunFolder
 from .signals import StopRequest
@@ -59,8 +57,7 @@ class Trainer:
         options: everything else.
         run_dir: where checkpoints, metrics and the curve go, a path or a ``RunFolder``; None: nowhere, and nothing
             can be resumed.
-        on_progress: called in rank 0, every ``options.progress_every_seconds`` and after each epoch. A model of divided
-            tables it must not ask: that takes all processes.
+        callbacks: told of start, steps, validations, epochs and end, in rank 0, one after the other; trackers are such.
         resume: go on from ``run_dir``'s last checkpoint, or from the beginning if it has none yet. The weights then
             are bit for bit those of a run that was never stopped, on the same machine and versions.
         overwrite: delete what an earlier run left in ``run_dir``.
@@ -88,7 +85,7 @@ class Trainer:
         split: Split,
         options: TrainingOptions | None = None,
         run_dir: str | os.PathLike[str] | RunFolder | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        callbacks: Sequence[Callback] = (),
         *,
         resume: bool = False,
         overwrite: bool = False,
@@ -99,12 +96,12 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.ranks = Ranks.join(self.device)
         model.settle()  # after a training that was broken off
-        self.on_progress = on_progress
+        self.callbacks = Callbacks(callbacks if self.ranks.is_first else ())
         data = split.interactions
         check_catalogue(model, data, users=True)
         if model.catalogue is None:
             model.catalogue = Catalogue(data.item_ids, data.user_ids)
-        self.metric = self._validation_metric()
+        self.metric = building.validation_metric(self.options, split)
         shards = model.shards
         if shards is not None and (shards.rank, shards.world_size) != (self.ranks.rank, self.ranks.world_size):
             raise ConfigError(
@@ -113,17 +110,18 @@ class Trainer:
                 f"{self.ranks.world_size})"
             )
         self.epochs = self.options.epochs or model.epochs
-        self.loader = self._build_loader()
+        self.loader = building.loader(model, split, self.options, self.ranks, self.device)
         self.total_steps = self.epochs * len(self.loader)
         if not self.total_steps:
             raise ConfigError("the training part has no targets: no user has 2 training events")
-        self.optimizer, self.scheduler = self._build_optimizer()
+        self.optimizer, self.scheduler = building.optimizer(model, self.options, rows=self._why_dense is None)
         self._why_eager()  # an execution that is not served is refused before anything is trained
         self._base_rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainState()
         self._history: list[dict[str, Any]] = []
         self._best_weights: dict[str, Tensor] = {}  # where there is no folder to keep them in
-        self._pending: list[tuple[int, int]] = []  # targets of all ranks, of this one: steps whose losses are not read
+        # Targets of all ranks, of this one, learning rate: steps whose losses are not read.
+        self._pending: list[tuple[int, int, float]] = []
         self._mark = time.perf_counter()  # up to when the time of training steps is counted
         self._flags: Callable[[], Tensor] | None = None
         self._due: Callable[[], Tensor] | None = None
@@ -136,15 +134,18 @@ class Trainer:
             self._open_run(self.run, resume)
 
     @failing_together()
-    def fit(self) -> TrainResult:
+    def fit(self, test: Callable[[TrainResult], Evaluation | None] | None = None) -> TrainResult:
         """Trains to the end, or until patience, time or a signal stops it.
+
+        Args:
+            test: called in every process when training is over; the callbacks' ``on_end`` gets what it returns.
 
         On SIGINT (Ctrl-C) or SIGTERM the current step is finished and ``last`` saved; the result then says
         "interrupted" and how to resume. A second signal acts at once.
 
         Raises:
-            TrainingError: if the loss is not finite, naming step and learning rate; or if another process that trains
-                with this one failed, died or froze, naming it.
+            TrainingError: if the loss is not finite, naming step and learning rate; if a callback failed, naming it; or
+                if another process that trains with this one failed, died or froze, naming it.
             DeviceMemoryError: if a GPU's memory is full, naming what was running.
             CheckpointError: if a checkpoint cannot be written; what was saved before is intact.
         """
@@ -159,9 +160,16 @@ class Trainer:
             if self.ranks.is_first:
                 say_if_fp32(self.options.precision, self.device)
                 self._say_if_small()
+            self._tell("on_start", self._start())
             step = f"training at a batch_size of {self.model.batch_size} targets"
             with memory_named(self.device, step, "lower batch_size or max_seq_len", self._kept):
-                return self._fit()
+                result = self._fit()
+            evaluation = None if test is None else test(result)
+            self.callbacks.end(End(result, evaluation))
+            return result
+        except BaseException as error:
+            self.callbacks.end(End(error=error))
+            raise
         finally:
             if self.run is not None:
                 self.run.unlock()
@@ -229,6 +237,7 @@ class Trainer:
                 now = self._count_seconds()
                 self.foretold.see(state.targets - self._before[0], state.seconds - self._before[1])
                 if now - reported >= options.progress_every_seconds:
+                    self._read_losses()
                     self._report()
                     reported = now
                 reason = self._stop_reason(request)
@@ -256,7 +265,7 @@ class Trainer:
             for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
         self.steps.take(work)
-        self._pending.append((work.n_targets_global, work.n_targets))
+        self._pending.append((work.n_targets_global, work.n_targets, self._rate()))
         state.batch += 1
         state.step += 1
         state.targets += work.n_targets_global
@@ -269,15 +278,19 @@ class Trainer:
         state, losses = self.state, self.steps.losses()
         pending, self._pending = self._pending, []
         self._count_seconds()
-        for i, (share, (all_targets, targets)) in enumerate(zip(losses, pending, strict=True)):
+        for number, (share, (all_targets, targets, rate)) in enumerate(
+            zip(losses, pending, strict=True), state.step - len(losses) + 1
+        ):
             if not math.isfinite(share):
-                self._raise_diverged(f"the loss is {share}", state.step - len(losses) + i + 1)
+                self._raise_diverged(f"the loss is {share}", number)
             if targets:
                 state.epoch_loss += share * all_targets
                 state.epoch_targets += targets
                 state.last_loss = share * all_targets / targets
                 if state.first_loss is None:
                     state.first_loss = state.last_loss
+                if self.callbacks.heard:
+                    self.callbacks.steps.append(Step(number, state.last_loss, rate))
 
     def _raise_diverged(self, what: str, step: int) -> None:
         late = "" if step == self.state.step else f", seen after step {self.state.step}"
@@ -328,6 +341,8 @@ class Trainer:
         """Validates, writes the epoch's line and checkpoints, and moves on to the next epoch."""
         state, options = self.state, self.options
         epoch = state.epoch + 1
+        if self.callbacks.steps:
+            self._report()
         self.model.settle()
         total = self.ranks.sum(torch.tensor([state.epoch_loss, state.epoch_targets], dtype=torch.float64)).tolist()
         record: dict[str, Any] = {
@@ -344,7 +359,7 @@ class Trainer:
             self.scheduler.step(record["loss"])
         elif self.scheduler is not None:
             self.scheduler.step()
-        last = epoch == self.epochs
+        last, evaluation = epoch == self.epochs, None
         if self.metric is not None and (last or epoch % options.validate_every == 0):
             evaluation = self.validate()
             record["validation"] = evaluation.metrics
@@ -360,10 +375,11 @@ class Trainer:
         self._history.append(record)
         if self._writes is not None:
             state.metrics_bytes = self._writes.append_metrics(record)
-        if self.on_progress is not None and self.ranks.is_first:
-            self.on_progress(self._progress(record["loss"], record.get("validation")))
         state.epoch, state.batch, state.epoch_loss, state.epoch_targets = epoch, 0, 0.0, 0
         self._save_last()
+        if evaluation is not None:
+            self._tell("on_validation", state.step, evaluation)
+        self._tell("on_epoch", dict(record))
 
     def validate(self) -> Evaluation:
         """Evaluates the model on the validation part, before the epoch is judged. A subclass may evaluate otherwise.
@@ -480,6 +496,8 @@ class Trainer:
         """Keeps what is there when an epoch is broken off."""
         self._read_losses()
         self._save_last()
+        if self.callbacks.steps:
+            self._report()
         self.model.eval()
         state = self.state
         why = "interrupted" if reason == "interrupted" else f"{self.options.max_seconds:g} seconds are over"
@@ -498,24 +516,43 @@ class Trainer:
         targets, seconds = self._before
         return (self.state.targets - targets) / max(1e-9, self.state.seconds - seconds)
 
-    def _report(self) -> None:
-        self._read_losses()
-        if self.on_progress is not None and self.ranks.is_first:
-            self.on_progress(self._progress(self.state.epoch_loss / max(1, self.state.epoch_targets), None))
+    def _tell(self, event: Event, *what: Any) -> None:
+        """Tells the callbacks, whose time does not count as that of steps."""
+        self.callbacks.tell(event, *what, kept=self._kept)
+        self._mark = time.perf_counter()
 
-    def _progress(self, loss: float, validation: dict[str, float] | None) -> Progress:
-        state = self.state
+    def _start(self) -> Start:
+        return Start(
+            model=type(self.model).__name__,
+            params=self.model.get_params(),
+            options=asdict(self.options),
+            split=self.split.describe(),
+            versions={"fastseq": _version.__version__, "torch": torch.__version__},
+            device=device_name(self.device),
+            epochs=self.epochs,
+            total_steps=self.total_steps,
+            step=self.state.step,
+            run=self.run,
+        )
+
+    def _report(self) -> None:
+        """Tells of the steps whose losses were read."""
+        if not self.callbacks.heard:
+            return
+        state, steps = self.state, tuple(self.callbacks.steps)
+        self.callbacks.steps.clear()
         per_step = state.targets / max(1, state.step)
-        return Progress(
+        progress = Progress(
             epoch=state.epoch + 1,
             epochs=self.epochs,
             step=state.step,
             total_steps=self.total_steps,
-            loss=loss,
+            loss=state.epoch_loss / max(1, state.epoch_targets),
             targets_per_second=self._speed(),
             eta_seconds=(self.total_steps - state.step) * per_step / max(1e-9, self._speed()),
-            validation=validation,
+            steps=steps,
         )
+        self._tell("on_steps", progress)
 
     def _result(self, stopped: StopReason, message: str) -> TrainResult:
         if self._writes is not None:
@@ -600,59 +637,3 @@ class Trainer:
     def _why_dense(self) -> str | None:
         """Why every step walks the whole item and user tables; None where it moves the rows that it touches."""
         return why_dense(self.model, self.options, warn=self.ranks.is_first)
-
-    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-        model, options = self.model, self.options
-        name, params = options.optimizer, options.optimizer_params
-        if self._why_dense is None:
-            optimizer: torch.optim.Optimizer = RowAdam(model.parameter_groups(), model.learning_rate, **params)
-        elif name == "Adam" and not params:
-            optimizer = model.configure_optimizers()  # a subclass may have its own
-        else:
-            optimizer = optimizers.make_optimizer(name, model.parameter_groups(), model.learning_rate, params)
-        if options.schedule not in optimizers.SCHEDULERS:
-            return optimizer, None
-        return optimizer, optimizers.make_scheduler(options.schedule, optimizer, options.schedule_params)
-
-    def _build_loader(self) -> Loader:
-        model, options = self.model, self.options
-        sampler = None
-        if model.neg_samples > 0:
-            sampler = NegativeSampler(
-                self.split,
-                model.neg_samples,
-                mode=cast(Mode, model.negatives),
-                distribution=cast(Distribution, model.negative_distribution),
-                alpha=model.negative_alpha,
-                with_log_q=needs_log_q(model.loss_name),
-            )
-            sampler.check_drawable()
-        return Loader(
-            self.split,
-            batch_size=model.batch_size,
-            max_len=model.max_seq_len,
-            window_stride=model.window_stride,
-            seed=options.seed,
-            sampler=sampler,
-            per_target=options.per_target,
-            # Caser reads the whole history of every target.
-            context=model.needs_context,
-            l2=model.reg_weight > 0,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.device,
-        )
-
-    def _validation_metric(self) -> str | None:
-        options = self.options
-        if options.validation_metric is None:
-            return None
-        if len(self.split.part("validation")):
-            name, k = parse_metric(options.validation_metric)
-            return f"{name}@{k}"
-        if options.patience is None:
-            return None
-        raise ConfigError(
-            f"patience is {options.patience}, but the split has no validation targets; split some off, or set "
-            "patience to None"
-        )

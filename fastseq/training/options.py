@@ -53,7 +53,7 @@ class TrainingOptions:
         checkpoint_every_seconds: time between checkpoints inside an epoch; 0: every step; None: only after epochs.
         max_seconds: stop after so many seconds of training steps, by the host's clock; the steps that a GPU has left to
             do then are waited for. None: never.
-        progress_every_seconds: time between calls of ``on_progress``.
+        progress_every_seconds: time between calls of a callback's ``on_steps``; 0: after every step.
 
     Raises:
         ConfigError: naming the option, its value and what is accepted.

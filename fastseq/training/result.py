@@ -1,4 +1,4 @@
-"""What training reports: while it runs, and when it is over."""
+"""What training reports when it is over."""
 
 from __future__ import annotations
 
@@ -6,30 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .state import StopReason
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is.
-
-    Attributes:
-        epoch: from 1.
-        step: optimizer steps taken, over all epochs.
-        total_steps: of the whole run, early stopping apart.
-        loss: mean over the targets of this epoch so far (of rank 0).
-        targets_per_second: of training steps since this process began, all ranks together.
-        eta_seconds: until the last epoch's last step at that speed, validations apart.
-        validation: metrics, in the call after a validation; else None.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    total_steps: int
-    loss: float
-    targets_per_second: float
-    eta_seconds: float
-    validation: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

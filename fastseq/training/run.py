@@ -35,13 +35,14 @@ LOCK = ".lock"
 SEEN_SECONDS = 60.0  # until which another host sees a new folder: NFS believes for so long what it has read of one
 FILES = (
     "checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl", "evaluation.json", "curve.png",
-    "ids.safetensors", "config.yaml", "evaluation_users.safetensors",
+    "ids.safetensors", "config.yaml", "evaluation_users.safetensors", "trackers.json",
 )  # fmt: skip
 
 
 class RunFolder:
     """A folder with ``config.yaml``, ``metrics.jsonl``, ``curve.png``, ``evaluation.json``,
-    ``evaluation_users.safetensors``, ``ids.safetensors`` and ``checkpoints/{last,best}.safetensors``.
+    ``evaluation_users.safetensors``, ``ids.safetensors`` and ``checkpoints/{last,best}.safetensors``; with trackers
+    ``trackers.json``, and ``tensorboard/`` if there is nowhere else for it.
 
     Args:
         path: the folder; made if absent.
@@ -56,6 +57,8 @@ class RunFolder:
         ids_path: the raw ids of users and items.
         config_path: the resolved configuration.
         users_path: the metrics of each user in the latest evaluation.
+        trackers_path: which run of a tracker's is this one's.
+        tensorboard_path: a folder of TensorBoard's event files.
 
     Raises:
         CheckpointError: if the folder is not empty and neither option is given, or both are; if another process has
@@ -70,8 +73,9 @@ class RunFolder:
         self._files = [self.path / name for name in FILES]
         (
             self.last_path, self.best_path, self.metrics_path, self.evaluation_path, self.curve_path, self.ids_path,
-            self.config_path, self.users_path,
+            self.config_path, self.users_path, self.trackers_path,
         ) = self._files  # fmt: skip
+        self.tensorboard_path = self.path / "tensorboard"
         if resume and overwrite:
             raise CheckpointError(f"{self.path}: resume and overwrite exclude each other; choose one")
         self._lock: FileLock | None = None
@@ -81,9 +85,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if lock:
                 self._lock = self._locked()
-            for file in self._files if overwrite else ():
+            for file in [*self._files, *self.tensorboard_path.glob("events.out.tfevents.*")] if overwrite else ():
                 file.unlink(missing_ok=True)
-                if file.parent != self.path:
+                if file.parent == self.path / "checkpoints":
                     parts.remove(file)
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except (OSError, NotImplementedError) as error:  # the second: a file system without locks
@@ -243,6 +247,27 @@ class RunFolder:
             raise CheckpointError(f"{self.ids_path}: {error}") from error
         checkpoint.check_same(self.ids_path, "catalogue", metadata, catalogue_digest(users, items))
         return users, items
+
+    def read_trackers(self) -> dict[str, str]:
+        """By the place where a tracker keeps its runs, the id of the one that is this run there.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        if not self.trackers_path.is_file():
+            return {}
+        try:
+            ids = json.loads(self.trackers_path.read_bytes())
+            return {str(place): str(identity) for place, identity in ids.items()}
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.trackers_path}: damaged ({error}); without the file trackers begin runs of their own"
+            ) from error
+
+    def write_tracker(self, place: str, identity: str) -> None:
+        """Adds one to what ``read_trackers`` returns, or replaces it."""
+        ids = self.read_trackers() | {place: identity}
+        self._write(self.trackers_path, json.dumps(ids, indent=2) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> int:
         """Appends one line, on the disk when this returns.

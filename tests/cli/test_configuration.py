@@ -24,6 +24,7 @@ from fastseq.cli.configuration import (
     load_tree,
     parse_config,
 )
+from fastseq.cli.dashboard import Dashboard
 from fastseq.errors import ConfigError
 from fastseq.models import MODELS
 from tests.conftest import Outside
@@ -196,6 +197,7 @@ def test_every_value_of_every_key_survives_the_round_trip(key: str) -> None:
         if config.reader.split is not None:
             config.reader.split.local_path = config.reader.split.local_path.absolute()
         config.writer.local_experiment_path = config.writer.local_experiment_path.absolute()
+        config.dashboard = Dashboard(**config.dashboard.resolved())  # tests/cli/test_dashboard.py compares the two
         config._unused = []  # the run folder has what is used
         assert again == config, f"{key}: {value!r} has become {again!r}"
         taken.append(config)
@@ -366,14 +368,15 @@ def test_warprecs_keys_without_a_meaning_are_listed_and_one_element_lists_are_va
             "general": {"ray_verbose": 0, "custom_modules": ["x.py"], "device": "cpu"},
             "evaluation": {"complex_metrics": [], "max_metric_per_row": 4},
             "writer": {"save_split": True, "dataset_name": "x"},
-            "dashboard": {"wandb": {"enabled": False}},
+            "dashboard": {"wandb": {"enabled": False, "log_config": True}, "codecarbon": {"enabled": False}},
         }
     )
     assert config.models[0].params == {"embedding_size": 8}
     assert config.models[0].optimization.properties.seed == 7 and config.general.device == "cpu"
     assert config.unused == [
-        "dashboard", "evaluation.complex_metrics", "evaluation.max_metric_per_row", "general.custom_modules",
-        "general.ray_verbose", "models.SASRec.optimization.num_samples",
+        "dashboard.codecarbon", "dashboard.wandb.log_config", "evaluation.complex_metrics",
+        "evaluation.max_metric_per_row", "general.custom_modules", "general.ray_verbose",
+        "models.SASRec.optimization.num_samples",
         "models.SASRec.optimization.properties.mode", "models.SASRec.optimization.strategy", "writer.save_split",
     ]  # fmt: skip
 

@@ -30,7 +30,7 @@ from fastseq.data.readers import from_sequences  # noqa: E402
 from fastseq.data.split import leave_one_out  # noqa: E402
 from fastseq.models import MODELS, base, jagged  # noqa: E402
 from fastseq.ops import _dispatch  # noqa: E402
-from fastseq.training import Trainer, TrainingOptions, evaluate  # noqa: E402
+from fastseq.training import Callback, Progress, Trainer, TrainingOptions, evaluate  # noqa: E402
 from fastseq.training.steps import StaticSteps  # noqa: E402
 from fastseq.training.throughput import reference_params  # noqa: E402
 
@@ -51,11 +51,18 @@ def model(name: str, place: str = "cuda:0", **changes: Any) -> Any:
     return MODELS[name](params, {"n_users": DATA.n_users, "n_items": DATA.n_items}).to(place)
 
 
+class Listener(Callback):
+    """Wants the loss of every step, for which no step may wait."""
+
+    def on_steps(self, progress: Progress) -> None:
+        raise AssertionError("nothing is read inside a step")
+
+
 def trainer(
     name: str, precision: str, place: str = "cuda:0", execution: str = "eager", updates: str = "dense", **changes: Any
 ) -> Trainer:
     options: dict[str, Any] = {"precision": precision, "execution": execution, "updates": updates}
-    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, **options))
+    made = Trainer(model(name, place, **changes), SPLIT, TrainingOptions(epochs=1, **options), callbacks=[Listener()])
     made.loader.prefetch = 0  # modes belong to a thread
     made.model.train()
     return made

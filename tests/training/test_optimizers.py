@@ -11,7 +11,8 @@ import torch
 
 from fastseq.cli.configuration import parse_config
 from fastseq.errors import ConfigError
-from fastseq.training.loop import Progress, Trainer
+from fastseq.training.callbacks import Progress
+from fastseq.training.loop import Trainer
 from fastseq.training.optimizers import OPTIMIZERS, SCHEDULERS
 from fastseq.training.options import TrainingOptions
 from tests.models.small import small_params

@@ -18,15 +18,15 @@ from fastseq.errors import CheckpointError, ConfigError
 from fastseq.models import MODELS, SequentialRecommender
 from fastseq.optim import RowAdam
 from fastseq.training import rows
+from fastseq.training.callbacks import Progress
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
-from fastseq.training.result import Progress
 from fastseq.training.rows import distinct_in_place
 from fastseq.training.run import RunFolder, load
 from fastseq.training.steps import StaticSteps
 from tests.models.small import small_params
 
-from .tiny import make_model, make_split, same_weights
+from .tiny import OnSteps, make_model, make_split, same_weights
 
 SHARED = {"loss": "sampled_softmax", "negatives": "shared", "neg_samples": 5}
 
@@ -112,13 +112,13 @@ def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_p
     answers: list[Any] = []
 
     def look(progress: Progress) -> None:
-        if progress.validation is None and progress.step % 3 == 0:
+        if progress.step % 3 == 0:
             assert watched.waiting_rows is not None
             seen.append({key: x.clone() for key, x in watched.state_dict().items()})
             users = [split.interactions.user_ids.decode([0])[0]] if name == "Caser" else None
             answers.append(watched.recommend([[1, 2, 3]], k=5, users=users))
 
-    Trainer(watched, split, TrainingOptions(**options), on_progress=look).fit()
+    Trainer(watched, split, TrainingOptions(**options), callbacks=[OnSteps(look)]).fit()
     assert same_weights(watched, alone)
     assert watched.waiting_rows is None
 
@@ -127,10 +127,10 @@ def test_a_look_at_the_model_changes_no_later_bit(split: Split, name: str, tmp_p
     expected: list[dict[str, Tensor]] = []
 
     def keep(progress: Progress) -> None:
-        if progress.validation is None and progress.step % 3 == 0:
+        if progress.step % 3 == 0:
             expected.append({key: x.clone() for key, x in whole.state_dict().items()})
 
-    Trainer(whole, split, TrainingOptions(**options | {"updates": "dense"}), on_progress=keep).fit()
+    Trainer(whole, split, TrainingOptions(**options | {"updates": "dense"}), callbacks=[OnSteps(keep)]).fit()
     assert len(seen) == len(expected) > 4
     for x, y in zip(seen, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
@@ -151,7 +151,7 @@ def test_a_checkpoint_inside_an_epoch_is_loaded_as_training_would_leave_it(split
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(model, split, options, tmp_path / "x", stop).fit()
+        Trainer(model, split, options, tmp_path / "x", [OnSteps(stop)]).fit()
     # ``last`` was written after the step before.
     loaded = load(RunFolder(tmp_path / "x", resume=True).last_path)
     assert all(torch.equal(x, there[-2][key]) for key, x in loaded.state_dict().items())
@@ -196,8 +196,9 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
         if progress.step == progress.total_steps // 2 - 3:
             raise KeyboardInterrupt
 
+    every_step = TrainingOptions(updates="rows", progress_every_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
+        Trainer(model, split, every_step, callbacks=[OnSteps(stop)]).fit()
     assert model.waiting_rows is not None
     same.load_state_dict(model.state_dict())
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -217,7 +218,7 @@ def test_a_training_that_was_broken_off_leaves_a_model_like_any_other(split: Spl
     assert same_weights(model, same)
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(model, split, TrainingOptions(updates="rows", progress_every_seconds=0), on_progress=stop).fit()
+        Trainer(model, split, every_step, callbacks=[OnSteps(stop)]).fit()
     model.load_state_dict(first)
     assert model.waiting_rows is None and same_weights(model, fresh)
 

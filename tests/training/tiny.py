@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastseq.data.interactions import Interactions, build_interactions
 from fastseq.data.split import Split, leave_one_out
 from fastseq.models.base import SequentialRecommender
 from fastseq.models.initialisation import init_weights
+from fastseq.training.callbacks import Callback, Progress
 from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions
 from fastseq.training.result import TrainResult
@@ -74,13 +76,24 @@ def make_model(split: Split, seed: int = 1, **params: Any) -> Tiny:
     return Tiny(params, {"n_users": data.n_users, "n_items": data.n_items}, seed=seed)
 
 
+class OnSteps(Callback):
+    """Calls a function at every report."""
+
+    def __init__(self, function: Callable[[Progress], object]) -> None:
+        self.function = function
+
+    def on_steps(self, progress: Progress) -> None:
+        self.function(progress)
+
+
 def train(
-    split: Split, options: TrainingOptions, run_dir: Path | None = None, on_progress: Any = None, *, seed: int = 1,
+    split: Split, options: TrainingOptions, run_dir: Path | None = None, on_steps: Any = None, *, seed: int = 1,
     resume: bool = False, **params: Any,
 ) -> tuple[Tiny, TrainResult]:  # fmt: skip
     """A model after its training, and what came of it."""
     model = make_model(split, seed, **params)
-    return model, Trainer(model, split, options, run_dir, on_progress, resume=resume).fit()
+    callbacks = [] if on_steps is None else [OnSteps(on_steps)]
+    return model, Trainer(model, split, options, run_dir, callbacks, resume=resume).fit()
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:

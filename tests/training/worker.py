@@ -30,7 +30,7 @@ from fastseq.training.loop import Trainer
 from fastseq.training.options import TrainingOptions, Updates
 from tests.models.small import required_params
 
-from .tiny import make_model, make_split
+from .tiny import OnSteps, make_model, make_split
 
 PARAMS: dict[str, Any] = {"dropout_prob": 0.2, "reg_weight": 0.01, "weight_decay": 0.01}
 
@@ -69,8 +69,8 @@ def train_to_the_end(
         checkpoint_every_seconds=checkpoint_every,
         progress_every_seconds=0.0,
     )
-    on_progress = count if name == "step" else None
-    result = Trainer(model, split, options, run_dir, on_progress, resume=run_dir is not None).fit()
+    callbacks = [OnSteps(count)] if name == "step" else []
+    result = Trainer(model, split, options, run_dir, callbacks, resume=run_dir is not None).fit()
     assert result.stopped == "finished", result.message
     save_file(model.state_dict(), f"{out}.tmp")
     Path(f"{out}.tmp").rename(out)
