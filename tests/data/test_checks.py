@@ -30,9 +30,7 @@ CODES = ("duplicates", "repeats", "ties")
 
 def sound() -> Interactions:
     """40 users with 6 of 20 items each, at different times."""
-    rows = [
-        (user, (user + 3 * step) % 20, 1_700_000_000 + 100 * step + user) for user in range(40) for step in range(6)
-    ]
+    rows = [(u, (u + 3 * step) % 20, 1_700_000_000 + 100 * step + u) for u in range(40) for step in range(6)]
     return build_interactions(*map(list, zip(*rows, strict=True)))
 
 
