@@ -77,14 +77,15 @@ def check_data(
         "dtypes": {"user_id_type": user_type, "item_id_type": item_type},
     }
     settings = _settings(source, reader)
-    settings.splitter.cold = "keep"  # so that cold targets are there to be counted
-    report, refused = None, ""
+    # With cold: keep in the end, so that cold targets are there to be counted.
+    configured, settings.splitter.cold, refused = settings.splitter.cold, "keep", ""
     if settings.reader.loading_strategy == "split":
         data, parts = experiment.read_and_split(settings)
     else:
         data, parts = experiment.read(settings), None
         try:
-            parts = experiment.split_of(settings, data)
+            for settings.splitter.cold in dict.fromkeys((configured, "keep")):
+                parts = experiment.split_of(settings, data)
         except (ConfigError, DataError) as error:
             refused = str(error)
     report = experiment.look(settings, data, parts, max_len)

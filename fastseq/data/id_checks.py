@@ -108,7 +108,7 @@ def _rounded(values: Int64Array, column: str) -> Finding | None:
     ten no zero, where the precision ends.
     """
     large = values[(values > EXACT) | (values < -EXACT)]
-    exact = np.abs(large[np.abs(large) < 2**62])  # whose floats are below 2^63
+    exact = np.abs(large[(large > -(2**62)) & (large < 2**62)])  # what has an absolute value, and a float in range
     step = np.spacing(exact.astype(np.float64)).astype(np.int64)
     as_float = (exact % step == 0).all() and (exact // step % 2).mean() > 0.25 if len(exact) else False
     power = 10 ** (np.floor(np.log10(np.maximum(exact, 1).astype(np.float64))).astype(np.int64) - 14)
