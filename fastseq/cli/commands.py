@@ -1,4 +1,4 @@
-"""The command line: fastseq train | plan | evaluate | compare | recommend | reproduce | verify | bench.
+"""The command line: fastseq check | train | plan | evaluate | compare | recommend | reproduce | verify | bench.
 
 Exit codes: 0 done; 1 training failed; 2 a mistake in the command, configuration, data or checkpoint; 130 interrupted.
 Answers go to stdout (one JSON document with --json), progress and errors to stderr.
@@ -23,6 +23,7 @@ from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from .asked import among, as_ids, lines_of, raw
 from .bench import bench
+from .check import check_data, say_findings
 from .console import Device, Json, fail, say, show, show_table, stderr, write_any_text
 from .paths import expanded
 from .tables import (
@@ -52,6 +53,7 @@ app = typer.Typer(
     "command, configuration, data or checkpoint; 130 interrupted.",
 )
 app.add_typer(bench, name="bench")
+app.command("check")(check_data)
 
 AllowChanged = Annotated[
     bool, typer.Option("--allow-changed-data", help="Go on where the data are not those of the training.")
@@ -163,8 +165,12 @@ def _fit(
                 for note in experiment.notes(baseline):
                     say(note)
 
+        def look(data: Any, parts: Any) -> None:
+            if ranks.is_first:
+                say_findings(experiment.worth_saying(experiment.look(settings, data, parts), parts))
+
         for outcome in experiment.train(
-            settings, resume=resume, overwrite=overwrite, on_start=announce, callbacks=callbacks
+            settings, resume=resume, overwrite=overwrite, on_read=look, on_start=announce, callbacks=callbacks
         ):
             outcomes.append(outcome)
             result = outcome.result

@@ -501,6 +501,12 @@ def parse_config(tree: dict[str, Any], origin: str = "configuration") -> Config:
     return config
 
 
+def validated_reader(keys: dict[str, Any]) -> Reader:
+    """The section reader with these keys; ConfigError as ``load_config``."""
+    reader: Reader = _validated(Reader, keys, "options", "reader.")
+    return reader
+
+
 def _model(name: Any, entry: Any, origin: str, unused: list[str]) -> ModelConfig:
     by_lower = {known.lower(): known for known in MODELS}
     if str(name).lower() not in by_lower:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from ..data.baselines import Popularity
+from ..data.checks import check_interactions, check_lengths
 from ..data.filters import RATED, apply_filter
+from ..data.findings import DataReport, Finding, by_severity
 from ..data.interactions import Interactions
 from ..data.readers import read_interactions, read_split
 from ..data.split import Split
@@ -34,6 +36,7 @@ from ..training.plan import plan as memory_plan
 from ..training.throughput import probe
 from .configuration import Config, ModelConfig, Reader, load_config
 
+DEFAULT_LENGTH = 200  # max_seq_len of SASRec and GRU4Rec
 # Lightning's names, as in WarpRec's files, and ours.
 PRECISIONS: dict[str, Precision] = {
     "32-true": "fp32",
@@ -150,7 +153,17 @@ def read_and_split(config: Config) -> tuple[Interactions, Split]:
     if config.reader.loading_strategy == "split":
         parts = _given_split(config)
         return parts.interactions, parts
-    data, splitter = read(config), config.splitter
+    data = read(config)
+    return data, split_of(config, data)
+
+
+def split_of(config: Config, data: Interactions) -> Split:
+    """The split of the filtered interactions of a configuration.
+
+    Raises:
+        ConfigError, DataError: as ``read_and_split``.
+    """
+    splitter = config.splitter
     test, validation = splitter.test_splitting, splitter.validation_splitting
     try:
         parts = warprec_split(data, test.spec, None if validation is None else validation.spec, splitter.cold)
@@ -164,7 +177,39 @@ def read_and_split(config: Config) -> tuple[Interactions, Split]:
             f"splitter.test_splitting ({test.strategy}: {test.k or test.ratio or test.timestamp}) leaves no test "
             f"events: the longest of {data.n_users} users has {longest}; hold out less"
         )
-    return data, parts
+    return parts
+
+
+def look(config: Config, data: Interactions, parts: Split | None, max_seq_len: int | None = None) -> DataReport:
+    """What is to be known of the data before the models of a configuration are trained on them.
+
+    Args:
+        data, parts: as ``read_and_split`` gives them; None where there is no split.
+        max_seq_len: in place of that of the models.
+
+    Raises:
+        ConfigError: see build_model.
+    """
+    with torch.device("meta"):
+        models = [build_model(entry, data) for entry in config.models]
+    per_user = not models or any(model.neg_samples > 0 and model.negatives == "per_target" for model in models)
+    shapes = [(model.max_seq_len, model.window_stride, model.needs_context) for model in models]
+    if max_seq_len is not None or not shapes:
+        shapes = [(max_seq_len or DEFAULT_LENGTH, None, False)]
+    (length, stride, context), *others = dict.fromkeys(shapes)
+    report = check_interactions(
+        data, length, parts, window_stride=stride, whole_context=context, per_user_negatives=per_user
+    )
+    more = [check_lengths(data, n, parts, window_stride=s, whole_context=c) for n, s, c in others]
+    return dataclasses.replace(report, findings=by_severity([*report.findings, *filter(None, more)]))
+
+
+def worth_saying(report: DataReport, parts: Split) -> list[Finding]:
+    """The findings that change the result and that reading, training and ``notes`` do not name by themselves."""
+    said = {"mixed_units", "ties", "repeats", "cold_targets", "cold_users"}
+    if parts.dropped.get("short_users"):
+        said |= {"single_event_users"}
+    return [each for each in report.findings if each.severity == "warning" and each.code not in said]
 
 
 def build_model(
@@ -235,6 +280,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    on_read: Callable[[Interactions, Split], None] | None = None,
     on_start: Callable[[str, Interactions, Split], None] | None = None,
     callbacks: Callable[[str], Sequence[Callback]] = lambda name: (),
 ) -> Iterator[Outcome]:
@@ -243,6 +289,7 @@ def train(
     Args:
         resume: go on in existing run folders.
         overwrite: delete what earlier runs left in them.
+        on_read: called with the interactions before the split, and the split.
         on_start: called before each model.
         callbacks: what is told of the training of the model of a name, beside the configuration's trackers.
 
@@ -255,7 +302,9 @@ def train(
     """
     is_first = Ranks.join(device_of(config, config.models[0])).is_first
     trackers = {x.name: config.dashboard.trackers(config.run_name(x.name)) for x in config.models if is_first}
-    _, parts = read_and_split(config)
+    data, parts = read_and_split(config)
+    if on_read is not None:
+        on_read(data, parts)
     data = parts.interactions
 
     def built(entry: ModelConfig) -> SequentialRecommender:

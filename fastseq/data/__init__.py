@@ -5,7 +5,9 @@ from __future__ import annotations
 from ..errors import DataError
 from .baselines import Popularity
 from .batch import JaggedBatch
+from .checks import check_interactions
 from .filters import apply_filter
+from .findings import DataReport, Finding
 from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .loader import Loader
@@ -18,6 +20,8 @@ from .windows import Windows, pack_windows
 
 __all__ = [
     "DataError",
+    "DataReport",
+    "Finding",
     "IdMap",
     "Interactions",
     "JaggedBatch",
@@ -27,6 +31,7 @@ __all__ = [
     "Split",
     "Windows",
     "apply_filter",
+    "check_interactions",
     "filter_interactions",
     "from_sequences",
     "global_temporal",

@@ -198,7 +198,7 @@ class Split:
         return {name: int((before[p.target_stop] - before[p.target_start]).sum()) for name, p in parts.items()}
 
     @cached_property
-    def _ties(self) -> dict[str, Any]:
+    def ties(self) -> dict[str, Any]:
         """The share of events tied in time, and for how many users of a part the source's order, not time, decides
         which event is its first target; None without timestamps, or where parts do not follow each other in time."""
         times = self.interactions.timestamps if self.in_time else None
@@ -235,7 +235,7 @@ class Split:
             "items_without_training": int((~self.trained_items).sum()),
             "validation_targets_without_training": self._cold_targets["validation"],
             "test_targets_without_training": self._cold_targets["test"],
-            **self._ties,
+            **self.ties,
             "dropped": dict(self.dropped),
         }
 

@@ -16,6 +16,7 @@ from .ids import is_int64, is_missing
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EXACT = 2**53  # up to here every integer is a float
+BLOCK = 1 << 20  # times that are looked at together
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 # From 1979 to 2128, in each unit: stretches of numbers that do not meet.
 UNIT_BOUNDS = np.array([bound * 1000.0**unit for unit in range(4) for bound in (3e8, 5e9)])
@@ -95,6 +96,19 @@ def doubt(times: NDArray[Any], unit: int | None = None) -> tuple[int | None, tup
             "the column as integers",
         )
     return unit, None
+
+
+def units_in(times: NDArray[Any]) -> dict[str, int]:
+    """How many times, int64 or float64 [n], look like seconds, milliseconds, … since 1970; empty where they are of
+    another scale, or in one unit at most. As ``doubt`` sees it."""
+    if not len(times) or np.ptp(np.searchsorted(UNIT_BOUNDS, (times.min(), times.max()))) == 0:
+        return {}
+    counts = np.zeros(len(UNIT_BOUNDS) + 1, np.int64)
+    for start in range(0, len(times), BLOCK):
+        counts += np.bincount(np.searchsorted(UNIT_BOUNDS, times[start : start + BLOCK]), minlength=len(counts))
+    inside = np.flatnonzero(counts[1::2])
+    between = counts[2 * inside.min() + 2 : 2 * inside.max() + 1 : 2].any() if len(inside) > 1 else True
+    return {} if between else {UNITS[unit]: int(counts[2 * unit + 1]) for unit in inside}
 
 
 def microseconds(moment: date) -> int:
