@@ -90,10 +90,9 @@ def recommend(
     if histories is not None and (user or sample or history or input_file):
         raise ConfigError("--histories stands alone: leave out --user, --sample, --history and --input")
     words_given = bool(history or input_file)
+    model, folder = load_model(run, device), RunFolder.existing(run)
     if not (user or sample or words_given or histories or out):
         raise ConfigError("nothing to recommend for: give --user, --history, --histories, --input, --sample or --out")
-
-    model, folder = load_model(run, device), RunFolder.existing(run)
     if untrained := experiment.trained_split(folder).get("items_without_training"):
         say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
     source: Interactions | None = None
