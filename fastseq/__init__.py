@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .models.caser import Caser
     from .models.gru4rec import GRU4Rec
     from .models.recommend import Catalogue, Recommendation
+    from .models.recommendations import Recommendations, recommendations
     from .models.sasrec import SASRec
     from .ops import explain, set_backend
     from .training.run import load
@@ -26,6 +27,8 @@ _HOMES = {
     "SequentialRecommender": "models.base",
     "Catalogue": "models.recommend",
     "Recommendation": "models.recommend",
+    "Recommendations": "models.recommendations",
+    "recommendations": "models.recommendations",
     "explain": "ops",
     "load": "training.run",
     "set_backend": "ops",
@@ -36,6 +39,7 @@ __all__ = [
     "Catalogue",
     "GRU4Rec",
     "Recommendation",
+    "Recommendations",
     "SASRec",
     "SequentialRecommender",
     "__version__",
@@ -44,6 +48,7 @@ __all__ = [
     "load",
     "models",
     "ops",
+    "recommendations",
     "set_backend",
     "training",
 ]

@@ -66,3 +66,12 @@ def test_the_configuration_of_tracking_is_one() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "tracking.md").read_text(), flags=re.S)
     dashboard = Dashboard(**yaml.safe_load(text)["dashboard"])
     assert dashboard.tensorboard.enabled and dashboard.mlflow.enabled and dashboard.wandb.enabled
+
+
+def test_the_example_of_recommending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recommending.md").read_text(), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert "item-0" in capsys.readouterr().out and (tmp_path / "answers.parquet").exists()
+    assert len(names["ranked"].users) == len(names["split"].part("test"))

@@ -21,11 +21,12 @@ except ImportError as error:  # the core install has no command line
 
 from .._process import own_process
 from ..errors import CheckpointError, ConfigError, DataError, TrainingError
-from .asked import among, as_ids, lines_of, raw
 from .bench import bench
 from .check import check_data, say_findings
 from .console import Device, Json, fail, say, show, show_table, stderr, write_any_text
 from .paths import expanded
+from .recommend import recommend
+from .runs import AllowChanged, Data, Run, load_model, refuse_changed
 from .tables import (
     announce_row,
     answer_rows,
@@ -54,17 +55,6 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command("check")(check_data)
-
-AllowChanged = Annotated[
-    bool, typer.Option("--allow-changed-data", help="Go on where the data are not those of the training.")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Where the interactions are, if not where the training read them.", callback=expanded),
-]
-Run = Annotated[
-    Path, typer.Argument(help="Run folder that `fastseq train` wrote.", show_default=False, callback=expanded)
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -253,11 +243,11 @@ def evaluate(
 
     if part not in ("validation", "test"):
         raise ConfigError(f"--part is {part!r}, expected validation or test")
-    model, folder = _load(run, device), RunFolder.existing(run)
+    model, folder = load_model(run, device), RunFolder.existing(run)
     config = experiment.config_of_run(folder, data)
     _, parts = experiment.read_and_split(config)
     changed = experiment.changed_since(folder, parts)
-    _refuse_changed(run, changed, allow_changed_data)
+    refuse_changed(run, changed, allow_changed_data)
     if k:
         config.evaluation.top_k = sorted(set(k))
     if sampled:
@@ -320,89 +310,7 @@ def compare(
     print_differences(answer)
 
 
-@app.command()
-def recommend(
-    run: Run,
-    user: Annotated[list[str] | None, typer.Option("--user", "-u", help="A user of the data; may be repeated.")] = None,
-    history: Annotated[
-        list[str] | None,
-        typer.Option("--history", help="Item ids, oldest first, separated by commas; may be repeated, or empty."),
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--input",
-            help="A history a line: item ids separated by tabs, else by spaces; - is stdin.",
-            callback=expanded,
-        ),
-    ] = None,
-    sample: Annotated[int, typer.Option(help="So many users of the data, spread over it.", min=0)] = 0,
-    k: Annotated[int, typer.Option("-k", help="Recommendations for each.", min=1)] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Do not leave out the history's items.")] = False,
-    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave out unknown items of a history.")] = False,
-    mean_user: Annotated[
-        bool, typer.Option("--mean-user", help="Caser: score users it does not know with the mean user vector.")
-    ] = False,
-    data: Data = None,
-    allow_changed_data: AllowChanged = False,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Recommend items for users of the data or for any history, in raw ids."""
-    from ..training import RunFolder
-    from . import experiment
-
-    model = _load(run, device)
-    folder = RunFolder.existing(run)
-    if untrained := experiment.trained_split(folder).get("items_without_training"):
-        say(f"{untrained} items without a training event may be recommended (splitter.cold: drop: none)")
-    items = model.catalogue.items if model.catalogue is not None else None
-    requests: list[tuple[Any, Any, list[Any]]] = []  # a name for the answer, the user, the history
-    if user or sample:
-        config = experiment.config_of_run(folder, data)
-        if allow_changed_data:
-            interactions = experiment.read(config)
-        else:
-            interactions, parts = experiment.read_and_split(config)
-            _refuse_changed(run, experiment.changed_since(folder, parts), False)
-        known = among(None if model.catalogue is None else model.catalogue.users, interactions.user_ids.values)
-        step = max(1, len(known) // sample) if sample else 1
-        # Also users that the split left out; of their events those whose items the model knows.
-        names_of_users = [raw(interactions.user_ids, text, "user") for text in user or []]
-        for name in names_of_users + known[::step][:sample]:
-            name = name.item() if hasattr(name, "item") else name
-            requests.append((name, name, among(items, interactions.history(name))))
-    for number, line in enumerate(history or [], start=1):
-        words = [text for text in line.split(",") if text.strip()]
-        requests.append((line, None, as_ids(items, words, f"--history {number}", skip_unknown)))
-    if input_file is not None:
-        for number, line in enumerate(lines_of(input_file), start=1):
-            words = [text for text in line.split("\t") if text.strip()] if "\t" in line else line.split()
-            history_ids = as_ids(items, words, f"{input_file}, line {number}", skip_unknown)
-            requests.append((f"line {number}", None, history_ids))
-    if not requests:
-        raise ConfigError("nothing to recommend for: give --user, --history, --input or --sample")
-    names, users, histories = map(list, zip(*requests, strict=True))
-    answers = model.recommend(
-        histories,
-        k,
-        users=users if model.needs_user else None,
-        filter_seen=not include_seen,
-        unknown_items="skip" if skip_unknown else "error",
-        unknown_users="mean" if mean_user else "error",
-    )
-    if as_json:
-        rows = [
-            {"for": name, "items": answer.items, "scores": answer.scores}
-            for name, answer in zip(names, answers, strict=True)
-        ]
-        print(json.dumps(rows))
-        return
-    lines = [
-        (name, ", ".join(map(str, events[-3:])), answer.items)
-        for name, events, answer in zip(names, histories, answers, strict=True)
-    ]
-    show_table(f"{type(model).__name__} recommends", ("for", "last events", f"best {k}"), lines)
+app.command()(recommend)
 
 
 @app.command()
@@ -573,29 +481,3 @@ def _choose_device(settings: Config, device: str | None) -> None:
         settings.general.device = device
         for entry in settings.models:
             entry.optimization.device = None
-
-
-def _load(run: Path, device: str) -> Any:
-    """The model of a run folder, which must be the one that its configuration names."""
-    from ..devices import claim_device
-    from ..training import RunFolder, load
-    from . import experiment
-
-    model = load(run, claim_device(device, "--device"))
-    folder = RunFolder.existing(run)
-    if folder.config_path.exists():
-        named = experiment.config_of_run(folder).models[0].name
-        if named != type(model).__name__:
-            raise CheckpointError(
-                f"{folder.model_path}: holds a {type(model).__name__}, but {folder.config_path} trained a {named}; "
-                "restore the checkpoint, or train again with --overwrite"
-            )
-    return model
-
-
-def _refuse_changed(run: Path, changed: str, allowed: bool) -> None:
-    if changed and not allowed:
-        raise CheckpointError(
-            f"{run}: {changed}; restore the data, name them with --data, train again, or go on with "
-            "--allow-changed-data"
-        )

@@ -78,8 +78,6 @@ def read(config: Config) -> Interactions:
         data = make_demo()
         data = dataclasses.replace(data, order=np.arange(data.n_events)) if random else data
     else:
-        tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
-        kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
         if not reader.local_path.exists():
             raise ConfigError(
                 f"reader.local_path: {reader.local_path} does not exist (a relative path counts from {Path.cwd()}); "
@@ -87,17 +85,23 @@ def read(config: Config) -> Interactions:
             )
         data = read_interactions(
             reader.local_path,
-            format=kind,
-            separator=reader.sep if kind in (None, "csv", "tsv") else None,
             keep_order=random,
-            **_columns(reader, reader.header, bool(set(RATED) & config.filtering.keys())),
+            **format_of_reader(reader),
+            **columns_of_reader(reader, reader.header, bool(set(RATED) & config.filtering.keys())),
         )
     for name, parameters in config.filtering.items():
         data = apply_filter(data, name, **(parameters or {}))
     return data
 
 
-def _columns(reader: Reader, header: bool, rated: bool = False) -> dict[str, Any]:
+def format_of_reader(reader: Reader) -> dict[str, Any]:
+    """Format and separator as ``read_interactions`` takes them."""
+    tabular = "csv" if reader.sep not in (None, "\t") else "tsv"
+    kind = {"auto": None, "tabular": tabular}.get(reader.file_format, reader.file_format)
+    return {"format": kind, "separator": reader.sep if kind in (None, "csv", "tsv") else None}
+
+
+def columns_of_reader(reader: Reader, header: bool, rated: bool = False) -> dict[str, Any]:
     """The columns as ``read_interactions`` takes them; without a header as WarpRec orders them, or by number."""
     labels, types = reader.labels, reader.dtypes
     names = {"user": labels.user_id_label, "item": labels.item_id_label, "timestamp": labels.timestamp_label}
@@ -134,7 +138,7 @@ def _given_split(config: Config) -> Split:
         given.file("test"),
         format=("tsv" if given.sep == "\t" else "csv") if tabular else "parquet",
         separator=given.sep if tabular else None,
-        **_columns(reader, given.header or not tabular),
+        **columns_of_reader(reader, given.header or not tabular),
     )
     if config.splitter.cold == "drop":
         parts = parts.warm()

@@ -1,4 +1,4 @@
-"""What a training prints on stderr: bars on a terminal, lines in a log."""
+"""What a long command prints on stderr: bars on a terminal; of a training lines in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import rich.progress
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ..training import Callback, Progress, Start
 from .console import say, stderr
@@ -75,3 +75,15 @@ def progress_of(metric: str, quiet: bool) -> Iterator[Callable[[str], Sequence[C
         )
         with rich.progress.Progress(*columns, console=stderr) as bars:
             yield lambda name: (Bar(bars, name, metric),)
+
+
+@contextmanager
+def counting(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """On a terminal a bar; it is told how many of ``total`` are done."""
+    if quiet or not stderr.is_terminal:
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with rich.progress.Progress(*columns, console=stderr) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)

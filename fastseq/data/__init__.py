@@ -12,7 +12,7 @@ from .ids import IdMap
 from .interactions import Interactions, filter_interactions
 from .loader import Loader
 from .negatives import NegativeSampler
-from .readers import from_sequences, read_interactions, read_split
+from .readers import from_sequences, read_histories, read_interactions, read_split
 from .split import Split, global_temporal, leave_k_out, leave_one_out, ratio
 from .strategies import warprec_split
 from .synthetic import make_demo, make_long_tail, write_long_tail
@@ -41,6 +41,7 @@ __all__ = [
     "make_long_tail",
     "pack_windows",
     "ratio",
+    "read_histories",
     "read_interactions",
     "read_split",
     "warprec_split",

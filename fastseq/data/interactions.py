@@ -26,7 +26,8 @@ class Interactions:
     Attributes:
         items: int64 [n_events], the tape: item indices of user 0, then of user 1, …
         offsets: int64 [n_users + 1]: user u's events are ``items[offsets[u]:offsets[u + 1]]``, oldest first.
-        user_ids: raw user ids; every user has at least one event, and at least one user has two.
+        user_ids: raw user ids; every user has at least one event, and at least one user has two (of ``read_histories``:
+            one).
         item_ids: raw item ids; every item occurs on the tape.
         timestamps: int64 or float64 [n_events] beside ``items``, or None where the given order is the order in time.
             Datetimes are microseconds since 1970-01-01 UTC; numbers are as given.
@@ -132,10 +133,12 @@ def tape_from_codes(
     times: NDArray[Any] | None,
     ratings: NDArray[Any] | None = None,
     keep_order: bool = False,
+    least: int = 2,
 ) -> Interactions:
     """As ``build_interactions``, from indices into the id maps, int32 [n_events], and int64 or float64 times.
 
-    ``keep_order`` keeps the place of each event in the columns; ``ratings`` are [n_events].
+    ``keep_order`` keeps the place of each event in the columns; ``ratings`` are [n_events]; some user has ``least``
+    events or more.
     """
     n = len(user_codes)
     offsets, tape = np.empty(len(user_ids) + 1, np.int64), np.empty(n, np.int64)
@@ -150,7 +153,7 @@ def tape_from_codes(
         beside["ratings"] = None if ratings is None else ratings[order].astype(np.float64)
     else:
         _C.build_tape(user_codes, item_codes, times, offsets, tape, tape_times, torch.get_num_threads())
-    if n and np.diff(offsets).max() < 2:
+    if n and np.diff(offsets).max() < least:
         raise DataError(
             f"no user has 2 or more events ({len(user_ids)} users, {n} events): there is nothing to predict; "
             "check which column holds the users"

@@ -105,6 +105,27 @@ def read_interactions(
         raise error if paths is None else DataError(f"{source}: {error}") from None
 
 
+def read_histories(source: Any, **arguments: Any) -> Interactions:
+    """Histories to recommend for, an event a row: as ``read_interactions``, but one event of a user is enough.
+
+    Args:
+        source: a file, a folder, files or a data frame (histories in lists need no reading).
+        arguments: ``user``, ``item``, ``timestamp`` and the others of ``read_interactions``; with ``timestamp=None``
+            the order of the source is the order in time.
+
+    Raises:
+        DataError, OSError, ImportError: as ``read_interactions``.
+    """
+    paths = _paths(source)
+    if paths is None and not frames.is_table(source):
+        raise DataError(
+            f"the source is a {type(source).__name__}, expected a file or a data frame; recommendations and recommend "
+            "take lists as they are"
+        )
+    columns_read = _read([source] if paths is None else paths, _Layout(**arguments))
+    return tape_from_codes(*columns_read, least=1)
+
+
 def read_split(train: Any, validation: Any, test: Any, **arguments: Any) -> Split:
     """Interactions that are split already: each part as ``read_interactions`` takes it, with the same arguments.
 

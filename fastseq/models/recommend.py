@@ -177,22 +177,17 @@ def recommend(
         ValueError: naming the history and the id that is unknown, or the argument that is wrong.
     """
     check_integer("k", k, 1)
-    for name, value, choices in (
-        ("unknown_items", unknown_items, ("error", "skip")),
-        ("unknown_users", unknown_users, ("error", "mean")),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-    keys, listed = _histories(histories)
-    single = keys is None and len(listed) > 0 and isinstance(listed[0], str | int | float | np.number)
+    check_unknown(unknown_items, unknown_users)
+    keys, listed = keys_and_histories(histories)
+    single = keys is None and is_one_history(listed)
     if single:
         listed, users = [listed], None if users is None else [users]
     elif users is None:
         users = keys
     elif (users := frames.as_list(users)) is None:
         raise DataError("users must be a list, with one raw user id for each history")
-    rows = _user_indices(model, users, len(listed), unknown_users) if model.needs_user else None
-    items = IdMap.from_sorted(np.arange(model.n_items)) if model.catalogue is None else model.catalogue.items
+    rows = user_indices(model, users, len(listed), unknown_users) if model.needs_user else None
+    items = known_items(model)
     passes: list[Tensor] = []
     emptied: list[str] = []
     recommending = f"recommending for {len(listed)} histories"
@@ -203,18 +198,43 @@ def recommend(
             seen = []
             for number, history in enumerate(listed[part], first):
                 label = f"history {number if keys is None else brief(keys[number])}"
-                seen.append(_item_indices(items, history, label, unknown_items, emptied))
-            passes.append(_one_pass(model, seen, None if rows is None else rows[part], k, filter_seen))
+                seen.append(item_indices(items, history, label, unknown_items, emptied))
+            passes.append(one_pass(model, seen, None if rows is None else rows[part], k, filter_seen))
         result = _answers(model, torch.cat(passes)) if passes else []
     if emptied:
-        warnings.warn(
-            f"unknown_items='skip' left {len(emptied)} of {len(listed)} histories without an event ({emptied[0]}): "
-            "they get what an empty history gets",
-            stacklevel=2,
-        )
+        warnings.warn(without_events(len(emptied), len(listed), emptied[0]), stacklevel=2)
     if keys is not None:
         return dict(zip(keys, result, strict=True))
     return result[0] if single else result
+
+
+def check_unknown(items: str, users: str) -> None:
+    """Refuses other values of ``unknown_items`` and ``unknown_users``."""
+    for name, value, choices in (
+        ("unknown_items", items, ("error", "skip")),
+        ("unknown_users", users, ("error", "mean")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def without_events(count: int, of: int, first: str) -> str:
+    """The warning of histories of which ``unknown_items="skip"`` left nothing."""
+    return (
+        f"unknown_items='skip' left {count} of {of} histories without an event ({first}): "
+        "they get what an empty history gets"
+    )
+
+
+def known_items(model: SequentialRecommender) -> IdMap:
+    """The raw item ids of a model: those of its catalogue, or indices."""
+    return IdMap.from_sorted(np.arange(model.n_items)) if model.catalogue is None else model.catalogue.items
+
+
+def known_users(model: SequentialRecommender) -> IdMap:
+    """The raw user ids of a model, likewise."""
+    names = None if model.catalogue is None else model.catalogue.users
+    return IdMap.from_sorted(np.arange(model.n_users)) if names is None else names
 
 
 def has_replaced_method(model: nn.Module) -> bool:
@@ -276,7 +296,12 @@ def _twin(module: _Module) -> _Module:
     return twin
 
 
-def _histories(histories: Any) -> tuple[list[Any] | None, list[Any]]:
+def is_one_history(listed: list[Any]) -> bool:
+    """Whether a list has item ids, not histories."""
+    return len(listed) > 0 and isinstance(listed[0], str | int | float | np.number)
+
+
+def keys_and_histories(histories: Any) -> tuple[list[Any] | None, list[Any]]:
     """Keys where there are some, and a list: of histories, or without keys also the ids of one history."""
     if (keyed := frames.keyed(histories)) is not None:
         pairs = list(keyed)
@@ -295,7 +320,7 @@ def _histories(histories: Any) -> tuple[list[Any] | None, list[Any]]:
     return None, listed
 
 
-def _one_pass(
+def one_pass(
     model: SequentialRecommender,
     seen: list[NDArray[np.int64]],
     users: Tensor | None,
@@ -343,14 +368,21 @@ def diverged(model: object) -> CheckpointError:
     )
 
 
-def _answers(model: SequentialRecommender, best: Tensor) -> list[Recommendation]:
-    """What ``_one_pass`` gave, in raw ids: the one look at the device."""
+def looked_at(model: SequentialRecommender, best: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``one_pass`` gave: int64 item indices [B, k], −1 behind the last, and float64 scores; the one look at the
+    device."""
     indices, bits, total = best.cpu().tensor_split([best.shape[1] // 2, best.shape[1] - 1], dim=1)
     if not total.view(torch.float64).isfinite().all():
         raise diverged(model)
-    counts, scores = (indices >= 0).sum(dim=1).tolist(), bits.view(torch.float64).tolist()
+    return indices, bits.view(torch.float64)
+
+
+def _answers(model: SequentialRecommender, best: Tensor) -> list[Recommendation]:
+    """What ``one_pass`` gave, in raw ids."""
+    indices, scores = looked_at(model, best)
+    counts = (indices >= 0).sum(dim=1).tolist()
     raw = _raw_items(model, indices.numpy())
-    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores, counts, strict=True)]
+    return [Recommendation(ids[:n], row[:n]) for ids, row, n in zip(raw, scores.tolist(), counts, strict=True)]
 
 
 def _raw_items(model: SequentialRecommender, indices: NDArray[np.int64]) -> list[list[Any]]:
@@ -361,9 +393,7 @@ def _raw_items(model: SequentialRecommender, indices: NDArray[np.int64]) -> list
     return [flat[row * width : (row + 1) * width] for row in range(indices.shape[0])]
 
 
-def _item_indices(
-    items: IdMap, history: Any, label: str, unknown: UnknownItem, emptied: list[str]
-) -> NDArray[np.int64]:
+def item_indices(items: IdMap, history: Any, label: str, unknown: UnknownItem, emptied: list[str]) -> NDArray[np.int64]:
     """Indices of the known items of a history; ``emptied`` gets the label of one in which none is known."""
     if isinstance(history, Tensor):
         history = history.numpy(force=True)
@@ -388,7 +418,7 @@ def _item_indices(
     return np.delete(indices, missing)
 
 
-def _user_indices(
+def user_indices(
     model: SequentialRecommender, users: Sequence[RawId | None] | None, count: int, unknown: UnknownUser
 ) -> Tensor:
     """int64 [count], −1 where the model does not know the user."""
@@ -401,8 +431,7 @@ def _user_indices(
         return torch.full((count,), -1, dtype=torch.int64)
     if len(users) != count:
         raise ValueError(f"users has {len(users)} entries for {count} histories")
-    names = None if model.catalogue is None else model.catalogue.users
-    names = IdMap.from_sorted(np.arange(model.n_users)) if names is None else names
+    names = known_users(model)
     indices = names.encode(users, unknown="-1")
     for row in np.flatnonzero(indices < 0).tolist():
         if (hint := names.of_other_type(users[row])) is not None:

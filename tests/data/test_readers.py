@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fastseq.data import files as files_module
 from fastseq.data import text as text_module
 from fastseq.data.interactions import Interactions, build_interactions
-from fastseq.data.readers import FORMATS, from_sequences, read_interactions, read_split
+from fastseq.data.readers import FORMATS, from_sequences, read_histories, read_interactions, read_split
 from fastseq.errors import DataError
 from tests import run_python
 
@@ -605,3 +605,18 @@ def test_rows_that_look_like_histories_are_warned_of() -> None:
         warnings.simplefilter("error")
         read_interactions([(1, 7, 9), (2, 880_000_000, 880_000_001)])
         read_interactions([(880_000_001, 7, 880_000_000), (880_000_001, 8, 880_000_100)])
+
+
+def test_histories_may_have_one_event_each(tmp_path: Path) -> None:
+    """In order of time; ids as anywhere."""
+    (tmp_path / "new.csv").write_text('user,item,time\nu,"b, c",2\nu,a d,1\nw,a d,7\n')
+    given = read_histories(tmp_path / "new.csv", user="user", item="item", timestamp="time")
+    assert [given.history(user) for user in ("u", "w")] == [["a d", "b, c"], ["a d"]]
+    one = read_histories(pl.DataFrame({"user_id": [7], "item_id": [1]}), timestamp=None)
+    assert one.history(7) == [1]
+    with pytest.raises(DataError, match="no user has 2 or more events"):
+        read_interactions(pl.DataFrame({"user_id": [7], "item_id": [1]}), timestamp=None)
+    with pytest.raises(DataError, match="expected a file or a data frame"):
+        read_histories([[1, 2]])
+    with pytest.raises(DataError, match=r"new\.csv.*no column 'user_id'"):
+        read_histories(tmp_path / "new.csv")
