@@ -177,7 +177,8 @@ class _Repeats:
             next_to = (items[1:] == items[:-1]) & (users[1:] == users[:-1]) & ~after[1:]
             directly += int(next_to.sum())
             if len(ordered) and len(examples[1]) < 3:
-                twice = [divmod(key, data.n_items) for key in ordered[1:][ordered[1:] == ordered[:-1]][:3].tolist()]
+                again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+                twice = [divmod(key, data.n_items) for key in again[:3].tolist()]
                 found = [np.flatnonzero((users == user) & (items == item)) for user, item in twice]
                 examples[1] += [begin + int(at[-1]) for at in found if not after[at[0] + 1 : at[-1] + 1].all()]
         repeats = data.n_events - pairs - duplicates
@@ -298,7 +299,7 @@ def _untrained_users(split: Split) -> Finding | None:
     trained = split.train_stop - data.offsets[:-1]
     users = np.flatnonzero((trained == 1) & (data.lengths > 1))
     held = np.flatnonzero(trained < data.lengths)
-    return _users_found(
+    found = _users_found(
         "users_without_targets",
         data,
         users,
@@ -308,6 +309,9 @@ def _untrained_users(split: Split) -> Finding | None:
         "they are scored, and no training target is theirs",
         "filtering: UserMin, or hold out less (splitter)",
     )
+    if found is None or (trained >= 2).any():
+        return found
+    return replace(found, severity="error", consequence="training refuses the data: no user has 2 training events")
 
 
 def _seen_everything(data: Interactions, split: Split | None, per_user: bool) -> list[Finding | None]:

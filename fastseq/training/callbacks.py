@@ -151,6 +151,9 @@ class Callbacks:
     _begun: list[Callback] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if isinstance(self.callbacks, Callback):
+            raise ConfigError(f"callbacks is a {type(self.callbacks).__name__}, expected a list of them: [...]")
+        self.callbacks = tuple(self.callbacks)
         for each in self.callbacks:
             if not isinstance(each, Callback):
                 raise ConfigError(

@@ -298,3 +298,15 @@ def test_real_data(
         cold = sum(said[f"{part}_targets_without_training"] for part in ("validation", "test"))
         assert report["cold_targets"].count == cold
     assert report.tied_share == said["tied_events_share"]
+
+
+def test_data_without_a_training_target_are_an_error() -> None:
+    short = build_interactions(*map(list, zip(*[(u, (u + t) % 7, t) for u in range(9) for t in range(3)], strict=True)))
+    finding = check_interactions(short, 50, leave_one_out(short))["users_without_targets"]
+    assert finding.severity == "error" and finding.count == 9
+    assert finding.consequence == "training refuses the data: no user has 2 training events"
+
+
+def test_examples_of_repeats_differ() -> None:
+    finding = check_interactions(from_sequences([[1, 1, 1, 1, 2, 2], [3, 1]]))["repeats"]
+    assert [each["item"] for each in finding.examples] == [1, 2]

@@ -242,3 +242,12 @@ def test_only_rank_0_reports_and_only_callbacks_are_taken(monkeypatch: pytest.Mo
     for rank, heard in ((0, True), (1, False)):
         monkeypatch.setattr(Ranks, "join", lambda device, rank=rank: Second(rank, 2))
         assert Trainer(make_model(split), split, callbacks=[Log()]).callbacks.heard is heard
+
+
+def test_callbacks_of_an_iterator_are_told_and_one_alone_is_refused() -> None:
+    log = Log()
+    split = make_split()
+    Trainer(make_model(split), split, TrainingOptions(epochs=1), callbacks=iter([log])).fit()  # type: ignore[arg-type]
+    assert log.names()[0] == "start" and log.names()[-1] == "end" and "steps" in log.names()
+    with pytest.raises(ConfigError, match=r"callbacks is a Log, expected a list of them: \[\.\.\.\]"):
+        Trainer(make_model(split), split, TrainingOptions(epochs=1), callbacks=log)  # type: ignore[arg-type]
