@@ -104,7 +104,7 @@ class Caser(SequentialRecommender):
         start, whole = values["initializer_range"], values["user_vectors"] and values["output_activation"] == "relu"
         if start is not None and start < SMALL_START and whole:
             raise ConfigError(
-                f"{cls.__name__}: initializer_range is {start:g}: from so small a start the last ReLU sets within a few "
+                f"{cls.__name__}: initializer_range is {start:g}: from so small a start the last ReLU sets in a few "
                 "steps, and what then learns is the users' vectors; set output_activation to none or user_vectors to "
                 f"false, or start from {2 * SMALL_START:g}"
             )
