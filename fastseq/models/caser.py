@@ -14,6 +14,7 @@ from ..data.batch import JaggedBatch
 from ..errors import ConfigError
 from .base import SequentialRecommender
 
+SMALL_START = 0.05  # 0.02 ends below popularity, 0.1 does not (docs/quality.md)
 SITE_CONVOLUTIONS = 0  # the one dropout site of the random stream (fastseq/ops/philox.py)
 
 
@@ -100,6 +101,13 @@ class Caser(SequentialRecommender):
         values = super().check_params(params)
         if values["n_h"] == 0 and values["n_v"] == 0:
             raise ConfigError(f"{cls.__name__}: n_h and n_v are both 0: without filters it reads no history")
+        start, whole = values["initializer_range"], values["user_vectors"] and values["output_activation"] == "relu"
+        if start is not None and start < SMALL_START and whole:
+            raise ConfigError(
+                f"{cls.__name__}: initializer_range is {start:g}: from so small a start the last ReLU sets in a few "
+                "steps, and what then learns is the users' vectors; set output_activation to none or user_vectors to "
+                f"false, or start from {2 * SMALL_START:g}"
+            )
         return values
 
     def forward(self, user: Tensor, item_seq: Tensor) -> Tensor:  # type: ignore[override]

@@ -129,6 +129,14 @@ def test_the_last_relu_can_be_left_out() -> None:
         GRU4Rec({**exactness.PARAMS["GRU4Rec"], "output_activation": "none"}, INFO)
 
 
+def test_a_start_from_which_the_last_relu_sets_is_refused() -> None:
+    small = {**PARAMS, "initializer_range": 0.02}
+    with pytest.raises(ConfigError, match=r"initializer_range is 0.02.*output_activation to none or user_vectors"):
+        Caser(small, INFO)
+    for mended in ({"output_activation": "none"}, {"user_vectors": False}, {"initializer_range": 0.1}):
+        Caser({**small, **mended}, INFO)
+
+
 def test_without_user_vectors_it_scores_any_history(tmp_path: Path) -> None:
     """The output is that of a model whose last layer does not weigh the user; WarpRec's batches have users all the
     same, and none is looked at."""
