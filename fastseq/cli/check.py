@@ -88,6 +88,7 @@ def check_data(
                 parts = experiment.split_of(settings, data)
         except (ConfigError, DataError) as error:
             refused = str(error)
+    settings.splitter.cold = configured
     report = experiment.look(settings, data, parts, max_len)
     if figure is not None:
         draw_lengths(report, figure)

@@ -196,7 +196,14 @@ def look(config: Config, data: Interactions, parts: Split | None, max_seq_len: i
     """
     with torch.device("meta"):
         models = [build_model(entry, data) for entry in config.models]
-    per_user = not models or any(model.neg_samples > 0 and model.negatives == "per_target" for model in models)
+    # Uniform negatives are drawn from the items without a training event, too, where those are kept.
+    kept = parts is not None and config.splitter.cold == "keep" and not parts.trained_items.all()
+    per_user = not models or any(
+        model.neg_samples > 0
+        and model.negatives == "per_target"
+        and not (kept and model.negative_distribution == "uniform")
+        for model in models
+    )
     shapes = [(model.max_seq_len, model.window_stride, model.needs_context) for model in models]
     if max_seq_len is not None or not shapes:
         shapes = [(max_seq_len or DEFAULT_LENGTH, None, False)]

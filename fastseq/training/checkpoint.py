@@ -208,7 +208,7 @@ def save_warprec(path: str | os.PathLike[str], model: SequentialRecommender) -> 
         if getattr(model, key) != OBJECTIVE[key]:
             raise CheckpointError(
                 f"{path}: {key} is {getattr(model, key)!r}, which WarpRec's {type(model).__name__} does not know: keep "
-                f"fastseq's checkpoint, or train with {OBJECTIVE[key]!r}"
+                f"fastseq's checkpoint, or train with {key} {OBJECTIVE[key]!r}"
             )
     if model.shards is not None:
         raise CheckpointError(

@@ -92,6 +92,17 @@ def test_users_who_would_be_refused(tmp_path: Path) -> None:
     assert "seen_everything" in codes(answer("check", config, folder=tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:.*without a training event", "ignore:.*no training event")
+def test_items_that_nobody_trained_on_can_be_drawn_where_they_are_kept(tmp_path: Path) -> None:
+    """By uniform negatives: a user of every trained item is then trained on."""
+    rows = [f"u{user},i{(user + step) % 9},{step}" for user in range(20) for step in range(5)]
+    write(tmp_path / "data.csv", [*rows, *(f"all,i{item},{item}" for item in range(9)), "all,late,90", "all,last,91"])
+    for cold in ("drop", "keep"):
+        config = write_config(tmp_path, {"splitter": {"cold": cold}}, GRU4Rec=MODELS["GRU4Rec"])
+        trains = here("train", config, "--overwrite", folder=tmp_path)[0] == 0
+        assert (here("check", config, folder=tmp_path)[0] == 0) == trains == (cold == "keep")
+
+
 def test_reader_options(tmp_path: Path) -> None:
     (tmp_path / "u.data").write_text(
         "".join(f"{u}::{(u + i) % 20:03d}::5::{9 * i}\n" for u in range(20) for i in range(1, 6))
